@@ -1,0 +1,1 @@
+"""Text to token stores (seqio tasks) and token stores to batches (NumPy only)."""

@@ -1,0 +1,53 @@
+"""`prts COMMAND …`: one module of this package a command, each with `main(argv) -> exit code`."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from prts_jax.errors import Interrupted, UserError
+
+COMMANDS = {
+    "data": "prepare text: cache a seqio task into a token store, train a tokenizer",
+    "train": "train a model, resuming or growing what is there",
+    "grow": "grow a checkpoint into a deeper one",
+    "inspect": "show what a checkpoint holds",
+    "report": "compare runs over tokens, FLOPs and time",
+    "tpu": "create, set up, run on and delete Cloud TPU slices",
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75
+
+
+def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
+    """Calls a command and turns its errors into an exit code and one line on standard error."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        return command(argv)
+    except UserError as error:
+        print(f"prts {name}: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Interrupted as stopped:
+        print(f"prts {name}: {stopped}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def usage() -> str:
+    """Returns the text of `prts --help`."""
+    lines = [f"  {name:<8} {what}" for name, what in COMMANDS.items()]
+    return "usage: prts COMMAND [--help] …\n\ncommands:\n" + "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script `prts`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else EXIT_USER_ERROR
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"prts: no command {name!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    module = importlib.import_module(f"prts_jax.cli.{name}")
+    return run(module.main, rest, name)

@@ -1,0 +1,38 @@
+"""Nested dictionaries of arrays ↔ flat dictionaries keyed by path ("layers/attention/q")."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of a nested dictionary under their slash-joined paths, in sorted order.
+
+    Anything that is not a mapping is a leaf.
+
+    >>> flatten({"layers": {"mlp": {"up": 1}}, "head": 2})
+    {'head': 2, 'layers/mlp/up': 1}
+    """
+    leaves: dict[str, Any] = {}
+    for name in sorted(tree):
+        path = f"{prefix}{name}"
+        if isinstance(tree[name], Mapping):
+            leaves.update(flatten(tree[name], f"{path}/"))
+        else:
+            leaves[path] = tree[name]
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dictionary whose `flatten` is `leaves`.
+
+    >>> unflatten({"layers/mlp/up": 1, "head": 2})
+    {'layers': {'mlp': {'up': 1}}, 'head': 2}
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
