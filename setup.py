@@ -49,7 +49,7 @@ EXTRAS = {
         "zstandard>=0.23",
     ],
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
-    "cuda": ["jax[cuda13]>=0.10.2"],
+    "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "dev": [
         "gcp-storage-emulator>=2024.8",

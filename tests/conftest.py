@@ -1,0 +1,120 @@
+"""What every test may use: CPU-only JAX, one compilation cache, and `prts` in a process of its own.
+
+Tests run on one CPU device. What needs several devices, another environment or a kill runs in a
+process of its own, through the fixtures `run_prts` and `start_prts`.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Many virtual devices on few busy cores meet late: without these limits XLA aborts the process.
+COLLECTIVE_TIMEOUTS = (
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_cpu_collective_timeout_seconds=600",
+)
+
+CPU_ONLY = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "XLA_FLAGS": " ".join(COLLECTIVE_TIMEOUTS),
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "CUDA_VISIBLE_DEVICES": "",
+    "MPLBACKEND": "Agg",
+}
+# Before any test file imports jax. A cache directory that the caller named is kept.
+for name, value in CPU_ONLY.items():
+    if name == "JAX_COMPILATION_CACHE_DIR":
+        os.environ.setdefault(name, value)
+    else:
+        os.environ[name] = value
+
+StartPrts = Callable[..., subprocess.Popen[str]]
+RunPrts = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def prts_environment(devices: int, env: Mapping[str, str] | None) -> dict[str, str]:
+    """Returns the environment of a `prts` process with `devices` virtual CPU devices.
+
+    It is the tests' own environment (CPU only, shared compilation cache) with `env` laid over it.
+    """
+    environment = dict(os.environ)
+    environment["JAX_NUM_CPU_DEVICES"] = str(devices)
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment.update(env or {})
+    return environment
+
+
+@pytest.fixture
+def start_prts() -> Iterator[StartPrts]:
+    """Starts `prts ARGS…` and returns its `Popen` at once, for tests that kill or watch it.
+
+    `start_prts(*args, devices=1, env=None)`: both streams are text pipes, the working directory is
+    the repository's root, and the process leads a group of its own. Whatever still runs when the
+    test ends is killed.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(
+        *args: str | os.PathLike[str], devices: int = 1, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prts_jax.cli", *map(os.fspath, args)],
+            cwd=ROOT,
+            env=prts_environment(devices, env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_prts(start_prts: StartPrts) -> RunPrts:
+    """Runs `prts ARGS…` to its end and returns a `CompletedProcess` with text streams.
+
+    `run_prts(*args, devices=1, env=None, check=True, timeout=600)`: `devices` virtual CPU devices,
+    `env` laid over the environment, `timeout` in seconds. With `check`, an exit code other than
+    zero fails the test and shows what the command printed; pass `check=False` to look at
+    `returncode` and `stderr` of a command that shall fail.
+
+    >>> run_prts("train", "--config=configs/quickstart.py", f"--workdir={tmp_path}", devices=4)
+    """
+
+    def run(
+        *args: str | os.PathLike[str],
+        devices: int = 1,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        timeout: float = 600,
+    ) -> subprocess.CompletedProcess[str]:
+        process = start_prts(*args, devices=devices, env=env)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, stderr = process.communicate()
+            pytest.fail(f"prts {args}: not done in {timeout} s\n{stdout[-2000:]}\n{stderr[-6000:]}")
+        if check and process.returncode != 0:
+            pytest.fail(
+                f"prts {args}: exit code {process.returncode}\n{stdout[-2000:]}\n{stderr[-6000:]}"
+            )
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    return run
