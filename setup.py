@@ -68,7 +68,7 @@ setup(
     description="Pretraining Llama models in JAX on TPUs by growing them",
     long_description=readme(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(

@@ -1,0 +1,65 @@
+# `make quickstart` runs the main job, `make test` the whole test suite; each installs what it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Compiled programs are kept from run to run, and shared by tests, quickstart and both Pythons.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+# The supported Python that PYTHON is not.
+OTHER = $(shell $(PYTHON) -c 'import sys; print("3.11" if sys.version_info[:2] == (3, 12) else "3.12")')
+OTHER_VENV = .venv-$(OTHER)
+
+.PHONY: help install quickstart quickstart-long test test-fast test-other lint
+
+help:
+	@echo 'make quickstart       train shallow, grow, go on, compare: about 12 minutes on 2 cores'
+	@echo 'make quickstart-long  the same for about an hour'
+	@echo 'make test             lint, all tests, and the fast tier on the other supported Python'
+	@echo 'make test-fast        the fast tier of the tests'
+	@echo 'make lint             ruff, mypy and ShellCheck'
+	@echo 'make install          an environment for development in $(VENV)'
+
+install: $(VENV)/.installed-dev
+
+quickstart: $(VENV)/.installed-data
+
+quickstart-long: $(VENV)/.installed-data
+
+test: lint
+	$(VENV)/bin/python -m pytest
+	$(MAKE) --no-print-directory test-other
+
+test-fast: install
+	$(VENV)/bin/python -m pytest -m 'not slow'
+
+# The slow tier runs once, on the default Python; what another Python breaks shows in seconds.
+test-other:
+	@for python in "$$(command -v python$(OTHER))" "$$HOME"/.pyenv/versions/$(OTHER)*/bin/python; do \
+	  if "$$python" -c '' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	  echo 'Python $(OTHER) is not on this machine: its fast tier was not run'; \
+	else \
+	  $(MAKE) --no-print-directory test-fast VENV=$(OTHER_VENV) PYTHON="$$found"; \
+	fi
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck tpu_scripts/*.sh .ci/run
+
+# An environment is made once, and installed into again when what it holds has changed.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python %d.%d: prts_jax needs 3.11 or newer; name one with make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-data: setup.py constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[data]'
+	@touch $@
+
+$(VENV)/.installed-dev: setup.py constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[data,hf,dev]'
+	@touch $@
