@@ -235,8 +235,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         raise UserError(
-            f"config.{where}: {value!r} is of type {type(value).__name__}; "
-            f"expected {kind.__name__}"
+            f"config.{where}: {value!r} is of type {type(value).__name__}; expected {kind.__name__}"
         )
     return value
 

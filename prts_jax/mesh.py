@@ -1,0 +1,151 @@
+"""Devices → mesh, logical axes → mesh axes, and the start of multi-host runs."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from prts_jax.config import MeshConfig
+from prts_jax.errors import UserError
+from prts_jax.model.declaration import Declaration
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # parameters
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "features": None,
+}
+"""Which mesh axes split a logical axis. A sequence or slice axis is one more entry here and one
+more field of `MeshConfig`."""
+
+COORDINATOR_PORT = 8476
+"""jax moved its default to 8482, which the firewall of some TPU pods does not open (jax#35905)."""
+
+
+def partition_spec(axes: Sequence[str]) -> PartitionSpec:
+    """Returns the mesh axes that split an array with these logical axes."""
+    return PartitionSpec(*(RULES[axis] for axis in axes))
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Returns mesh axis → size, with the axis that is -1 filled in.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes: dict[str, int] = dataclasses.asdict(config)
+    given = math.prod(size for size in sizes.values() if size != -1)
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if open_axes:
+        sizes[open_axes[0]] = devices // given
+    if math.prod(sizes.values()) != devices:
+        asked = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())
+        raise UserError(
+            f"config.mesh: {asked} does not fill {devices} devices; the sizes must multiply to "
+            f"{devices}, and one may be -1"
+        )
+    return sizes
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Returns a mesh over all devices of all hosts, in the order the interconnect likes.
+
+    Raises:
+      UserError: see `mesh_shape`.
+    """
+    sizes = mesh_shape(config, jax.device_count())
+    devices = mesh_utils.create_device_mesh(tuple(sizes.values()))
+    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def axis_size(mesh: Mesh, axis: str) -> int:
+    """Returns into how many parts the mesh splits a logical axis."""
+    rule = RULES[axis]
+    names = (rule,) if isinstance(rule, str) else rule or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
+    """Returns the sharding of an array with these logical axes."""
+    return NamedSharding(mesh, partition_spec(axes))
+
+
+def param_shardings(
+    mesh: Mesh, declarations: Mapping[str, Declaration]
+) -> dict[str, NamedSharding]:
+    """Returns path → sharding of every parameter.
+
+    Raises:
+      UserError: a mesh axis does not divide the dimension it splits; names both.
+    """
+    for path, declaration in declarations.items():
+        for axis, size in zip(declaration.axes, declaration.shape, strict=True):
+            parts = axis_size(mesh, axis)
+            if size % parts:
+                raise UserError(
+                    f"config.mesh.{RULES[axis]}: {parts} does not divide config.model.{axis}="
+                    f"{size} ({path}); choose a divisor of {size}"
+                )
+    return {path: sharding(mesh, d.axes) for path, d in declarations.items()}
+
+
+def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
+    """Fixes an activation's sharding inside jit; without a mesh in context it does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def start_distributed(
+    coordinator: str = "", processes: int = 0, process: int = -1
+) -> tuple[int, int]:
+    """Starts `jax.distributed` where there is more than one host, before the first device call.
+
+    Args:
+      coordinator: HOST:PORT of process 0. Empty: taken from the TPU's environment; a single
+        host without one starts nothing.
+      processes: number of processes; checked against what JAX finds.
+      process: index of this one.
+
+    Returns:
+      (processes, index of this one).
+
+    Raises:
+      UserError: an incomplete set of arguments, or another number of processes than given.
+    """
+    if coordinator:
+        if processes < 1 or not 0 <= process < processes:
+            raise UserError(
+                "--coordinator: needs --processes=N and --process=0…N-1 as well; "
+                f"got {processes} and {process}"
+            )
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, processes, process)
+    elif hosts := [h for h in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if h][1:]:
+        first = os.environ["TPU_WORKER_HOSTNAMES"].split(",")[0]
+        expected = len(hosts) + 1
+        # Several slices have a coordinator of their own, which jax finds by itself.
+        slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
+        if slices == 1:
+            jax.distributed.initialize(coordinator_address=f"{first}:{COORDINATOR_PORT}")
+        else:
+            jax.distributed.initialize()
+        processes = processes or expected * slices
+    if processes and jax.process_count() != processes:
+        raise UserError(
+            f"hosts: {jax.process_count()} joined, {processes} expected; "
+            "start the command on every host"
+        )
+    return jax.process_count(), jax.process_index()

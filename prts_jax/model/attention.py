@@ -1,0 +1,120 @@
+"""Causal attention, one function with an implementation per accelerator.
+
+Letters in shapes: B batch, S length, H query heads, K key/value heads, G = H / K queries of a
+group, D head_dim. Keys and values stay grouped: repeating them costs bandwidth on TPUs.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from prts_jax.mesh import partition_spec
+
+
+def causal_attention(
+    q_BxHxSxD: jax.Array,
+    k_BxKxSxD: jax.Array,
+    v_BxKxSxD: jax.Array,
+    implementation: str,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """Softmax(q kᵀ / √D) v over earlier positions; the softmax is computed in float32.
+
+    Args:
+      q_BxHxSxD: queries; head h reads key/value head h // (H / K).
+      k_BxKxSxD: keys.
+      v_BxKxSxD: values.
+      implementation: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": splash on TPU where it
+        takes the shape (lengths that are multiples of 128), XLA elsewhere.
+      precision: of the matrix products in the XLA implementation.
+
+    Returns:
+      [B, H, S, D] in the dtype of `q`.
+    """
+    if implementation == "auto":
+        float32 = q_BxHxSxD.dtype == jnp.float32
+        tileable = q_BxHxSxD.shape[2] % 128 == 0 and not float32
+        implementation = "splash" if jax.default_backend() == "tpu" and tileable else "xla"
+    if implementation == "splash":
+        return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
+    if implementation == "cudnn":
+        return _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
+    return _xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision)
+
+
+def _xla(
+    q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array, precision: jax.lax.Precision
+) -> jax.Array:
+    batch, heads, length, head_dim = q_BxHxSxD.shape
+    groups = k_BxKxSxD.shape[1]
+    q_BxKxGxSxD = q_BxHxSxD.reshape(batch, groups, heads // groups, length, head_dim)
+    scores = jnp.einsum(
+        "bkgsd,bktd->bkgst",
+        q_BxKxGxSxD * jnp.asarray(head_dim**-0.5, q_BxHxSxD.dtype),
+        k_BxKxSxD,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    causal_SxS = jnp.tril(jnp.ones((length, length), bool))
+    weights = jax.nn.softmax(jnp.where(causal_SxS, scores, -jnp.inf), axis=-1)
+    out = jnp.einsum(
+        "bkgst,bktd->bkgsd", weights.astype(v_BxKxSxD.dtype), v_BxKxSxD, precision=precision
+    )
+    return out.reshape(q_BxHxSxD.shape)
+
+
+def _splash(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    _, heads, length, head_dim = q_BxHxSxD.shape
+    groups = k_BxKxSxD.shape[1]
+    mesh = jax.sharding.get_abstract_mesh()
+    tensor = 1 if mesh.empty else mesh.shape["tensor"]
+    block = min(512, length)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash_attention_mask.MultiHeadMask(
+        [splash_attention_mask.CausalMask((length, length)) for _ in range(heads // groups)]
+    )
+    kernel = splash_attention_kernel.make_splash_mqa_single_device(mask=mask, block_sizes=sizes)
+
+    def attend(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) -> jax.Array:
+        batch, local_heads = q_BxHxSxD.shape[:2]
+        local_groups = groups // tensor
+        q_BxKxGxSxD = q_BxHxSxD.reshape(
+            batch, local_groups, local_heads // local_groups, length, head_dim
+        )
+        scaled = q_BxKxGxSxD * jnp.asarray(head_dim**-0.5, q_BxHxSxD.dtype)
+        out = jax.vmap(jax.vmap(kernel))(scaled, k_BxKxSxD, v_BxKxSxD)
+        return out.reshape(q_BxHxSxD.shape)
+
+    if mesh.empty:
+        return attend(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
+    by_heads: PartitionSpec = partition_spec(("batch", "heads", "length", "head_dim"))
+    return jax.shard_map(
+        attend, in_specs=(by_heads, by_heads, by_heads), out_specs=by_heads, check_vma=False
+    )(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
+
+
+@functools.partial(jax.named_call, name="cudnn_attention")
+def _cudnn(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) -> jax.Array:
+    out = jax.nn.dot_product_attention(
+        q_BxHxSxD.swapaxes(1, 2),
+        k_BxKxSxD.swapaxes(1, 2),
+        v_BxKxSxD.swapaxes(1, 2),
+        is_causal=True,
+        implementation="cudnn",
+    )
+    return out.swapaxes(1, 2)

@@ -1,0 +1,66 @@
+"""Parameters and FLOPs, counted from declarations. The one definition of training FLOPs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prts_jax.config import ModelConfig
+from prts_jax.model.declaration import Declaration
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many parameters a model has.
+
+    Attributes:
+      total: all parameters.
+      non_embedding: without token embedding and head (what the paper's growth factor counts).
+      matmul: those multiplied with every token, the head included, the look-up not.
+    """
+
+    total: int
+    non_embedding: int
+    matmul: int
+
+
+def count_parameters(declarations: Mapping[str, Declaration]) -> ParameterCount:
+    """Counts parameters; the look-up is what has a vocab axis and contracts nothing.
+
+    Args:
+      declarations: from `prts_jax.model.llama.declare`.
+    """
+    sizes = {path: math.prod(d.shape) for path, d in declarations.items()}
+    return ParameterCount(
+        total=sum(sizes.values()),
+        non_embedding=sum(n for path, n in sizes.items() if "vocab" not in declarations[path].axes),
+        matmul=sum(n for path, n in sizes.items() if declarations[path].contracts),
+    )
+
+
+def attention_flops_per_token(model: ModelConfig, length: int) -> int:
+    """FLOPs of a token's causal attention, forward: a token sees (length + 1) / 2 on average.
+
+    Two products (q kᵀ and weights · v) of 2 · heads · head_dim FLOPs for each token seen.
+    """
+    return model.layers * 2 * model.heads * model.head_dim * (length + 1)
+
+
+def training_flops_per_token(
+    model: ModelConfig, declarations: Mapping[str, Declaration], length: int
+) -> int:
+    """FLOPs of one training token: 6 × matmul parameters + causal attention, forward and back.
+
+    Norms, softmax, the loss, rematerialisation, evaluation and padding are not counted.
+
+    Args:
+      model: the model's shape.
+      declarations: of its parameters.
+      length: tokens of a training sequence.
+    """
+    matmul = count_parameters(declarations).matmul
+    return 6 * matmul + 3 * attention_flops_per_token(model, length)
+
+
+def six_n_d_per_token(declarations: Mapping[str, Declaration]) -> int:
+    """6 · N of the common estimate 6·N·D, N counting all parameters (the paper's axes)."""
+    return 6 * count_parameters(declarations).total

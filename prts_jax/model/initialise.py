@@ -1,0 +1,89 @@
+"""Fresh parameters. Every value is a function of (seed, leaf path, layer), whatever the mesh."""
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prts_jax import tree
+from prts_jax.model.declaration import Declaration
+
+
+def leaf_key(seed: int, path: str) -> jax.Array:
+    """Returns the random key of a parameter; fold in a layer's index for that layer's own."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+
+
+def standard_deviation(declaration: Declaration, layers: int, kind: str) -> float:
+    """Standard deviation of a fresh parameter.
+
+    The paper's (`paper.md`, "Training set-up"): √(2 / (5 fan_in)), the embedding's fan_in being
+    the width, and √(1 / fan_in) / layers for the down projection. "torch_default" is what the
+    published scratch runs had: N(0, 1) embeddings, U(±1/√fan_in) for the rest.
+
+    Args:
+      declaration: of the parameter ("ones" has none: 0).
+      layers: depth of the model.
+      kind: "paper" or "torch_default".
+    """
+    if declaration.init == "ones":
+        return 0.0
+    width = declaration.shape[-1] if declaration.init == "embedding" else declaration.fan_in
+    if kind == "torch_default":
+        return 1.0 if declaration.init == "embedding" else math.sqrt(1 / (3 * width))
+    if declaration.init == "down_projection":
+        return math.sqrt(1 / width) / layers
+    return math.sqrt(2 / (5 * width))
+
+
+def _init_leaf(path: str, declaration: Declaration, layers: int, kind: str, seed: int) -> jax.Array:
+    if declaration.init == "ones":
+        return jnp.ones(declaration.shape, declaration.dtype)
+    scale = standard_deviation(declaration, layers, kind)
+    uniform = kind == "torch_default" and declaration.init != "embedding"
+    shape = declaration.shape[1:] if declaration.stacked else declaration.shape
+
+    def draw(key: jax.Array) -> jax.Array:
+        if uniform:
+            bound = math.sqrt(3) * scale
+            return jax.random.uniform(key, shape, declaration.dtype, -bound, bound)
+        return scale * jax.random.normal(key, shape, declaration.dtype)
+
+    key = leaf_key(seed, path)
+    if not declaration.stacked:
+        return draw(key)
+    indices = jnp.arange(declaration.shape[0])
+    return jax.vmap(lambda layer: draw(jax.random.fold_in(key, layer)))(indices)
+
+
+def init_params(
+    declarations: Mapping[str, Declaration],
+    layers: int,
+    kind: str,
+    seed: int,
+    shardings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Makes the parameters of a fresh model, each shard on the device that keeps it.
+
+    Args:
+      declarations: from `prts_jax.model.llama.declare`.
+      layers: depth of the model (scales the down projections).
+      kind: "paper" or "torch_default", see `standard_deviation`.
+      seed: of the run.
+      shardings: path → sharding; the default device if None.
+
+    Returns:
+      Nested dictionary of arrays.
+    """
+
+    def make() -> dict[str, jax.Array]:
+        return {
+            path: _init_leaf(path, declaration, layers, kind, seed)
+            for path, declaration in declarations.items()
+        }
+
+    out_shardings = None if shardings is None else dict(shardings)
+    return tree.unflatten(jax.jit(make, out_shardings=out_shardings)())

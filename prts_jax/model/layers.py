@@ -1,0 +1,196 @@
+"""The pieces of a Llama block as functions and Linen modules.
+
+Letters in shapes: B batch, S length, E embed, H query heads, K key/value heads, D head_dim, M mlp.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.core import meta
+
+from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
+from prts_jax.mesh import constrain
+from prts_jax.model.attention import causal_attention
+
+
+class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
+    """A parameter boxed with what it says of itself; `nn.scan` adds the layers axis to it."""
+
+    value: Any
+    axes: tuple[str, ...] = struct.field(pytree_node=False)
+    contracts: tuple[str, ...] = struct.field(pytree_node=False)
+    init: str = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        """Returns the bare value."""
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Declared":
+        """Returns the same declaration around another value."""
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+        """Inserts the axis that a lifted transformation adds."""
+        axes = list(self.axes)
+        axes.insert(index, params[meta.PARTITION_NAME])
+        return self.replace(axes=tuple(axes))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+        """Takes the axis of a lifted transformation away again."""
+        del params
+        return self.replace(axes=self.axes[:index] + self.axes[index + 1 :])
+
+
+def declare_param(
+    module: nn.Module,
+    name: str,
+    axes: dict[str, int],
+    contracts: tuple[str, ...] = (),
+    init: str = "linear",
+) -> jax.Array:
+    """Declares a float32 parameter of a Linen module and returns its value.
+
+    The value Linen makes is never used (see `prts_jax.model.initialise`): it carries the
+    declaration through `jax.eval_shape`.
+
+    Args:
+      module: the module being called.
+      name: last part of the parameter's path.
+      axes: logical axis → size, in the order of the array's dimensions.
+      contracts: axes summed over when the parameter is applied.
+      init: name of the initialiser.
+    """
+
+    def boxed(rng: jax.Array) -> Declared:
+        del rng
+        value = jnp.zeros(tuple(axes.values()), jnp.float32)
+        return Declared(value, tuple(axes), contracts, init)
+
+    value: jax.Array = module.param(name, boxed)  # Linen unboxes it
+    return value
+
+
+def matmul_precision(dtype: str) -> jax.lax.Precision:
+    """float32 means float32 on every accelerator: TPU and GPU default to fewer bits."""
+    return jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
+
+
+def rms_norm(x_BxSxE: jax.Array, scale_E: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm, computed in float32, returned in the dtype of `x`."""
+    x = x_BxSxE.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(mean_square + eps) * scale_E).astype(x_BxSxE.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.Array:
+    """Angular frequencies of rotary embeddings, radians a position.
+
+    With `scaling.factor` above 1, Llama 3's: wavelengths beyond original_length / low_freq_factor
+    are stretched by the factor, those below original_length / high_freq_factor stay, and the
+    ones between are interpolated (as in transformers' "llama3" rope type).
+
+    Returns:
+      [head_dim / 2] float32.
+    """
+    freq = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling.factor == 1.0:
+        return freq
+    periods = scaling.original_length * freq / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((periods - low) / (high - low), 0.0, 1.0)
+    return freq * (kept + (1 - kept) / scaling.factor)
+
+
+def rope_tables(length: int, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """Returns cosines and sines, each [length, head_dim / 2] float32."""
+    freq = rope_frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
+    angle_SxD = jnp.arange(length, dtype=jnp.float32)[:, None] * freq
+    return jnp.cos(angle_SxD), jnp.sin(angle_SxD)
+
+
+def apply_rope(x_BxHxSxD: jax.Array, cos_SxD: jax.Array, sin_SxD: jax.Array) -> jax.Array:
+    """Rotates pairs (i, i + D/2), Hugging Face's half-split order; same dtype as `x`."""
+    low, high = jnp.split(x_BxHxSxD.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate(
+        [low * cos_SxD - high * sin_SxD, high * cos_SxD + low * sin_SxD], axis=-1
+    )
+    return rotated.astype(x_BxHxSxD.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention with rotary positions; no biases."""
+
+    model: ModelConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x_BxSxE: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Maps [B, S, E] to [B, S, E]; `rope` is what `rope_tables` returned."""
+        m = self.model
+        dtype = jnp.dtype(self.compute.dtype)
+        precision = matmul_precision(self.compute.dtype)
+        embed, head_dim = {"embed": m.embed}, {"head_dim": m.head_dim}
+        heads, kv_heads = {"heads": m.heads}, {"kv_heads": m.kv_heads}
+        w_q = declare_param(self, "q", embed | heads | head_dim, ("embed",))
+        w_k = declare_param(self, "k", embed | kv_heads | head_dim, ("embed",))
+        w_v = declare_param(self, "v", embed | kv_heads | head_dim, ("embed",))
+        w_o = declare_param(self, "o", heads | head_dim | embed, ("heads", "head_dim"))
+
+        def project(w_ExHxD: jax.Array, axis: str) -> jax.Array:
+            y = jnp.einsum("bse,ehd->bhsd", x_BxSxE, w_ExHxD.astype(dtype), precision=precision)
+            return constrain(y, ("batch", axis, "length", "head_dim"))
+
+        q_BxHxSxD = apply_rope(project(w_q, "heads"), *rope)
+        k_BxKxSxD = apply_rope(project(w_k, "kv_heads"), *rope)
+        v_BxKxSxD = project(w_v, "kv_heads")
+        out_BxHxSxD = causal_attention(
+            q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision
+        )
+        return jnp.einsum("bhsd,hde->bse", out_BxHxSxD, w_o.astype(dtype), precision=precision)
+
+
+class Mlp(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)); no biases."""
+
+    model: ModelConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x_BxSxE: jax.Array) -> jax.Array:
+        """Maps [B, S, E] to [B, S, E]."""
+        dtype = jnp.dtype(self.compute.dtype)
+        precision = matmul_precision(self.compute.dtype)
+        embed, mlp = {"embed": self.model.embed}, {"mlp": self.model.mlp}
+        w_gate = declare_param(self, "gate", embed | mlp, ("embed",))
+        w_up = declare_param(self, "up", embed | mlp, ("embed",))
+        w_down = declare_param(self, "down", mlp | embed, ("mlp",), "down_projection")
+        gate_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_gate.astype(dtype), precision=precision)
+        up_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_up.astype(dtype), precision=precision)
+        hidden_BxSxM = constrain(jax.nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "length", "mlp"))
+        return jnp.einsum("bsm,me->bse", hidden_BxSxM, w_down.astype(dtype), precision=precision)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer, shaped for `nn.scan`: (carry, rope) → (carry, nothing)."""
+
+    model: ModelConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BxSxE: jax.Array, rope: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+        """Maps the residual stream [B, S, E] to itself, with nothing to stack."""
+        m = self.model
+        attention_norm = declare_param(self, "attention_norm", {"embed": m.embed}, init="ones")
+        mlp_norm = declare_param(self, "mlp_norm", {"embed": m.embed}, init="ones")
+        attention = Attention(m, self.compute, name="attention")
+        mlp = Mlp(m, self.compute, name="mlp")
+        x_BxSxE = x_BxSxE + attention(rms_norm(x_BxSxE, attention_norm, m.norm_eps), rope)
+        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
+        x_BxSxE = x_BxSxE + mlp(rms_norm(x_BxSxE, mlp_norm, m.norm_eps))
+        return constrain(x_BxSxE, ("batch", "length", "features")), None

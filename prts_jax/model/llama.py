@@ -1,0 +1,106 @@
+"""The Llama model: tokens in, float32 logits out. The only place that declares its parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+
+from prts_jax import tree
+from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.mesh import constrain
+from prts_jax.model.declaration import LAYERS, Declaration
+from prts_jax.model.layers import Block, Declared, declare_param, matmul_precision, rms_norm
+from prts_jax.model.layers import rope_tables as make_rope_tables
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Llama(nn.Module):
+    """Token embedding, stacked blocks, final norm, head (tied: the embedding again)."""
+
+    model: ModelConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, tokens_BxS: jax.Array) -> jax.Array:
+        """Returns logits [B, S, vocab] float32 for int32 token ids [B, S]."""
+        m = self.model
+        dtype = jnp.dtype(self.compute.dtype)
+        vocab, embed = {"vocab": m.vocab}, {"embed": m.embed}
+        # A tied embedding is also the head, and as the head it contracts its width.
+        table_VxE = declare_param(
+            self, "token_embedding", vocab | embed, ("embed",) if m.tied else (), "embedding"
+        )
+        x_BxSxE = constrain(table_VxE.astype(dtype)[tokens_BxS], ("batch", "length", "features"))
+        rope = make_rope_tables(tokens_BxS.shape[1], m)
+        if m.layers:
+            x_BxSxE, _ = self._blocks()(m, self.compute, name=LAYERS)(x_BxSxE, rope)
+        final_norm = declare_param(self, "final_norm", embed, init="ones")
+        x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
+        if m.tied:
+            head_ExV = table_VxE.T
+        else:
+            head_ExV = declare_param(self, "head", embed | vocab, ("embed",))
+        logits_BxSxV = jnp.einsum(
+            "bse,ev->bsv",
+            x_BxSxE,
+            head_ExV.astype(dtype),
+            precision=matmul_precision(self.compute.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return constrain(logits_BxSxV, ("batch", "length", "vocab"))
+
+    def _blocks(self) -> Any:
+        block: Any = Block
+        if self.compute.remat != "none":
+            block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[self.compute.remat])
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.model.layers,
+            unroll=1 if self.compute.scan else self.model.layers,
+            metadata_params={meta.PARTITION_NAME: LAYERS},
+        )
+
+
+def declare(model: ModelConfig) -> dict[str, Declaration]:
+    """Returns the declaration of every parameter by path, without making any array.
+
+    >>> declare(ModelConfig(layers=6, embed=64, mlp=128))["layers/mlp/down"].shape
+    (6, 128, 64)
+    """
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    module = Llama(model, ComputeConfig(dtype="float32"))
+    boxed = jax.eval_shape(module.init, jax.random.key(0), tokens)["params"]
+    return {path: _declaration(box) for path, box in tree.flatten(boxed).items()}
+
+
+def _declaration(box: Declared) -> Declaration:
+    array = box.value
+    return Declaration(array.shape, array.dtype.name, box.axes, box.contracts, box.init)
+
+
+def logits(
+    params: Mapping[str, Any], tokens_BxS: jax.Array, model: ModelConfig, compute: ComputeConfig
+) -> jax.Array:
+    """Applies the model.
+
+    Args:
+      params: nested dictionary of float32 arrays with the shapes of `declare(model)`.
+      tokens_BxS: int32 token ids.
+      model: the model's shape.
+      compute: dtype, attention, remat and scan.
+
+    Returns:
+      [B, S, vocab] float32: position s scores the token at s + 1.
+    """
+    out: jax.Array = Llama(model, compute).apply({"params": params}, tokens_BxS)  # type: ignore[assignment]
+    return out
