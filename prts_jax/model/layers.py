@@ -65,7 +65,7 @@ def declare_param(
       init: name of the initialiser.
     """
 
-    def boxed(rng: jax.Array) -> Declared:
+    def boxed(rng: jax.Array) -> Any:
         del rng
         value = jnp.zeros(tuple(axes.values()), jnp.float32)
         return Declared(value, tuple(axes), contracts, init)
