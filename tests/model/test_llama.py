@@ -1,0 +1,284 @@
+"""The model against Hugging Face's Llama, and against itself computed in other ways."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prts_jax import tree
+from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
+from prts_jax.model import llama
+from prts_jax.model.initialise import init_params
+
+SMALL = ModelConfig(vocab=97, layers=3, embed=48, heads=6, kv_heads=2, head_dim=8, mlp=80)
+FLOAT32 = ComputeConfig(dtype="float32", attention="xla")
+
+logits = jax.jit(llama.logits, static_argnums=(2, 3))
+
+
+def random_params(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
+    """Parameters of the size that training gives them; norms differ from one, too."""
+    rng = np.random.default_rng(seed)
+    leaves = {}
+    for path, declaration in llama.declare(model).items():
+        if declaration.init == "ones":
+            leaf = rng.uniform(0.5, 1.5, declaration.shape)
+        else:
+            fan_in = model.embed if path == "token_embedding" else declaration.fan_in
+            leaf = rng.normal(0, fan_in**-0.5, declaration.shape)
+        leaves[path] = jnp.asarray(leaf, jnp.float32)
+    return tree.unflatten(leaves)
+
+
+def tokens_of(model: ModelConfig, batch: int = 2, length: int = 24) -> jax.Array:
+    return jax.random.randint(jax.random.key(1), (batch, length), 0, model.vocab, jnp.int32)
+
+
+def next_token_loss(
+    params: Mapping[str, Any], tokens_BxS: jax.Array, model: ModelConfig, compute: ComputeConfig
+) -> jax.Array:
+    log_probs = jax.nn.log_softmax(logits(params, tokens_BxS, model, compute))
+    return -jnp.take_along_axis(log_probs[:, :-1], tokens_BxS[:, 1:, None], axis=-1).mean()
+
+
+value_and_grad = jax.jit(jax.value_and_grad(next_token_loss), static_argnums=(2, 3))
+
+
+def loss_and_grads(
+    model: ModelConfig, compute: ComputeConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    loss, grads = value_and_grad(random_params(model), tokens_of(model), model, compute)
+    return loss, tree.flatten(grads)
+
+
+def hugging_face_logits(
+    params: Mapping[str, Any], tokens_BxS: jax.Array, model: ModelConfig
+) -> np.ndarray:
+    """Copies the weights into a LlamaForCausalLM, whose kernels are [out, in], and runs it."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
+    if model.rope_scaling.factor != 1.0:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": model.rope_scaling.factor,
+            "low_freq_factor": model.rope_scaling.low_freq_factor,
+            "high_freq_factor": model.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": model.rope_scaling.original_length,
+        }
+    config = transformers.LlamaConfig(
+        vocab_size=model.vocab,
+        hidden_size=model.embed,
+        intermediate_size=model.mlp,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        rms_norm_eps=model.norm_eps,
+        rope_parameters=rope,
+        tie_word_embeddings=model.tied,
+        attn_implementation="eager",
+    )
+    reference = transformers.LlamaForCausalLM(config).float().eval()
+    leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+    weights = {
+        "model.embed_tokens.weight": leaves["token_embedding"],
+        "model.norm.weight": leaves["final_norm"],
+    }
+    if not model.tied:
+        weights["lm_head.weight"] = leaves["head"].T
+    kernels = {"attention/q": "self_attn.q_proj", "attention/k": "self_attn.k_proj"}
+    kernels |= {"attention/v": "self_attn.v_proj", "attention/o": "self_attn.o_proj"}
+    kernels |= {f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    for layer in range(model.layers):
+        for ours, theirs in norms.items():
+            weights[f"model.layers.{layer}.{theirs}.weight"] = leaves[f"layers/{ours}"][layer]
+        for ours, theirs in kernels.items():
+            kernel = leaves[f"layers/{ours}"][layer]
+            inputs = model.heads * model.head_dim if ours == "attention/o" else kernel.shape[0]
+            weights[f"model.layers.{layer}.{theirs}.weight"] = kernel.reshape(inputs, -1).T
+    state = {name: torch.tensor(np.ascontiguousarray(value)) for name, value in weights.items()}
+    missing, unexpected = reference.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= ({"lm_head.weight"} if model.tied else set())
+    reference.tie_weights()
+    with torch.no_grad():
+        return reference(torch.tensor(np.asarray(tokens_BxS)).long()).logits.numpy()
+
+
+# A short original length, so that 24 positions reach all three branches of the scaling.
+LLAMA3_SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=64
+)
+
+SHAPES = {
+    "mha": dataclasses.replace(SMALL, kv_heads=6),
+    "gqa": SMALL,
+    "mqa": dataclasses.replace(SMALL, kv_heads=1),
+    "tied": dataclasses.replace(SMALL, tied=True),
+    "head_dim_apart_from_width": dataclasses.replace(SMALL, head_dim=16),
+    "rope_theta": dataclasses.replace(SMALL, rope_theta=500000.0),
+    "llama3_scaling": dataclasses.replace(SMALL, head_dim=16, rope_scaling=LLAMA3_SCALING),
+    "norm_eps": dataclasses.replace(SMALL, norm_eps=1e-2),
+    "one_layer": dataclasses.replace(SMALL, layers=1),
+    "no_layers": dataclasses.replace(SMALL, layers=0),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_hugging_face(shape: str) -> None:
+    model = SHAPES[shape]
+    params, tokens = random_params(model), tokens_of(model)
+    ours = logits(params, tokens, model, FLOAT32)
+    theirs = hugging_face_logits(params, tokens, model)
+    assert np.abs(theirs).max() > 1  # else an absolute tolerance says nothing
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "llama3_scaling", "norm_eps"])
+def test_each_constant_changes_the_logits(name: str) -> None:
+    """Guards the comparison above: a constant that both sides ignored would pass it."""
+    default, changed = ModelConfig(), SHAPES[name]
+    plain = dataclasses.replace(
+        changed,
+        rope_theta=default.rope_theta,
+        rope_scaling=default.rope_scaling,
+        norm_eps=default.norm_eps,
+    )
+    params, tokens = random_params(plain), tokens_of(plain)
+    difference = logits(params, tokens, changed, FLOAT32) - logits(params, tokens, plain, FLOAT32)
+    assert jnp.abs(difference).max() > 1e-3
+
+
+def test_logits_depend_on_earlier_tokens_only() -> None:
+    params, tokens = random_params(SMALL), tokens_of(SMALL)
+    changed = tokens.at[:, 10].set((tokens[:, 10] + 1) % SMALL.vocab)
+    before = logits(params, tokens, SMALL, FLOAT32)
+    after = logits(params, changed, SMALL, FLOAT32)
+    np.testing.assert_array_equal(before[:, :10], after[:, :10])
+    assert (jnp.abs(before[:, 10:] - after[:, 10:]).max(axis=(0, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_remat_and_unrolling_change_nothing_but_rounding(remat: str, scan: bool) -> None:
+    compute = dataclasses.replace(FLOAT32, remat=remat, scan=scan)
+    loss, grads = loss_and_grads(SMALL, compute)
+    plain_loss, plain_grads = loss_and_grads(SMALL, FLOAT32)
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-6)
+    for path, grad in plain_grads.items():
+        np.testing.assert_allclose(grads[path], grad, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
+def test_full_remat_computes_the_forward_pass_again(scan: bool) -> None:
+    """The compiler may merge the recomputation with the first pass; then nothing is saved."""
+    model = dataclasses.replace(SMALL, layers=2)
+
+    def flops(remat: str) -> float:
+        compute = dataclasses.replace(FLOAT32, remat=remat, scan=scan)
+        step = jax.jit(jax.grad(next_token_loss), static_argnums=(2, 3))
+        lowered = step.lower(random_params(model), tokens_of(model), model, compute)
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert flops("full") > 1.15 * flops("none")
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_every_parameter_has_a_gradient(layers: int, tied: bool) -> None:
+    model = dataclasses.replace(SMALL, layers=layers, tied=tied)
+    _, grads = loss_and_grads(model, FLOAT32)
+    assert set(grads) == set(llama.declare(model))
+    for path, grad in grads.items():
+        assert jnp.isfinite(grad).all(), path
+        per_layer = grad.reshape(layers, -1) if path.startswith("layers/") else grad.reshape(1, -1)
+        assert (jnp.abs(per_layer).max(axis=1) > 0).all(), path
+
+
+def test_gradient_is_that_of_finite_differences() -> None:
+    params, tokens = random_params(SMALL), tokens_of(SMALL)
+    _, grads = loss_and_grads(SMALL, FLOAT32)
+    direction = random_params(SMALL, seed=1)
+    slope = sum(jnp.vdot(grads[path], leaf) for path, leaf in tree.flatten(direction).items())
+
+    @jax.jit
+    def along(step: float) -> jax.Array:
+        moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
+        return next_token_loss(moved, tokens, SMALL, FLOAT32)
+
+    step = 1e-3
+    np.testing.assert_allclose((along(step) - along(-step)) / (2 * step), slope, rtol=1e-2)
+
+
+def test_bfloat16_compute_stays_close_to_float32_and_logits_are_float32() -> None:
+    params, tokens = random_params(SMALL), tokens_of(SMALL)
+    exact = logits(params, tokens, SMALL, FLOAT32)
+    rounded = logits(params, tokens, SMALL, dataclasses.replace(FLOAT32, dtype="bfloat16"))
+    assert exact.dtype == rounded.dtype == jnp.float32
+    error = jnp.abs(rounded - exact).max() / jnp.abs(exact).max()
+    assert 1e-5 < error < 0.05  # bfloat16 keeps 8 bits: 0.4% a rounding, over three layers
+
+
+def test_gradients_of_bfloat16_compute_are_float32() -> None:
+    _, grads = loss_and_grads(SMALL, dataclasses.replace(FLOAT32, dtype="bfloat16"))
+    _, exact = loss_and_grads(SMALL, FLOAT32)
+    for path, grad in grads.items():
+        assert grad.dtype == jnp.float32
+        norm = jnp.linalg.norm(exact[path])
+        assert jnp.linalg.norm(grad - exact[path]) < 0.05 * norm, path
+
+
+def test_declarations_name_every_parameter_once() -> None:
+    """Pins the names and axes that are stored on disk and that growth goes by."""
+    declared = {path: (d.axes, d.contracts) for path, d in llama.declare(SMALL).items()}
+    into_heads, into_kv_heads = (
+        (("layers", "embed", axis, "head_dim"), ("embed",)) for axis in ("heads", "kv_heads")
+    )
+    into_mlp, norm = (("layers", "embed", "mlp"), ("embed",)), (("layers", "embed"), ())
+    assert declared == {
+        "token_embedding": (("vocab", "embed"), ()),
+        "layers/attention_norm": norm,
+        "layers/attention/q": into_heads,
+        "layers/attention/k": into_kv_heads,
+        "layers/attention/v": into_kv_heads,
+        "layers/attention/o": (("layers", "heads", "head_dim", "embed"), ("heads", "head_dim")),
+        "layers/mlp_norm": norm,
+        "layers/mlp/gate": into_mlp,
+        "layers/mlp/up": into_mlp,
+        "layers/mlp/down": (("layers", "mlp", "embed"), ("mlp",)),
+        "final_norm": (("embed",), ()),
+        "head": (("embed", "vocab"), ("embed",)),
+    }
+
+
+def test_declared_shapes_follow_the_config() -> None:
+    sizes = dataclasses.asdict(SMALL)
+    for path, declaration in llama.declare(SMALL).items():
+        assert declaration.shape == tuple(sizes[axis] for axis in declaration.axes), path
+        assert declaration.dtype == "float32"
+        assert declaration.stacked == path.startswith("layers/")
+
+
+def test_a_tied_embedding_contracts_its_width_and_there_is_no_head() -> None:
+    declared = llama.declare(dataclasses.replace(SMALL, tied=True))
+    assert "head" not in declared
+    assert declared["token_embedding"].contracts == ("embed",)
+
+
+def test_a_model_without_layers_has_no_layer_parameters() -> None:
+    declared = llama.declare(dataclasses.replace(SMALL, layers=0))
+    assert set(declared) == {"token_embedding", "final_norm", "head"}
+
+
+@pytest.mark.parametrize("model", [SMALL, SHAPES["tied"], SHAPES["no_layers"]])
+def test_fresh_parameters_are_what_the_model_takes(model: ModelConfig) -> None:
+    params = init_params(llama.declare(model), model.layers, "paper", seed=0)
+    out = logits(params, tokens_of(model), model, FLOAT32)
+    assert out.shape == (2, 24, model.vocab)
+    assert jnp.isfinite(out).all()
