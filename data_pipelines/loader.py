@@ -1,0 +1,175 @@
+"""Batches as a pure function of (store, seed, position): any number of hosts, O(1) seek.
+
+A batch is a dictionary of NumPy arrays, each [rows, length]: `tokens` int32, `targets` int32 (the
+tokens that follow), `loss_weights` float32 and `source_ids` int32 (of the target).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.permutation import permute
+from data_pipelines.store import TokenStore
+from prts_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """Training windows, each once an epoch, in an order of its own for every epoch.
+
+    Window i is tokens [i·length, i·length + length] of the store: `length` inputs and the same
+    shifted by one as targets, so neighbours share one token and every token is a target once.
+
+    Attributes:
+      store: where the tokens lie.
+      length: inputs of a window.
+      batch: windows of a global batch.
+      seed: of the order.
+      shuffle: False reads the windows in the store's order.
+      overlap: False takes disjoint blocks of length + 1 tokens, as the original's packed dataset.
+    """
+
+    store: TokenStore
+    length: int
+    batch: int
+    seed: int
+    shuffle: bool = True
+    overlap: bool = True
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.length, self.batch)
+        if self.windows_per_epoch < 1:
+            raise UserError(
+                f"the store is smaller than one window: {self.store.directory} has "
+                f"{self.store.tokens} tokens and length={self.length} needs {self.length + 1}; "
+                "give a shorter length or more text"
+            )
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Number of whole windows in the store."""
+        if self.overlap:
+            return (self.store.tokens - 1) // self.length
+        return self.store.tokens // (self.length + 1)
+
+    def rows(self, position: int, start: int, stop: int) -> Batch:
+        """Returns rows [start, stop) of the global batch at a position.
+
+        Args:
+          position: tokens consumed before this batch, in the whole run: windows × length. Epochs
+            follow one another, also within a batch.
+          start: first row, of 0 … batch.
+          stop: row after the last.
+
+        Returns:
+          tokens, targets, loss_weights (ones) and source_ids, each [stop - start, length].
+
+        Raises:
+          UserError: the position is not between two windows (it was counted at another length).
+        """
+        _check_rows(start, stop, self.batch)
+        if position < 0 or position % self.length:
+            raise UserError(
+                f"position {position} is not a multiple of length={self.length}: keep the length "
+                "that the position was counted with"
+            )
+        consumed = position // self.length + np.arange(start, stop, dtype=np.int64)
+        stride = self.length if self.overlap else self.length + 1
+        starts = self._windows(consumed) * stride
+        blocks = [self.store.read(int(first), self.length + 1) for first in starts]
+        sources = [self.store.source_ids(int(first) + 1, self.length) for first in starts]
+        tokens = np.array(blocks, np.int32).reshape(len(starts), self.length + 1)
+        return {
+            "tokens": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "loss_weights": np.ones((len(starts), self.length), np.float32),
+            "source_ids": np.array(sources, np.int32).reshape(len(starts), self.length),
+        }
+
+    def _windows(self, consumed: np.ndarray) -> np.ndarray:
+        """Returns which window each of the run's windows is; int64, the same shape."""
+        epochs, places = np.divmod(consumed, self.windows_per_epoch)
+        if not self.shuffle:
+            return places
+        windows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            key = f"{self.seed}/{epoch}/{self.store.fingerprint}"
+            windows[here] = permute(places[here], self.windows_per_epoch, key)
+        return windows
+
+
+@dataclass(frozen=True)
+class EvalBatches:
+    """The whole store in order: every token after the first is a target exactly once.
+
+    Attributes:
+      store: where the tokens lie.
+      length: inputs of a row.
+      batch: rows of a batch; what the last lacks is padded, with loss weight 0.
+      limit_tokens: stop after so many targets.
+    """
+
+    store: TokenStore
+    length: int
+    batch: int
+    limit_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.length, self.batch)
+        if self.limit_tokens is not None and self.limit_tokens < 1:
+            raise UserError(f"limit_tokens={self.limit_tokens}: give at least 1, or none")
+        if self.store.tokens < 2:
+            raise UserError(
+                f"nothing to evaluate on: {self.store.directory} has {self.store.tokens} tokens; "
+                "give a store with at least 2"
+            )
+
+    @property
+    def target_tokens(self) -> int:
+        """Number of targets, the padding not counted."""
+        available = self.store.tokens - 1
+        return available if self.limit_tokens is None else min(available, self.limit_tokens)
+
+    def __len__(self) -> int:
+        return -(-self.target_tokens // (self.length * self.batch))
+
+    def rows(self, index: int, start: int, stop: int) -> Batch:
+        """Returns rows [start, stop) of batch `index`; shapes as `TrainBatches.rows`.
+
+        Raises:
+          IndexError: no such batch.
+        """
+        _check_rows(start, stop, self.batch)
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        shape = (stop - start, self.length)
+        first = (index * self.batch + start) * self.length
+        count = min(max(self.target_tokens - first, 0), (stop - start) * self.length)
+
+        tokens, targets, sources = (np.zeros(shape, np.int32) for _ in range(3))
+        weights = np.zeros(shape, np.float32)
+        if count:
+            block = self.store.read(first, count + 1)
+            tokens.reshape(-1)[:count] = block[:-1]
+            targets.reshape(-1)[:count] = block[1:]
+            sources.reshape(-1)[:count] = self.store.source_ids(first + 1, count)
+            weights.reshape(-1)[:count] = 1
+        return {
+            "tokens": tokens,
+            "targets": targets,
+            "loss_weights": weights,
+            "source_ids": sources,
+        }
+
+
+def _check_sizes(length: int, batch: int) -> None:
+    if length < 1 or batch < 1:
+        raise UserError(f"length={length}, batch={batch}: both must be at least 1")
+
+
+def _check_rows(start: int, stop: int, batch: int) -> None:
+    if not 0 <= start <= stop <= batch:
+        raise ValueError(f"rows [{start}, {stop}) of a batch of {batch}")
