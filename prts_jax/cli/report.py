@@ -1,0 +1,101 @@
+"""`prts report RUN RUN … --out=DIR`: compare runs over tokens, FLOPs and time."""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from etils import epath
+
+from prts_jax.cli import run
+from prts_jax.errors import UserError
+from prts_jax.report import figures, html, table
+from prts_jax.report.comparison import Comparison, as_json, compare
+from prts_jax.report.runs import read_runs
+from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's argument parser."""
+    made = argparse.ArgumentParser(
+        prog="prts report",
+        description=(
+            "Compare runs of `prts train`, also while they are going: a table here, and with --out "
+            "a page (report.html) and its pictures (loss_over_flops.png and others). Speed-ups are "
+            "measured at equal validation loss over total FLOPs, the base's included."
+        ),
+    )
+    made.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="workdir of a run (a directory or gs:// URL); label=DIR gives it a name",
+    )
+    made.add_argument("--out", metavar="DIR", help="where report.html and the pictures are written")
+    made.add_argument(
+        "--baseline",
+        metavar="LABEL",
+        help="the run to measure speed-ups against; by default the one that neither grew nor is a "
+        "base of another",
+    )
+    made.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `prts report`; see `prts report --help`.
+
+    Raises:
+      UserError: a run that is missing or damaged, two of one name, an unknown baseline, or an
+        output directory that cannot be made.
+    """
+    arguments = parser().parse_args(argv)
+    comparison = compare(read_runs(arguments.runs), arguments.baseline)
+    written = write(comparison, arguments.out) if arguments.out else []
+    if arguments.json:
+        print(json.dumps(as_json(comparison) | {"files": written}, allow_nan=False))
+    else:
+        print("\n\n".join(_paragraphs(comparison)))
+        if written:
+            print(f"\nwrote {written[0]} and {len(written) - 1} pictures beside it")
+    return 0
+
+
+def write(comparison: Comparison, directory: str) -> list[str]:
+    """Writes the page and its pictures over those of an earlier report; returns their paths.
+
+    Everything is made before the first file is written.
+
+    Raises:
+      UserError: the directory cannot be made or written to.
+    """
+    pictures = figures.draw_all(comparison)
+    page = html.render(comparison, pictures).encode()
+    root = epath.Path(directory)
+    paths = []
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for name, content in {"report.html": page, **pictures}.items():
+            (root / name).write_bytes(content)
+            paths.append(str(root / name))
+    except OSError as error:
+        raise UserError(
+            f"--out={directory}: cannot be written ({error.strerror}); name a directory"
+        ) from error
+    return paths
+
+
+def _paragraphs(comparison: Comparison) -> list[str]:
+    tables = (table.run_table, table.source_table, table.speedup_table)
+    rendered = [table.render(made) for make in tables if (made := make(comparison)) is not None]
+    sentences = [*html.results(comparison), *comparison.notes]
+    if comparison.baseline is not None:
+        sentences = [DEFINITION, FLOPS_DEFINITION, *sentences]
+    return [*rendered, *(textwrap.fill(sentence, 100) for sentence in sentences)]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], "report"))

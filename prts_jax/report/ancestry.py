@@ -1,0 +1,88 @@
+"""Which of the runs is the base of which, and which one the others are compared with."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prts_jax.errors import UserError
+from prts_jax.report.runs import Run
+
+# Sums of FLOPs are kept in floating point: a base and its child agree to rounding.
+RELATIVE = 1e-6
+
+
+def find_bases(runs: Sequence[Run]) -> dict[str, Run]:
+    """Returns, by label of the run that grew, the run among `runs` that it started from.
+
+    A run's config names its source. Where that is a checkpoint outside all the runs (written by
+    `prts grow`, say), the base is the one run that had spent the same FLOPs after the same tokens.
+    """
+    bases = {}
+    for run in runs:
+        others = [other for other in runs if other is not run]
+        named = [other for other in others if _names(run, other)]
+        fitting = named or [other for other in others if _passes_through_start(run, other)]
+        if len(fitting) == 1:
+            bases[run.label] = fitting[0]
+    return bases
+
+
+def _names(run: Run, other: Run) -> bool:
+    """Whether `run`'s config starts it from a checkpoint in `other`'s workdir."""
+    init = run.config.get("init", {})
+    source = (init.get("grow_from") or init.get("start_from") or "").rstrip("/")
+    workdir = other.workdir.rstrip("/")
+    return source == workdir or source.startswith((f"{workdir}/", f"{workdir}@"))
+
+
+def _passes_through_start(run: Run, other: Run) -> bool:
+    flops, tokens = run.inherited("flops"), run.inherited("tokens")
+    other_tokens, other_flops = other.curve("tokens", "flops")
+    if not flops or not len(other_tokens) or not other_tokens[0] < tokens <= other_tokens[-1]:
+        return False
+    return bool(np.isclose(np.interp(tokens, other_tokens, other_flops), flops, rtol=RELATIVE))
+
+
+def seconds_before(run: Run, bases: Mapping[str, Run]) -> float | None:
+    """Returns the wall seconds that the ancestors of `run` trained; None if one is not at hand."""
+    tokens = run.inherited("tokens")
+    if not tokens:
+        return 0.0
+    base = bases.get(run.label)
+    if base is None:
+        return None
+    before = seconds_before(base, bases)
+    base_tokens, base_seconds = base.curve("tokens", "seconds")
+    if before is None or not len(base_tokens):
+        return None
+    return before + float(np.interp(tokens, base_tokens, base_seconds))
+
+
+def find_baseline(
+    runs: Sequence[Run], bases: Mapping[str, Run], name: str | None = None
+) -> Run | None:
+    """Returns the run that the others are measured against, or None if that is not clear.
+
+    Args:
+      runs: all runs of the report.
+      bases: of `find_bases`.
+      name: label of the one that the user chose; by default the only run that neither grew nor is
+        a base, and among several the only one with a model that another run grew into.
+
+    Raises:
+      UserError: no run is called `name`.
+    """
+    if name is not None:
+        for run in runs:
+            if run.label == name:
+                return run
+        known = ", ".join(run.label for run in runs)
+        raise UserError(f"--baseline={name}: no run is called so; the runs are {known}")
+    grown_shapes = {run.shape() for run in runs if run.grew()}
+    are_bases = {base.label for base in bases.values()}
+    scratch = [run for run in runs if not run.grew() and run.label not in are_bases]
+    of_a_grown_shape = [run for run in scratch if run.shape() in grown_shapes]
+    for candidates in (of_a_grown_shape, scratch):
+        if len(candidates) == 1 and len(runs) > 1:
+            return candidates[0]
+    return None

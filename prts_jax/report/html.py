@@ -1,0 +1,130 @@
+"""The report as one page: its pictures are inside it, nothing is loaded from elsewhere."""
+
+import base64
+from collections.abc import Mapping
+from html import escape
+
+from prts_jax.report import table
+from prts_jax.report.comparison import Comparison
+from prts_jax.report.runs import Run
+from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
+from prts_jax.report.table import Table
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+       max-width: 1060px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.6em; margin-bottom: 0.2em; }
+h2 { font-size: 1.15em; margin-top: 2em; }
+.result { font-size: 1.15em; }
+.definition, .notes, figcaption { color: #555; font-size: 0.9em; max-width: 50em; }
+.wide { overflow-x: auto; }
+figure { margin: 1.5em 0; }
+img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: 0.85em; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3em 0.7em; text-align: right; border-bottom: 1px solid #ddd;
+         white-space: nowrap; }
+th { border-bottom: 2px solid #888; }
+.words { text-align: left; }
+"""
+
+CAPTIONS = {
+    "loss_over_flops.png": (
+        "Validation loss over total FLOPs. A grown run starts where its base ended (star), so the "
+        "base's FLOPs are paid for; the arrow is the speed-up at equal loss."
+    ),
+    "loss_over_tokens.png": "Validation loss over the tokens seen, the base's included.",
+    "loss_over_time.png": (
+        "Validation loss over the wall time of training, the base's included where it is at hand."
+    ),
+    "loss_by_source.png": "Validation loss of each source over total FLOPs.",
+}
+
+
+def render(comparison: Comparison, figures: Mapping[str, bytes]) -> str:
+    """Returns the page.
+
+    Args:
+      comparison: what to show.
+      figures: PNG files by name, as `figures.draw_all` returns them.
+    """
+    pictures = [_figure(name, png) for name, png in figures.items()]
+    parts = [
+        "<h1>Run report</h1>",
+        *(f'<p class="result">{escape(line)}</p>' for line in results(comparison)),
+        *pictures[:1],
+        "<h2>Runs</h2>",
+        _table(table.run_table(comparison)),
+        _notes(comparison),
+        "<h2>Speed-up at equal loss</h2>",
+        _table(table.speedup_table(comparison)),
+        f'<p class="definition">{escape(DEFINITION)}</p>',
+        f'<p class="definition">{escape(FLOPS_DEFINITION)}</p>',
+        "<h2>By tokens, time and source</h2>" if pictures[1:] else "",
+        *pictures[1:],
+        _table(table.source_table(comparison)),
+        "<h2>Configs</h2>",
+        _table(table.config_table(comparison)) or "<p>The runs' configs do not differ.</p>",
+    ]
+    body = "\n".join(filter(None, parts))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Run report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n"
+        "</html>\n"
+    )
+
+
+def results(comparison: Comparison) -> list[str]:
+    """Returns, a sentence a run, how each compares with the baseline."""
+    lines = (_result(comparison, run) for run in comparison.runs)
+    return [line for line in lines if line]
+
+
+def _result(comparison: Comparison, run: Run) -> str:
+    baseline, primary = comparison.baseline, comparison.primary(run)
+    if baseline is None or primary is None:
+        return ""
+    target = f"{baseline.label}'s lowest validation loss, {table.loss(primary.loss)}"
+    if primary.speedup is not None and primary.flops_run and primary.flops_baseline:
+        return (
+            f"{run.label} reached {target}, with {table.flops(primary.flops_run)} FLOPs instead of "
+            f"{table.flops(primary.flops_baseline)}: a speed-up of "
+            f"{table.percent(primary.speedup)}."
+        )
+    if primary.flops_run is None:
+        return f"{run.label} has not reached {target}."
+    return f"{run.label} cannot be measured at {target}: {baseline.label} started there."
+
+
+def _figure(name: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode("ascii")
+    caption = escape(CAPTIONS[name])
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _table(cells: Table | None) -> str:
+    if cells is None:
+        return ""
+
+    def row(tag: str, values: tuple[str, ...]) -> str:
+        made = (
+            f'<{tag} class="words">{escape(value)}</{tag}>'
+            if i < cells.text_columns
+            else f"<{tag}>{escape(value)}</{tag}>"
+            for i, value in enumerate(values)
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    body = "\n".join(row("td", tuple(values)) for values in cells.rows)
+    return (
+        f'<p class="definition">{escape(cells.title)}</p>\n<div class="wide"><table>\n'
+        f"<thead>{row('th', tuple(cells.header))}</thead>\n<tbody>{body}</tbody>\n</table></div>"
+    )
+
+
+def _notes(comparison: Comparison) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
+    return f'<ul class="notes">{items}</ul>' if items else ""

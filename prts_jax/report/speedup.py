@@ -1,0 +1,131 @@
+"""Speed-up at equal validation loss: how many more FLOPs the baseline needed than a run did.
+
+The paper's measure (Du et al., arXiv 2405.15319, section 4): FLOPs of the scratch run over FLOPs of
+the grown run, minus one, with the base's training counted into the grown run.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from prts_jax.report.runs import Run
+
+DEFINITION = (
+    "Speed-up of a run at a validation loss ℓ = FLOPs(baseline, ℓ) / FLOPs(run, ℓ) − 1. "
+    "FLOPs(run, ℓ) are all the FLOPs spent, those of every ancestor (the base) included, when the "
+    "run's validation loss first is ℓ or lower, linearly interpolated between that evaluation and "
+    "the one before it. A run whose first evaluation is below ℓ already is booked with the FLOPs "
+    "of that evaluation. Nothing is extrapolated: a loss that no evaluation attains is “not "
+    "reached”. The measure is taken at the lowest validation loss that the baseline has reached."
+)
+FLOPS_DEFINITION = (
+    "FLOPs count a training step's matrix products (6 per matmul parameter and token, the output "
+    "head included and the embedding look-up not) and causal attention; recomputation (remat), "
+    "evaluation and padding are not counted. 6ND is the usual estimate 6 × parameters × tokens."
+)
+
+# The baseline's loss after these shares of its FLOPs gives the further levels.
+SHARES = (0.25, 0.5, 0.75)
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """The comparison of a run with the baseline at one validation loss.
+
+    Attributes:
+      run: label of the run.
+      at: which loss this is, in words.
+      loss: validation loss, nats per token.
+      flops_baseline: total FLOPs at which the baseline first reached it.
+      flops_run: the same of the run, its ancestors' included; None where it was not reached.
+      flops_6nd_baseline: as `flops_baseline`, in 6·N·D.
+      flops_6nd_run: as `flops_run`, in 6·N·D.
+    """
+
+    run: str
+    at: str
+    loss: float
+    flops_baseline: float | None
+    flops_run: float | None
+    flops_6nd_baseline: float | None
+    flops_6nd_run: float | None
+
+    @property
+    def speedup(self) -> float | None:
+        """FLOPs(baseline) / FLOPs(run) − 1, or None where one of them is not known."""
+        return ratio(self.flops_baseline, self.flops_run)
+
+    @property
+    def speedup_6nd(self) -> float | None:
+        """The same, counted in 6·N·D."""
+        return ratio(self.flops_6nd_baseline, self.flops_6nd_run)
+
+
+def ratio(flops_baseline: float | None, flops_run: float | None) -> float | None:
+    """Returns `flops_baseline / flops_run − 1`; None where either is missing or zero."""
+    if not flops_baseline or not flops_run:
+        return None
+    return flops_baseline / flops_run - 1
+
+
+def first_crossing(x: np.ndarray, loss: np.ndarray, level: float) -> float | None:
+    """Returns the `x` at which `loss` first is `level` or lower.
+
+    Args:
+      x: [n] rising, FLOPs of the evaluations.
+      loss: [n] their losses.
+      level: loss to reach.
+
+    Returns:
+      Linearly interpolated between the first evaluation at or below `level` and the one before it;
+      `x[0]` if the first one is already there; None if none is.
+    """
+    reached = np.flatnonzero(loss <= level)
+    if not len(reached):
+        return None
+    i = int(reached[0])
+    if i == 0:
+        return float(x[0])
+    share = (loss[i - 1] - level) / (loss[i - 1] - loss[i])
+    return float(x[i - 1] + share * (x[i] - x[i - 1]))
+
+
+def compare(run: Run, baseline: Run) -> list[Level]:
+    """Returns the comparison at several losses, the primary one first.
+
+    The primary one is the lowest validation loss that the baseline has reached. After it come the
+    lowest loss that both have reached, if that is another, and the baseline's lowest loss after
+    some shares of its FLOPs. The list is empty while one of the two has no evaluations.
+    """
+    flops, losses = baseline.curve("flops", "validation_loss")
+    _, run_losses = run.curve("flops", "validation_loss")
+    if not len(losses) or not len(run_losses):
+        return []
+    best = float(losses.min())
+    levels = [("the baseline's lowest", best)]
+    if run_losses.min() > best:
+        levels.append(("the lowest of both", float(run_losses.min())))
+    end = float(flops[-1])
+    for share in reversed(SHARES):
+        so_far = float(losses[: int(np.searchsorted(flops, share * end, side="right"))].min())
+        if levels[-1][1] < so_far < losses[0]:
+            levels.append((f"the baseline's at {share:.0%} of its FLOPs", so_far))
+    return [_level(run, baseline, at, loss) for at, loss in levels]
+
+
+def _level(run: Run, baseline: Run, at: str, loss: float) -> Level:
+    def flops(of: Run, count: str) -> float | None:
+        return first_crossing(*of.curve(count, "validation_loss"), loss)
+
+    # Where the baseline begins at or below the loss, what it needed to get there is not known.
+    _, losses = baseline.curve("flops", "validation_loss")
+    known = losses[0] > loss
+    return Level(
+        run=run.label,
+        at=at,
+        loss=loss,
+        flops_baseline=flops(baseline, "flops") if known else None,
+        flops_run=flops(run, "flops"),
+        flops_6nd_baseline=flops(baseline, "flops_6nd") if known else None,
+        flops_6nd_run=flops(run, "flops_6nd"),
+    )

@@ -1,0 +1,90 @@
+"""Runs made by formula: the validation loss is a known power law of the run's own FLOPs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prts_jax.config import RunConfig, to_dict
+
+SOURCES = {"RedPajamaComedies": 0.05, "RedPajamaHistories": 0.0, "RedPajamaTragedies": -0.05}
+
+
+def power_law(start: float, floor: float, half: float) -> Callable[[float], float]:
+    """Returns loss(own FLOPs) = floor + (start − floor) · (1 + FLOPs / half)^−0.35."""
+    return lambda flops: floor + (start - floor) * (1 + flops / half) ** -0.35
+
+
+def write_run(
+    workdir: Path,
+    loss: Callable[[float], float],
+    steps: int = 1000,
+    layers: int = 12,
+    flops_per_token: float = 1e6,
+    start: dict[str, float] | None = None,
+    done: bool = True,
+    **config: Any,
+) -> Path:
+    """Writes the workdir of a run of 1,000 tokens a step, evaluated every 100 steps.
+
+    Args:
+      workdir: to make.
+      loss: of the FLOPs that the run has spent itself.
+      steps: how many.
+      layers: of its model.
+      flops_per_token: of its model.
+      start: the line of the run that it grew from.
+      done: whether it has finished.
+      **config: "section__key" values laid over the defaults.
+    """
+    workdir.mkdir(parents=True)
+    resolved = to_dict(RunConfig())
+    resolved["model"].update(layers=layers, embed=128)
+    resolved["train"]["steps"] = steps
+    for name, value in config.items():
+        section, key = name.split("__")
+        resolved[section][key] = value
+    (workdir / "config.json").write_text(json.dumps(resolved))
+    start = start or {"tokens": 0, "flops": 0.0, "flops_6nd": 0.0}
+    lines = []
+    for step in range(0, steps + 1, 10):
+        own = step * 1000 * flops_per_token
+        line: dict[str, Any] = {
+            "step": step,
+            "stage_step": step,
+            "tokens": start["tokens"] + 1000 * step,
+            "flops": start["flops"] + own,
+            "flops_6nd": start["flops_6nd"] + 1.25 * own,
+            "seconds": step * flops_per_token / 1e7,
+        }
+        if step:
+            line |= {
+                "loss": loss(own) - 0.1,
+                "tokens_per_second_per_device": 1e10 / flops_per_token,
+            }
+        if step % 100 == 0:
+            line["validation_loss"] = loss(own)
+            line["validation_perplexity"] = 2.718281828459045 ** loss(own)
+            line |= {f"validation_loss/{name}": loss(own) + add for name, add in SOURCES.items()}
+        lines.append(line)
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if done:
+        (workdir / "DONE").touch()
+    return workdir
+
+
+def write_family(root: Path) -> tuple[Path, Path, Path]:
+    """Writes a base, the run that grew from it and the baseline; returns their workdirs."""
+    base = write_run(
+        root / "base",
+        power_law(8.0, 2.75, 1e10),
+        steps=1500,
+        layers=3,
+        flops_per_token=4e5,
+    )
+    last = json.loads((base / "metrics.jsonl").read_text().splitlines()[-1])
+    grown = write_run(
+        root / "grown", power_law(4.6, 2.6, 4e10), steps=2000, start=last, init__grow_from=str(base)
+    )
+    baseline = write_run(root / "scratch", power_law(8.0, 2.6, 1e10), steps=2600)
+    return base, grown, baseline
