@@ -1,0 +1,1 @@
+"""Model growth: operators make growth maps, executors carry them out."""

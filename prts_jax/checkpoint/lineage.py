@@ -1,0 +1,124 @@
+"""Lineage: what a checkpoint knows of its own past, stored beside its parameters as JSON."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import prts_jax
+import prts_jax.config
+from prts_jax.config import ModelConfig
+from prts_jax.errors import UserError
+from prts_jax.growth.map import GrowthMap
+
+FORMAT = 1
+"""Version of the layout on disk; raised when an older reader would misunderstand it."""
+
+Digests = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The past of a checkpoint.
+
+    Attributes:
+      step: optimizer steps along the lineage; a grown run goes on counting from its source.
+      stage_step: steps since the last growth; drives schedules and gates.
+      config: the resolved `RunConfig` as nested dictionaries; its "model" is this checkpoint's.
+      position: tokens of the data order consumed; the next batch starts there.
+      tokens: tokens trained on, ancestors included.
+      flops: FLOPs spent by the project's own count, ancestors included.
+      flops_6nd: the same by 6·N·D.
+      store: fingerprint of the token store.
+      growth: growth maps applied, oldest first: {"at_step", "tokens", "flops", "map"}.
+      digests: path → one digest a layer, or a single one where the leaf is not stacked.
+      changes: changes made on resume: {"step", "key", "from", "to"}.
+      versions: names and versions of what wrote it.
+    """
+
+    step: int
+    stage_step: int
+    config: dict[str, Any]
+    position: int
+    tokens: int
+    flops: float
+    flops_6nd: float
+    store: str
+    growth: tuple[dict[str, Any], ...]
+    digests: Digests
+    changes: tuple[dict[str, Any], ...] = ()
+    versions: dict[str, str] = dataclasses.field(default_factory=lambda: current_versions())
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model of this checkpoint."""
+        return prts_jax.config.from_dict(ModelConfig, self.config["model"], "model")
+
+    def grown(self, growth_map: GrowthMap, digests: Digests) -> "Lineage":
+        """Returns the lineage right after growth: spent and read as before, a new stage begins.
+
+        Args:
+          growth_map: the map that was applied.
+          digests: of the grown parameters.
+        """
+        record = {
+            "at_step": self.step,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "map": growth_map.to_json(),
+        }
+        return dataclasses.replace(
+            self,
+            stage_step=0,
+            config={**self.config, "model": prts_jax.config.to_dict(growth_map.target)},
+            growth=(*self.growth, record),
+            digests=digests,
+            versions=current_versions(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the lineage as JSON would hold it, with the number of its format."""
+        values = dataclasses.asdict(self)
+        for name in ("growth", "changes"):
+            values[name] = list(values[name])
+        values["digests"] = {path: list(layers) for path, layers in self.digests.items()}
+        return {"format": FORMAT, **values}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "lineage") -> "Lineage":
+        """Reads what `to_json` returned.
+
+        Args:
+          values: the parsed JSON.
+          where: file it came from, for messages.
+
+        Raises:
+          UserError: another format, or keys missing.
+        """
+        found = values.get("format") if isinstance(values, Mapping) else None
+        if found != FORMAT:
+            raise UserError(
+                f"{where}: has format {found!r} and this version reads {FORMAT}; use the version "
+                "of prts_jax that wrote it"
+            )
+        fields = {field.name for field in dataclasses.fields(cls)}
+        missing = sorted(fields - values.keys())
+        if missing:
+            raise UserError(f"{where}: lacks {', '.join(missing)}; the checkpoint is damaged")
+        known = {name: values[name] for name in fields}
+        known["growth"] = tuple(known["growth"])
+        known["changes"] = tuple(known["changes"])
+        known["digests"] = {path: tuple(layers) for path, layers in known["digests"].items()}
+        return cls(**known)
+
+
+def current_versions() -> dict[str, str]:
+    """Returns the versions of what decides the numbers in a checkpoint."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+    return {
+        "prts_jax": prts_jax.__version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }

@@ -1,0 +1,319 @@
+"""Saving and restoring checkpoints with Orbax: the only file that imports it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.digest import digests, first_difference
+from prts_jax.checkpoint.layout import LINEAGE, OPTIMIZER, PARAMS, read_lineage, resolve
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.errors import UserError
+from prts_jax.model.declaration import LAYERS, Declaration
+from prts_jax.tree import flatten, unflatten
+
+__all__ = [
+    "Checkpoints",
+    "read_lineage",
+    "resolve",
+    "restore_optimizer",
+    "restore_params",
+    "save_checkpoint",
+]
+
+CHUNK_BYTES = 64 * 2**20
+"""Largest chunk of a leaf that is not stacked, so that growth reads a vocabulary piece by piece."""
+
+
+class Checkpoints:
+    """The checkpoints of a run, `<directory>/<step>/`, for the one run that writes them.
+
+    Saves run in the background, one at a time. Opening removes what a killed save left behind, so
+    hold `workdir_lock` first.
+
+    Args:
+      directory: the run's `checkpoints` directory, local or gs://.
+      keep: how many of the newest are kept; while one is being written there is one more.
+      keep_every_steps: multiples of this step are kept for ever; 0 keeps none.
+    """
+
+    def __init__(self, directory: str, keep: int, keep_every_steps: int) -> None:
+        self._directory = layout.absolute(directory)
+        self._keep = keep
+        self._keep_every_steps = keep_every_steps
+        self._checkpointer = _checkpointer()
+        if jax.process_index() == 0:
+            epath.Path(self._directory).mkdir(parents=True, exist_ok=True)
+            _remove_incomplete(self._directory)
+        _barrier("prts_jax:checkpoints_opened")
+
+    def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
+        """Starts to save a checkpoint; every process calls it.
+
+        Waits for an earlier save, and until the arrays are on the host; then they may be donated.
+
+        Args:
+          step: the lineage's step; names the directory.
+          params: nested dict of arrays.
+          optimizer: any tree of arrays.
+          lineage: with the digests of `params`.
+
+        Raises:
+          UserError: the earlier save failed, or the step was saved before.
+        """
+        self.wait()
+        if step in self.steps():
+            raise UserError(f"{self.path(step)}: exists already; a step is saved once")
+        with _storage_errors(f"checkpoint {self.path(step)}: could not be written"):
+            self._checkpointer.save(
+                self.path(step), args=_save_args(_safe(params), _safe(optimizer), lineage)
+            )
+
+    def latest(self) -> int | None:
+        """Returns the newest complete step, None where there is none."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def steps(self) -> list[int]:
+        """Returns all complete steps, oldest first."""
+        return layout.complete_steps(self._directory)
+
+    def path(self, step: int) -> str:
+        """Returns the directory of a step's checkpoint."""
+        return f"{self._directory}/{step}"
+
+    def wait(self) -> None:
+        """Waits for the save in the background and drops checkpoints beyond `keep`.
+
+        Raises:
+          UserError: the save failed (a full disk, say); checkpoints before it are whole.
+        """
+        with _storage_errors(f"checkpoint in {self._directory}: could not be written"):
+            self._checkpointer.wait_until_finished()
+        if jax.process_index() == 0:
+            for step in self._dropped(self.steps()):
+                _remove(self.path(step))
+
+    def close(self) -> None:
+        """Waits as `wait` does and stops the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def _dropped(self, steps: list[int]) -> list[int]:
+        every = self._keep_every_steps
+        return [step for step in steps[: -self._keep] if not (every and step % every == 0)]
+
+
+def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
+    """Writes one complete checkpoint without optimizer state, and waits until it is there.
+
+    Args:
+      path: directory that does not exist yet.
+      params: nested dict of arrays, of JAX or NumPy.
+      lineage: with the digests of `params`.
+
+    Raises:
+      UserError: `path` exists, or cannot be written.
+    """
+    path = layout.absolute(path)
+    if layout.is_complete(path) or (not layout.is_remote(path) and epath.Path(path).exists()):
+        raise UserError(f"{path}: exists already; choose another directory")
+    with (
+        _storage_errors(f"checkpoint {path}: could not be written"),
+        contextlib.closing(_checkpointer()) as checkpointer,
+    ):
+        checkpointer.save(path, args=_save_args(params, None, lineage))
+        checkpointer.wait_until_finished()
+
+
+def restore_params(
+    path: str,
+    abstract: Mapping[str, Any],
+    declarations: Mapping[str, Declaration],
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Reads parameters straight into the shardings asked for, whatever mesh wrote them.
+
+    Args:
+      path: what `resolve` returned.
+      abstract: nested dict of `jax.ShapeDtypeStruct`, each with its sharding.
+      declarations: path → declaration of the same parameters.
+      verify: whether to compare the digests of what was read with the lineage's.
+
+    Returns:
+      Nested dict of arrays.
+
+    Raises:
+      UserError: another tree, shape or dtype on disk (names the leaf and both shapes), files that
+        cannot be read, or values that differ from those saved (names the leaf and the layer).
+    """
+    leaves = flatten(abstract)
+    params = unflatten(_restore(f"{path}/{PARAMS}", leaves))
+    if verify:
+        damaged = first_difference(read_lineage(path).digests, digests(params, declarations))
+        if damaged:
+            raise UserError(
+                f"{path}: {damaged}: is not what was saved (digests differ); the files are "
+                "damaged, use another checkpoint"
+            )
+    return params
+
+
+def restore_optimizer(path: str, abstract: Any) -> Any:
+    """Reads optimizer state into the tree and the shardings of `abstract`.
+
+    Args:
+      path: what `resolve` returned.
+      abstract: tree of `jax.ShapeDtypeStruct` with shardings: `jax.eval_shape(tx.init, …)`.
+
+    Returns:
+      A tree of the same structure (optax's own tuples and all).
+
+    Raises:
+      UserError: the checkpoint holds none, or that of another optimizer (names the leaf).
+    """
+    directory = f"{path}/{OPTIMIZER}"
+    if not epath.Path(directory).exists():
+        raise UserError(
+            f"{path}: holds no optimizer state (a grown checkpoint has none); start a run from it "
+            "with config.init.start_from"
+        )
+    named = _named_leaves(abstract)
+    values = _restore(directory, named)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in named])
+
+
+def _checkpointer() -> ocp.AsyncCheckpointer:
+    def arrays() -> ocp.PyTreeCheckpointHandler:
+        # Random bits do not compress; trying costs most of the time of a save.
+        return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+
+    lineage = ocp.JsonCheckpointHandler(filename=layout.LINEAGE_FILE)
+    handlers = {PARAMS: arrays(), OPTIMIZER: arrays(), LINEAGE: lineage}
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+
+def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> ocp.args.Composite:
+    items = {PARAMS: _tree_save(flatten(params)), LINEAGE: ocp.args.JsonSave(lineage.to_json())}
+    if optimizer is not None:
+        items[OPTIMIZER] = _tree_save(_named_leaves(optimizer))
+    return ocp.args.Composite(**items)
+
+
+def _tree_save(leaves: Mapping[str, Any]) -> ocp.args.PyTreeSave:
+    # Orbax cannot save leaves of size zero (a model without layers has them in its optimizer).
+    stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
+    options = {
+        # The default chunk is the device's shard, all layers of it: growth copies layers.
+        path: ocp.SaveArgs(shard_axes=(0,))
+        if LAYERS in path.split("/")
+        else ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+        for path in stored
+    }
+    return ocp.args.PyTreeSave(unflatten(stored), save_args=unflatten(options))
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of any tree by path: "1/0/mu/layers/mlp/up" for optax's AdamW."""
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
+    with _storage_errors(f"{directory}: cannot be read"):
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        found = flatten(checkpointer.metadata(directory).item_metadata.tree)
+    _compare(directory, stored, found)
+    item = unflatten(stored)
+    restore = ocp.args.PyTreeRestore(
+        item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+    )
+    with _storage_errors(f"{directory}: cannot be read"):
+        values = flatten(checkpointer.restore(directory, args=restore))
+    empty = {path: leaf for path, leaf in leaves.items() if path not in stored}
+    made = {
+        path: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        for path, leaf in empty.items()
+    }
+    return values | made
+
+
+def _compare(directory: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for path in sorted(wanted.keys() | found.keys()):
+        if path not in found:
+            raise UserError(f"{directory}: {path}: is missing; the config describes another tree")
+        if path not in wanted:
+            raise UserError(
+                f"{directory}: {path}: is on disk but not in the config's model or optimizer"
+            )
+        shapes = tuple(found[path].shape), tuple(wanted[path].shape)
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{directory}: {path}: has shape {shapes[0]} on disk and {shapes[1]} by the "
+                "config; use the config of the checkpoint, or grow it"
+            )
+        dtypes = np.dtype(found[path].dtype), np.dtype(wanted[path].dtype)
+        if dtypes[0] != dtypes[1]:
+            raise UserError(f"{directory}: {path}: is {dtypes[0]} on disk, {dtypes[1]} wanted")
+
+
+def _safe(tree: Any) -> Any:
+    """Returns arrays that outlive their donation.
+
+    On CPU Orbax writes from a view of the array's own buffer, which a step that donates the array
+    would overwrite; on accelerators it has copied to the host before `save` returns.
+    """
+    if jax.default_backend() != "cpu":
+        return tree
+    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+
+
+@contextlib.contextmanager
+def _storage_errors(what: str) -> Iterator[None]:
+    """Turns what Orbax and tensorstore raise for bad storage into one line.
+
+    They raise ValueError for most, OSError for some and a bare Exception for a failed read.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if type(error) not in (Exception, ValueError, RuntimeError) and not isinstance(
+            error, OSError
+        ):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        full = "no space left" in str(error).lower()
+        mend = "free space and start again" if full else "see whether the storage works"
+        raise UserError(f"{what}: {lines[0][:300]}; {mend}") from error
+
+
+def _remove_incomplete(directory: str) -> None:
+    complete = {str(step) for step in layout.complete_steps(directory)}
+    for path in epath.Path(directory).iterdir():
+        if path.name not in complete:
+            path.rmtree() if path.is_dir() else path.unlink()
+
+
+def _remove(path: str) -> None:
+    """Removes a checkpoint; cut short at any point it no longer looks complete."""
+    (epath.Path(path) / LINEAGE / layout.LINEAGE_FILE).unlink(missing_ok=True)
+    epath.Path(path).rmtree(missing_ok=True)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
