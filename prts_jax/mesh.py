@@ -30,7 +30,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 """Which mesh axes split a logical axis. A sequence or slice axis is one more entry here and one
 more field of `MeshConfig`."""
 
-COORDINATOR_PORT = 8476
+COORDINATOR_PORT = "8476"
 """jax moved its default to 8482, which the firewall of some TPU pods does not open (jax#35905)."""
 
 
@@ -109,18 +109,18 @@ def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
 
 
 def start_distributed(
-    coordinator: str = "", processes: int = 0, process: int = -1
+    multihost: bool = False, coordinator: str = "", processes: int = 0, process: int = -1
 ) -> tuple[int, int]:
     """Starts `jax.distributed` where there is more than one host, before the first device call.
 
     Args:
-      coordinator: HOST:PORT of process 0. Empty: taken from the TPU's environment; a single
-        host without one starts nothing.
-      processes: number of processes; checked against what JAX finds.
+      multihost: join the other hosts of this TPU slice (or Slurm job, …) as jax detects them.
+      coordinator: HOST:PORT of process 0, where jax detects nothing; needs the next two.
+      processes: number of processes; checked against those that joined. 0: not checked.
       process: index of this one.
 
     Returns:
-      (processes, index of this one).
+      (processes that joined, index of this one).
 
     Raises:
       UserError: an incomplete set of arguments, or another number of processes than given.
@@ -133,19 +133,12 @@ def start_distributed(
             )
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, processes, process)
-    elif hosts := [h for h in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if h][1:]:
-        first = os.environ["TPU_WORKER_HOSTNAMES"].split(",")[0]
-        expected = len(hosts) + 1
-        # Several slices have a coordinator of their own, which jax finds by itself.
-        slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
-        if slices == 1:
-            jax.distributed.initialize(coordinator_address=f"{first}:{COORDINATOR_PORT}")
-        else:
-            jax.distributed.initialize()
-        processes = processes or expected * slices
+    elif multihost:
+        os.environ.setdefault("JAX_COORDINATOR_PORT", COORDINATOR_PORT)
+        jax.distributed.initialize()
     if processes and jax.process_count() != processes:
         raise UserError(
-            f"hosts: {jax.process_count()} joined, {processes} expected; "
-            "start the command on every host"
+            f"--processes: {processes} expected, {jax.process_count()} joined; start the same "
+            "command on every host"
         )
     return jax.process_count(), jax.process_index()

@@ -1,0 +1,65 @@
+"""`prts train`: trains a model, resuming or growing what is there."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from prts_jax.cli import config_flags, run
+from prts_jax.config import to_dict
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the flags beside the config's."""
+    flags = argparse.ArgumentParser(
+        prog="prts train",
+        description="Train a model. The same command resumes a run that was stopped.",
+        epilog=config_flags.HELP,
+    )
+    flags.add_argument("--workdir", help="directory of the run, local or gs://…")
+    flags.add_argument(
+        "--allow_change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="config key that may differ from the checkpoint's on resume; may be repeated",
+    )
+    flags.add_argument(
+        "--print_config", action="store_true", help="print the resolved config as JSON and stop"
+    )
+    flags.add_argument(
+        "--multihost", action="store_true", help="join the other hosts of this TPU slice"
+    )
+    flags.add_argument(
+        "--coordinator", default="", help="HOST:PORT of process 0, where --multihost finds none"
+    )
+    flags.add_argument("--processes", type=int, default=0, help="processes expected")
+    flags.add_argument("--process", type=int, default=-1, help="index of this process")
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; see `parser` and `prts_jax.cli.config_flags` for its flags."""
+    config_arguments, others = config_flags.split(argv)
+    flags = parser()
+    options = flags.parse_args(others)
+    config = config_flags.load(config_arguments)
+    if options.print_config:
+        print(json.dumps(to_dict(config), indent=2))
+        return 0
+    if not options.workdir:
+        flags.error("--workdir is missing: give the run's directory, --workdir=DIR")
+    from prts_jax.mesh import start_distributed
+    from prts_jax.train.loop import train
+
+    processes, process = start_distributed(
+        options.multihost, options.coordinator, options.processes, options.process
+    )
+    if process == 0 and processes > 1:
+        print(f"{processes} processes have joined", file=sys.stderr)
+    train(config, options.workdir, options.allow_change)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], "train"))

@@ -1,0 +1,83 @@
+"""Loss and perplexity of a token store, per source, exact under padding."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipelines.loader import EvalBatches
+from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.feed import place, prefetch
+from prts_jax.model.llama import logits
+from prts_jax.model.loss import loss_by_source, token_losses
+
+FIELDS = ("tokens", "targets", "loss_weights", "source_ids")
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Loss over a token store.
+
+    Attributes:
+      loss: mean over all tokens, nats.
+      tokens: how many were predicted.
+      by_source: source name → (loss in nats, tokens); sources without tokens are left out.
+    """
+
+    loss: float
+    tokens: int
+    by_source: dict[str, tuple[float, int]]
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the keys that a line of metrics.jsonl has for an evaluation."""
+        line = {"validation_loss": self.loss, "validation_perplexity": math.exp(self.loss)}
+        for source, (loss, _) in self.by_source.items():
+            line[f"validation_loss/{source}"] = loss
+            line[f"validation_perplexity/{source}"] = math.exp(loss)
+        return line
+
+
+def make_evaluator(
+    model: ModelConfig, compute: ComputeConfig, batches: EvalBatches, mesh: Mesh
+) -> Callable[[Any], Perplexity]:
+    """Returns a function from parameters to the loss on `batches`, jitted once.
+
+    Sums of a batch are taken on the mesh in float32, those over batches on the host in float64.
+
+    Args:
+      model: the model's shape.
+      compute: how it is computed.
+      batches: what to predict; padding has weight 0.
+      mesh: of the parameters.
+    """
+    sources = batches.store.sources
+
+    @jax.jit
+    def eval_step(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        losses = token_losses(logits(params, batch["tokens"], model, compute), batch["targets"])
+        return loss_by_source(losses, batch["loss_weights"], batch["source_ids"], len(sources))
+
+    def batch_at(index: int) -> dict[str, jax.Array]:
+        def rows(start: int, stop: int) -> dict[str, np.ndarray]:
+            return batches.rows(index, start, stop)
+
+        return place(mesh, rows, (batches.batch, batches.length), FIELDS)
+
+    def evaluate(params: Any) -> Perplexity:
+        sums = [eval_step(params, batch) for batch in prefetch(batch_at, 0, len(batches))]
+        losses, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+        return Perplexity(
+            loss=float(losses.sum() / tokens.sum()),
+            tokens=int(tokens.sum()),
+            by_source={
+                name: (float(loss / count), int(count))
+                for name, loss, count in zip(sources, losses, tokens, strict=True)
+                if count
+            },
+        )
+
+    return evaluate

@@ -1,0 +1,38 @@
+"""Next-token cross-entropy, summed so that every mean is taken over tokens and only once."""
+
+import jax
+import jax.numpy as jnp
+
+
+def token_losses(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
+    """Negative log-likelihood of each target, in nats, computed in float32.
+
+    Args:
+      logits_BxSxV: float32.
+      targets_BxS: int32 token ids.
+
+    Returns:
+      [B, S] float32.
+    """
+    log_normaliser = jax.nn.logsumexp(logits_BxSxV, axis=-1)
+    picked = jnp.take_along_axis(logits_BxSxV, targets_BxS[..., None], axis=-1)[..., 0]
+    return log_normaliser - picked
+
+
+def loss_by_source(
+    losses_BxS: jax.Array, weights_BxS: jax.Array, source_ids_BxS: jax.Array, sources: int
+) -> tuple[jax.Array, jax.Array]:
+    """Sums losses and weights by the source of each target token.
+
+    Args:
+      losses_BxS: nats.
+      weights_BxS: weight of each token; 0 for padding.
+      source_ids_BxS: int32 in [0, sources).
+      sources: number of sources.
+
+    Returns:
+      (weighted losses [sources], weights [sources]), float32.
+    """
+    one_hot = jax.nn.one_hot(source_ids_BxS, sources, dtype=jnp.float32)
+    weighted = one_hot * weights_BxS[..., None]
+    return jnp.einsum("bs,bsn->n", losses_BxS, weighted), weighted.sum((0, 1))

@@ -1,0 +1,34 @@
+"""Files on local disk and on gs://, through one library and without TensorFlow."""
+
+import os
+
+# etils would import TensorFlow for gs:// wherever it is installed; gcsfs does the same job.
+os.environ["EPATH_USE_TF"] = "false"
+
+from etils import epath
+
+
+def as_path(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns an absolute `epath.Path` (Orbax refuses relative ones); "~" is expanded.
+
+    Args:
+      path: a local path or gs://bucket/…
+    """
+    result = epath.Path(path)
+    return result if is_remote(path) else result.expanduser().absolute()
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether the path lies on object storage: no rename, no locks, no appending."""
+    return os.fspath(path).startswith("gs://")
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Replaces a text file as a whole: readers see the old or the new content, never a part."""
+    target = as_path(path)
+    if is_remote(path):
+        target.write_text(text)
+        return
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(target)

@@ -1,0 +1,279 @@
+"""The training loop: reads top to bottom; everything it needs is decided before it starts."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from data_pipelines.loader import EvalBatches, TrainBatches
+from data_pipelines.store import TokenStore
+from prts_jax.checkpoint.digest import digests
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.lock import workdir_lock
+from prts_jax.checkpoint.store import Checkpoints
+from prts_jax.config import RunConfig, to_dict
+from prts_jax.errors import Interrupted, UserError
+from prts_jax.evaluate.perplexity import make_evaluator
+from prts_jax.feed import place, prefetch
+from prts_jax.mesh import axis_size, make_mesh
+from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
+from prts_jax.paths import as_path, write_atomically
+from prts_jax.train.metrics import MetricsLog, TerminalLine
+from prts_jax.train.optim import make_optimizer
+from prts_jax.train.record import Recorder
+from prts_jax.train.start import Start, begin
+from prts_jax.train.step import make_train_step
+
+BATCH_FIELDS = ("tokens", "targets", "loss_weights")
+
+
+def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
+    """Runs training until `config.train.steps`, resuming what is in the workdir.
+
+    Writes metrics.jsonl, checkpoints/<step>/, config.json and, at the end, DONE.
+
+    Args:
+      config: resolved.
+      workdir: local directory or gs://…; all processes share it.
+      allow_change: config keys that may differ from the checkpoint's, see `start.begin`.
+
+    Raises:
+      UserError: what the config asks for cannot be done.
+      Interrupted: SIGTERM came; the state was saved.
+    """
+    first_process = jax.process_index() == 0
+    with workdir_lock(workdir) if first_process else contextlib.nullcontext():
+        mesh = make_mesh(config.mesh)
+        batches = _train_batches(config, axis_size(mesh, "batch"))
+        keep = config.checkpoint
+        with (
+            jax.set_mesh(mesh),
+            contextlib.closing(
+                Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
+            ) as checkpoints,
+        ):
+            optimizer = make_optimizer(config.optimizer)
+            start = begin(config, mesh, optimizer, batches, checkpoints, allow_change)
+            if _finished(workdir, start.lineage, config):
+                return
+            _Run(config, workdir, mesh, batches, checkpoints, optimizer, start).run()
+
+
+def _finished(workdir: str, lineage: Lineage, config: RunConfig) -> bool:
+    """Whether DONE stands and nothing is left; a run that is made longer loses its DONE."""
+    done = as_path(workdir) / "DONE"
+    if not done.exists():
+        return False
+    if lineage.stage_step >= config.train.steps:
+        TerminalLine(0, jax.process_index() > 0).say(
+            f"{workdir} is finished (step {lineage.step}); nothing to do"
+        )
+        return True
+    if jax.process_index() == 0:
+        done.unlink()
+    return False
+
+
+def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
+    data = config.data
+    if not data.train:
+        raise UserError("config.data.train: is empty; give the directory of a token store")
+    micro_rows = batch_parts * config.train.accumulation
+    if data.batch % micro_rows:
+        raise UserError(
+            f"config.data.batch: {data.batch} does not divide among {batch_parts} data-parallel "
+            f"devices × train.accumulation={config.train.accumulation}; make it a multiple of "
+            f"{micro_rows}"
+        )
+    store = TokenStore.open(data.train)
+    if store.vocab_size > config.model.vocab:
+        raise UserError(
+            f"config.model.vocab: {config.model.vocab} is less than the {store.vocab_size} "
+            f"entries of the tokenizer of {data.train}"
+        )
+    return TrainBatches(store, data.length, data.batch, data.seed, data.shuffle, data.overlap)
+
+
+class _Run:
+    """The run's parts, made once; `run` is the loop."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: str,
+        mesh: jax.sharding.Mesh,
+        batches: TrainBatches,
+        checkpoints: Checkpoints,
+        optimizer: Any,
+        start: Start,
+    ) -> None:
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.batches, self.checkpoints = batches, checkpoints
+        self.state, self.model, self.declarations = start.state, start.model, start.declarations
+        self.lineage = start.lineage
+        self.flops_per_token = training_flops_per_token(
+            start.model, start.declarations, config.data.length
+        )
+        self.train_step = make_train_step(start.model, config, optimizer)
+        self.evaluate = self._evaluator()
+        quiet = jax.process_index() > 0
+        self.terminal = TerminalLine(config.train.steps, quiet)
+        self.log: MetricsLog | None = None
+        if not quiet:
+            restored = start.lineage.step if start.how.startswith("resumed") else None
+            self.log = MetricsLog(workdir, restored, config.logging.tensorboard)
+            resolved = to_dict(dataclasses.replace(config, model=start.model))
+            write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
+        self.recorder = Recorder(self.log, self.terminal, mesh.devices, self.flops_per_token)
+        self.terminal.say(
+            f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
+            f"{self.lineage.step}, mesh {dict(mesh.shape)}, {jax.process_count()} process(es)"
+        )
+
+    def run(self) -> None:
+        config = self.config
+        first, stop = self.lineage.stage_step, config.train.steps
+        origin = self.lineage
+        if self.lineage.stage_step == 0:
+            self._write_line(growth=bool(self.lineage.growth))
+        compiled = self._compile(origin) if first < stop else None
+        stream = prefetch(lambda step: self._batch(origin, step), first, stop)
+        with contextlib.closing(stream), _sigterm() as stopping:
+            for batch in stream:
+                assert compiled is not None
+                with jax.transfer_guard("disallow"):
+                    self.state, metrics = compiled(self.state, batch)
+                self.recorder.dispatched(metrics)  # reads the step before this one
+                self.lineage = self._advance(self.lineage)
+                step = self.lineage.stage_step
+                last = step == stop
+                evaluating = last or _due(step, config.evaluation.every_steps)
+                saving = last or _due(step, config.checkpoint.every_steps)
+                interrupted = stopping(step) and not last
+                if evaluating or saving or interrupted or _due(step, config.logging.every_steps):
+                    self.recorder.line_due(self.lineage)
+                if evaluating or saving or interrupted:
+                    self.recorder.settle(self._validate() if evaluating else {})
+                if saving or interrupted:
+                    self._save()
+                if interrupted:
+                    self._stop_early()
+        self._finish()
+
+    def _batch(self, origin: Lineage, step: int) -> dict[str, jax.Array]:
+        data = self.config.data
+        position = origin.position + (step - origin.stage_step) * data.batch * data.length
+        return place(
+            self.mesh,
+            lambda start, stop: self.batches.rows(position, start, stop),
+            (data.batch, data.length),
+            BATCH_FIELDS,
+        )
+
+    def _compile(self, origin: Lineage) -> Any:
+        """Compiles the step before the clock starts; every process waits for the slowest."""
+        began = time.perf_counter()
+        compiled = self.train_step.lower(
+            self.state, self._batch(origin, origin.stage_step)
+        ).compile()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("compiled")
+        self.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s")
+        self.recorder.restart_clock()
+        return compiled
+
+    def _evaluator(self) -> Any:
+        data, evaluation = self.config.data, self.config.evaluation
+        if not data.validation:
+            return None
+        batches = EvalBatches(
+            TokenStore.open(data.validation),
+            data.length,
+            evaluation.batch or data.batch,
+            evaluation.tokens or None,
+        )
+        return make_evaluator(self.model, self.config.compute, batches, self.mesh)
+
+    def _validate(self) -> dict[str, float]:
+        if self.evaluate is None:
+            return {}
+        with self.recorder.paused():
+            return self.evaluate(self.state.params).metrics()
+
+    def _write_line(self, growth: bool) -> None:
+        """The first line of a stage: what the parameters are worth before any step."""
+        extra: dict[str, Any] = dict(self._validate())
+        if growth:
+            extra["growth"] = self.lineage.growth[-1]
+        self.recorder.line_due(self.lineage)
+        self.recorder.settle(extra)
+
+    def _advance(self, lineage: Lineage) -> Lineage:
+        tokens = self.config.data.batch * self.config.data.length
+        return dataclasses.replace(
+            lineage,
+            step=lineage.step + 1,
+            stage_step=lineage.stage_step + 1,
+            position=lineage.position + tokens,
+            tokens=lineage.tokens + tokens,
+            flops=lineage.flops + tokens * self.flops_per_token,
+            flops_6nd=lineage.flops_6nd + tokens * six_n_d_per_token(self.declarations),
+        )
+
+    def _save(self) -> None:
+        if self.checkpoints.latest() == self.lineage.step:
+            return
+        if self.log is not None:
+            self.log.flush()
+        with self.recorder.paused():
+            lineage = dataclasses.replace(
+                self.lineage, digests=digests(self.state.params, self.declarations)
+            )
+            self.checkpoints.save(
+                self.lineage.step, self.state.params, self.state.optimizer, lineage
+            )
+
+    def _stop_early(self) -> None:
+        self.checkpoints.wait()
+        if self.log is not None:
+            self.log.close()
+        raise Interrupted(
+            f"stopped by SIGTERM at step {self.lineage.step} and saved; the same command resumes"
+        )
+
+    def _finish(self) -> None:
+        self.checkpoints.wait()
+        if self.log is None:
+            return
+        self.log.close()
+        done = {"step": self.lineage.step, "tokens": self.lineage.tokens}
+        write_atomically(as_path(self.workdir) / "DONE", json.dumps(done) + "\n")
+        self.terminal.say(
+            f"done: step {self.lineage.step}, {self.lineage.tokens:,} tokens, "
+            f"{self.lineage.flops:.3e} FLOPs (ancestors included)"
+        )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Any]:
+    """Yields a function of the step that says whether to stop; all processes agree on the step."""
+    if jax.process_count() > 1:
+        # jax's own coordination service has taken the signal and agrees on a step for all.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield lambda step: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

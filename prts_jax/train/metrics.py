@@ -1,0 +1,176 @@
+"""metrics.jsonl (segments on gs://), TensorBoard, the terminal line, and what MFU means."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path, is_remote, write_atomically
+
+PEAK_FLOPS_PER_DEVICE = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bf16 FLOP/s of one `jax.Device`, by the beginning of its `device_kind` (vendors' data
+sheets). A kind that is not here has no MFU."""
+
+Line = dict[str, Any]
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns a device's dense bf16 peak in FLOP/s, None where it is not known.
+
+    MFU is training FLOPs by `prts_jax.model.counts` over wall time, over the sum of these peaks.
+    """
+    matches = [kind for kind in PEAK_FLOPS_PER_DEVICE if device_kind.startswith(kind)]
+    return PEAK_FLOPS_PER_DEVICE[max(matches, key=len)] if matches else None
+
+
+def read_metrics(workdir: str) -> list[Line]:
+    """Returns the lines of a run's metrics, in order of their steps.
+
+    A last line that is still being written is left out.
+
+    Args:
+      workdir: of the run: `metrics.jsonl`, or on gs:// the segments in `metrics/`.
+    """
+    root = as_path(workdir)
+    if is_remote(workdir):
+        folder = root / "metrics"
+        names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        texts = [(folder / name).read_text() for name in names if name.endswith(".jsonl")]
+    else:
+        path = root / "metrics.jsonl"
+        texts = [path.read_text()] if path.exists() else []
+    lines = [line for text in texts for line in text.split("\n")[:-1]]
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{root}: metrics hold a damaged line ({error}); remove it") from error
+
+
+class MetricsLog:
+    """Writes a run's lines: one JSON object each, no step twice.
+
+    On local disk a line is appended and flushed; on gs://, where nothing can be appended, lines
+    gather into a segment that `flush` writes.
+    """
+
+    def __init__(self, workdir: str, after_step: int | None, tensorboard: bool) -> None:
+        """Opens the log and drops what is later than the restored step.
+
+        Args:
+          workdir: of the run.
+          after_step: lines of later steps are dropped; None drops all.
+          tensorboard: whether to write `workdir/tensorboard` too.
+        """
+        self._workdir = workdir
+        self._segment: list[str] = []
+        self._segment_step = 0
+        self.kept = self._drop_after(-1 if after_step is None else after_step)
+        self._writer = self._tensorboard(after_step) if tensorboard else None
+
+    def _drop_after(self, step: int) -> list[Line]:
+        kept = [line for line in read_metrics(self._workdir) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        root = as_path(self._workdir)
+        if not is_remote(self._workdir):
+            write_atomically(root / "metrics.jsonl", text)
+            return kept
+        (root / "metrics").mkdir(parents=True, exist_ok=True)
+        if kept:
+            write_atomically(root / "metrics" / _segment_name(kept[0]["step"]), text)
+        first = _segment_name(kept[0]["step"]) if kept else ""
+        for segment in (root / "metrics").iterdir():
+            if segment.name != first:
+                segment.unlink()
+        return kept
+
+    def _tensorboard(self, after_step: int | None) -> Any:
+        from tensorboardX import SummaryWriter
+
+        purge = None if after_step is None else after_step + 1
+        return SummaryWriter(str(as_path(self._workdir) / "tensorboard"), purge_step=purge)
+
+    def write(self, line: Line) -> None:
+        """Adds a line; its keys include "step"."""
+        text = json.dumps(line)
+        if is_remote(self._workdir):
+            self._segment_step = self._segment_step if self._segment else line["step"]
+            self._segment.append(text + "\n")
+        else:
+            with open(as_path(self._workdir) / "metrics.jsonl", "a") as file:
+                file.write(text + "\n")
+        if self._writer is not None:
+            for name, value in line.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    self._writer.add_scalar(name, value, line["step"])
+
+    def flush(self) -> None:
+        """Makes every line written so far durable (call it before a checkpoint is)."""
+        if self._segment:
+            path = as_path(self._workdir) / "metrics" / _segment_name(self._segment_step)
+            write_atomically(path, "".join(self._segment))
+            self._segment = []
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _segment_name(step: int) -> str:
+    return f"{step:012d}.jsonl"
+
+
+class TerminalLine:
+    """Step, loss, rate and time left on standard error: redrawn in a terminal, else a line each."""
+
+    def __init__(self, total_steps: int, quiet: bool) -> None:
+        """Args: total_steps of this run; quiet on all processes but the first."""
+        self._total = total_steps
+        self._quiet = quiet
+        self._redraw = sys.stderr.isatty()
+
+    def show(self, run_step: int, line: Mapping[str, Any], seconds_per_step: float) -> None:
+        """Shows a line of metrics.
+
+        Args:
+          run_step: steps done of `total_steps`.
+          line: as written to metrics.jsonl.
+          seconds_per_step: recent wall time of a step.
+        """
+        if self._quiet:
+            return
+        parts = [f"step {run_step}/{self._total}"]
+        if "loss" in line:
+            parts.append(f"loss {line['loss']:.4f}")
+        if "validation_loss" in line:
+            parts.append(f"validation {line['validation_loss']:.4f}")
+        if "tokens_per_second_per_device" in line:
+            parts.append(f"{line['tokens_per_second_per_device']:,.0f} tokens/s/device")
+        if line.get("mfu") is not None:
+            parts.append(f"MFU {line['mfu']:.1%}")
+        if seconds_per_step > 0:
+            left = (self._total - run_step) * seconds_per_step
+            parts.append(f"{time.strftime('%H:%M:%S', time.gmtime(left))} left")
+        text = "  ".join(parts)
+        final = "\n" if not self._redraw or "validation_loss" in line else ""
+        print(f"\r\x1b[K{text}" if self._redraw else text, end=final, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line of its own."""
+        if not self._quiet:
+            print(f"\r\x1b[K{text}" if self._redraw else text, file=sys.stderr, flush=True)

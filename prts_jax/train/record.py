@@ -1,0 +1,112 @@
+"""From the scalars of single steps to lines of metrics, one step behind the devices."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops
+from prts_jax.train.step import StepMetrics
+
+
+class Recorder:
+    """Reads a step's scalars after the next one is dispatched, and writes the lines that are due.
+
+    A line's loss is the mean over the steps since the last line. A line is written at every
+    checkpoint, so a resumed run writes the same lines as one that was never stopped.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog | None,
+        terminal: TerminalLine,
+        devices: np.ndarray,
+        flops_per_token: int,
+    ) -> None:
+        """Makes a recorder.
+
+        Args:
+          log: where lines go; None on all processes but the first.
+          terminal: what the user sees.
+          devices: of the mesh, for rates per device and MFU.
+          flops_per_token: of training, see `prts_jax.model.counts`.
+        """
+        self._log, self._terminal = log, terminal
+        self._devices = devices.size
+        self._flops_per_token = flops_per_token
+        self._peak = peak_flops(devices.flat[0].device_kind)
+        self._unread: StepMetrics | None = None
+        self._due: Lineage | None = None
+        self._losses: list[float] = []
+        self._latest: StepMetrics | None = None
+        kept = log.kept if log is not None else []
+        self._seconds_before = kept[-1]["seconds"] if kept else 0.0
+        self._last_tokens: int | None = None
+        self._clock = self._line_clock = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leaves what came before (compilation) out of the rates, not out of `seconds`."""
+        self._line_clock = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside (evaluation, saving) out of the rates."""
+        began = time.perf_counter()
+        yield
+        self._line_clock += time.perf_counter() - began
+
+    def dispatched(self, metrics: StepMetrics) -> None:
+        """Takes a step's scalars, not read yet, and deals with those of the step before."""
+        self.settle({})
+        self._unread = metrics
+
+    def line_due(self, lineage: Lineage) -> None:
+        """Asks for a line once the step dispatched last has been read."""
+        self._due = lineage
+
+    def settle(self, extra: dict[str, Any]) -> None:
+        """Reads the step dispatched last and writes its line if one is due.
+
+        Args:
+          extra: further keys of the line.
+        """
+        if self._unread is not None:
+            self._latest = jax.device_get(self._unread)
+            self._losses.append(float(self._latest.loss))
+            self._unread = None
+        if self._due is not None:
+            self._write(self._due, extra)
+            self._due = None
+
+    def _write(self, lineage: Lineage, extra: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        line: dict[str, Any] = {
+            "step": lineage.step,
+            "stage_step": lineage.stage_step,
+            "tokens": lineage.tokens,
+            "flops": lineage.flops,
+            "flops_6nd": lineage.flops_6nd,
+            "position": lineage.position,
+            "seconds": round(self._seconds_before + now - self._clock, 3),
+        }
+        seconds_per_step = 0.0
+        if self._losses and self._latest is not None:
+            line["loss"] = float(np.mean(self._losses))
+            line["gradient_norm"] = float(self._latest.gradient_norm)
+            line["learning_rate"] = float(self._latest.learning_rate)
+            elapsed = max(now - self._line_clock, 1e-9)
+            seconds_per_step = elapsed / len(self._losses)
+            if self._last_tokens is not None:
+                rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
+                line["tokens_per_second_per_device"] = round(rate, 1)
+                if self._peak is not None:
+                    line["mfu"] = rate * self._flops_per_token / self._peak
+        line |= extra
+        self._losses, self._last_tokens, self._line_clock = [], lineage.tokens, now
+        if self._log is not None:
+            self._log.write(line)
+        self._terminal.show(lineage.stage_step, line, seconds_per_step)

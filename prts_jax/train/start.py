@@ -1,0 +1,312 @@
+"""The only place that decides where a run begins: resume | grow | start from | fresh."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from data_pipelines.loader import TrainBatches
+from prts_jax import tree
+from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.store import Checkpoints
+from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.errors import UserError
+from prts_jax.growth.on_mesh import grow_params
+from prts_jax.growth.operators import make_map
+from prts_jax.mesh import param_shardings
+from prts_jax.model.declaration import Declaration
+from prts_jax.model.initialise import init_params
+from prts_jax.model.llama import declare
+from prts_jax.train.state import TrainState, abstract_optimizer, fresh_state, stage_step_array
+
+FREE_TO_CHANGE = (
+    "mesh.",
+    "logging.",
+    "evaluation.",
+    "checkpoint.",
+    "train.steps",
+    "compute.remat",
+    "compute.attention",
+    "compute.scan",
+    # Where the stores lie; what they hold is compared by fingerprint.
+    "data.train",
+    "data.validation",
+)
+"""Keys that a resume may change without being asked."""
+
+DATA_ORDER = ("length", "seed", "shuffle", "overlap")
+"""Keys of `config.data` that fix which tokens a position stands for."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+      how: "resume", "grow", "start" or "fresh", and from what, in words.
+      model: the model trained; a grown checkpoint's own config, where there is one.
+      declarations: of the model's parameters.
+      state: on the mesh.
+      lineage: of the state, before the first step.
+    """
+
+    how: str
+    model: ModelConfig
+    declarations: Mapping[str, Declaration]
+    state: TrainState
+    lineage: Lineage
+
+
+def begin(
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+    checkpoints: Checkpoints,
+    allow_change: Collection[str] = (),
+) -> Start:
+    """Makes the state that the run's next step starts from.
+
+    The order is important:
+      1. A run always goes on from its own newest checkpoint, whatever `config.init` says, so that
+         the command that started it also resumes it.
+      2. `init.grow_from`: parameters grown on the mesh, a fresh optimizer, data that go on at the
+         next token.
+      3. `init.start_from`: parameters as they are, and otherwise as after growth.
+      4. Fresh parameters from `init.seed`.
+
+    Args:
+      config: the run's.
+      mesh: where the state will live.
+      optimizer: for the optimizer's state.
+      batches: the training data; its store's fingerprint must be the checkpoint's.
+      checkpoints: of the run's workdir.
+      allow_change: dotted config keys that may differ from the checkpoint's.
+
+    Raises:
+      UserError: a checkpoint that does not match what the config asks for.
+    """
+    newest = checkpoints.latest()
+    if newest is not None:
+        return _resume(config, mesh, optimizer, batches, checkpoints.path(newest), allow_change)
+    if config.init.grow_from:
+        return _grow(config, mesh, optimizer, batches, allow_change)
+    if config.init.start_from:
+        return _start_from(config, mesh, optimizer, batches, allow_change)
+    declarations = declare(config.model)
+    shardings = param_shardings(mesh, declarations)
+    params = init_params(
+        declarations, config.model.layers, config.init.kind, config.init.seed, shardings
+    )
+    lineage = Lineage(
+        step=0,
+        stage_step=0,
+        config=to_dict(config),
+        position=0,
+        tokens=0,
+        flops=0,
+        flops_6nd=0,
+        store=batches.store.fingerprint,
+        growth=(),
+        digests={},
+    )
+    state = fresh_state(params, optimizer, mesh)
+    return Start("fresh parameters", config.model, declarations, state, lineage)
+
+
+def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
+    """Returns the parameters as shapes with shardings, without making them."""
+    shardings = param_shardings(mesh, declarations)
+    return tree.unflatten(
+        {
+            path: jax.ShapeDtypeStruct(d.shape, d.dtype, sharding=shardings[path])
+            for path, d in declarations.items()
+        }
+    )
+
+
+def _resume(
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+    path: str,
+    allow_change: Collection[str],
+) -> Start:
+    lineage = checkpoint_store.read_lineage(path)
+    changes = config_changes(lineage, config, batches.store.fingerprint, allow_change)
+    # A grown model's config may differ from the preset that the config file names: what was
+    # trained wins, and what the file says has been compared with it above.
+    model = lineage.model
+    declarations = declare(model)
+    abstract = abstract_params(declarations, mesh)
+    params = checkpoint_store.restore_params(path, abstract, declarations)
+    state = TrainState(
+        params,
+        checkpoint_store.restore_optimizer(path, abstract_optimizer(optimizer, abstract, mesh)),
+        stage_step_array(lineage.stage_step, mesh),
+    )
+    lineage = dataclasses.replace(
+        lineage,
+        config=_with_model(config, model),
+        store=batches.store.fingerprint,
+        changes=(*lineage.changes, *changes),
+    )
+    return Start(f"resumed from {path}", model, declarations, state, lineage)
+
+
+def _grow(
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+    allow_change: Collection[str],
+) -> Start:
+    path = checkpoint_store.resolve(config.init.grow_from)
+    source = checkpoint_store.read_lineage(path)
+    growth = config.init.growth
+    growth_map = make_map(source.model, config.model, growth.operator, growth.factor, growth.layers)
+    source_declarations = declare(source.model)
+    source_params = checkpoint_store.restore_params(
+        path, abstract_params(source_declarations, mesh), source_declarations
+    )
+    declarations = declare(growth_map.target)
+    params = grow_params(
+        source_params, growth_map, declarations, param_shardings(mesh, declarations)
+    )
+    lineage = source.grown(growth_map, digests={})  # taken when it is saved
+    return _after(
+        config, mesh, optimizer, batches, allow_change, params, lineage, f"grown from {path}"
+    )
+
+
+def _start_from(
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+    allow_change: Collection[str],
+) -> Start:
+    path = checkpoint_store.resolve(config.init.start_from)
+    lineage = dataclasses.replace(checkpoint_store.read_lineage(path), stage_step=0)
+    _same_model(lineage.model, config.model, path)
+    declarations = declare(lineage.model)
+    params = checkpoint_store.restore_params(
+        path, abstract_params(declarations, mesh), declarations
+    )
+    return _after(
+        config, mesh, optimizer, batches, allow_change, params, lineage, f"started from {path}"
+    )
+
+
+def _after(
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+    allow_change: Collection[str],
+    params: Any,
+    lineage: Lineage,
+    how: str,
+) -> Start:
+    """A fresh optimizer over parameters from a checkpoint; data go on at the next token."""
+    model = lineage.model
+    position, note, changes = data_position(lineage, config, batches, allow_change)
+    lineage = dataclasses.replace(
+        lineage,
+        config=_with_model(config, model),
+        position=position,
+        store=batches.store.fingerprint,
+        changes=(*lineage.changes, *changes),
+    )
+    state = fresh_state(params, optimizer, mesh)
+    return Start(f"{how}; {note}", model, declare(model), state, lineage)
+
+
+def data_position(
+    lineage: Lineage, config: RunConfig, batches: TrainBatches, allow_change: Collection[str]
+) -> tuple[int, str, tuple[dict[str, Any], ...]]:
+    """Where the data of a run that grew out of a checkpoint begin.
+
+    At the very next token, when the order is the checkpoint's. Another length, seed or shuffle
+    makes another order: a new epoch of it begins. Another store needs
+    `--allow_change=data.store` and begins at its start.
+
+    Returns:
+      (position in tokens, what to tell the user, changes for the lineage).
+
+    Raises:
+      UserError: another store without leave.
+    """
+    fingerprint = batches.store.fingerprint
+    if lineage.store != fingerprint:
+        if "data.store" not in allow_change:
+            raise UserError(
+                f"config.data.train: {config.data.train} is not the store that the checkpoint was "
+                f"trained on (fingerprint {fingerprint[:12]}, not {lineage.store[:12]}); give that "
+                "store, or pass --allow_change=data.store to start this one from its beginning"
+            )
+        change = _change(lineage, "data.store", lineage.store, fingerprint)
+        return 0, "data start at the beginning of another store", (change,)
+    before, after = lineage.config["data"], dataclasses.asdict(config.data)
+    changed = [key for key in DATA_ORDER if before[key] != after[key]]
+    if not changed:
+        return lineage.position, f"data go on at token {lineage.position:,}", ()
+    old = dataclasses.replace(batches, **{key: before[key] for key in (*DATA_ORDER, "batch")})
+    epochs = -(-lineage.position // (old.windows_per_epoch * old.length))
+    changes = tuple(_change(lineage, f"data.{key}", before[key], after[key]) for key in changed)
+    note = f"data.{changed[0]} changed, so data start epoch {epochs + 1} in a new order"
+    return epochs * batches.windows_per_epoch * batches.length, note, changes
+
+
+def config_changes(
+    lineage: Lineage, config: RunConfig, fingerprint: str, allow_change: Collection[str]
+) -> tuple[dict[str, Any], ...]:
+    """Compares a run's config with its checkpoint's.
+
+    Returns:
+      What changed by leave, for the lineage.
+
+    Raises:
+      UserError: a key that may not change did, and is not in `allow_change`; or another store.
+    """
+    before = tree.flatten(lineage.config)
+    after = tree.flatten(to_dict(config))
+    pairs = {
+        path.replace("/", "."): (before.get(path, value), value) for path, value in after.items()
+    }
+    pairs["data.store"] = (lineage.store, fingerprint)
+    changes = []
+    for key, (old, new) in pairs.items():
+        if old == new or key.startswith(FREE_TO_CHANGE):
+            continue
+        if key not in allow_change:
+            raise UserError(
+                f"config.{key}: was {old!r} in the checkpoint at step {lineage.step} and is now "
+                f"{new!r}; set it back, or pass --allow_change={key}"
+            )
+        changes.append(_change(lineage, key, old, new))
+    return tuple(changes)
+
+
+def _change(lineage: Lineage, key: str, old: Any, new: Any) -> dict[str, Any]:
+    return {"step": lineage.step, "key": key, "from": old, "to": new}
+
+
+def _with_model(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
+    return to_dict(dataclasses.replace(config, model=model))
+
+
+def _same_model(checkpoint: ModelConfig, config: ModelConfig, path: str) -> None:
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
+        if ours != theirs:
+            raise UserError(
+                f"config.model.{field.name}: is {ours}, but {path} has {theirs}; use the "
+                "checkpoint's, or init.grow_from to grow it"
+            )
