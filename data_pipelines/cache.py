@@ -83,14 +83,18 @@ def cache(
         or the input is bad.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = _identity(task)
-    with _locked(folder):
-        if (folder / INDEX).exists():
-            _refuse_difference(folder, read_index(folder), identity)
-            report(f"{task.name}/{task.split}: already cached in {folder}")
-        else:
-            _fill(task, folder, identity, report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if (folder / INDEX).exists():
+                _check_finished(task, folder)
+                report(f"{task.name}/{task.split}: already cached in {folder}")
+            else:
+                _fill(task, folder, report)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the store {folder}: {error}; mend it, start again"
+        ) from error
     return TokenStore.open(directory)
 
 
@@ -101,10 +105,7 @@ def _identity(task: FileTask) -> dict[str, Any]:
         "split": task.split,
         "tokenizer_sha256": task.tokenizer.sha256,
         "sources": list(task.sources),
-        "inputs": [
-            {"file": name, "bytes": os.path.getsize(file)}
-            for name, file in zip(_relative(task.files), task.files, strict=True)
-        ],
+        "inputs": _relative(task.files),
     }
 
 
@@ -123,6 +124,13 @@ def _refuse_difference(folder: Path, found: dict[str, Any], wanted: dict[str, An
         )
 
 
+def _check_finished(task: FileTask, folder: Path) -> None:
+    index = read_index(folder)
+    found = {**index, "input sizes": [shard["source_bytes"] for shard in index["shards"]]}
+    sizes = [os.path.getsize(file) for file in task.files]
+    _refuse_difference(folder, found, {**_identity(task), "input sizes": sizes})
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the folder against a second writer; the lock dies with the process."""
@@ -136,36 +144,19 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _fill(
-    task: FileTask, folder: Path, identity: dict[str, Any], report: Callable[[str], None]
-) -> None:
-    plan = folder / PLAN
+def _fill(task: FileTask, folder: Path, report: Callable[[str], None]) -> None:
+    """Makes what is missing of a store, its index last."""
+    plan, identity = folder / PLAN, _identity(task)
     if plan.exists():
         _refuse_difference(folder, json.loads(plan.read_bytes()), identity)
     else:
         write_json(plan, identity)
     (folder / TOKENIZER).write_bytes(task.tokenizer.model)
 
-    progress = _Progress(task, [entry["bytes"] for entry in identity["inputs"]], report)
-    shards = []
-    for index, entry in enumerate(identity["inputs"]):
-        record = folder / f"shard-{index:05d}.json"
-        if record.exists():
-            shard = _read_record(record)
-            progress.kept(index)
-        else:
-            shard = write_shard(
-                folder,
-                record.stem,
-                entry["file"],
-                task.documents(index),
-                task.tokenizer.vocab_size,
-                len(task.sources),
-            )
-            write_json(record, vars(shard))
-            progress.made(index, shard)
-        shards.append(shard)
-
+    progress = _Progress(task, report)
+    shards = [
+        _shard(task, folder, index, name, progress) for index, name in enumerate(identity["inputs"])
+    ]
     write_index(
         folder,
         identity=identity,
@@ -174,21 +165,45 @@ def _fill(
         sources=task.sources,
         shards=shards,
     )
-    for file in (plan, *(folder / f"{shard.name}.json" for shard in shards)):
+    for file in (plan, *(_record(folder, index) for index in range(len(shards)))):
         file.unlink()
 
 
-def _read_record(record: Path) -> Shard:
-    entry = json.loads(record.read_bytes())
-    return Shard(**{**entry, "tokens_per_source": tuple(entry["tokens_per_source"])})
+def _record(folder: Path, index: int) -> Path:
+    return folder / f"shard-{index:05d}.json"
+
+
+def _shard(
+    task: FileTask, folder: Path, index: int, source_file: str, progress: "_Progress"
+) -> Shard:
+    """Returns a shard's entry, making the shard unless it was made from the same file before."""
+    record = _record(folder, index)
+    source_bytes = os.path.getsize(task.files[index])
+    if record.exists():
+        entry = json.loads(record.read_bytes())
+        if entry["source_bytes"] == source_bytes:
+            progress.kept(index)
+            return Shard(**{**entry, "tokens_per_source": tuple(entry["tokens_per_source"])})
+    shard = write_shard(
+        folder,
+        record.stem,
+        source_file,
+        source_bytes,
+        task.documents(index),
+        task.tokenizer.vocab_size,
+        len(task.sources),
+    )
+    write_json(record, vars(shard))
+    progress.made(index, shard)
+    return shard
 
 
 class _Progress:
     """A line after each file: rates of this run, time left by the bytes of the files to come."""
 
-    def __init__(self, task: FileTask, sizes: Sequence[int], report: Callable[[str], None]):
+    def __init__(self, task: FileTask, report: Callable[[str], None]):
         self._title = f"{task.name}/{task.split}"
-        self._sizes = sizes
+        self._sizes = [os.path.getsize(file) for file in task.files]
         self._report = report
         self._begin = time.monotonic()
         self._bytes = 0

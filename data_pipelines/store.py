@@ -38,6 +38,7 @@ class Shard:
     Attributes:
       name: the stem of its files.
       source_file: the input file it was made from, relative to the input's folder.
+      source_bytes: that file's size.
       tokens: number of tokens.
       documents: number of documents.
       tokens_per_source: tokens of each source, in the order of the store's sources.
@@ -46,6 +47,7 @@ class Shard:
 
     name: str
     source_file: str
+    source_bytes: int
     tokens: int
     documents: int
     tokens_per_source: tuple[int, ...]
@@ -61,6 +63,7 @@ def write_shard(
     directory: Path,
     name: str,
     source_file: str,
+    source_bytes: int,
     documents: Iterable[tuple[np.ndarray, int]],
     vocab_size: int,
     sources: int,
@@ -70,7 +73,8 @@ def write_shard(
     Args:
       directory: the store's folder.
       name: the shard's name, `shard-00000`.
-      source_file: recorded in the entry.
+      source_file: recorded in the entry, as is its size `source_bytes`.
+      source_bytes: see there.
       documents: (token ids [n], any integer dtype; source id) of each document, in order.
       vocab_size: ids must be below it.
       sources: number of sources; source ids must be below it.
@@ -109,7 +113,15 @@ def write_shard(
         ("sources", np.array(source_ids, SOURCE_DTYPE)),
     ):
         digests[suffix] = _write(directory / f"{name}.{suffix}", [array.tobytes()])
-    return Shard(name, source_file, total, len(ends), tuple(per_source), digests)
+    return Shard(
+        name=name,
+        source_file=source_file,
+        source_bytes=source_bytes,
+        tokens=total,
+        documents=len(ends),
+        tokens_per_source=tuple(per_source),
+        sha256=digests,
+    )
 
 
 def _write(path: Path, pieces: Iterable[bytes]) -> str:

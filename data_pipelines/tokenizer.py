@@ -42,7 +42,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     try:
         model = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+        raise UserError(
+            f"cannot read the tokenizer {path}: {error.strerror}; give a SentencePiece model"
+        ) from error
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
@@ -80,10 +82,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
             f"vocab_size={vocab_size} leaves no room beside {BYTE_PIECES} bytes and "
             f"{SPECIAL_PIECES} special pieces: give at least 512"
         )
+    # Read to the end first: the trainer would bury an error of the iterator in its own.
+    sentences = list(texts)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,

@@ -1,0 +1,258 @@
+"""The seqio tasks and mixtures; the only module that imports seqio and TensorFlow.
+
+For each corpus: `{corpus}` (all of it, in file order), `{corpus}_{set}` for each set, and the
+mixtures `{corpus}_natural` and, for SlimPajama, `slimpajama_no_github` (the paper's data). A
+mixture here is one task over the sets it holds, in the order of the files: one pass over the input,
+and the shares are those of the text itself. `register` points a corpus at another folder.
+
+A task gives for each document `targets` (its pieces and the end-of-text id, int32 [n]) and
+`source_ids` (its set, int32 []).
+"""
+
+import difflib
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.sources import (
+    CORPORA,
+    EMBEDDED_SHAKESPEARE,
+    SHAKESPEARE,
+    SLIMPAJAMA,
+    SPLIT_GLOBS,
+    Corpus,
+    list_files,
+    read_documents,
+)
+from data_pipelines.store import TOKENIZER
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from prts_jax.errors import UserError
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Sends what native code writes to standard error nowhere; exceptions pass as ever.
+
+    TensorFlow reports on its build while it is imported, before any log level is heard, and
+    SentencePiece on each model.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with _silent_libraries():
+    import seqio
+    import tensorflow as tf
+
+    # TensorFlow would take all of an accelerator's memory, and tokenizing has no use for it.
+    tf.config.set_visible_devices([], "GPU")
+# seqio warns of every vocabulary without a padding id, which Llama's is.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class CorpusSource(seqio.FileDataSource):
+    """Documents of chosen sets of a corpus, as {"targets": text, "source_ids": id}.
+
+    Attributes:
+      sources: the corpus's set names, chosen or not, so that an id means the same in every task.
+      failure: the error that ended the last reading; TensorFlow would pass on only its text.
+    """
+
+    def __init__(self, corpus: Corpus, directory: str | os.PathLike[str], sets: Sequence[str]):
+        self.sources = tuple(corpus.sets.values())
+        self.failure: UserError | None = None
+        self._directory = directory
+        self._chosen = {corpus.sets[short_name] for short_name in sets}
+        super().__init__(self._dataset, split_to_filepattern=SPLIT_GLOBS)
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Returns the split's files in order."""
+        return list_files(self._directory, split)
+
+    def _dataset(self, file: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_generator(
+            self._rows,
+            args=(file,),
+            output_signature={
+                "targets": tf.TensorSpec((), tf.string),
+                "source_ids": tf.TensorSpec((), tf.int32),
+            },
+        )
+
+    def _rows(self, file: bytes) -> Iterator[dict[str, object]]:
+        path = file.decode()
+        try:
+            for document in read_documents(path):
+                if document.set_name not in self.sources:
+                    raise UserError(
+                        f"unknown set {document.set_name!r}: {path}; known are "
+                        f"{', '.join(self.sources)}"
+                    )
+                if document.set_name in self._chosen:
+                    yield {
+                        "targets": document.text.encode(),
+                        "source_ids": self.sources.index(document.set_name),
+                    }
+        except UserError as error:
+            self.failure = error
+            raise
+
+
+def register(
+    corpus: Corpus, directory: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
+) -> None:
+    """Registers a corpus's tasks and mixtures, in place of those that there are.
+
+    Args:
+      corpus: which.
+      directory: the folder that holds train/ and validation/.
+      tokenizer: a SentencePiece model; read when a task is first used.
+    """
+    everything = list(corpus.sets)
+    tasks = {corpus.name: everything}
+    tasks |= {f"{corpus.name}_{short_name}": [short_name] for short_name in everything}
+    mixtures = {f"{corpus.name}_natural": corpus.name}
+    if corpus is SLIMPAJAMA:
+        tasks["slimpajama_all_but_github"] = [name for name in everything if name != "github"]
+        mixtures["slimpajama_no_github"] = "slimpajama_all_but_github"
+
+    vocabulary = LoadedOnce(os.fspath(tokenizer))
+    for name, sets in tasks.items():
+        seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.add(
+            name,
+            source=CorpusSource(corpus, directory, sets),
+            preprocessors=[_tokenize, seqio.preprocessors.append_eos],
+            output_features={"targets": seqio.Feature(vocabulary, add_eos=True)},
+        )
+    for name, task in mixtures.items():
+        seqio.MixtureRegistry.remove(name)
+        seqio.MixtureRegistry.add(name, [(task, 1.0)])
+
+
+def _tokenize(
+    dataset: tf.data.Dataset, output_features: seqio.preprocessors.OutputFeaturesType
+) -> tf.data.Dataset:
+    return seqio.preprocessors.tokenize(dataset, output_features, copy_pretokenized=False)
+
+
+class LoadedOnce(seqio.SentencePieceVocabulary):
+    """Keeps the tokenizer that runs in tf.data; seqio's own builds one for every data set.
+
+    Lifted out of the function being traced, one serves all files, at twice the speed.
+    """
+
+    @functools.cached_property
+    def tf_tokenizer(self) -> Any:
+        """The `tensorflow_text.SentencepieceTokenizer` of this model."""
+        with tf.init_scope(), _silent_libraries():
+            return super().tf_tokenizer
+
+
+class SeqioFileTask:
+    """One split of a seqio task as `cache.FileTask`: its documents file by file, in order.
+
+    Any task will do whose source is a `seqio.FileDataSource` and whose `targets` come from a
+    SentencePiece vocabulary. Documents of a foreign one all belong to one source, of its name.
+    """
+
+    def __init__(self, name: str, split: str, task: seqio.Task):
+        vocabulary = task.output_features["targets"].vocabulary
+        self.name = name
+        self.split = split
+        self.sources = getattr(task.source, "sources", (task.name,))
+        self.files = [os.fspath(file) for file in task.source.list_shards(split)]
+        self.tokenizer: Tokenizer = load_tokenizer(vocabulary.sentencepiece_model_file)
+        self._task = task
+
+    def documents(self, index: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Yields (token ids int32 [n], source id) of file `index`'s documents, in order.
+
+        Raises:
+          UserError: as `sources.read_documents`; a set that the corpus does not know.
+        """
+        dataset = self._task.get_dataset(
+            split=self.split,
+            shuffle=False,
+            shard_info=seqio.ShardInfo(index=index, num_shards=len(self.files)),
+            try_in_mem_cache=False,
+        )
+        try:
+            for example in dataset.as_numpy_iterator():
+                yield example["targets"], int(example.get("source_ids", 0))
+        except tf.errors.OpError as error:
+            raise getattr(self._task.source, "failure", None) or error from None
+
+
+def open_task(
+    name: str,
+    split: str,
+    directory: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+) -> SeqioFileTask:
+    """Returns a registered task, or a mixture of one, for caching.
+
+    Args:
+      name: in seqio's registries.
+      split: `train` or `validation`.
+      directory: where the corpus lies; by default the embedded one, or `slimpajama` here.
+      tokenizer: a SentencePiece model; by default `tokenizer.model` in the corpus's folder, and
+        for Shakespeare the embedded one if there is none.
+
+    Raises:
+      UserError: an unknown name (the nearest is named), a mixture of several tasks, a missing
+        folder or tokenizer.
+    """
+    if directory is not None or tokenizer is not None:
+        _point_at(name, directory, tokenizer)
+    provider = _find(name)
+    if isinstance(provider, seqio.Mixture):
+        tasks = provider.tasks
+        if len(tasks) != 1:
+            raise UserError(f"mixture {name} has {len(tasks)} tasks: cache each of them by itself")
+        provider = tasks[0]
+    return SeqioFileTask(name, split, provider)
+
+
+def _find(name: str) -> seqio.Task | seqio.Mixture:
+    try:
+        return seqio.get_mixture_or_task(name)
+    except ValueError as error:
+        known = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise UserError(f"no task {name!r}: the nearest is {nearest!r}") from error
+
+
+def _point_at(
+    name: str,
+    directory: str | os.PathLike[str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+) -> None:
+    """Registers the corpus of a task anew, with what is given in place of its home."""
+    _find(name)
+    for corpus in CORPORA:
+        if name == corpus.name or name.startswith(f"{corpus.name}_"):
+            folder = Path(directory or HOMES[corpus.name])
+            beside, shipped = folder / TOKENIZER, HOMES[corpus.name] / TOKENIZER
+            default = shipped if shipped.exists() and not beside.exists() else beside
+            register(corpus, folder, tokenizer or default)
+            return
+    raise UserError(f"task {name!r} has its own input and tokenizer: leave both out")
+
+
+HOMES = {SHAKESPEARE.name: EMBEDDED_SHAKESPEARE, SLIMPAJAMA.name: Path("slimpajama")}
+for _corpus in CORPORA:
+    register(_corpus, HOMES[_corpus.name], HOMES[_corpus.name] / TOKENIZER)

