@@ -323,7 +323,12 @@ def _check_numbers(config: RunConfig) -> None:
 
 
 def _check_combinations(config: RunConfig) -> None:
-    schedule, init = config.schedule, config.init
+    schedule, init, compute = config.schedule, config.init, config.compute
+    if compute.attention in ("splash", "cudnn") and compute.dtype != "bfloat16":
+        raise UserError(
+            f"config.compute.attention: {compute.attention} computes in bfloat16, and "
+            f"config.compute.dtype is {compute.dtype}; choose 'auto' or 'xla'"
+        )
     if config.data.batch % config.train.accumulation:
         raise UserError(
             f"config.train.accumulation: {config.train.accumulation} does not divide "

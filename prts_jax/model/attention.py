@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from prts_jax.errors import UserError
 from prts_jax.mesh import partition_spec
+
+SPLASH_BLOCKS = (512, 256, 128)
+"""Tiles of the splash kernels, best first: a length takes the first that divides it."""
 
 
 def causal_attention(
@@ -32,10 +36,13 @@ def causal_attention(
 
     Returns:
       [B, H, S, D] in the dtype of `q`.
+
+    Raises:
+      UserError: "splash" for a length that it cannot tile.
     """
     if implementation == "auto":
         float32 = q_BxHxSxD.dtype == jnp.float32
-        tileable = q_BxHxSxD.shape[2] % 128 == 0 and not float32
+        tileable = q_BxHxSxD.shape[2] % SPLASH_BLOCKS[-1] == 0 and not float32
         implementation = "splash" if jax.default_backend() == "tpu" and tileable else "xla"
     if implementation == "splash":
         return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
@@ -75,7 +82,12 @@ def _splash(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) ->
     groups = k_BxKxSxD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     tensor = 1 if mesh.empty else mesh.shape["tensor"]
-    block = min(512, length)
+    block = next((size for size in SPLASH_BLOCKS if length % size == 0), 0)
+    if not block:
+        raise UserError(
+            f"config.compute.attention: splash takes lengths that are multiples of 128, not "
+            f"{length}; choose another length, or 'auto'"
+        )
     sizes = splash_attention_kernel.BlockSizes(
         block_q=block,
         block_kv=block,

@@ -1,0 +1,148 @@
+"""Every implementation of attention against NumPy loops over heads and positions.
+
+The splash kernels are computed by Pallas' interpreter here and compiled for TPUs in
+test_compiled_for_tpu.py. cuDNN's attention needs a GPU: here its arguments are checked, and that it
+lowers to cuDNN's forward and backward calls.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prts_jax.errors import UserError
+from prts_jax.model.attention import causal_attention
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+Arrays = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def queries_keys_values(
+    heads: int, kv_heads: int, length: int, head_dim: int, batch: int = 2
+) -> Arrays:
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(batch, n, length, head_dim)), jnp.float32)
+        for n in (heads, kv_heads, kv_heads)
+    )
+    return 2 * q, k, v  # sharper than N(0, 1), so that a wrong scale shows
+
+
+def reference_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """float64, one head and position at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    batch, heads, length, head_dim = q.shape
+    group = heads // k.shape[1]
+    out = np.zeros(q.shape)
+    for b, h, s in np.ndindex(batch, heads, length):
+        seen = slice(0, s + 1)
+        scores = k[b, h // group, seen] @ q[b, h, s] / np.sqrt(head_dim)
+        weights = np.exp(scores - scores.max())
+        out[b, h, s] = weights / weights.sum() @ v[b, h // group, seen]
+    return out
+
+
+def out_and_grads(implementation: str, qkv: Arrays) -> tuple[jax.Array, Arrays]:
+    weights = jax.random.normal(jax.random.key(9), qkv[0].shape)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = causal_attention(q, k, v, implementation, HIGHEST)
+        return jnp.vdot(out, weights), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+    return out, grads
+
+
+@pytest.fixture
+def interpreted_splash(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+
+    make = functools.partial(kernel.make_splash_mqa_single_device, interpret=True)
+    monkeypatch.setattr(kernel, "make_splash_mqa_single_device", make)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
+def test_xla_equals_numpy(heads: int, kv_heads: int) -> None:
+    qkv = queries_keys_values(heads, kv_heads, length=17, head_dim=8)
+    out = causal_attention(*qkv, "xla", HIGHEST)
+    np.testing.assert_allclose(out, reference_attention(*qkv), rtol=1e-5, atol=1e-6)
+
+
+def test_auto_is_xla_on_a_cpu() -> None:
+    qkv = queries_keys_values(heads=4, kv_heads=2, length=128, head_dim=8)
+    auto = causal_attention(*qkv, "auto", HIGHEST)
+    np.testing.assert_array_equal(auto, causal_attention(*qkv, "xla", HIGHEST))
+
+
+def test_the_softmax_of_bfloat16_queries_is_float32() -> None:
+    """128 nearly equal weights: a bfloat16 sum of them would be off by about a percent."""
+    q, k, v = queries_keys_values(heads=2, kv_heads=1, length=128, head_dim=8)
+    low = tuple(x.astype(jnp.bfloat16) for x in (0.01 * q, k, jnp.ones_like(v)))
+    out = causal_attention(*low, "xla", jax.lax.Precision.DEFAULT)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), 1, atol=2**-8)
+
+
+@pytest.mark.usefixtures("interpreted_splash")
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (2, 1)])
+def test_splash_equals_numpy(heads: int, kv_heads: int, head_dim: int) -> None:
+    qkv = queries_keys_values(heads, kv_heads, length=128, head_dim=head_dim)
+    out = causal_attention(*qkv, "splash", HIGHEST)
+    np.testing.assert_allclose(out, reference_attention(*qkv), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("interpreted_splash")
+@pytest.mark.parametrize("length", [256, 384, 640, 1024])
+def test_splash_and_its_gradients_equal_xla_for_every_tile(length: int) -> None:
+    qkv = queries_keys_values(heads=2, kv_heads=1, length=length, head_dim=64, batch=1)
+    out, grads = out_and_grads("splash", qkv)
+    xla_out, xla_grads = out_and_grads("xla", qkv)
+    np.testing.assert_allclose(out, xla_out, rtol=1e-4, atol=1e-5)
+    for grad, xla_grad in zip(grads, xla_grads, strict=True):
+        np.testing.assert_allclose(grad, xla_grad, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("length", [64, 200])
+def test_splash_refuses_lengths_that_it_cannot_tile(length: int) -> None:
+    qkv = queries_keys_values(heads=2, kv_heads=1, length=length, head_dim=64)
+    with pytest.raises(UserError, match=rf"config\.compute\.attention: .*not {length};"):
+        causal_attention(*qkv, "splash", HIGHEST)
+
+
+def test_what_cudnn_is_given_means_causal_grouped_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """jax computes the same call in XLA instead."""
+    original: Callable[..., jax.Array] = jax.nn.dot_product_attention
+    asked = []
+
+    def computed_by_xla(*args: jax.Array, implementation: str, is_causal: bool) -> jax.Array:
+        asked.append(implementation)
+        return original(*args, implementation="xla", is_causal=is_causal)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", computed_by_xla)
+    qkv = queries_keys_values(heads=6, kv_heads=2, length=17, head_dim=8)
+    out = causal_attention(*qkv, "cudnn", HIGHEST)
+    assert asked == ["cudnn"]
+    np.testing.assert_allclose(out, reference_attention(*qkv), rtol=1e-4, atol=1e-5)
+
+
+def test_cudnn_lowers_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a machine without a GPU goes: jax checks the shapes and emits cuDNN's calls."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return causal_attention(q, k, v, "cudnn", HIGHEST).astype(jnp.float32).sum()
+
+    q, k = (jax.ShapeDtypeStruct((2, heads, 256, 64), jnp.bfloat16) for heads in (4, 2))
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
+    module = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert module.count("@__cudnn$fmhaSoftmax(") == 1
+    assert module.count("@__cudnn$fmhaSoftmaxBackward(") == 1
