@@ -1,5 +1,6 @@
 """Which of the runs is the base of which, and which one the others are compared with."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,9 +31,15 @@ def find_bases(runs: Sequence[Run]) -> dict[str, Run]:
 def _names(run: Run, other: Run) -> bool:
     """Whether `run`'s config starts it from a checkpoint in `other`'s workdir."""
     init = run.config.get("init", {})
-    source = (init.get("grow_from") or init.get("start_from") or "").rstrip("/")
-    workdir = other.workdir.rstrip("/")
+    named = init.get("grow_from") or init.get("start_from")
+    if not named:
+        return False
+    source, workdir = _absolute(named), _absolute(other.workdir)
     return source == workdir or source.startswith((f"{workdir}/", f"{workdir}@"))
+
+
+def _absolute(path: str) -> str:
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
 
 
 def _passes_through_start(run: Run, other: Run) -> bool:

@@ -103,17 +103,31 @@ def draw_all(comparison: Comparison) -> dict[str, bytes]:
     with rc_context(STYLE):
         figures = {
             "loss_over_flops.png": over_flops(comparison),
-            "loss_over_tokens.png": _loss_over(comparison, TOKENS),
-            "loss_over_time.png": _loss_over(comparison, TIME),
+            "loss_over_tokens.png": loss_over(comparison, TOKENS),
+            "loss_over_time.png": loss_over(comparison, TIME),
         }
         if comparison.sources():
             figures["loss_by_source.png"] = by_source(comparison)
         return {name: _png(figure) for name, figure in figures.items()}
 
 
+def loss_over(comparison: Comparison, axis: Axis) -> Figure:
+    """Draws validation loss (training loss where no run has any) over `axis`."""
+    key, name = _loss_key(comparison)
+    figure = _figure(HEIGHT_PIXELS)
+    axes = figure.subplots()
+    _draw_runs(axes, comparison, axis, key, growth=True)
+    _, unit = axis.unit(_largest(comparison, axis))
+    axes.set_xlabel(f"{axis.name}, ancestors' included ({unit})")
+    axes.set_ylabel(f"{name} loss (nats / token)")
+    axes.set_title(f"{name.capitalize()} loss over {axis.name}")
+    axes.legend(loc="upper right")
+    return figure
+
+
 def over_flops(comparison: Comparison) -> Figure:
     """Draws loss over total FLOPs, with the growth points and the speed-up at equal loss."""
-    figure = _loss_over(comparison, FLOPS)
+    figure = loss_over(comparison, FLOPS)
     level = best_level(comparison)
     if level is not None:
         axes = figure.axes[0]
@@ -131,7 +145,7 @@ def by_source(comparison: Comparison) -> Figure:
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
     for panel, source in zip(panels.flat, sources, strict=False):
         _draw_runs(panel, comparison, FLOPS, f"{SOURCE}{source}", growth=False)
-        panel.set_title(source, fontsize=11.5)
+        panel.set_title(source, loc="left", fontsize=11.5)
     for panel in panels.flat[len(sources) :]:
         panel.set_visible(False)
     for row in panels:
@@ -166,19 +180,6 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
-
-
-def _loss_over(comparison: Comparison, axis: Axis) -> Figure:
-    key, name = _loss_key(comparison)
-    figure = _figure(HEIGHT_PIXELS)
-    axes = figure.subplots()
-    _draw_runs(axes, comparison, axis, key, growth=True)
-    _, unit = axis.unit(_largest(comparison, axis))
-    axes.set_xlabel(f"{axis.name}, ancestors' included ({unit})")
-    axes.set_ylabel(f"{name} loss (nats / token)")
-    axes.set_title(f"{name.capitalize()} loss over {axis.name}")
-    axes.legend(loc="upper right")
-    return figure
 
 
 def _loss_key(comparison: Comparison) -> tuple[str, str]:

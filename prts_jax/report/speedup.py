@@ -107,7 +107,7 @@ def compare(run: Run, baseline: Run) -> list[Level]:
         levels.append(("the lowest of both", float(run_losses.min())))
     end = float(flops[-1])
     for share in reversed(SHARES):
-        so_far = float(losses[: int(np.searchsorted(flops, share * end, side="right"))].min())
+        so_far = float(losses[flops <= share * end].min(initial=losses[0]))
         if levels[-1][1] < so_far < losses[0]:
             levels.append((f"the baseline's at {share:.0%} of its FLOPs", so_far))
     return [_level(run, baseline, at, loss) for at, loss in levels]

@@ -1,0 +1,84 @@
+import json
+
+from prts_jax.report.comparison import as_json, compare
+from prts_jax.report.runs import read_runs
+from tests.report.synthetic import SOURCES, power_law, write_family, write_run
+
+LOSS = power_law(8.0, 2.5, 1e10)
+
+
+def family(tmp_path):
+    return compare(read_runs([str(path) for path in write_family(tmp_path)]))
+
+
+def test_only_runs_that_are_no_bases_are_measured(tmp_path):
+    comparison = family(tmp_path)
+    assert list(comparison.levels) == ["grown"]
+    assert comparison.notes == []
+
+
+def test_the_speedup_is_the_formulas(tmp_path):
+    comparison = family(tmp_path)
+    [primary, *_] = comparison.levels["grown"]
+    # The baseline ends at 2.6e12 FLOPs. The grown run's own FLOPs to the same loss solve
+    # 2.6 + 2 (1 + f / 4e10)^-0.35 = 2.6 + 5.4 (1 + 260)^-0.35; the base took 6e11.
+    own = 4e10 * (261 * (5.4 / 2.0) ** (-1 / 0.35) - 1)
+    # Straight lines between evaluations 1e11 apart lie a little above the curve.
+    assert abs(primary.speedup - (2.6e12 / (6e11 + own) - 1)) < 0.01
+
+
+def test_sources_are_the_validation_sets_of_all_runs(tmp_path):
+    assert family(tmp_path).sources() == sorted(SOURCES)
+
+
+def test_configs_are_compared_key_by_key(tmp_path):
+    differences = family(tmp_path).config_differences()
+    assert differences == {
+        "init.grow_from": ["", str(tmp_path / "base"), ""],
+        "model.layers": [3, 12, 12],
+        "train.steps": [1500, 2000, 2600],
+    }
+
+
+def test_notes_say_what_is_missing(tmp_path):
+    _, grown, baseline = write_family(tmp_path)
+    (baseline / "DONE").unlink()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text("{}")
+    notes = compare(read_runs([str(grown), str(baseline), str(tmp_path / "new")])).notes
+    assert notes == [
+        "The time of grown leaves out what its base took: the base is not among the runs.",
+        "scratch has not finished (running); its figures are as of now.",
+        "new has no metrics yet.",
+        "new has not finished (running); its figures are as of now.",
+    ]
+
+
+def test_a_note_asks_for_the_baseline_where_it_is_not_clear(tmp_path):
+    runs = read_runs([str(write_run(tmp_path / name, LOSS, steps=100)) for name in ("a", "b")])
+    [note] = compare(runs).notes
+    assert "name it by --baseline" in note
+    assert compare(runs, baseline="a").notes == []
+
+
+def test_json_holds_no_nan(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100)
+    with (workdir / "metrics.jsonl").open("a") as metrics:
+        row = {"step": 110, "stage_step": 110, "tokens": 1, "flops": 1.0, "loss": float("nan")}
+        metrics.write(json.dumps(row) + "\n")
+    comparison = compare(read_runs([str(workdir)]))
+    assert comparison.notes == ["run has diverged: its newest training loss is not a number."]
+    [run] = json.loads(json.dumps(as_json(comparison), allow_nan=False))["runs"]
+    assert run["loss"] is None
+    assert run["validation_loss"] == LOSS(1e11)
+
+
+def test_json_tells_a_run_from_its_ancestors(tmp_path):
+    made = as_json(family(tmp_path))
+    base, grown, scratch = made["runs"]
+    assert grown["base"] == "base"
+    assert grown["ancestors"] == {key: base[key] for key in ("tokens", "flops", "flops_6nd")}
+    assert scratch["ancestors"] == {"tokens": 0, "flops": 0, "flops_6nd": 0}
+    assert made["speedup"]["baseline"] == "scratch"
+    assert grown["speedup"] == made["speedup"]["levels"][0]["speedup"]
+    assert set(grown["per_source"]) == set(SOURCES)

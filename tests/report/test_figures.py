@@ -1,0 +1,105 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from prts_jax.report import figures
+from prts_jax.report.comparison import compare
+from prts_jax.report.runs import read_runs
+from tests.report.synthetic import power_law, write_family, write_run
+
+LOSS = power_law(8.0, 2.5, 1e10)
+
+
+@pytest.fixture
+def family(tmp_path):
+    return compare(read_runs([str(path) for path in write_family(tmp_path)]))
+
+
+def lines_by_label(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_pictures_are_as_wide_as_a_readme(family):
+    pictures = figures.draw_all(family)
+    assert list(pictures) == [
+        "loss_over_flops.png",
+        "loss_over_tokens.png",
+        "loss_over_time.png",
+        "loss_by_source.png",
+    ]
+    for png in pictures.values():
+        assert imread(io.BytesIO(png)).shape[1] == 1000
+
+
+def test_the_grown_curve_begins_where_its_base_ends(family):
+    lines = lines_by_label(figures.over_flops(family).axes[0])
+    base, grown = lines["base (3L128H)"], lines["grown (12L128H)"]
+    assert base.get_xdata()[-1] == grown.get_xdata()[0] == pytest.approx(0.6)
+    assert base.get_color() == grown.get_color()
+    assert lines["scratch (12L128H)"].get_color() == figures.BASELINE_COLOUR
+
+
+def test_the_arrow_spans_the_flops_at_equal_loss(family):
+    level = figures.best_level(family)
+    texts = figures.over_flops(family).axes[0].texts
+    [arrow] = [text for text in texts if getattr(text, "arrow_patch", None) is not None]
+    assert arrow.xy == (level.flops_run / 1e12, level.loss)
+    assert arrow.xyann == (level.flops_baseline / 1e12, level.loss)
+    assert any(f"{100 * level.speedup:+.1f}% speed-up" in text.get_text() for text in texts)
+
+
+def test_where_the_best_loss_is_not_reached_the_common_one_is_shown(tmp_path):
+    scratch = write_run(tmp_path / "scratch", LOSS)
+    grown = write_run(tmp_path / "grown", LOSS, steps=300, init__grow_from="elsewhere")
+    level = figures.best_level(compare(read_runs([str(scratch), str(grown)])))
+    assert level.at == "the lowest of both"
+    assert level.speedup == pytest.approx(0)
+
+
+def test_time_counts_the_bases(family):
+    over_time = figures.loss_over(family, figures.TIME)
+    grown = lines_by_label(over_time.axes[0])["grown (12L128H)"]
+    # The base took 60 s, the grown run 200 s.
+    np.testing.assert_allclose(grown.get_xdata()[[0, -1]], [60 / 60, 260 / 60])
+
+
+def test_the_first_steps_do_not_squeeze_the_rest(family):
+    low, high = figures.over_flops(family).axes[0].get_ylim()
+    assert high < 5 < 8.0
+    assert low < min(run.last("validation_loss") for run in family.runs)
+
+
+def test_every_source_has_a_panel(family):
+    panels = figures.by_source(family).axes
+    assert [panel.get_title(loc="left") for panel in panels] == family.sources()
+
+
+def test_training_loss_stands_in_where_nothing_was_validated(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if not k.startswith("validation")} for row in rows]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    comparison = compare(read_runs([str(workdir)]))
+    axes = figures.over_flops(comparison).axes[0]
+    assert axes.get_ylabel() == "training loss (nats / token)"
+    assert len(axes.get_lines()[0].get_xdata()) == 10
+    assert "loss_by_source.png" not in figures.draw_all(comparison)
+
+
+def test_a_run_of_one_evaluation_can_be_drawn(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=0)
+    assert figures.draw_all(compare(read_runs([str(workdir)])))
+
+
+def test_more_runs_than_colours_can_be_drawn(tmp_path):
+    names = [f"run{i}" for i in range(len(figures.COLOURS) + 2)]
+    runs = read_runs([str(write_run(tmp_path / name, LOSS, steps=100)) for name in names])
+    assert figures.draw_all(compare(runs))
+
+
+def test_without_metrics_there_is_no_picture(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert figures.draw_all(compare(read_runs([str(tmp_path)]))) == {}

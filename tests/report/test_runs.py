@@ -1,0 +1,127 @@
+import json
+import os
+
+import pytest
+
+from prts_jax.errors import UserError
+from prts_jax.report.runs import read_run, read_runs, split_label
+from tests.report.synthetic import power_law, write_run
+
+LOSS = power_law(8.0, 2.5, 1e10)
+
+
+def test_a_finished_run_is_read_whole(tmp_path):
+    workdir = write_run(tmp_path / "scratch", LOSS, steps=200)
+    run = read_run(str(workdir), "scratch")
+    assert run.state == "finished"
+    assert run.shape() == "12L128H"
+    assert run.last("step") == 200
+    assert run.last("validation_loss") == LOSS(200 * 1e9)
+    assert run.tokens_per_second() == pytest.approx(1e4)
+    x, y = run.curve("flops", "validation_loss")
+    assert x.tolist() == [0, 1e11, 2e11]
+    assert y.tolist() == [LOSS(0), LOSS(1e11), LOSS(2e11)]
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+    workdir = write_run(tmp_path / "going", LOSS, steps=100, done=False)
+    metrics = workdir / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step": 110, "los')
+    assert read_run(str(workdir), "going").last("step") == 100
+
+
+def test_segments_on_object_storage_are_one_curve(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=200)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "metrics").mkdir()
+    (workdir / "metrics" / "000000.jsonl").write_text("".join(lines[:7]))
+    (workdir / "metrics" / "000070.jsonl").write_text("".join(lines[7:]))
+    assert [row["step"] for row in read_run(str(workdir), "run").rows] == list(range(0, 201, 10))
+
+
+def test_a_silent_run_has_stopped(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100, done=False, train__steps=400)
+    os.utime(workdir / "metrics.jsonl", (1000, 1000))
+    assert read_run(str(workdir), "run", now=1100).state == "running"
+    assert read_run(str(workdir), "run", now=1200).state == "stopped"
+    assert read_run(str(workdir), "run", now=1200).progress() == 0.25
+
+
+def test_a_run_with_long_pauses_may_be_silent_for_longer(tmp_path):
+    slow = write_run(tmp_path / "slow", LOSS, steps=100, done=False, flops_per_token=1e8)
+    os.utime(slow / "metrics.jsonl", (1000, 1000))
+    # A line every 10 steps of 10 s.
+    assert read_run(str(slow), "slow", now=1290).state == "running"
+    assert read_run(str(slow), "slow", now=1310).state == "stopped"
+
+
+def test_a_run_without_metrics_yet_is_a_run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"layers": 2, "embed": 64}}))
+    run = read_run(str(tmp_path), "new")
+    assert (run.rows, run.state, run.shape()) == ([], "running", "2L64H")
+
+
+def test_a_run_that_starts_afresh_inherits_nothing(tmp_path):
+    run = read_run(str(write_run(tmp_path / "scratch", LOSS, steps=100)), "scratch")
+    assert run.inherited("flops") == 0
+    assert not run.grew()
+
+
+def test_a_run_without_a_line_at_its_start_inherits_nothing(tmp_path):
+    workdir = write_run(tmp_path / "scratch", LOSS, steps=100)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[1:]))
+    assert read_run(str(workdir), "scratch").inherited("flops") == 0
+
+
+def test_a_run_that_started_from_a_grown_checkpoint_grew(tmp_path):
+    start = {"tokens": 5000, "flops": 3e11, "flops_6nd": 2e11}
+    run = read_run(str(write_run(tmp_path / "grown", LOSS, steps=100, start=start)), "grown")
+    assert run.inherited("flops") == 3e11
+    assert run.grew()
+
+
+def test_a_name_may_be_given_with_the_directory(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100)
+    runs = read_runs([f"four times={workdir}", str(workdir)])
+    assert [run.label for run in runs] == ["four times", "run"]
+
+
+def test_a_directory_with_an_equals_sign_in_its_name_is_a_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "peak=1e-3", LOSS, steps=100)
+    assert split_label("peak=1e-3") == ("peak=1e-3", "peak=1e-3")
+    assert split_label("runs/peak=1e-3") == ("peak=1e-3", "runs/peak=1e-3")
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path):
+    first, second = (write_run(tmp_path / a / "run", LOSS, steps=100) for a in "ab")
+    with pytest.raises(UserError, match="another run is called 'run' too; name them apart"):
+        read_runs([str(first), str(second)])
+
+
+def test_a_missing_workdir_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such directory; name the workdir"):
+        read_run(str(tmp_path / "nowhere"), "nowhere")
+
+
+def test_a_directory_that_is_no_workdir_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"neither config\.json nor metrics"):
+        read_run(str(tmp_path), "folder")
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100)
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([lines[0], "\x00\x00\n", *lines[1:]]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no JSON"):
+        read_run(str(workdir), "run")
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100)
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: is no JSON"):
+        read_run(str(workdir), "run")

@@ -1,0 +1,95 @@
+import pytest
+
+from prts_jax.report import table
+from prts_jax.report.comparison import compare
+from prts_jax.report.runs import read_runs
+from tests.report.synthetic import power_law, write_family, write_run
+
+LOSS = power_law(8.0, 2.5, 1e10)
+
+
+def cells(made):
+    """Rows by their first cell, each as a dictionary by column."""
+    return {row[0]: dict(zip(made.header, row, strict=True)) for row in made.rows}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1.0, "1.000e0"), (1.2345e18, "1.234e18"), (9.9996e20, "1.000e21"), (None, "–")],
+)
+def test_flops_have_four_digits(value, text):
+    assert table.flops(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (812, "812"),
+        (2_097_152, "2.10M"),
+        (10_485_760_000, "10.5B"),
+        (627e9, "627B"),
+        (999_900, "1.00M"),
+        (1.2e12, "1.20T"),
+        (None, "–"),
+    ],
+)
+def test_quantities_have_three_digits_and_a_unit(value, text):
+    assert table.quantity(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(42.4, "42 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_durations_are_read_aloud(seconds, text):
+    assert table.duration(seconds) == text
+
+
+def test_columns_line_up():
+    made = table.Table("A title.", ("run", "loss"), [("base", "3.1"), ("grown run", "2.95")])
+    assert table.render(made).splitlines() == [
+        "A title.",
+        "run        loss",
+        "───────────────",
+        "base        3.1",
+        "grown run  2.95",
+    ]
+
+
+def test_the_run_table_says_what_was_inherited(tmp_path):
+    rows = cells(table.run_table(compare(read_runs([str(p) for p in write_family(tmp_path)]))))
+    assert rows["base"]["of ancestors"] == "–"
+    assert rows["grown"]["of ancestors"] == rows["base"]["FLOPs"] == "6.000e11"
+    assert rows["grown"]["tokens"] == "3.50M"
+    assert rows["grown"]["model"] == "12L128H"
+    assert rows["scratch"]["speed-up"] == "baseline"
+    assert rows["grown"]["speed-up"].startswith("+")
+    assert rows["base"]["speed-up"] == "–"
+
+
+def test_a_run_that_is_not_there_yet_has_not_reached_the_loss(tmp_path):
+    scratch = write_run(tmp_path / "scratch", LOSS)
+    going = write_run(tmp_path / "going", LOSS, steps=100, done=False, init__grow_from="elsewhere")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text("{}")
+    runs = read_runs([str(scratch), str(going), str(tmp_path / "new")])
+    comparison = compare(runs, "scratch")
+    rows = cells(table.run_table(comparison))
+    assert rows["going"]["speed-up"] == "not reached"
+    assert rows["going"]["state"] == "running at 100%"
+    assert rows["new"]["state"] == "no metrics yet"
+    assert rows["new"]["val. loss"] == rows["new"]["FLOPs"] == "–"
+    [primary, common, *_] = table.speedup_table(comparison).rows
+    assert primary[4:] == ("not reached", "–", "–")
+    assert common[1] == "the lowest of both"
+
+
+def test_tables_without_content_are_left_out(tmp_path):
+    workdir = tmp_path / "new"
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    comparison = compare(read_runs([str(workdir)]))
+    assert table.speedup_table(comparison) is None
+    assert table.source_table(comparison) is None
+    assert table.config_table(comparison) is None
