@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import jax
@@ -48,7 +48,7 @@ def place(
     }
 
 
-def prefetch(make: Callable[[int], T], first: int, stop: int, ahead: int = 2) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], first: int, stop: int, ahead: int = 2) -> Generator[T]:
     """Yields make(first) … make(stop - 1), made in order by a thread that runs `ahead` of use.
 
     What `make` raises is raised where its result is asked for.

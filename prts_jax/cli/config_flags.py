@@ -60,7 +60,7 @@ def load(argv: Sequence[str]) -> config_lib.RunConfig:
         # absl prints what it makes of a bad value; the one line below says it instead.
         with contextlib.redirect_stderr(io.StringIO()):
             values(["prts", *argv], known_only=False)
-        loaded = values["config"].value
+        loaded = values.config
     except UserError:
         raise
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, ImportError) as error:

@@ -69,7 +69,7 @@ def make_evaluator(
 
     def evaluate(params: Any) -> Perplexity:
         sums = [eval_step(params, batch) for batch in prefetch(batch_at, 0, len(batches))]
-        losses, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+        losses, tokens = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
         return Perplexity(
             loss=float(losses.sum() / tokens.sum()),
             tokens=int(tokens.sum()),

@@ -130,7 +130,9 @@ class _Run:
             self.log = MetricsLog(workdir, restored, config.logging.tensorboard)
             resolved = to_dict(dataclasses.replace(config, model=start.model))
             write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
-        self.recorder = Recorder(self.log, self.terminal, mesh.devices, self.flops_per_token)
+        self.recorder = Recorder(
+            self.log, self.terminal, mesh.devices, self.flops_per_token, start.lineage.tokens
+        )
         self.terminal.say(
             f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
             f"{self.lineage.step}, mesh {dict(mesh.shape)}, {jax.process_count()} process(es)"

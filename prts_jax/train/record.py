@@ -26,6 +26,7 @@ class Recorder:
         terminal: TerminalLine,
         devices: np.ndarray,
         flops_per_token: int,
+        tokens: int,
     ) -> None:
         """Makes a recorder.
 
@@ -34,6 +35,7 @@ class Recorder:
           terminal: what the user sees.
           devices: of the mesh, for rates per device and MFU.
           flops_per_token: of training, see `prts_jax.model.counts`.
+          tokens: of the lineage before the first step.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -45,7 +47,7 @@ class Recorder:
         self._latest: StepMetrics | None = None
         kept = log.kept if log is not None else []
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
-        self._last_tokens: int | None = None
+        self._last_tokens = tokens
         self._clock = self._line_clock = time.perf_counter()
 
     def restart_clock(self) -> None:
@@ -100,11 +102,10 @@ class Recorder:
             line["learning_rate"] = float(self._latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
             seconds_per_step = elapsed / len(self._losses)
-            if self._last_tokens is not None:
-                rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
-                line["tokens_per_second_per_device"] = round(rate, 1)
-                if self._peak is not None:
-                    line["mfu"] = rate * self._flops_per_token / self._peak
+            rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
+            line["tokens_per_second_per_device"] = round(rate, 1)
+            if self._peak is not None:
+                line["mfu"] = rate * self._flops_per_token / self._peak
         line |= extra
         self._losses, self._last_tokens, self._line_clock = [], lineage.tokens, now
         if self._log is not None:

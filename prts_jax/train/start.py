@@ -36,6 +36,9 @@ FREE_TO_CHANGE = (
     # Where the stores lie; what they hold is compared by fingerprint.
     "data.train",
     "data.validation",
+    # Read at the beginning of a run, and never again.
+    "init.grow_from",
+    "init.start_from",
 )
 """Keys that a resume may change without being asked."""
 

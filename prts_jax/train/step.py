@@ -1,6 +1,5 @@
 """One optimizer step, jitted once for its shapes."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,8 +39,8 @@ def _micro_batches(batch: Batch, count: int) -> Batch:
 
 def make_train_step(
     model: ModelConfig, config: RunConfig, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """Returns the jitted step; the state is donated.
+) -> jax.stages.Wrapped:
+    """Returns the jitted step (state, batch) → (state, StepMetrics); the state is donated.
 
     The batch has tokens and targets [batch, length] int32 and loss_weights [batch, length]
     float32. The loss is the weighted mean over all tokens of the batch, also when it is
