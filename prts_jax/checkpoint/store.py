@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.digest import digests, first_difference
 from prts_jax.checkpoint.layout import LINEAGE, OPTIMIZER, PARAMS, read_lineage, resolve
 from prts_jax.checkpoint.lineage import Lineage
@@ -56,6 +57,7 @@ class Checkpoints:
         """Starts to save a checkpoint; every process calls it.
 
         Waits for an earlier save, and until the arrays are on the host; then they may be donated.
+        (On CPU Orbax writes from views of them, and JAX does not reuse a buffer under a view.)
 
         Args:
           step: the lineage's step; names the directory.
@@ -70,9 +72,7 @@ class Checkpoints:
         if step in self.steps():
             raise UserError(f"{self.path(step)}: exists already; a step is saved once")
         with _storage_errors(f"checkpoint {self.path(step)}: could not be written"):
-            self._checkpointer.save(
-                self.path(step), args=_save_args(_safe(params), _safe(optimizer), lineage)
-            )
+            self._checkpointer.save(self.path(step), args=_save_args(params, optimizer, lineage))
 
     def latest(self) -> int | None:
         """Returns the newest complete step, None where there is none."""
@@ -123,8 +123,7 @@ def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
       UserError: `path` exists, or cannot be written.
     """
     path = layout.absolute(path)
-    if layout.is_complete(path) or (not layout.is_remote(path) and epath.Path(path).exists()):
-        raise UserError(f"{path}: exists already; choose another directory")
+    refuse_existing(path)
     with (
         _storage_errors(f"checkpoint {path}: could not be written"),
         contextlib.closing(_checkpointer()) as checkpointer,
@@ -231,15 +230,15 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
     stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
     with _storage_errors(f"{directory}: cannot be read"):
-        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        found = flatten(checkpointer.metadata(directory).item_metadata.tree)
+        handler = ocp.PyTreeCheckpointHandler()
+        found = flatten(handler.metadata(epath.Path(directory)).tree)
     _compare(directory, stored, found)
     item = unflatten(stored)
     restore = ocp.args.PyTreeRestore(
         item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
     )
     with _storage_errors(f"{directory}: cannot be read"):
-        values = flatten(checkpointer.restore(directory, args=restore))
+        values = flatten(handler.restore(epath.Path(directory), args=restore))
     empty = {path: leaf for path, leaf in leaves.items() if path not in stored}
     made = {
         path: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
@@ -265,17 +264,6 @@ def _compare(directory: str, wanted: Mapping[str, Any], found: Mapping[str, Any]
         dtypes = np.dtype(found[path].dtype), np.dtype(wanted[path].dtype)
         if dtypes[0] != dtypes[1]:
             raise UserError(f"{directory}: {path}: is {dtypes[0]} on disk, {dtypes[1]} wanted")
-
-
-def _safe(tree: Any) -> Any:
-    """Returns arrays that outlive their donation.
-
-    On CPU Orbax writes from a view of the array's own buffer, which a step that donates the array
-    would overwrite; on accelerators it has copied to the host before `save` returns.
-    """
-    if jax.default_backend() != "cpu":
-        return tree
-    return jax.tree.map(lambda leaf: leaf.copy(), tree)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,79 @@
+"""A new checkpoint's directory: there as a whole, or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.lock import LOCK_FILE, workdir_lock
+from prts_jax.errors import UserError
+
+
+def refuse_existing(target: str) -> None:
+    """Refuses a name that is taken.
+
+    Raises:
+      UserError: a checkpoint is there, or locally anything at all.
+    """
+    taken = layout.is_complete if layout.is_remote(target) else os.path.exists
+    if taken(target):
+        raise UserError(f"{target}: exists already and is never overwritten; name a new directory")
+
+
+@contextlib.contextmanager
+def new_checkpoint(target: str) -> Iterator[str]:
+    """Gives a directory to fill; it becomes `target` at the end, or goes when the block fails.
+
+    Locally that is a rename of `.<name>.growing`, which the block holds locked. In an object store
+    the marker is written last, and nothing holds off a second writer.
+
+    Args:
+      target: absolute path or gs:// address.
+
+    Yields:
+      The directory to write into.
+
+    Raises:
+      UserError: `target` exists, is being written by another process, or cannot be written.
+    """
+    if layout.is_remote(target):
+        with _marked(target) as directory:
+            yield directory
+        return
+    final = epath.Path(target)
+    refuse_existing(target)
+    temporary = final.parent / f".{final.name}.growing"
+    with workdir_lock(str(temporary)):
+        refuse_existing(target)
+        _empty(temporary)
+        try:
+            yield str(temporary)
+            (temporary / LOCK_FILE).unlink()
+            temporary.rename(final)
+        except BaseException as error:
+            temporary.rmtree(missing_ok=True)
+            if isinstance(error, OSError | ValueError):
+                raise UserError(f"{target}: could not be written ({error})") from error
+            raise
+
+
+@contextlib.contextmanager
+def _marked(target: str) -> Iterator[str]:
+    final = epath.Path(target)
+    refuse_existing(target)
+    final.rmtree(missing_ok=True)
+    try:
+        yield target
+        (final / layout.COMMIT_MARKER).write_text("complete")
+    except BaseException:
+        final.rmtree(missing_ok=True)
+        raise
+
+
+def _empty(directory: epath.Path) -> None:
+    """Removes what a killed growth left in its directory; the lock's own file stays."""
+    for path in directory.iterdir():
+        if path.name != LOCK_FILE:
+            path.rmtree() if path.is_dir() else path.unlink()

@@ -1,0 +1,146 @@
+"""One layer of one leaf at a time: a checkpoint's arrays through tensorstore.
+
+Orbax reads and writes whole arrays. Growth of models larger than memory needs single layers, so
+this file reads what Orbax wrote (zarr3 arrays in one OCDBT database, "layers.mlp.up" for
+"layers/mlp/up") and writes what Orbax reads.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from prts_jax.checkpoint.layout import PARAMS, is_remote
+from prts_jax.errors import UserError
+from prts_jax.model.declaration import Declaration
+
+_METADATA = "_METADATA"
+_DICT_KEY = 2
+"""Orbax's code for a key of a dictionary in the description of a tree."""
+
+
+@dataclass(frozen=True)
+class StoredLeaf:
+    """A leaf on disk: its shape, dtype and the shape of the chunks it is stored in."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def blocks(self) -> Iterator[tuple[slice, ...]]:
+        """Yields the boxes of the chunk grid, in row-major order."""
+        counts = [-(-size // step) for size, step in zip(self.shape, self.chunk, strict=True)]
+        for place in np.ndindex(*counts):
+            yield tuple(
+                slice(number * step, min((number + 1) * step, size))
+                for number, step, size in zip(place, self.chunk, self.shape, strict=True)
+            )
+
+
+def open_leaf(checkpoint: str, path: str) -> ts.TensorStore:
+    """Opens a leaf of a checkpoint's parameters for reading.
+
+    Raises:
+      UserError: it is not there, or its files are damaged.
+    """
+    try:
+        return ts.open(_spec(checkpoint, path), read=True).result()
+    except Exception as error:  # tensorstore raises ValueError and others for bad files
+        raise unreadable(checkpoint, path, error) from error
+
+
+def unreadable(checkpoint: str, path: str, error: Exception) -> UserError:
+    """Returns the error of a leaf that tensorstore cannot read."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(
+        f"{checkpoint}: {path}: cannot be read; files are missing or damaged, use another "
+        f"checkpoint ({reason})"
+    )
+
+
+def describe(checkpoint: str) -> dict[str, StoredLeaf]:
+    """Returns path → what is stored, of all parameters of a checkpoint, without reading values.
+
+    Raises:
+      UserError: the parameters are missing or damaged.
+    """
+    file = epath.Path(checkpoint) / PARAMS / _METADATA
+    try:
+        keys = json.loads(file.read_text())["tree_metadata"].values()
+        paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in keys]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: is missing or damaged; use another checkpoint ({error})"
+        ) from error
+    leaves = {}
+    for path in sorted(paths):
+        array = open_leaf(checkpoint, path)
+        chunk = tuple(size or 1 for size in array.schema.chunk_layout.read_chunk.shape or ())
+        leaves[path] = StoredLeaf(array.shape, array.dtype.numpy_dtype, chunk)
+    return leaves
+
+
+def create_leaf(
+    checkpoint: str, path: str, declaration: Declaration, chunk: tuple[int, ...]
+) -> ts.TensorStore:
+    """Creates a leaf and opens it for writing.
+
+    Args:
+      checkpoint: directory of a checkpoint in the making.
+      path: path of the leaf.
+      declaration: its shape and dtype.
+      chunk: shape of a chunk.
+    """
+    metadata = {
+        "shape": list(declaration.shape),
+        "data_type": declaration.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "fill_value": 0,
+    }
+    spec = _spec(checkpoint, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+    return ts.open(spec, create=True, write=True).result()
+
+
+def write_tree(checkpoint: str, declarations: Mapping[str, Declaration]) -> None:
+    """Writes the description of the tree that Orbax looks for beside the arrays."""
+    tree = {}
+    for path, declaration in declarations.items():
+        keys = tuple(path.split("/"))
+        tree[str(keys)] = {
+            "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
+            "value_metadata": {
+                "value_type": "jax.Array",
+                "skip_deserialize": False,
+                "write_shape": list(declaration.shape),
+            },
+        }
+    description = {
+        "tree_metadata": tree,
+        "use_ocdbt": True,
+        "use_zarr3": True,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    (epath.Path(checkpoint) / PARAMS / _METADATA).write_text(json.dumps(description))
+
+
+def _spec(checkpoint: str, path: str) -> dict[str, Any]:
+    directory = f"{checkpoint}/{PARAMS}/"
+    if is_remote(checkpoint):
+        bucket, _, inside = directory.removeprefix("gs://").partition("/")
+        base = {"driver": "gcs", "bucket": bucket, "path": inside}
+    else:
+        base = {"driver": "file", "path": directory}
+    name = path.replace("/", ".") + "/"
+    return {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": name}}

@@ -1,0 +1,160 @@
+"""`prts grow`: grow a checkpoint into a deeper one, layer by layer, with the memory of a layer."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+
+from prts_jax.checkpoint import grow, layout
+from prts_jax.checkpoint.commit import refuse_existing
+from prts_jax.cli import run
+from prts_jax.config import ModelConfig
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.operators import OPERATORS, make_map
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's argument parser."""
+    made = argparse.ArgumentParser(
+        prog="prts grow",
+        description=(
+            "Grow a checkpoint into a deeper one. Every layer is checked against its digest while "
+            "it is read. The grown checkpoint continues the lineage of its source (step, tokens, "
+            "FLOPs, data position) and has no optimizer state: a run starts from it with "
+            "config.init.start_from."
+        ),
+    )
+    made.add_argument(
+        "--source",
+        required=True,
+        metavar="CKPT",
+        help="checkpoint to grow: its directory, or a run's workdir with an optional @step",
+    )
+    made.add_argument(
+        "--target", required=True, metavar="DIR", help="the new checkpoint; must not exist"
+    )
+    made.add_argument(
+        "--operator",
+        default=None,
+        help=f"growth operator: {', '.join(OPERATORS)} (default: stack, or layers with --layers)",
+    )
+    made.add_argument(
+        "--factor",
+        type=int,
+        default=0,
+        metavar="G",
+        help="stack: copies of the source on top of each other (default: from --target_config)",
+    )
+    made.add_argument(
+        "--layers",
+        default="",
+        metavar="LIST",
+        help="layers: source layer of each target layer, as '1-234*7-56' (one-based, * repeats "
+        "the group before it, sources of at most 9 layers) or '0:24,8:32' (zero-based, half-open)",
+    )
+    made.add_argument(
+        "--target_config",
+        default="",
+        metavar="FILE.py[:arg]",
+        help="config whose model the checkpoint shall become; differences are refused",
+    )
+    made.add_argument(
+        "--dry_run", action="store_true", help="draw the map, count bytes, and write nothing"
+    )
+    made.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output"
+    )
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `prts grow`; see `prts grow --help`.
+
+    Raises:
+      UserError: a checkpoint, a target or a growth that cannot be.
+    """
+    arguments = parser().parse_args(argv)
+    # The work is the host's: an accelerator may be busy with a run, and is left alone.
+    jax.config.update("jax_platforms", "cpu")
+    source = layout.resolve(arguments.source)
+    target = layout.absolute(arguments.target)
+    refuse_existing(target)
+    growth_map = make_map(
+        layout.read_lineage(source).model,
+        _target_model(arguments.target_config),
+        arguments.operator or ("layers" if arguments.layers else "stack"),
+        arguments.factor,
+        arguments.layers,
+    )
+    if arguments.dry_run:
+        _show_plan(source, target, growth_map, arguments.json)
+        return 0
+    report = grow.stream(source, target, growth_map, progress=_Progress())
+    if arguments.json:
+        print(json.dumps(report.to_json()))
+    else:
+        print(growth_map)
+        print(
+            f"{target}: {_size(report.bytes_written)} written in {report.seconds:.1f} s, "
+            f"{_size(report.bytes_read)} read, peak memory "
+            f"{_size(report.peak_rss_bytes)}"
+        )
+    return 0
+
+
+def _target_model(spec: str) -> ModelConfig | None:
+    if not spec:
+        return None
+    from prts_jax.cli import config_flags  # absl's flags, which only this option needs
+
+    return config_flags.load_file(spec).model
+
+
+def _show_plan(source: str, target: str, growth_map: GrowthMap, as_json: bool) -> None:
+    plan = grow.plan(source, growth_map)
+    free = grow.free_bytes(target)
+    if as_json:
+        report = grow.GrowthReport(
+            "dry_run", 0.0, plan.bytes_read, plan.bytes_written, 0, growth_map.layers
+        )
+        print(json.dumps(report.to_json() | {"bytes_free": free}))
+        return
+    print(growth_map)
+    space = "unknown (object store)" if free is None else _size(free)
+    print(f"reads {_size(plan.bytes_read)} from {source}")
+    print(f"writes {_size(plan.bytes_written)} to {target}; free there: {space}")
+
+
+def _size(count: float) -> str:
+    """Writes bytes in the largest decimal unit that leaves a number above one."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+class _Progress:
+    """Prints share, rate and time left to standard error, about once a second."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last < 1 and done < total:
+            return
+        self._last = now
+        rate = done / max(now - self._start, 1e-6)
+        left = (total - done) / max(rate, 1.0)
+        print(
+            f"grow: {_size(done)} of {_size(total)}, {_size(rate)}/s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], "grow"))

@@ -1,0 +1,114 @@
+"""`prts inspect CKPT`: what a checkpoint holds, without reading its values."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prts_jax.checkpoint import layout, leaves
+from prts_jax.checkpoint.leaves import StoredLeaf
+from prts_jax.checkpoint.lineage import FORMAT, Lineage
+from prts_jax.cli import run
+from prts_jax.growth.map import GrowthMap
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's argument parser."""
+    made = argparse.ArgumentParser(
+        prog="prts inspect",
+        description="Show a checkpoint's model, past, parameters and digests.",
+    )
+    made.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        help="a checkpoint's directory, or a run's workdir with an optional @step",
+    )
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `prts inspect`; see `prts inspect --help`.
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    arguments = parser().parse_args(argv)
+    path = layout.resolve(arguments.checkpoint)
+    lineage, stored = layout.read_lineage(path), leaves.describe(path)
+    if arguments.json:
+        print(json.dumps(as_json(lineage, stored)))
+    else:
+        print("\n".join(_table(path, lineage, stored)))
+    return 0
+
+
+def as_json(lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> dict[str, Any]:
+    """Returns what `prts inspect --json` prints.
+
+    `lineage` lists the growths, oldest first; `digests` has one digest a path, which for a path
+    with layers combines theirs in order.
+    """
+    params = {
+        path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "bytes": leaf.nbytes}
+        for path, leaf in stored.items()
+    }
+    return {
+        "format": FORMAT,
+        "step": lineage.step,
+        "stage_step": lineage.stage_step,
+        "config": lineage.config,
+        "params": params,
+        "position": lineage.position,
+        "tokens": lineage.tokens,
+        "flops": lineage.flops,
+        "lineage": list(lineage.growth),
+        "digests": {path: combined(layers) for path, layers in lineage.digests.items()},
+    }
+
+
+def combined(layers: tuple[str, ...]) -> str:
+    """Returns one digest of 16 hexadecimal digits for the digests of a leaf's layers in order."""
+    if len(layers) == 1:
+        return layers[0]
+    return hashlib.sha256("".join(layers).encode()).hexdigest()[:16]
+
+
+def _table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> list[str]:
+    model = lineage.model
+    total = sum(leaf.nbytes for leaf in stored.values())
+    count = sum(leaf.nbytes // leaf.dtype.itemsize for leaf in stored.values())
+    lines = [
+        path,
+        f"step       {lineage.step:,} ({lineage.stage_step:,} since the last growth)",
+        f"model      {model.layers} layers, {model.embed} wide, {model.heads} heads "
+        f"({model.kv_heads} kv) of {model.head_dim}, mlp {model.mlp}, vocabulary {model.vocab}"
+        f"{', tied' if model.tied else ''}",
+        f"tokens     {lineage.tokens:,} trained on; the next batch starts at {lineage.position:,}",
+        f"FLOPs      {lineage.flops:.3e} ({lineage.flops_6nd:.3e} by 6·N·D), ancestors included",
+        f"parameters {count:,} ({total / 1e9:.3f} GB)",
+    ]
+    for change in lineage.changes:
+        lines.append(
+            f"changed    {change['key']} at step {change['step']:,}: {change['from']} → "
+            f"{change['to']}"
+        )
+    for growth in lineage.growth:
+        drawing = str(GrowthMap.from_json(growth["map"])).replace("\n", "\n           ")
+        lines.append(f"grown      at step {growth['at_step']:,}: {drawing}")
+    width = max(map(len, stored), default=0)
+    shapes = {name: "×".join(map(str, leaf.shape)) for name, leaf in stored.items()}
+    columns = max(map(len, shapes.values()), default=0)
+    for name, leaf in stored.items():
+        digest = combined(lineage.digests.get(name, ()))
+        lines.append(
+            f"  {name:<{width}}  {shapes[name]:<{columns}}  {leaf.dtype.name}  "
+            f"{leaf.nbytes:>14,} B  {digest}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], "inspect"))
