@@ -49,7 +49,7 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/shellcheck tpu_scripts/*.sh .ci/run
+	$(VENV)/bin/shellcheck tpu_scripts/*.sh prts_jax/launch/*.sh .ci/run
 
 # An environment is made once, and installed into again when what it holds has changed.
 $(VENV)/bin/python:

@@ -74,7 +74,7 @@ setup(
     packages=find_packages(
         include=["prts_jax", "prts_jax.*", "data_pipelines", "data_pipelines.*"]
     ),
-    package_data={"data_pipelines": ["shakespeare/**/*"], "prts_jax": ["py.typed"]},
+    package_data={"data_pipelines": ["shakespeare/**/*"], "prts_jax": ["py.typed", "launch/*.sh"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["prts = prts_jax.cli:main"]},

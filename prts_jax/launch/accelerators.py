@@ -1,0 +1,86 @@
+"""Cloud TPU accelerator types: what a name such as `v5litepod-16` says, and which image it boots.
+
+Source: Cloud TPU documentation, "TPU versions" and "TPU software versions".
+"""
+
+import re
+from dataclasses import dataclass
+
+from prts_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation of TPUs as `--accelerator-type` names it.
+
+    Attributes:
+      prefix: the part of the name before the dash.
+      cores_per_chip: what the number in the name counts: cores (2 a chip) or chips (1).
+      runtime_version: the VM image.
+    """
+
+    prefix: str
+    cores_per_chip: int
+    runtime_version: str
+
+
+GENERATIONS = {
+    generation.prefix: generation
+    for generation in (
+        Generation("v2", 2, "tpu-ubuntu2204-base"),
+        Generation("v3", 2, "tpu-ubuntu2204-base"),
+        Generation("v4", 2, "tpu-ubuntu2204-base"),
+        Generation("v5litepod", 1, "v2-alpha-tpuv5-lite"),
+        Generation("v5p", 2, "v2-alpha-tpuv5"),
+        Generation("v6e", 1, "v2-alpha-tpuv6e"),
+    )
+}
+
+ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod"}
+"""What people write, and the name that gcloud takes."""
+
+CHIPS_OF_SMALL_SLICES = (1, 4, 8, 16, 32, 64, 128, 256)
+"""The only sizes of v5e and v6e: 2-D slices of a pod of 256 chips."""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A slice's type: its name for gcloud, its generation and its number of chips."""
+
+    name: str
+    generation: Generation
+    chips: int
+
+
+def parse(name: str) -> Accelerator:
+    """Returns what an accelerator type says.
+
+    >>> parse("v5p-128").chips
+    64
+
+    Raises:
+      UserError: not of the form GENERATION-SIZE, an unknown generation, or a size that the
+        generation does not come in.
+    """
+    where = f"--accelerator_type={name}"
+    found = re.fullmatch(r"([a-z0-9]+)-([1-9][0-9]*)", name)
+    known = ", ".join(GENERATIONS)
+    if found is None:
+        raise UserError(f"{where}: not GENERATION-SIZE; write one such as v5litepod-16 or v5p-128")
+    prefix, size = found[1], int(found[2])
+    if prefix in ALIASES:
+        raise UserError(
+            f"{where}: gcloud names this generation {ALIASES[prefix]}; "
+            f"write --accelerator_type={ALIASES[prefix]}-{size}"
+        )
+    if prefix not in GENERATIONS:
+        raise UserError(f"{where}: unknown generation {prefix!r}; choose one of {known}")
+    generation = GENERATIONS[prefix]
+    if generation.cores_per_chip == 1 and size not in CHIPS_OF_SMALL_SLICES:
+        sizes = ", ".join(map(str, CHIPS_OF_SMALL_SLICES))
+        raise UserError(f"{where}: {prefix} slices have {sizes} chips; choose one of these")
+    if generation.cores_per_chip == 2 and size % 8:
+        raise UserError(
+            f"{where}: {prefix} sizes count cores, 8 on each host; choose a multiple of 8"
+        )
+    return Accelerator(name, generation, size // generation.cores_per_chip)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Trains on all workers, detached, with logs on GCS. --dry_run prints the gcloud arguments, --help the flags.
+#   tpu_scripts/run.sh --name=NAME --zone=ZONE --workdir=gs://BUCKET/RUN -- --config=FILE
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m prts_jax.cli.tpu run "$@"
