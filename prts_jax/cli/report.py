@@ -6,10 +6,9 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from etils import epath
-
 from prts_jax.cli import run
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path
 from prts_jax.report import figures, html, table
 from prts_jax.report.comparison import Comparison, as_json, compare
 from prts_jax.report.runs import read_runs
@@ -74,7 +73,7 @@ def write(comparison: Comparison, directory: str) -> list[str]:
     """
     pictures = figures.draw_all(comparison)
     page = html.render(comparison, pictures).encode()
-    root = epath.Path(directory)
+    root = as_path(directory)
     paths = []
     try:
         root.mkdir(parents=True, exist_ok=True)

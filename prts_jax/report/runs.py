@@ -13,9 +13,12 @@ import numpy as np
 from etils import epath
 
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path, is_remote
+from prts_jax.train.metrics import read_metrics
 
-# A run counts as running until nothing came for this long, or for three of its longest pauses.
-QUIET_SECONDS = 120.0
+# A run counts as running until nothing has come for this long (it may be compiling), or for three
+# of its usual pauses.
+QUIET_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +66,11 @@ class Run:
     def grew(self) -> bool:
         """Returns whether growth is part of how this run came to be.
 
-        Its config says so where it grew its model itself. A run that started from a grown
-        checkpoint is known by what its ancestors had spent.
+        The first line of a stage says so; before it is written, the config may.
         """
-        named = self.config.get("init", {}).get("grow_from")
-        marked = any(row.get("growth") for row in self.rows)
-        return bool(named) or marked or self.inherited("flops") > 0
+        return any(row.get("growth") for row in self.rows) or bool(
+            self.config.get("init", {}).get("grow_from")
+        )
 
     def shape(self) -> str:
         """Returns its model in the paper's way of naming, "24L2048H"; empty if not known yet."""
@@ -104,7 +106,7 @@ def split_label(argument: str) -> tuple[str, str]:
     ('b', 'gs://bucket/runs/b/')
     """
     label, equals, workdir = argument.partition("=")
-    if equals and label and workdir and "/" not in label and not epath.Path(argument).exists():
+    if equals and label and workdir and "/" not in label and not as_path(argument).exists():
         return label, workdir
     return PurePath(argument).name or argument, argument
 
@@ -135,43 +137,27 @@ def read_run(workdir: str, label: str, now: float | None = None) -> Run:
     Raises:
       UserError: the directory is missing or is no workdir, or a file in it is damaged.
     """
-    root = epath.Path(workdir)
+    root = as_path(workdir)
     config_path = root / "config.json"
-    has_config = config_path.exists()
-    files = _metrics_files(root)
-    if not has_config and not files:
+    files = [path for path in (config_path, *_metrics_files(root)) if path.exists()]
+    if not files:
         what = "holds neither config.json nor metrics" if root.exists() else "no such directory"
         raise UserError(f"{workdir}: {what}; name the workdir of a `prts train`")
-    rows = [row for path in files for row in _read_lines(path)]
-    config = _read_config(config_path) if has_config else {}
+    rows = read_metrics(workdir)
+    config = _read_config(config_path) if config_path in files else {}
     if (root / "DONE").exists():
         state = "finished"
     else:
-        newest = max(path.stat().mtime for path in files or [config_path])
-        state = _state(rows, (time.time() if now is None else now) - newest)
+        newest = max(path.stat().mtime for path in files)
+        quiet = (time.time() if now is None else now) - newest
+        usual = _usual_pause(rows, config, is_remote(workdir))
+        state = "running" if quiet <= max(QUIET_SECONDS, 3 * usual) else "stopped"
     return Run(label, workdir, config, rows, state)
 
 
 def _metrics_files(root: epath.Path) -> list[epath.Path]:
-    """Returns the file, or on object storage the segments in order."""
-    single = root / "metrics.jsonl"
-    if single.exists():
-        return [single]
-    return sorted((root / "metrics").glob("*.jsonl"))
-
-
-def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Reads a file of JSON lines; a last line without its newline is still being written."""
-    complete = path.read_text().split("\n")[:-1]
-    rows = []
-    for number, line in enumerate(complete, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(
-                f"{path}: line {number} is no JSON ({error}); mend or remove it"
-            ) from error
-    return rows
+    segments = root / "metrics"
+    return [root / "metrics.jsonl", *(segments.iterdir() if segments.exists() else [])]
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
@@ -181,8 +167,14 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path}: is no JSON ({error}); mend or remove it") from error
 
 
-def _state(rows: Sequence[Mapping[str, Any]], quiet: float) -> str:
-    """Returns "running" if the silence of `quiet` seconds is not longer than is usual for it."""
-    seconds = [row["seconds"] for row in rows if _is_finite(row.get("seconds"))]
-    pauses = [later - earlier for earlier, later in itertools.pairwise(seconds)]
-    return "running" if quiet <= max(QUIET_SECONDS, 3 * max(pauses, default=0)) else "stopped"
+def _usual_pause(
+    rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], remote: bool
+) -> float:
+    """Returns the seconds between two signs of life: lines, or on object storage checkpoints."""
+    timed = [(row["step"], row["seconds"]) for row in rows if _is_finite(row.get("seconds"))]
+    if remote:
+        every = config.get("checkpoint", {}).get("every_steps")
+        if not every or len(timed) < 2 or timed[-1][0] <= timed[0][0]:
+            return math.inf
+        return every * (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
+    return max((b - a for (_, a), (_, b) in itertools.pairwise(timed)), default=0.0)

@@ -57,6 +57,8 @@ def write_run(
             "flops_6nd": start["flops_6nd"] + 1.25 * own,
             "seconds": step * flops_per_token / 1e7,
         }
+        if step == 0 and start["flops"]:
+            line["growth"] = {"at_step": 0, "tokens": start["tokens"], "flops": start["flops"]}
         if step:
             line |= {
                 "loss": loss(own) - 0.1,
