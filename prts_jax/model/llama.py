@@ -77,9 +77,12 @@ def declare(model: ModelConfig) -> dict[str, Declaration]:
     >>> declare(ModelConfig(layers=6, embed=64, mlp=128))["layers/mlp/down"].shape
     (6, 128, 64)
     """
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     module = Llama(model, ComputeConfig(dtype="float32"))
-    boxed = jax.eval_shape(module.init, jax.random.key(0), tokens)["params"]
+
+    def init() -> Any:
+        return module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+    boxed = jax.eval_shape(init)
     return {path: _declaration(box) for path, box in tree.flatten(boxed).items()}
 
 

@@ -1,0 +1,44 @@
+"""The model on eight devices computes what it computes on one, to rounding (float32)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+MESHES = ["fsdp=8", "fsdp=4 tensor=2", "data=2 fsdp=2 tensor=2"]
+
+
+@pytest.fixture(scope="module")
+def report(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return run_program("sharded_model", devices=8)
+
+
+def test_every_mesh_is_tried(report: dict[str, Any]) -> None:
+    assert sorted(report) == sorted(MESHES)
+
+
+@pytest.mark.parametrize("quantity", ["loss", "logits", "grads"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_equals_one_device(report: dict[str, Any], mesh: str, quantity: str) -> None:
+    assert report[mesh][quantity] < 2e-6
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_initial_values_do_not_depend_on_the_mesh(report: dict[str, Any], mesh: str) -> None:
+    assert report[mesh]["initial values differ in"] == []
+
+
+@pytest.mark.parametrize(
+    ("mesh", "fsdp", "tensor"), [(MESHES[0], 8, 1), (MESHES[1], 4, 2), (MESHES[2], 2, 2)]
+)
+def test_leaves_are_split_as_declared(
+    report: dict[str, Any], mesh: str, fsdp: int, tensor: int
+) -> None:
+    parts = report[mesh]["parts of leaves"]
+    norms = {"layers/attention_norm", "layers/mlp_norm", "final_norm"}
+    assert parts == {path: fsdp if path in norms else fsdp * tensor for path in parts}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_logits_are_split_over_all_devices(report: dict[str, Any], mesh: str) -> None:
+    assert report[mesh]["parts of logits"] == 8
