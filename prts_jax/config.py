@@ -187,7 +187,7 @@ def default_config() -> ml_collections.ConfigDict:
     The result is locked: setting a key that does not exist, or a value of another type, is an
     error at the line of the config file that does it.
     """
-    return ml_collections.ConfigDict(to_dict(RunConfig()))
+    return ml_collections.ConfigDict(to_dict(RunConfig())).lock()
 
 
 def to_dict(config: Any) -> dict[str, Any]:

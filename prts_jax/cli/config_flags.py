@@ -1,12 +1,13 @@
 """`--config=FILE.py[:arg]` and `--config.a.b=value`, as ml_collections reads them."""
 
-import contextlib
-import io
 import os
+import re
+import runpy
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from prts_jax import config as config_lib
 from prts_jax.errors import UserError
@@ -48,26 +49,40 @@ def load(argv: Sequence[str]) -> config_lib.RunConfig:
     files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     if not files:
         raise UserError("--config: is missing; give --config=FILE.py, for example one of configs/")
-    path = files[-1].split(":", 1)[0]
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    for argument in overrides:
+        _check_key(argument)
+    loaded = _run_file(files[-1])
+    values = flags.FlagValues()
+    arguments = ["prts", *overrides]
+    config_flags.DEFINE_config_dict("config", loaded, flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)  # sets the overridden keys of `loaded`
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(_one_line(error)) from error
+    return config_lib.resolve(loaded)
+
+
+def _run_file(spec: str) -> ConfigDict:
+    path, _, argument = spec.partition(":")
     if not os.path.isfile(path):
         raise UserError(f"--config: there is no file {path}; see configs/ for those that ship")
-    for argument in argv:
-        if argument.startswith("--config."):
-            _check_key(argument)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
     try:
-        # absl prints what it makes of a bad value; the one line below says it instead.
-        with contextlib.redirect_stderr(io.StringIO()):
-            values(["prts", *argv], known_only=False)
-        loaded = values.config
-    except UserError:
-        raise
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, ImportError) as error:
-        raise UserError(f"--config: {path}: {_one_line(error)}") from error
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"--config: {path} has no function get_config; see configs/")
+        loaded = get_config(argument) if argument else get_config()
+        if not isinstance(loaded, ConfigDict):
+            raise UserError("get_config returns no ConfigDict; return what default_config() made")
+        return loaded
+    except UserError as error:
+        raise UserError(f"--config={spec}: {error}") from error
     except SyntaxError as error:
         raise UserError(f"--config: {path}, line {error.lineno}: {error.msg}") from error
-    return config_lib.resolve(loaded)
+    except Exception as error:  # whatever a user's file may raise
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next(frame.lineno for frame in reversed(frames) if frame.filename == path)
+        raise UserError(f"--config={spec}: line {line}: {_one_line(error)}") from error
 
 
 def load_file(spec: str) -> config_lib.RunConfig:
@@ -91,4 +106,6 @@ def _check_key(argument: str) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
-    return " ".join(text.split())
+    # ml_collections lists all keys of the section; the nearest one, which follows, is enough.
+    text = re.sub(r'Other fields present: ".*"', "", text.replace("\\n", " "), flags=re.DOTALL)
+    return " ".join(text.split()).strip("'")
