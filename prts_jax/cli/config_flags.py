@@ -107,5 +107,5 @@ def _check_key(argument: str) -> None:
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
     # ml_collections lists all keys of the section; the nearest one, which follows, is enough.
-    text = re.sub(r'Other fields present: ".*"', "", text.replace("\\n", " "), flags=re.DOTALL)
+    text = re.sub(r'Other fields present: ".*}"', "", text.replace("\\n", " "), flags=re.DOTALL)
     return " ".join(text.split()).strip("'")
