@@ -1,10 +1,11 @@
 import json
+import math
 import os
 
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.report.runs import read_run, read_runs, split_label
+from prts_jax.report.runs import _usual_pause, read_run, read_runs, split_label
 from tests.report.synthetic import power_law, write_run
 
 LOSS = power_law(8.0, 2.5, 1e10)
@@ -127,3 +128,10 @@ def test_a_damaged_config_is_named(tmp_path):
     (workdir / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: is no JSON"):
         read_run(str(workdir), "run")
+
+
+def test_on_object_storage_a_sign_of_life_comes_with_each_checkpoint(tmp_path):
+    run = read_run(str(write_run(tmp_path / "run", LOSS, steps=100)), "run")
+    # 10 s for 100 steps, and segments are written every 1,000.
+    assert _usual_pause(run.rows, run.config, remote=True) == pytest.approx(100)
+    assert _usual_pause(run.rows[:1], run.config, remote=True) == math.inf
