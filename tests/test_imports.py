@@ -1,0 +1,235 @@
+"""Who may import whom: the lines that keep growth free of frameworks and training of TensorFlow."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each package may import those of its own and lower levels, never a higher one.
+LEVELS = {
+    "cli": 6,
+    "report": 5,
+    "train": 4,
+    "evaluate": 3,
+    "checkpoint": 2,
+    "data_pipelines": 2,
+    "growth": 1,
+    "model": 0,
+    "mesh": 0,
+    "config": 0,
+    "feed": 0,
+}
+# What everyone may use: they import nothing of the above themselves.
+FOUNDATIONS = {"errors", "tree", "paths", "launch"}
+
+# library: the files that may import it
+OWNERS = {
+    "seqio": ["data_pipelines/tasks.py"],
+    "tensorflow": ["data_pipelines/tasks.py"],
+    "tensorflow_datasets": ["data_pipelines/tasks.py"],
+    "orbax": ["prts_jax/checkpoint/store.py"],
+    "flax": ["prts_jax/model/"],
+}
+# Only an extra installs these. The plain install trains, grows and reports without them.
+OPTIONAL = {
+    "seqio",
+    "sentencepiece",
+    "tensorflow",
+    "tensorflow_datasets",
+    "zstandard",
+    "torch",
+    "transformers",
+    "safetensors",
+}
+NOT_IN_GROWTH = {"flax", "orbax", "optax", "tensorflow", "torch"}
+# What prepares text, with the extra [data].
+PREPARES_TEXT = {
+    f"data_pipelines/{name}.py"
+    for name in ("cache", "shakespeare_corpus", "sources", "tasks", "tokenizer")
+}
+
+
+def sources() -> list[Path]:
+    return sorted([*ROOT.glob("prts_jax/**/*.py"), *ROOT.glob("data_pipelines/**/*.py")])
+
+
+def imported_modules(nodes: Iterator[ast.AST], path: Path) -> Iterator[str]:
+    """Yields absolute module names; `from a import b` counts as `a` and as `a.b`."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports(path: Path) -> set[str]:
+    """All imports of a file, those inside functions included."""
+    return set(imported_modules(ast.walk(ast.parse(path.read_text())), path))
+
+
+def imports_when_loaded(path: Path) -> set[str]:
+    """The imports that run with the file: not those inside functions, nor for type checkers."""
+
+    def executed(body: list[ast.stmt]) -> Iterator[ast.AST]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                yield from executed(node.orelse)
+                continue
+            yield node
+            for field in ("body", "orelse", "finalbody"):
+                yield from executed(getattr(node, field, []))
+            for handler in getattr(node, "handlers", []):
+                yield from executed(handler.body)
+
+    return set(imported_modules(executed(ast.parse(path.read_text()).body), path))
+
+
+def part_of(module: str) -> str | None:
+    """The package of ours that a module belongs to: "growth" of prts_jax.growth.map."""
+    first, *rest = module.split(".")
+    if first == "data_pipelines":
+        return first
+    return rest[0] if first == "prts_jax" and rest else None
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+every_file = pytest.mark.parametrize("path", sources(), ids=name_of)
+
+
+@every_file
+def test_imports_point_one_way(path: Path):
+    part = part_of(module_of(path))
+    if part in ("__init__", "py"):
+        part = None
+    for module in imports(path):
+        target = part_of(module)
+        if target in LEVELS:
+            assert part in LEVELS, f"{name_of(path)}: everyone may import it, so not {module}"
+            assert LEVELS[target] <= LEVELS[part], f"{name_of(path)} imports {module}, above it"
+            same_level = LEVELS[target] == LEVELS[part] and target != part
+            if same_level and LEVELS[part] != 0:
+                pytest.fail(f"{name_of(path)} imports {module}: neither is above the other")
+
+
+def test_every_module_of_ours_has_a_place_in_the_order():
+    parts = {part_of(module_of(path)) for path in sources()} - {"__init__"}
+    assert parts <= LEVELS.keys() | FOUNDATIONS, "say where it stands: in LEVELS or FOUNDATIONS"
+
+
+@every_file
+def test_a_library_with_an_owner_is_imported_there_alone(path: Path):
+    for module in imports(path):
+        owners = OWNERS.get(module.split(".")[0])
+        if owners is not None:
+            assert any(name_of(path).startswith(owner) for owner in owners), (
+                f"{name_of(path)} imports {module}; only {', '.join(owners)} may"
+            )
+
+
+@every_file
+def test_nothing_optional_is_imported_when_a_module_is_loaded(path: Path):
+    if name_of(path) in PREPARES_TEXT:
+        return
+    loaded = {module.split(".")[0] for module in imports_when_loaded(path)}
+    assert not loaded & OPTIONAL, f"{name_of(path)}: import it where it is used"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("prts_jax/growth/*.py")), ids=name_of)
+def test_growth_takes_arrays_and_declarations_only(path: Path):
+    assert not {module.split(".")[0] for module in imports(path)} & NOT_IN_GROWTH
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("prts_jax/launch/*.py")), ids=name_of)
+def test_launching_needs_the_standard_library_only(path: Path):
+    theirs = {module.split(".")[0] for module in imports(path)} - {"prts_jax"}
+    assert theirs <= sys.stdlib_module_names
+
+
+def loaded_after(code: str, *modules: str) -> set[str]:
+    """Runs code in a fresh interpreter; returns which of the modules it has loaded."""
+    report = f"\nimport sys\nprint(*[name for name in {modules!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code + report],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return set(done.stdout.split())
+
+
+def test_the_plain_install_loads_everything_but_what_prepares_text():
+    # `None` in sys.modules makes an import fail as if the package were not installed.
+    plain = f"import sys\nsys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))\n"
+    files = [path for path in sources() if name_of(path) not in PREPARES_TEXT]
+    modules = [module_of(path).removesuffix(".__init__") for path in files]
+    modules = [module for module in modules if not module.endswith("__main__")]
+    assert {"prts_jax.cli.train", "prts_jax.cli.grow", "prts_jax.train.loop"} <= set(modules)
+    assert loaded_after(plain + "import " + ", ".join(modules)) == set()
+
+
+def test_training_and_growing_leave_tensorflow_and_torch_unloaded_where_installed():
+    code = (
+        "import prts_jax.cli.train, prts_jax.train.loop, prts_jax.train.metrics\n"
+        "import prts_jax.cli.grow, prts_jax.checkpoint.grow\n"
+    )
+    assert loaded_after(code, "tensorflow", "seqio", "torch", "transformers") == set()
+
+
+EMPTY_BUCKETS = """
+import http.server, os, threading
+class NotFound(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(404)
+    def log_message(self, *args):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), NotFound)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{server.server_port}"
+"""
+
+
+def test_a_bucket_path_does_not_load_tensorflow():
+    # etils takes TensorFlow for gs:// wherever it is installed, unless told otherwise.
+    assert importlib.util.find_spec("tensorflow"), "install .[data]: nothing is shown without it"
+    code = (
+        "import prts_jax.cli.train, prts_jax.train.loop\n"
+        "from etils import epath\n"
+        "assert not epath.Path('gs://bucket/run').exists()\n"
+    )
+    assert loaded_after(EMPTY_BUCKETS + code, "tensorflow", "gcsfs") == {"gcsfs"}
+
+
+def test_prts_itself_and_its_tpu_command_load_the_standard_library_only():
+    # `-S` hides site-packages: a laptop that has nothing installed.
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "prts_jax.cli", "tpu", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "create" in done.stdout
