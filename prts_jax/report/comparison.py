@@ -92,7 +92,7 @@ def _notes(runs: Sequence[Run], bases: Mapping[str, Run], baseline: Run | None) 
         if run.state != "finished":
             notes.append(f"{run.label} has not finished ({run.state}); its figures are as of now.")
     if baseline is None and len(runs) > 1:
-        notes.append("No speed-up: which run is the baseline is not clear; name it by --baseline.")
+        notes.append("No speed-up: no run is clearly the baseline; name it by --baseline.")
     return notes
 
 

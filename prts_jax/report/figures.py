@@ -251,9 +251,13 @@ def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str, growth:
     axes.set_ylim(low, high)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
-    for run in comparison.runs:
-        if growth and run.grew() and len(curves[run.label][0]):
-            _draw_growth(axes, comparison, run, curves, unit, looks[run.label])
+    marked = set()
+    for run in comparison.runs if growth else ():
+        if run.grew() and len(curves[run.label][0]):
+            at = curves[run.label][0][0]
+            if at not in marked:  # one base may have several children
+                _draw_growth(axes, comparison, run, curves, unit, looks[run.label])
+            marked.add(at)
 
 
 def _loss_range(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -322,9 +326,9 @@ def _draw_speedup(axes: Axes, level: Level, unit: float) -> None:
     )
     # Before either curve has come down to this loss, nothing is drawn below it.
     left = min(baseline, run)
-    room_on_the_left = left > 0.4 * axes.get_xlim()[1]
+    room_on_the_left = left > 0.22 * axes.get_xlim()[1]
     axes.annotate(
-        f"{percent(level.speedup)} speed-up at loss {level.loss:.3f}",
+        f"{percent(level.speedup)} speed-up\nat loss {level.loss:.3f}",
         (left if room_on_the_left else (baseline + run) / 2, level.loss),
         xytext=(-6 if room_on_the_left else 0, -6),
         textcoords="offset points",

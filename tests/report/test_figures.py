@@ -103,3 +103,12 @@ def test_more_runs_than_colours_can_be_drawn(tmp_path):
 def test_without_metrics_there_is_no_picture(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert figures.draw_all(compare(read_runs([str(tmp_path)]))) == {}
+
+
+def test_several_children_of_a_base_share_one_growth_point(tmp_path):
+    base, grown, scratch = write_family(tmp_path)
+    start = json.loads((grown / "metrics.jsonl").read_text().splitlines()[0])
+    other = write_run(tmp_path / "other", LOSS, start=start, init__grow_from=str(base))
+    runs = read_runs([str(path) for path in (base, grown, scratch, other)])
+    texts = [text.get_text() for text in figures.over_flops(compare(runs)).axes[0].texts]
+    assert texts.count("growth 3L128H → 12L128H") == 1
