@@ -1,6 +1,6 @@
 """Checkpoints: what a run leaves behind, what a restore checks, and growth from file to file."""
 
-import os
+from fsspec.config import conf
 
-# Without this, etils opens gs:// paths with TensorFlow wherever it happens to be installed.
-os.environ.setdefault("EPATH_USE_TF", "false")
+# gcsfs remembers listings and does not see what tensorstore or another host has written since.
+conf.setdefault("gcs", {})["use_listings_cache"] = False

@@ -9,6 +9,7 @@ from etils import epath
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lock import LOCK_FILE, workdir_lock
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path, is_remote
 
 
 def refuse_existing(target: str) -> None:
@@ -17,7 +18,7 @@ def refuse_existing(target: str) -> None:
     Raises:
       UserError: a checkpoint is there, or locally anything at all.
     """
-    taken = layout.is_complete if layout.is_remote(target) else os.path.exists
+    taken = layout.is_complete if is_remote(target) else os.path.exists
     if taken(target):
         raise UserError(f"{target}: exists already and is never overwritten; name a new directory")
 
@@ -38,11 +39,11 @@ def new_checkpoint(target: str) -> Iterator[str]:
     Raises:
       UserError: `target` exists, is being written by another process, or cannot be written.
     """
-    if layout.is_remote(target):
+    if is_remote(target):
         with _marked(target) as directory:
             yield directory
         return
-    final = epath.Path(target)
+    final = as_path(target)
     refuse_existing(target)
     temporary = final.parent / f".{final.name}.growing"
     with workdir_lock(str(temporary)):
@@ -55,13 +56,17 @@ def new_checkpoint(target: str) -> Iterator[str]:
         except BaseException as error:
             temporary.rmtree(missing_ok=True)
             if isinstance(error, OSError | ValueError):
-                raise UserError(f"{target}: could not be written ({error})") from error
+                reason = str(error).splitlines()[0][:200]
+                raise UserError(
+                    f"{target}: could not be written ({reason}); see whether the disk is full or "
+                    "choose another"
+                ) from error
             raise
 
 
 @contextlib.contextmanager
 def _marked(target: str) -> Iterator[str]:
-    final = epath.Path(target)
+    final = as_path(target)
     refuse_existing(target)
     final.rmtree(missing_ok=True)
     try:

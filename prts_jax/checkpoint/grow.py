@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
 from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.commit import new_checkpoint
 from prts_jax.checkpoint.digest import LayerDigest, digest_of
@@ -23,6 +21,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.llama import declare
+from prts_jax.paths import as_path, is_remote
 
 MEMORY_BUDGET = 2**30
 """Bytes that layers in flight may take; a layer being copied holds about three times its size."""
@@ -101,9 +100,9 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
 
 def free_bytes(target: str) -> int | None:
     """Returns the free space where `target` will be; None where nobody can tell (gs://)."""
-    if layout.is_remote(target):
+    if is_remote(target):
         return None
-    parent = os.path.dirname(layout.absolute(target))
+    parent = os.path.dirname(str(as_path(target)))
     while not os.path.isdir(parent):
         parent = os.path.dirname(parent)
     return shutil.disk_usage(parent).free
@@ -133,13 +132,13 @@ def stream(
     """
     start = time.monotonic()
     work = plan(source, growth_map)
-    target = layout.absolute(target)
+    target = str(as_path(target))
     _check_space(target, work.bytes_written)
     with new_checkpoint(target) as directory:
         digests = _copy(work, directory, progress or (lambda done, total: None))
         leaves.write_tree(directory, work.declarations)
         lineage = json.dumps(work.lineage.grown(growth_map, digests).to_json())
-        folder = epath.Path(directory) / layout.LINEAGE
+        folder = as_path(directory) / layout.LINEAGE
         folder.mkdir(parents=True, exist_ok=True)
         (folder / layout.LINEAGE_FILE).write_text(lineage)
     return GrowthReport(

@@ -12,10 +12,9 @@ there `commit_success.txt` is written last, and nothing counts before it.
 import json
 import re
 
-from etils import epath
-
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path, is_remote
 
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
@@ -26,19 +25,9 @@ COMMIT_MARKER = "commit_success.txt"
 """Orbax's name for the file that ends a checkpoint where there is no rename."""
 
 
-def is_remote(path: str) -> bool:
-    """Returns whether a path lies in an object store (no rename, no locks)."""
-    return path.startswith("gs://")
-
-
-def absolute(path: str) -> str:
-    """Returns a path as the checkpoint libraries want it: absolute, or gs://."""
-    return path.rstrip("/") if is_remote(path) else str(epath.Path(path).expanduser().resolve())
-
-
 def is_complete(path: str) -> bool:
     """Returns whether `path` is a whole checkpoint."""
-    directory = epath.Path(path)
+    directory = as_path(path)
     if is_remote(path) and not (directory / COMMIT_MARKER).exists():
         return False
     return (directory / LINEAGE / LINEAGE_FILE).exists()
@@ -46,11 +35,12 @@ def is_complete(path: str) -> bool:
 
 def complete_steps(directory: str) -> list[int]:
     """Returns the steps of the whole checkpoints in a `checkpoints` directory, oldest first."""
-    parent = epath.Path(directory)
-    if not parent.exists():
+    try:
+        names = [path.name for path in as_path(directory).iterdir()]
+    except FileNotFoundError:  # an empty folder of an object store does not exist either
         return []
-    steps = [int(path.name) for path in parent.iterdir() if re.fullmatch(r"\d+", path.name)]
-    return sorted(step for step in steps if is_complete(str(parent / str(step))))
+    steps = [int(name) for name in names if re.fullmatch(r"[0-9]+", name)]
+    return sorted(step for step in steps if is_complete(f"{directory}/{step}"))
 
 
 def resolve(spec: str) -> str:
@@ -65,13 +55,13 @@ def resolve(spec: str) -> str:
     Raises:
       UserError: there is none, or not that step (names those that exist).
     """
-    if is_complete(absolute(spec)):
-        return absolute(spec)
+    if is_complete(str(as_path(spec))):
+        return str(as_path(spec))
     workdir, at, step = spec.rpartition("@")
-    if not at or not re.fullmatch(r"\d+", step):
+    if not at or not re.fullmatch(r"[0-9]+", step):
         workdir, step = spec, ""
-    workdir = absolute(workdir)
-    if not epath.Path(workdir).exists():
+    workdir = str(as_path(workdir))
+    if not as_path(workdir).exists():
         raise UserError(f"{spec}: does not exist; name a checkpoint, or a run's workdir[@step]")
     parent = f"{workdir}/{CHECKPOINTS}"
     steps = complete_steps(parent)
@@ -95,7 +85,7 @@ def read_lineage(path: str) -> Lineage:
     Raises:
       UserError: no such file, not JSON, or of another format.
     """
-    file = epath.Path(path) / LINEAGE / LINEAGE_FILE
+    file = as_path(path) / LINEAGE / LINEAGE_FILE
     try:
         values = json.loads(file.read_text())
     except FileNotFoundError:

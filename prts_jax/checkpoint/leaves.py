@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from etils import epath
 
-from prts_jax.checkpoint.layout import PARAMS, is_remote
+from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.errors import UserError
 from prts_jax.model.declaration import Declaration
+from prts_jax.paths import as_path, is_remote
 
 _METADATA = "_METADATA"
 _DICT_KEY = 2
@@ -54,7 +54,7 @@ def open_leaf(checkpoint: str, path: str) -> ts.TensorStore:
       UserError: it is not there, or its files are damaged.
     """
     try:
-        return ts.open(_spec(checkpoint, path), read=True).result()
+        return ts.open(_spec(checkpoint, path), read=True, context=_CONTEXT).result()
     except Exception as error:  # tensorstore raises ValueError and others for bad files
         raise unreadable(checkpoint, path, error) from error
 
@@ -74,7 +74,7 @@ def describe(checkpoint: str) -> dict[str, StoredLeaf]:
     Raises:
       UserError: the parameters are missing or damaged.
     """
-    file = epath.Path(checkpoint) / PARAMS / _METADATA
+    file = as_path(checkpoint) / PARAMS / _METADATA
     try:
         keys = json.loads(file.read_text())["tree_metadata"].values()
         paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in keys]
@@ -109,7 +109,7 @@ def create_leaf(
         "fill_value": 0,
     }
     spec = _spec(checkpoint, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
-    return ts.open(spec, create=True, write=True).result()
+    return ts.open(spec, create=True, write=True, context=_CONTEXT).result()
 
 
 def write_tree(checkpoint: str, declarations: Mapping[str, Declaration]) -> None:
@@ -132,7 +132,12 @@ def write_tree(checkpoint: str, declarations: Mapping[str, Declaration]) -> None
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }
-    (epath.Path(checkpoint) / PARAMS / _METADATA).write_text(json.dumps(description))
+    (as_path(checkpoint) / PARAMS / _METADATA).write_text(json.dumps(description))
+
+
+# One cache for all, so that the arrays of a database share its one writer: writers of their own
+# would contend for its manifest, and each retry costs a round trip to an object store.
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 2**24}})
 
 
 def _spec(checkpoint: str, path: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
@@ -16,6 +15,7 @@ from prts_jax.checkpoint.layout import LINEAGE, OPTIMIZER, PARAMS, read_lineage,
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
 from prts_jax.model.declaration import LAYERS, Declaration
+from prts_jax.paths import as_path
 from prts_jax.tree import flatten, unflatten
 
 __all__ = [
@@ -44,12 +44,12 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str, keep: int, keep_every_steps: int) -> None:
-        self._directory = layout.absolute(directory)
+        self._directory = str(as_path(directory))
         self._keep = keep
         self._keep_every_steps = keep_every_steps
         self._checkpointer = _checkpointer()
         if jax.process_index() == 0:
-            epath.Path(self._directory).mkdir(parents=True, exist_ok=True)
+            as_path(self._directory).mkdir(parents=True, exist_ok=True)
             _remove_incomplete(self._directory)
         _barrier("prts_jax:checkpoints_opened")
 
@@ -122,7 +122,7 @@ def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
     Raises:
       UserError: `path` exists, or cannot be written.
     """
-    path = layout.absolute(path)
+    path = str(as_path(path))
     refuse_existing(path)
     with (
         _storage_errors(f"checkpoint {path}: could not be written"),
@@ -179,7 +179,7 @@ def restore_optimizer(path: str, abstract: Any) -> Any:
       UserError: the checkpoint holds none, or that of another optimizer (names the leaf).
     """
     directory = f"{path}/{OPTIMIZER}"
-    if not epath.Path(directory).exists():
+    if not as_path(directory).exists():
         raise UserError(
             f"{path}: holds no optimizer state (a grown checkpoint has none); start a run from it "
             "with config.init.start_from"
@@ -231,14 +231,14 @@ def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
     stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
     with _storage_errors(f"{directory}: cannot be read"):
         handler = ocp.PyTreeCheckpointHandler()
-        found = flatten(handler.metadata(epath.Path(directory)).tree)
+        found = flatten(handler.metadata(as_path(directory)).tree)
     _compare(directory, stored, found)
     item = unflatten(stored)
     restore = ocp.args.PyTreeRestore(
         item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
     )
     with _storage_errors(f"{directory}: cannot be read"):
-        values = flatten(handler.restore(epath.Path(directory), args=restore))
+        values = flatten(handler.restore(as_path(directory), args=restore))
     empty = {path: leaf for path, leaf in leaves.items() if path not in stored}
     made = {
         path: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
@@ -289,15 +289,17 @@ def _storage_errors(what: str) -> Iterator[None]:
 
 def _remove_incomplete(directory: str) -> None:
     complete = {str(step) for step in layout.complete_steps(directory)}
-    for path in epath.Path(directory).iterdir():
+    if not as_path(directory).exists():  # an empty folder of an object store does not exist
+        return
+    for path in as_path(directory).iterdir():
         if path.name not in complete:
             path.rmtree() if path.is_dir() else path.unlink()
 
 
 def _remove(path: str) -> None:
     """Removes a checkpoint; cut short at any point it no longer looks complete."""
-    (epath.Path(path) / LINEAGE / layout.LINEAGE_FILE).unlink(missing_ok=True)
-    epath.Path(path).rmtree(missing_ok=True)
+    (as_path(path) / LINEAGE / layout.LINEAGE_FILE).unlink(missing_ok=True)
+    as_path(path).rmtree(missing_ok=True)
 
 
 def _barrier(name: str) -> None:

@@ -14,6 +14,7 @@ from prts_jax.cli import run
 from prts_jax.config import ModelConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
+from prts_jax.paths import as_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     # The work is the host's: an accelerator may be busy with a run, and is left alone.
     jax.config.update("jax_platforms", "cpu")
     source = layout.resolve(arguments.source)
-    target = layout.absolute(arguments.target)
+    target = str(as_path(arguments.target))
     refuse_existing(target)
     growth_map = make_map(
         layout.read_lineage(source).model,
