@@ -7,6 +7,7 @@ The dataclasses below are the only list of keys and defaults. A config file star
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -214,18 +215,17 @@ def from_dict(section: type[Section], values: Mapping[str, Any], where: str = ""
       UserError: an unknown key (names the nearest) or a value of the wrong type.
     """
     if not isinstance(values, Mapping | ml_collections.ConfigDict):
-        raise UserError(f"config.{where}: is {values!r}; expected a section with keys")
+        raise UserError(f"{_dotted('config', where)}: is {values!r}; expected a section with keys")
     hints = typing.get_type_hints(section)
     unknown = [key for key in values if key not in hints]
     if unknown:
-        key = ".".join(filter(None, ["config", where, unknown[0]]))
+        key = _dotted("config", where, unknown[0])
         raise UserError(f"{key}: no such key; {nearest(unknown[0], hints)}")
-    return section(
-        **{
-            key: _typed(values[key], hints[key], ".".join(filter(None, [where, key])))
-            for key in values
-        }
-    )
+    return section(**{key: _typed(values[key], hints[key], _dotted(where, key)) for key in values})
+
+
+def _dotted(*names: str) -> str:
+    return ".".join(filter(None, names))
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
@@ -233,6 +233,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         return from_dict(typing.cast(type, kind), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{where}: is {value}; it must be a finite number")
     if type(value) is not kind:
         raise UserError(
             f"config.{where}: {value!r} is of type {type(value).__name__}; expected {kind.__name__}"
@@ -271,7 +273,8 @@ def check_model(model: ModelConfig, where: str = "config.model") -> None:
 
     Raises:
       UserError: a size below one (no layers are allowed), query heads not divisible among the
-        key heads, or an odd head_dim, which rotary embeddings cannot split into pairs.
+        key heads, an odd head_dim, which rotary embeddings cannot split into pairs, or constants
+        that divide by zero.
     """
     for name in ("vocab", "embed", "heads", "kv_heads", "head_dim", "mlp"):
         if getattr(model, name) < 1:
@@ -285,6 +288,23 @@ def check_model(model: ModelConfig, where: str = "config.model") -> None:
         )
     if model.head_dim % 2:
         raise UserError(f"{where}.head_dim: is {model.head_dim}; rotary embeddings need it even")
+    for name in ("norm_eps", "rope_theta"):
+        if getattr(model, name) <= 0:
+            raise UserError(f"{where}.{name}: is {getattr(model, name)}; it must be above 0")
+    scaling = model.rope_scaling
+    if scaling.factor < 1:
+        raise UserError(
+            f"{where}.rope_scaling.factor: is {scaling.factor}; it stretches by at least 1.0 (none)"
+        )
+    if not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
+        raise UserError(
+            f"{where}.rope_scaling.high_freq_factor: is {scaling.high_freq_factor}; it must exceed "
+            f"low_freq_factor={scaling.low_freq_factor}, and both must be above 0"
+        )
+    if scaling.original_length < 1:
+        raise UserError(
+            f"{where}.rope_scaling.original_length: is {scaling.original_length}; it must be ≥ 1"
+        )
 
 
 _AT_LEAST_ONE = (
@@ -305,6 +325,8 @@ _AT_LEAST_ZERO = (
     "optimizer.weight_decay",
     "schedule.warmup_steps",
     "schedule.peak",
+    "schedule.final",
+    "schedule.decay_start",
     "init.growth.factor",
 )
 
@@ -314,6 +336,11 @@ def _check_numbers(config: RunConfig) -> None:
         for key in keys:
             if get(config, key) < least:
                 raise UserError(f"config.{key}: is {get(config, key)}; it must be ≥ {least}")
+    for key in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= get(config, key) < 1:
+            raise UserError(f"config.{key}: is {get(config, key)}; it must be in [0, 1)")
+    if config.optimizer.eps <= 0:
+        raise UserError(f"config.optimizer.eps: is {config.optimizer.eps}; it must be above 0")
     sizes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in sizes.values()) > 1:
         raise UserError("config.mesh: more than one axis is -1; only one can take what is left")

@@ -1,0 +1,297 @@
+"""Configs: what survives, and what is refused with one line that names the key."""
+
+import dataclasses
+import json
+import typing
+from typing import Any
+
+import ml_collections
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prts_jax.config import (
+    CHOICES,
+    ComputeConfig,
+    GrowthConfig,
+    InitConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RopeScaling,
+    RunConfig,
+    ScheduleConfig,
+    check_model,
+    default_config,
+    from_dict,
+    get,
+    resolve,
+    to_dict,
+)
+from prts_jax.errors import UserError
+
+sizes = st.integers(1, 10**6)
+positive = st.floats(1e-12, 1e12)
+shares = st.floats(0, 1, exclude_max=True)
+
+
+def section(section_type: type, **overrides: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Any value of each field's type that `overrides` does not say more of."""
+    by_type = {int: sizes, float: positive, str: st.text(max_size=8), bool: st.booleans()}
+    fields = {
+        name: section(hint) if dataclasses.is_dataclass(hint) else by_type[hint]
+        for name, hint in typing.get_type_hints(section_type).items()
+        if name not in overrides
+    }
+    return st.builds(section_type, **fields, **overrides)
+
+
+def choice(key: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(CHOICES[key])
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelConfig:
+    low, stretch = draw(st.floats(0.1, 10)), draw(st.floats(0.1, 10))
+    scaling = RopeScaling(draw(st.floats(1, 64)), low, low + stretch, draw(sizes))
+    model = draw(
+        section(
+            ModelConfig,
+            layers=st.integers(0, 100),
+            head_dim=st.integers(1, 128).map(lambda half: 2 * half),
+            rope_scaling=st.just(scaling),
+        )
+    )
+    return dataclasses.replace(model, heads=model.kv_heads * draw(st.integers(1, 8)))
+
+
+@st.composite
+def run_configs(draw: st.DrawFn) -> RunConfig:
+    """Any config that makes sense, built field by field from the dataclasses."""
+    config = draw(
+        section(
+            RunConfig,
+            model=models(),
+            compute=section(
+                ComputeConfig,
+                dtype=st.just("bfloat16"),
+                attention=choice("compute.attention"),
+                remat=choice("compute.remat"),
+            ),
+            mesh=st.builds(MeshConfig, data=sizes, fsdp=st.just(-1) | sizes, tensor=sizes),
+            init=section(
+                InitConfig,
+                kind=choice("init.kind"),
+                start_from=st.just(""),
+                growth=section(GrowthConfig, operator=st.just("stack")),
+            ),
+            optimizer=section(OptimizerConfig, b1=shares, b2=shares),
+            schedule=section(
+                ScheduleConfig,
+                kind=choice("schedule.kind"),
+                warmup_steps=st.integers(0, 10),
+                decay_start=st.integers(10, 20),
+                decay_end=st.integers(21, 10**6),
+            ),
+        )
+    )
+    data = dataclasses.replace(
+        config.data, batch=config.train.accumulation * draw(st.integers(1, 64))
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The default config as plain dictionaries, with one key set (or added)."""
+    values = to_dict(RunConfig())
+    *parents, name = key.split(".")
+    node = values
+    for parent in parents:
+        node = node[parent]
+    node[name] = value
+    return values
+
+
+def refusal(values: Any) -> str:
+    with pytest.raises(UserError) as error:
+        resolve(values)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@settings(max_examples=60, deadline=None)
+@given(run_configs())
+def test_a_config_survives_dictionaries_json_and_ml_collections(config: RunConfig) -> None:
+    values = to_dict(config)
+    assert resolve(values) == config
+    assert resolve(json.loads(json.dumps(values))) == config
+    assert resolve(ml_collections.ConfigDict(values)) == config
+
+
+def test_the_defaults_resolve() -> None:
+    assert resolve(default_config()) == RunConfig()
+    assert resolve({}) == RunConfig()
+
+
+def test_a_config_is_frozen_and_hashable() -> None:
+    """It is a static argument of jitted functions."""
+    assert hash(resolve(default_config())) == hash(RunConfig())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().model.layers = 7  # type: ignore[misc]
+
+
+def test_a_config_file_cannot_set_a_key_that_does_not_exist() -> None:
+    config = default_config()
+    with pytest.raises(AttributeError):
+        config.modle = 3
+    with pytest.raises((AttributeError, KeyError)):
+        config.model.layer = 3
+    with pytest.raises((AttributeError, KeyError)):
+        config.init.growth.factr = 3
+
+
+def test_a_config_file_cannot_set_another_type() -> None:
+    config = default_config()
+    with pytest.raises(TypeError):
+        config.model.layers = "six"
+
+
+def test_integers_stand_for_floats() -> None:
+    config = resolve(changed("model.rope_theta", 500000))
+    assert config.model.rope_theta == 500000.0
+    assert type(config.model.rope_theta) is float
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [
+        ("modle", "model"),
+        ("model.layer", "layers"),
+        ("model.rope_scaling.facter", "factor"),
+        ("init.growth.operater", "operator"),
+        ("data.seeds", "seed"),
+    ],
+)
+def test_an_unknown_key_at_any_depth_names_the_nearest(key: str, suggestion: str) -> None:
+    assert refusal(changed(key, 1)) == (f"config.{key}: no such key; did you mean {suggestion!r}?")
+
+
+def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
+    message = refusal(changed("mesh.zzz", 1))
+    assert message == "config.mesh.zzz: no such key; it has data, fsdp, tensor"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.layers", 6.0, "int"),
+        ("model.layers", True, "int"),
+        ("model.layers", "6", "int"),
+        ("model.tied", 1, "bool"),
+        ("schedule.peak", "3e-4", "float"),
+        ("schedule.peak", False, "float"),
+        ("data.train", None, "str"),
+    ],
+)
+def test_a_wrong_type_is_named(key: str, value: Any, expected: str) -> None:
+    message = refusal(changed(key, value))
+    assert message.startswith(f"config.{key}: {value!r} is of type ")
+    assert message.endswith(f"expected {expected}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    assert refusal(changed("optimizer.clip", value)).startswith("config.optimizer.clip: is ")
+
+
+@pytest.mark.parametrize("value", [3, None, "model"])
+def test_a_section_is_a_section(value: Any) -> None:
+    assert refusal(changed("model", value)).startswith("config.model: is ")
+
+
+def test_the_whole_is_a_section() -> None:
+    assert refusal(None).startswith("config: is None")
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_value_outside_its_choices_is_refused(key: str) -> None:
+    message = refusal(changed(key, "zzz"))
+    assert message == f"config.{key}: 'zzz' is unknown; it has {', '.join(CHOICES[key])}"
+
+
+def test_a_misspelt_choice_names_the_nearest() -> None:
+    message = refusal(changed("schedule.kind", "cosin"))
+    assert message == "config.schedule.kind: 'cosin' is unknown; did you mean 'cosine'?"
+
+
+def test_choices_are_of_keys_that_exist() -> None:
+    for key, choices in CHOICES.items():
+        assert get(RunConfig(), key) in choices
+
+
+IMPOSSIBLE: dict[str, dict[str, dict[str, Any]]] = {
+    "config.model.vocab": {"model": {"vocab": 0}},
+    "config.model.layers": {"model": {"layers": -1}},
+    "config.model.heads": {"model": {"heads": 6, "kv_heads": 4}},
+    "config.model.kv_heads": {"model": {"kv_heads": 0}},
+    "config.model.head_dim": {"model": {"head_dim": 7}},
+    "config.model.norm_eps": {"model": {"norm_eps": 0.0}},
+    "config.model.rope_theta": {"model": {"rope_theta": -1.0}},
+    "config.model.rope_scaling.factor": {"model": {"rope_scaling": {"factor": 0.5}}},
+    "config.model.rope_scaling.high_freq_factor": {
+        "model": {"rope_scaling": {"low_freq_factor": 4.0}}
+    },
+    "config.model.rope_scaling.original_length": {
+        "model": {"rope_scaling": {"original_length": 0}}
+    },
+    "config.compute.attention": {"compute": {"attention": "splash", "dtype": "float32"}},
+    "config.mesh": {"mesh": {"data": -1, "fsdp": -1}},
+    "config.mesh.tensor": {"mesh": {"tensor": 0}},
+    "config.data.length": {"data": {"length": 0}},
+    "config.data.batch": {"data": {"batch": -8}},
+    "config.optimizer.b2": {"optimizer": {"b2": 1.0}},
+    "config.optimizer.eps": {"optimizer": {"eps": 0.0}},
+    "config.optimizer.clip": {"optimizer": {"clip": -1.0}},
+    "config.schedule.final": {"schedule": {"final": -0.1}},
+    "config.schedule.decay_end": {"schedule": {"warmup_steps": 10, "decay_end": 10}},
+    "config.schedule.decay_start": {
+        "schedule": {"kind": "wsd", "warmup_steps": 10, "decay_start": 5}
+    },
+    "config.train.steps": {"train": {"steps": 0}},
+    "config.train.accumulation": {"train": {"accumulation": 3}, "data": {"batch": 8}},
+    "config.checkpoint.keep": {"checkpoint": {"keep": 0}},
+    "config.evaluation.tokens": {"evaluation": {"tokens": -1}},
+    "config.init": {"init": {"grow_from": "a", "start_from": "b"}},
+    "config.init.growth.layers": {"init": {"grow_from": "a", "growth": {"operator": "layers"}}},
+    "config.init.growth.factor": {"init": {"growth": {"factor": -4}}},
+}
+
+
+@pytest.mark.parametrize("key", IMPOSSIBLE)
+def test_what_cannot_work_is_refused_by_the_name_of_its_key(key: str) -> None:
+    assert refusal(IMPOSSIBLE[key]).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": {"layers": 0}},
+        {"schedule": {"kind": "constant", "warmup_steps": 10, "decay_end": 0}},
+        {"schedule": {"kind": "wsd", "warmup_steps": 10, "decay_start": 10, "decay_end": 11}},
+        {"mesh": {"data": -1, "fsdp": 1}},
+        {"optimizer": {"clip": 0.0}},
+        {"compute": {"attention": "splash"}},
+    ],
+)
+def test_what_is_only_unusual_is_not_refused(values: dict[str, Any]) -> None:
+    resolve(values)
+
+
+def test_a_shape_from_elsewhere_is_refused_by_where_it_stands() -> None:
+    with pytest.raises(UserError, match=r"^checkpoint\.heads: 3 heads"):
+        check_model(dataclasses.replace(ModelConfig(), heads=3, kv_heads=2), "checkpoint")
+
+
+def test_a_section_alone_keeps_the_defaults_of_keys_left_out() -> None:
+    assert from_dict(ModelConfig, {"layers": 2}) == dataclasses.replace(ModelConfig(), layers=2)
