@@ -26,6 +26,7 @@ TEXTS = [
     "▁ the piece's own mark",
     "1599",
     "x" * 5000,
+    "a\0b",
 ]
 
 WriteRows = Callable[..., Path]
