@@ -30,13 +30,15 @@ def stack(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
       options: {"factor": g}; 0 or absent takes g from the target.
 
     Raises:
-      UserError: neither target nor factor, or a target that is not g·l layers deep.
+      UserError: no layers, neither target nor factor, or a target that is not g·l layers deep.
     """
+    if source.layers < 1:
+        raise UserError("growth.source: has no layers to stack; start from a model that has some")
     factor = options.get("factor", 0)
     if not factor and target is None:
         raise UserError("growth.factor: is 0 and no target is given; give factor=4, say")
     if not factor and target is not None:
-        factor, rest = divmod(target.layers, max(source.layers, 1))
+        factor, rest = divmod(target.layers, source.layers)
         if rest or factor < 1:
             raise UserError(
                 f"growth: {target.layers} target layers are no multiple of the source's "

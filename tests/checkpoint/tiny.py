@@ -1,0 +1,81 @@
+"""A tiny model with random parameters, and a checkpoint of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prts_jax.checkpoint.digest import digests
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.store import save_checkpoint
+from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.model.declaration import Declaration
+from prts_jax.model.llama import declare
+from prts_jax.tree import unflatten
+
+MODEL = ModelConfig(vocab=48, layers=3, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)
+DECLARED = declare(MODEL)
+
+
+def random_params(
+    declarations: Mapping[str, Declaration] = DECLARED, seed: int = 0
+) -> dict[str, Any]:
+    """Returns random parameters, nested, on the default device."""
+    rng = np.random.default_rng(seed)
+    leaves = {
+        path: jnp.asarray(rng.normal(size=declaration.shape), declaration.dtype)
+        for path, declaration in declarations.items()
+    }
+    return unflatten(leaves)
+
+
+def abstract(tree: Any) -> Any:
+    """Returns the shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+def lineage_of(
+    params: Any,
+    model: ModelConfig = MODEL,
+    declarations: Mapping[str, Declaration] = DECLARED,
+    step: int = 7,
+) -> Lineage:
+    """Returns a lineage with the digests of `params` and made-up counts."""
+    return Lineage(
+        step=step,
+        stage_step=step,
+        config=to_dict(RunConfig(model=model)),
+        position=4096,
+        tokens=4096,
+        flops=1.5e12,
+        flops_6nd=1.25e12,
+        store="store-fingerprint",
+        growth=(),
+        digests=digests(params, declarations),
+    )
+
+
+def write_source(path: str | Path) -> dict[str, Any]:
+    """Writes a checkpoint of `MODEL` and returns its parameters."""
+    params = random_params()
+    save_checkpoint(str(path), params, lineage_of(params))
+    return params
+
+
+def flip_byte(directory: Path, needle: bytes) -> None:
+    """Flips one bit in the middle of the one place under `directory` that holds `needle`."""
+    for file in directory.rglob("*"):
+        if not file.is_file():
+            continue
+        data = bytearray(file.read_bytes())
+        at = data.find(needle)
+        if at >= 0:
+            data[at + len(needle) // 2] ^= 0x10
+            file.write_bytes(data)
+            return
+    raise AssertionError(f"the bytes are nowhere under {directory}")
