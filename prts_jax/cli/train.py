@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from prts_jax.cli import config_flags, run
 from prts_jax.config import to_dict
+from prts_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(to_dict(config), indent=2))
         return 0
     if not options.workdir:
-        flags.error("--workdir is missing: give the run's directory, --workdir=DIR")
+        raise UserError("--workdir: is missing; give the run's directory, --workdir=DIR")
     from prts_jax.mesh import start_distributed
     from prts_jax.train.loop import train
 

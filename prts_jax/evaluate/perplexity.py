@@ -17,6 +17,9 @@ from prts_jax.model.loss import loss_by_source, token_losses
 
 FIELDS = ("tokens", "targets", "loss_weights", "source_ids")
 
+LARGEST_EXPONENT = 700.0
+"""Beyond it a perplexity is no float64, and JSON has no infinity."""
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -34,10 +37,11 @@ class Perplexity:
 
     def metrics(self) -> dict[str, float]:
         """Returns the keys that a line of metrics.jsonl has for an evaluation."""
-        line = {"validation_loss": self.loss, "validation_perplexity": math.exp(self.loss)}
-        for source, (loss, _) in self.by_source.items():
-            line[f"validation_loss/{source}"] = loss
-            line[f"validation_perplexity/{source}"] = math.exp(loss)
+        losses = {"": self.loss} | {f"/{name}": loss for name, (loss, _) in self.by_source.items()}
+        line: dict[str, float] = {}
+        for suffix, loss in losses.items():
+            line[f"validation_loss{suffix}"] = loss
+            line[f"validation_perplexity{suffix}"] = math.exp(min(loss, LARGEST_EXPONENT))
         return line
 
 

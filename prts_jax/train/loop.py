@@ -91,13 +91,18 @@ def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
             f"devices × train.accumulation={config.train.accumulation}; make it a multiple of "
             f"{micro_rows}"
         )
-    store = TokenStore.open(data.train)
+    store = _open_store(data.train, config)
+    return TrainBatches(store, data.length, data.batch, data.seed, data.shuffle, data.overlap)
+
+
+def _open_store(directory: str, config: RunConfig) -> TokenStore:
+    store = TokenStore.open(directory)
     if store.vocab_size > config.model.vocab:
         raise UserError(
             f"config.model.vocab: {config.model.vocab} is less than the {store.vocab_size} "
-            f"entries of the tokenizer of {data.train}"
+            f"entries of the tokenizer of {directory}; raise it, or give another store"
         )
-    return TrainBatches(store, data.length, data.batch, data.seed, data.shuffle, data.overlap)
+    return store
 
 
 class _Run:
@@ -131,7 +136,7 @@ class _Run:
             resolved = to_dict(dataclasses.replace(config, model=start.model))
             write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
         self.recorder = Recorder(
-            self.log, self.terminal, mesh.devices, self.flops_per_token, start.lineage.tokens
+            self.log, self.terminal, mesh.devices, self.flops_per_token, start.lineage
         )
         self.terminal.say(
             f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
@@ -142,11 +147,11 @@ class _Run:
         config = self.config
         first, stop = self.lineage.stage_step, config.train.steps
         origin = self.lineage
-        if self.lineage.stage_step == 0:
-            self._write_line(growth=bool(self.lineage.growth))
-        compiled = self._compile(origin) if first < stop else None
         stream = prefetch(lambda step: self._batch(origin, step), first, stop)
         with contextlib.closing(stream), _sigterm() as stopping:
+            if first == 0:
+                self._write_line()
+            compiled = self._compile(origin) if first < stop else None
             for batch in stream:
                 assert compiled is not None
                 with jax.transfer_guard("disallow"):
@@ -156,7 +161,8 @@ class _Run:
                 step = self.lineage.stage_step
                 last = step == stop
                 evaluating = last or _due(step, config.evaluation.every_steps)
-                saving = last or _due(step, config.checkpoint.every_steps)
+                # Checkpoints are named by, and kept by, the step of the whole lineage.
+                saving = last or _due(self.lineage.step, config.checkpoint.every_steps)
                 interrupted = stopping(step) and not last
                 if evaluating or saving or interrupted or _due(step, config.logging.every_steps):
                     self.recorder.line_due(self.lineage)
@@ -194,12 +200,14 @@ class _Run:
         data, evaluation = self.config.data, self.config.evaluation
         if not data.validation:
             return None
-        batches = EvalBatches(
-            TokenStore.open(data.validation),
-            data.length,
-            evaluation.batch or data.batch,
-            evaluation.tokens or None,
-        )
+        rows, parts = evaluation.batch or data.batch, axis_size(self.mesh, "batch")
+        if rows % parts:
+            raise UserError(
+                f"config.evaluation.batch: {rows} does not divide among {parts} data-parallel "
+                f"devices; make it a multiple of {parts}"
+            )
+        store = _open_store(data.validation, self.config)
+        batches = EvalBatches(store, data.length, rows, evaluation.tokens or None)
         return make_evaluator(self.model, self.config.compute, batches, self.mesh)
 
     def _validate(self) -> dict[str, float]:
@@ -208,10 +216,10 @@ class _Run:
         with self.recorder.paused():
             return self.evaluate(self.state.params).metrics()
 
-    def _write_line(self, growth: bool) -> None:
+    def _write_line(self) -> None:
         """The first line of a stage: what the parameters are worth before any step."""
         extra: dict[str, Any] = dict(self._validate())
-        if growth:
+        if self.lineage.growth and self.lineage.growth[-1]["at_step"] == self.lineage.step:
             extra["growth"] = self.lineage.growth[-1]
         self.recorder.line_due(self.lineage)
         self.recorder.settle(extra)

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,9 +52,11 @@ def read_metrics(workdir: str) -> list[Line]:
         texts = [path.read_text()] if path.exists() else []
     lines = [line for text in texts for line in text.split("\n")[:-1]]
     try:
-        return [json.loads(line) for line in lines]
+        parsed = [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
         raise UserError(f"{root}: metrics hold a damaged line ({error}); remove it") from error
+    # Segments may repeat lines where a process died between merging them and dropping the old.
+    return list({line["step"]: line for line in parsed}.values())
 
 
 class MetricsLog:
@@ -103,7 +104,7 @@ class MetricsLog:
 
     def write(self, line: Line) -> None:
         """Adds a line; its keys include "step"."""
-        text = json.dumps(line)
+        text = json.dumps(line, allow_nan=False)
         if is_remote(self._workdir):
             self._segment_step = self._segment_step if self._segment else line["step"]
             self._segment.append(text + "\n")
@@ -164,8 +165,8 @@ class TerminalLine:
         if line.get("mfu") is not None:
             parts.append(f"MFU {line['mfu']:.1%}")
         if seconds_per_step > 0:
-            left = (self._total - run_step) * seconds_per_step
-            parts.append(f"{time.strftime('%H:%M:%S', time.gmtime(left))} left")
+            minutes, seconds = divmod(round((self._total - run_step) * seconds_per_step), 60)
+            parts.append(f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02} left")
         text = "  ".join(parts)
         final = "\n" if not self._redraw or "validation_loss" in line else ""
         print(f"\r\x1b[K{text}" if self._redraw else text, end=final, file=sys.stderr, flush=True)

@@ -2,13 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.errors import UserError
 from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops
 from prts_jax.train.step import StepMetrics
 
@@ -26,7 +27,7 @@ class Recorder:
         terminal: TerminalLine,
         devices: np.ndarray,
         flops_per_token: int,
-        tokens: int,
+        origin: Lineage,
     ) -> None:
         """Makes a recorder.
 
@@ -35,7 +36,7 @@ class Recorder:
           terminal: what the user sees.
           devices: of the mesh, for rates per device and MFU.
           flops_per_token: of training, see `prts_jax.model.counts`.
-          tokens: of the lineage before the first step.
+          origin: lineage before the first step.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -47,7 +48,7 @@ class Recorder:
         self._latest: StepMetrics | None = None
         kept = log.kept if log is not None else []
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
-        self._last_tokens = tokens
+        self._step, self._last_tokens = origin.step, origin.tokens
         self._clock = self._line_clock = time.perf_counter()
 
     def restart_clock(self) -> None:
@@ -75,14 +76,30 @@ class Recorder:
 
         Args:
           extra: further keys of the line.
+
+        Raises:
+          UserError: the run has diverged: a loss or a gradient is not finite. Nothing of it is
+            written, and the step's checkpoint is not saved.
         """
         if self._unread is not None:
             self._latest = jax.device_get(self._unread)
+            self._step += 1
+            self._refuse_divergence(self._latest._asdict())
             self._losses.append(float(self._latest.loss))
             self._unread = None
         if self._due is not None:
+            self._refuse_divergence(extra)
             self._write(self._due, extra)
             self._due = None
+
+    def _refuse_divergence(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, float | np.ndarray | np.generic) and not np.isfinite(value):
+                raise UserError(
+                    f"{name}: is {value} at step {self._step}: training has diverged; lower "
+                    "config.schedule.peak or lengthen warmup_steps, and begin again from a "
+                    "checkpoint before it (config.init.start_from) or in a new workdir"
+                )
 
     def _write(self, lineage: Lineage, extra: dict[str, Any]) -> None:
         now = time.perf_counter()

@@ -14,7 +14,7 @@ from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
-from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.config import ModelConfig, RunConfig, nearest, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -92,8 +92,9 @@ def begin(
       allow_change: dotted config keys that may differ from the checkpoint's.
 
     Raises:
-      UserError: a checkpoint that does not match what the config asks for.
+      UserError: a checkpoint that does not match what the config asks for, or an unknown key.
     """
+    _check_names(allow_change, config)
     newest = checkpoints.latest()
     if newest is not None:
         return _resume(config, mesh, optimizer, batches, checkpoints.path(newest), allow_change)
@@ -143,9 +144,9 @@ def _resume(
 ) -> Start:
     lineage = checkpoint_store.read_lineage(path)
     changes = config_changes(lineage, config, batches.store.fingerprint, allow_change)
-    # A grown model's config may differ from the preset that the config file names: what was
-    # trained wins, and what the file says has been compared with it above.
-    model = lineage.model
+    position, note, _ = data_position(lineage, config, batches, allow_change)
+    # What the file says is what was trained, or a difference that was asked for.
+    model = config.model
     declarations = declare(model)
     abstract = abstract_params(declarations, mesh)
     params = checkpoint_store.restore_params(path, abstract, declarations)
@@ -156,11 +157,12 @@ def _resume(
     )
     lineage = dataclasses.replace(
         lineage,
-        config=_with_model(config, model),
+        config=to_dict(config),
+        position=position,
         store=batches.store.fingerprint,
         changes=(*lineage.changes, *changes),
     )
-    return Start(f"resumed from {path}", model, declarations, state, lineage)
+    return Start(f"resumed from {path}; {note}", model, declarations, state, lineage)
 
 
 def _grow(
@@ -295,6 +297,13 @@ def config_changes(
             )
         changes.append(_change(lineage, key, old, new))
     return tuple(changes)
+
+
+def _check_names(allow_change: Collection[str], config: RunConfig) -> None:
+    known = [path.replace("/", ".") for path in tree.flatten(to_dict(config))] + ["data.store"]
+    for key in allow_change:
+        if key not in known:
+            raise UserError(f"--allow_change={key}: no such key; {nearest(key, known)}")
 
 
 def _change(lineage: Lineage, key: str, old: Any, new: Any) -> dict[str, Any]:
