@@ -1,0 +1,163 @@
+"""The log of a run: no step twice, valid JSON, the terminal line; also as segments."""
+
+import json
+import re
+
+import pytest
+
+from prts_jax.errors import UserError
+from prts_jax.train import metrics
+from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops, read_metrics
+
+
+@pytest.fixture(params=["a file", "segments"])
+def workdir(request, tmp_path, monkeypatch):
+    """A workdir as on local disk, and one that is written as on gs://."""
+    if request.param == "segments":
+        monkeypatch.setattr(metrics, "is_remote", lambda path: True)
+    return str(tmp_path)
+
+
+def steps(workdir):
+    return [line["step"] for line in read_metrics(workdir)]
+
+
+def write(log, *numbers, note="first"):
+    for step in numbers:
+        log.write({"step": step, "loss": 1.0 / (step + 1), "note": note})
+
+
+def test_lines_come_back_in_order(workdir):
+    log = MetricsLog(workdir, None, tensorboard=False)
+    write(log, 0, 1, 2)
+    log.flush()
+    write(log, 3)
+    log.close()
+    assert steps(workdir) == [0, 1, 2, 3]
+    assert read_metrics(workdir)[1] == {"step": 1, "loss": 0.5, "note": "first"}
+
+
+def test_a_resumed_run_replaces_what_came_after_its_checkpoint(workdir):
+    log = MetricsLog(workdir, None, tensorboard=False)
+    write(log, 0, 1, 2)
+    log.flush()
+    write(log, 3, 4)
+    log.flush()
+
+    again = MetricsLog(workdir, after_step=2, tensorboard=False)
+    assert [line["step"] for line in again.kept] == [0, 1, 2]
+    assert steps(workdir) == [0, 1, 2]
+    write(again, 3, 4, note="second")
+    again.close()
+    assert steps(workdir) == [0, 1, 2, 3, 4]
+    assert [line["note"] for line in read_metrics(workdir)] == ["first"] * 3 + ["second"] * 2
+
+
+def test_a_fresh_run_drops_everything(workdir):
+    log = MetricsLog(workdir, None, tensorboard=False)
+    write(log, 0, 1)
+    log.close()
+    assert MetricsLog(workdir, None, tensorboard=False).kept == []
+    assert steps(workdir) == []
+
+
+def test_no_metrics_yet_are_no_lines(workdir):
+    assert read_metrics(workdir) == []
+
+
+def test_a_log_can_be_cut_several_times(workdir):
+    for restored in (None, 1, 3, 0):
+        log = MetricsLog(workdir, restored, tensorboard=False)
+        first = 0 if restored is None else restored + 1
+        write(log, *range(first, first + 4))
+        log.close()
+    assert steps(workdir) == [0, 1, 2, 3, 4]
+
+
+def test_a_kill_while_segments_are_merged_repeats_no_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "is_remote", lambda path: True)
+    log = MetricsLog(str(tmp_path), None, tensorboard=False)
+    write(log, 0, 1)
+    log.flush()
+    write(log, 2, 3)
+    log.flush()
+    first, second = sorted((tmp_path / "metrics").iterdir())
+    first.write_text(first.read_text() + second.read_text())  # merged, and the old one still there
+    assert steps(str(tmp_path)) == [0, 1, 2, 3]
+    assert [line["step"] for line in MetricsLog(str(tmp_path), 2, False).kept] == [0, 1, 2]
+
+
+def test_a_line_in_the_making_is_left_out_and_later_dropped(tmp_path):
+    write(MetricsLog(str(tmp_path), None, tensorboard=False), 0, 1)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    assert steps(str(tmp_path)) == [0, 1]
+    write(MetricsLog(str(tmp_path), 1, tensorboard=False), 2)
+    assert steps(str(tmp_path)) == [0, 1, 2]
+
+
+def test_a_damaged_line_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+    with pytest.raises(UserError, match="metrics hold a damaged line"):
+        read_metrics(str(tmp_path))
+
+
+def test_what_json_cannot_hold_is_never_written(workdir):
+    log = MetricsLog(workdir, None, tensorboard=False)
+    with pytest.raises(ValueError, match="JSON"):
+        log.write({"step": 1, "loss": float("nan")})
+    log.close()
+    assert read_metrics(workdir) == []
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    log = MetricsLog(str(tmp_path), None, tensorboard=True)
+    write(log, 1, 2)
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
+)
+def test_peaks_of_devices(kind, peak):
+    assert peak_flops(kind) == peak
+
+
+def test_the_terminal_line_has_loss_rate_and_time_left(capsys):
+    line = {"loss": 2.5, "validation_loss": 2.25, "tokens_per_second_per_device": 12345.6}
+    TerminalLine(100, quiet=False).show(40, line | {"mfu": 0.5}, seconds_per_step=2.0)
+    shown = capsys.readouterr().err
+    assert shown == (
+        "step 40/100  loss 2.5000  validation 2.2500  12,346 tokens/s/device  MFU 50.0%  "
+        "00:02:00 left\n"
+    )
+
+
+def test_days_left_are_hours(capsys):
+    TerminalLine(100_000, quiet=False).show(0, {}, seconds_per_step=3.0)
+    assert re.search(r"\b83:20:00 left", capsys.readouterr().err)
+
+
+def test_only_the_first_process_speaks(capsys):
+    terminal = TerminalLine(100, quiet=True)
+    terminal.show(1, {"loss": 1.0}, 1.0)
+    terminal.say("hello")
+    captured = capsys.readouterr()
+    assert captured.err + captured.out == ""
+
+
+def test_one_json_object_a_line(tmp_path):
+    write(MetricsLog(str(tmp_path), None, tensorboard=False), 0, 1)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [0, 1]

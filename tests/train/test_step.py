@@ -1,0 +1,195 @@
+"""One optimizer step: its loss, its gradient, micro-batches, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prts_jax.mesh import make_mesh
+from prts_jax.model.initialise import init_params
+from prts_jax.model.llama import declare, logits
+from prts_jax.train.optim import learning_rate, make_optimizer
+from prts_jax.train.state import fresh_state
+from prts_jax.train.step import make_train_step
+from tests.train import tiny
+
+NO_CLIP = {"optimizer__clip": 0.0}
+
+
+def make_batch(rows: int = 8, length: int = 16, weights=None) -> dict[str, jax.Array]:
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, tiny.MODEL.vocab, (rows, length + 1)).astype(np.int32)
+    return {
+        "tokens": jnp.asarray(tokens[:, :-1]),
+        "targets": jnp.asarray(tokens[:, 1:]),
+        "loss_weights": jnp.ones((rows, length)) if weights is None else jnp.asarray(weights),
+    }
+
+
+def uneven_weights(rows: int = 8, length: int = 16) -> np.ndarray:
+    """Every row has another number of tokens that count, and some count by half."""
+    random = np.random.default_rng(3)
+    weights = random.choice([0.0, 0.5, 1.0], (rows, length)).astype(np.float32)
+    weights[0], weights[1] = 0.0, 1.0
+    return weights
+
+
+def start(config):
+    optimizer = make_optimizer(config.optimizer)
+    params = init_params(declare(tiny.MODEL), tiny.MODEL.layers, "paper", seed=0)
+    mesh = make_mesh(config.mesh)
+    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return fresh_state(params, optimizer, mesh), make_train_step(tiny.MODEL, config, optimizer)
+
+
+def first_step(config, batch):
+    state, step = start(config)
+    return step(state, batch)
+
+
+def mean_loss(params, batch, config) -> float:
+    """The weighted mean of the negative log-likelihoods, in float64."""
+    scores = np.asarray(logits(params, batch["tokens"], tiny.MODEL, config.compute), np.float64)
+    scores -= scores.max(-1, keepdims=True)
+    logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    picked = np.take_along_axis(logs, np.asarray(batch["targets"])[..., None], -1)[..., 0]
+    weights = np.asarray(batch["loss_weights"], np.float64)
+    return float(-(picked * weights).sum() / weights.sum())
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_loss_is_the_mean_over_the_tokens_that_count(uneven):
+    config = tiny.run_config(**NO_CLIP)
+    batch = make_batch(weights=uneven_weights() if uneven else None)
+    state, step = start(config)
+    expected = mean_loss(state.params, batch, config)
+    _, metrics = step(state, batch)
+    assert float(metrics.loss) == pytest.approx(expected, rel=1e-6)
+    assert float(metrics.learning_rate) == pytest.approx(
+        float(learning_rate(config.schedule, 0)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_micro_batches_change_only_rounding(count):
+    """Also where the micro-batches hold different numbers of tokens that count."""
+    batch = make_batch(weights=uneven_weights())
+    # Without a clip, Adam's first moments after one step are (1 - b1) times the gradient itself.
+    whole, metrics = first_step(tiny.run_config(**NO_CLIP), batch)
+    split, split_metrics = first_step(tiny.run_config(train__accumulation=count, **NO_CLIP), batch)
+    assert float(split_metrics.loss) == pytest.approx(float(metrics.loss), rel=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(split.optimizer[1].mu), jax.tree.leaves(whole.optimizer[1].mu), strict=True
+    ):
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_one_batch_is_learned_by_heart():
+    config = tiny.run_config(schedule__peak=1e-2, schedule__warmup_steps=5)
+    batch = make_batch(rows=4)
+    state, step = start(config)
+    losses = []
+    for _ in range(150):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses[0] == pytest.approx(np.log(tiny.MODEL.vocab), rel=0.2)
+    assert losses[-1] < 0.1
+    assert int(state.stage_step) == 150
+
+
+def test_gradient_norm_is_reported_before_the_clip():
+    batch = make_batch()
+    _, clipped = first_step(tiny.run_config(optimizer__clip=1e-3), batch)
+    _, free = first_step(tiny.run_config(**NO_CLIP), batch)
+    assert float(clipped.gradient_norm) == pytest.approx(float(free.gradient_norm), rel=1e-6)
+    assert float(free.gradient_norm) > 1e-2
+
+
+def test_loss_and_gradients_are_torchs_on_hugging_faces_llama():
+    """From the same weights and the same batch; torch computes in float64."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    batch = make_batch()
+    state, step = start(tiny.run_config(**NO_CLIP))
+    model = tiny.MODEL
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=model.vocab,
+            hidden_size=model.embed,
+            intermediate_size=model.mlp,
+            num_hidden_layers=model.layers,
+            num_attention_heads=model.heads,
+            num_key_value_heads=model.kv_heads,
+            head_dim=model.head_dim,
+            rms_norm_eps=model.norm_eps,
+            rope_theta=model.rope_theta,
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+        )
+    ).double()
+    theirs.load_state_dict(
+        {name: torch.tensor(value) for name, value in as_torch(state.params).items()}
+    )
+    out = theirs(torch.tensor(np.asarray(batch["tokens"]), dtype=torch.long)).logits
+    loss = torch.nn.functional.cross_entropy(
+        out.flatten(0, 1), torch.tensor(np.asarray(batch["targets"])).long().flatten()
+    )
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters()])
+
+    state, metrics = step(state, batch)
+    assert float(metrics.loss) == pytest.approx(loss.item(), rel=1e-6)
+    assert float(metrics.gradient_norm) == pytest.approx(norm.item(), rel=1e-5)
+    gradients = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
+    moments = as_torch(state.optimizer[1].mu)
+    assert moments.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        # After one step without a clip, the first moment is (1 - b1) times the gradient.
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(
+            moments[name] / 0.1, gradient, rtol=1e-4, atol=1e-5 * scale, err_msg=name
+        )
+
+
+def as_torch(params) -> dict[str, np.ndarray]:
+    """Our parameters under Hugging Face's names, kernels as [out, in]."""
+    layers = params["layers"]
+    named = {
+        "model.embed_tokens.weight": params["token_embedding"],
+        "model.norm.weight": params["final_norm"],
+        "lm_head.weight": params["head"].T,
+    }
+    for i in range(tiny.MODEL.layers):
+        block = f"model.layers.{i}"
+        attention, mlp = layers["attention"], layers["mlp"]
+        named |= {
+            f"{block}.input_layernorm.weight": layers["attention_norm"][i],
+            f"{block}.post_attention_layernorm.weight": layers["mlp_norm"][i],
+            f"{block}.mlp.gate_proj.weight": mlp["gate"][i].T,
+            f"{block}.mlp.up_proj.weight": mlp["up"][i].T,
+            f"{block}.mlp.down_proj.weight": mlp["down"][i].T,
+        }
+        width = tiny.MODEL.embed
+        for name in "qkv":
+            kernel = attention[name][i].reshape(width, -1)
+            named[f"{block}.self_attn.{name}_proj.weight"] = kernel.T
+        named[f"{block}.self_attn.o_proj.weight"] = attention["o"][i].reshape(-1, width).T
+    return {name: np.asarray(value, np.float64) for name, value in named.items()}
+
+
+def test_the_state_is_given_away():
+    """Parameters and moments exist once in memory: a step's input is not usable after it."""
+    state, step = start(tiny.run_config(**NO_CLIP))
+    step(state, make_batch())
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_bfloat16_computes_near_float32_and_keeps_its_state_in_float32():
+    batch = make_batch()
+    _, exact = first_step(tiny.run_config(**NO_CLIP), batch)
+    state, rough = first_step(tiny.run_config(compute__dtype="bfloat16", **NO_CLIP), batch)
+    assert float(rough.loss) == pytest.approx(float(exact.loss), rel=1e-2)
+    assert float(rough.loss) != float(exact.loss)
+    leaves = jax.tree.leaves((state.params, state.optimizer[1].mu, state.optimizer[1].nu))
+    assert {leaf.dtype.name for leaf in leaves} == {"float32"}
