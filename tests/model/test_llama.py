@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
@@ -234,6 +235,29 @@ def test_gradients_of_bfloat16_compute_are_float32() -> None:
         assert jnp.linalg.norm(grad - exact[path]) < 0.05 * norm, path
 
 
+def matrix_products(compute: ComputeConfig) -> list[str]:
+    """Every matrix product of a loss and its gradient, as StableHLO."""
+    lowered = value_and_grad.lower(random_params(SMALL), tokens_of(SMALL), SMALL, compute)
+    return [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_float32_products_are_float32_on_every_accelerator(remat: str) -> None:
+    """TPUs and GPUs would otherwise round the operands, which a CPU's logits do not show."""
+    products = matrix_products(dataclasses.replace(FLOAT32, remat=remat))
+    assert len(products) >= 3 * 10  # 9 in a layer and the head, each with two gradients
+    assert all("precision = [HIGHEST, HIGHEST]" in product for product in products)
+
+
+def test_bfloat16_products_read_bfloat16() -> None:
+    """But for the gradients of the scores and logits, which are themselves float32."""
+    products = matrix_products(dataclasses.replace(FLOAT32, dtype="bfloat16"))
+    operands = [product.split(" : ")[-1].split("->")[0] for product in products]
+    wide = [pair for pair in operands if "xf32>" in pair]
+    assert len(operands) >= 3 * 10
+    assert len(wide) == 4  # of scores and logits, towards either operand
+
+
 def test_declarations_name_every_parameter_once() -> None:
     """Pins the names and axes that are stored on disk and that growth goes by."""
     declared = {path: (d.axes, d.contracts) for path, d in llama.declare(SMALL).items()}
@@ -274,6 +298,14 @@ def test_a_tied_embedding_contracts_its_width_and_there_is_no_head() -> None:
 def test_a_model_without_layers_has_no_layer_parameters() -> None:
     declared = llama.declare(dataclasses.replace(SMALL, layers=0))
     assert set(declared) == {"token_embedding", "final_norm", "head"}
+
+
+def test_a_mesh_in_context_changes_no_declaration() -> None:
+    """Nor are its devices asked to compute: they may be absent, and the batch here is one."""
+    mesh = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
+        inside = llama.declare(SMALL)
+    assert inside == llama.declare(SMALL)
 
 
 @pytest.mark.parametrize("model", [SMALL, SHAPES["tied"], SHAPES["no_layers"]])

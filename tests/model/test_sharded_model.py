@@ -42,3 +42,15 @@ def test_leaves_are_split_as_declared(
 @pytest.mark.parametrize("mesh", MESHES)
 def test_logits_are_split_over_all_devices(report: dict[str, Any], mesh: str) -> None:
     assert report[mesh]["parts of logits"] == 8
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_equal_one_device(
+    run_joined_programs: Callable[..., list[dict[str, Any]]],
+) -> None:
+    [alone] = run_joined_programs("joined_processes", processes=1, devices=1)
+    joined = run_joined_programs("joined_processes", processes=2, devices=4)
+    assert [found.pop("process") for found in joined] == [0, 1]
+    assert joined[0] == joined[1]
+    assert (joined[0]["processes"], joined[0]["devices"]) == (2, 8)
+    assert joined[0]["loss"] == pytest.approx(alone["loss"], rel=2e-6)
