@@ -15,7 +15,7 @@ export JAX_COORDINATOR_PORT=8476
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PRTS_ROOT/jax_cache}"
 
 metadata() {
-  curl --silent --fail --header 'Metadata-Flavor: Google' \
+  curl --silent --show-error --fail --header 'Metadata-Flavor: Google' \
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
 endpoints="$(metadata worker-network-endpoints)"
@@ -31,7 +31,7 @@ log="$PRTS_ROOT/$(hostname).log"
 upload() {
   gcloud storage cp --quiet "$log" "$PRTS_LOGS/" >/dev/null 2>&1 || true
 }
-(while sleep 60; do upload; done) 9>&- &
+(while sleep 60; do upload; done) >/dev/null 2>&1 9>&- &
 uploader=$!
 
 training=''

@@ -108,7 +108,7 @@ def run(
     Raises:
       UserError: see `run_script`.
     """
-    script = run_script(workdir, arguments)
+    script = run_script(workdir, arguments, ROOT)
     lock = f"{ROOT}/lock"
     launcher = (
         f"[ -x {ROOT}/venv/bin/prts ] || "

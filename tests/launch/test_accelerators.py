@@ -1,0 +1,41 @@
+"""Accelerator types against the examples of the Cloud TPU documentation."""
+
+import pytest
+
+from prts_jax.errors import UserError
+from prts_jax.launch import accelerators
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "runtime_version"),
+    [
+        ("v2-8", 4, "tpu-ubuntu2204-base"),
+        ("v3-32", 16, "tpu-ubuntu2204-base"),
+        ("v4-8", 4, "tpu-ubuntu2204-base"),
+        ("v5litepod-16", 16, "v2-alpha-tpuv5-lite"),
+        ("v5p-128", 64, "v2-alpha-tpuv5"),
+        ("v6e-256", 256, "v2-alpha-tpuv6e"),
+    ],
+)
+def test_size_counts_cores_or_chips_by_generation(name, chips, runtime_version):
+    accelerator = accelerators.parse(name)
+    assert accelerator.chips == chips
+    assert accelerator.generation.runtime_version == runtime_version
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("v5e-16", "v5litepod-16"),
+        ("v5lite-8", "v5litepod-8"),
+        ("v7-8", "v6e"),
+        ("v6e-512", "256"),
+        ("v5p-12", "multiple of 8"),
+        ("v5p-0", "GENERATION-SIZE"),
+        ("v5p", "GENERATION-SIZE"),
+        ("", "GENERATION-SIZE"),
+    ],
+)
+def test_what_gcloud_does_not_know_is_refused_with_what_it_does(name, mend):
+    with pytest.raises(UserError, match=mend):
+        accelerators.parse(name)

@@ -1,0 +1,262 @@
+"""The shell that workers run, run for real with stand-ins for what only a TPU VM has."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from prts_jax.errors import UserError
+from prts_jax.launch import workers
+from prts_jax.launch.slices import Place
+
+WORKDIR = "gs://bucket/run"
+
+STAND_INS = {
+    # The metadata server of worker 0 of a slice of two hosts.
+    "curl": """
+        case "${@: -1}" in
+          */worker-network-endpoints)
+            printf '%s' "${ENDPOINTS-unknown:8470:10.0.0.1,unknown:8470:10.0.0.2}" ;;
+          */tpu-env) printf "TYPE: 'V5P'\\n%s" "${TPU_ENV-}" ;;
+          *) exit 22 ;;
+        esac""",
+    "gcloud": """
+        echo "gcloud $*" >>"$TRACE"
+        if [ "$1 $2" = "storage cat" ]; then cat "$ARCHIVE"; fi""",
+    "git": 'echo "git $*" >>"$TRACE"; mkdir -p "${@: -1}"',
+    "uv": """
+        echo "uv $*" >>"$TRACE"
+        if [ "$1" = venv ]; then
+          mkdir -p "${@: -1}/bin"
+          for program in python prts; do
+            printf '#!/bin/sh\\n' >"${@: -1}/bin/$program"
+            chmod +x "${@: -1}/bin/$program"
+          done
+        fi""",
+    "sleep": 'if [ "$1" = 60 ]; then exec /bin/sleep 60; fi',
+    "hostname": "echo worker-0",
+}
+
+# Fails with the codes of $CODES one after the other, then succeeds.
+PRTS = """#!/usr/bin/env bash
+echo "prts $* in $PWD with port ${JAX_COORDINATOR_PORT-}" >>"$TRACE"
+echo 'step 1'
+count=$(grep -c '^prts' "$TRACE")
+read -ra codes <<<"${CODES-}"
+exit "${codes[count - 1]:-0}"
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path):
+    """Runs a script as a worker would; returns the process' result and what it called."""
+    stand_ins = tmp_path / "bin"
+    stand_ins.mkdir()
+    for name, body in STAND_INS.items():
+        (stand_ins / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (stand_ins / name).chmod(0o755)
+    trace = tmp_path / "trace"
+
+    def run(script: str, **env: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        trace.write_text("")
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env={
+                "PATH": f"{stand_ins}:{os.environ['PATH']}",
+                "TRACE": str(trace),
+                **env,
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done, trace.read_text().splitlines()
+
+    return run
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """A worker's folder, set up."""
+    folder = tmp_path / "root"
+    (folder / "source").mkdir(parents=True)
+    (folder / "venv/bin").mkdir(parents=True)
+    (folder / "venv/bin/prts").write_text(PRTS)
+    (folder / "venv/bin/prts").chmod(0o755)
+    return str(folder)
+
+
+def run_script(root: str, *arguments: str) -> str:
+    return workers.run_script(WORKDIR, arguments, root, pause_seconds=0)
+
+
+def trained(trace: list[str]) -> list[str]:
+    return [line for line in trace if line.startswith("prts train")]
+
+
+def test_a_run_joins_all_hosts_on_the_port_that_firewalls_open(worker, root):
+    done, trace = worker(run_script(root, "--config=configs/x.py", "--config.data.path=a b"))
+    assert done.returncode == 0, done.stderr
+    assert trained(trace) == [
+        f"prts train --workdir={WORKDIR} --config=configs/x.py --config.data.path=a b "
+        f"--multihost --processes=2 in {root}/source with port 8476"
+    ]
+
+
+def test_a_multi_slice_run_counts_the_hosts_of_all_slices(worker, root):
+    _, trace = worker(
+        run_script(root), TPU_ENV="MEGASCALE_NUM_SLICES: '4'\nMEGASCALE_SLICE_ID: '1'"
+    )
+    assert "--processes=8" in trained(trace)[0]
+
+
+def test_a_single_host_starts_nothing_distributed(worker, root):
+    _, trace = worker(run_script(root), ENDPOINTS="unknown:8470:10.0.0.1")
+    assert "--multihost" not in trained(trace)[0]
+    assert "--processes" not in trained(trace)[0]
+
+
+@pytest.mark.parametrize(
+    ("codes", "attempts", "ends_with"),
+    [
+        ("", 1, 0),  # finished
+        ("75 1 134", 4, 0),  # preempted, lost a host, aborted; then finished
+        ("2", 1, 2),  # the user's mistake is not tried again
+        (" ".join(["1"] * 30), 20, 1),  # gives up
+    ],
+)
+def test_a_run_is_tried_again_until_it_is_finished(worker, root, codes, attempts, ends_with):
+    done, trace = worker(run_script(root), CODES=codes)
+    assert done.returncode == ends_with
+    assert len(trained(trace)) == attempts
+
+
+def test_the_log_ends_up_in_the_bucket(worker, root):
+    _, trace = worker(run_script(root))
+    log = Path(root) / "worker-0.log"
+    assert trace[-1] == f"gcloud storage cp --quiet {log} {WORKDIR}/logs/"
+    assert "step 1" in log.read_text()
+    assert "exit code 0" in log.read_text()
+
+
+def test_two_runs_do_not_share_a_worker(worker, root):
+    holder = subprocess.Popen(["flock", f"{root}/lock", "/bin/sleep", "60"], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 10
+        while subprocess.run(["flock", "-n", f"{root}/lock", "true"], check=False).returncode == 0:
+            assert time.monotonic() < deadline
+        done, trace = worker(run_script(root))
+        assert done.returncode == 1
+        assert "going on here" in done.stderr
+        assert trained(trace) == []
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+
+
+def test_a_stop_reaches_the_run_and_is_waited_for(worker, root, tmp_path):
+    Path(root, "venv/bin/prts").write_text(
+        "#!/usr/bin/env bash\n"
+        "trap '/bin/sleep 0.3; echo saved; exit 75' TERM\n"
+        "kill -TERM $PPID\n"
+        "while :; do /bin/sleep 0.05; done\n"
+    )
+    done, _ = worker(run_script(root))
+    assert done.returncode == 75
+    assert "saved" in Path(root, "worker-0.log").read_text()
+
+
+def test_set_up_installs_an_archive_into_a_python_of_its_own(worker, tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/setup.py").write_text("# new")
+    archive = tmp_path / "source.tar.gz"
+    subprocess.run(["tar", "-czf", archive, "-C", tmp_path / "tree", "."], check=True)
+    root = tmp_path / "root"
+    script = workers.setup_script(workers.Source("gs://bucket/source.tar.gz"), str(root))
+    for _ in range(2):
+        done, trace = worker(script, ARCHIVE=str(archive))
+        assert (done.returncode, done.stdout) == (0, "worker-0: ready\n"), done.stderr
+        assert (root / "source/setup.py").read_text() == "# new"
+        assert (
+            trace[-1] == f"uv pip install --quiet --python {root}/venv/bin/python "
+            f"--editable {root}/source[tpu]"
+        )
+    assert not any(line.startswith("uv venv") for line in trace), "the environment is made once"
+
+
+def test_a_broken_archive_leaves_the_old_source(worker, root, tmp_path):
+    (tmp_path / "broken").write_bytes(b"not an archive")
+    Path(root, "source/setup.py").write_text("# old")
+    Path(root, "venv/bin/python").write_text("#!/bin/sh\n")
+    Path(root, "venv/bin/python").chmod(0o755)
+    script = workers.setup_script(workers.Source("gs://bucket/source.tar.gz"), root)
+    done, _ = worker(script, ARCHIVE=str(tmp_path / "broken"))
+    assert done.returncode != 0
+    assert Path(root, "source/setup.py").read_text() == "# old"
+
+
+def test_a_start_up_script_sets_up_from_git_and_then_trains(worker, root):
+    source = workers.Source("https://example.com/prts_jax.git", "v1.0")
+    Path(root, "venv/bin/python").write_text("#!/bin/sh\n")
+    Path(root, "venv/bin/python").chmod(0o755)
+    done, trace = worker(workers.startup_script(source, WORKDIR, ["--config=x.py"], root))
+    assert done.returncode == 0, done.stderr
+    assert trace[0] == (f"git clone --quiet --depth=1 --branch=v1.0 {source.url} {root}/source.new")
+    assert len(trained(trace)) == 1
+
+
+def test_a_start_up_script_does_not_train_on_half_a_set_up(worker, root):
+    script = workers.startup_script(workers.Source("gs://b/x.tar.gz"), WORKDIR, [], root)
+    done, trace = worker(script, ARCHIVE="/nowhere")
+    assert done.returncode != 0
+    assert trained(trace) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "revision", "named"),
+    [
+        ("gs://bucket/source.zip", "", "tar.gz"),
+        ("gs://bucket/source.tar.gz", "main", "--revision"),
+        ("/home/me/prts_jax", "", "/home/me/prts_jax"),
+    ],
+)
+def test_a_source_that_workers_cannot_fetch_is_refused(url, revision, named):
+    with pytest.raises(UserError, match=named):
+        workers.Source(url, revision)
+
+
+def test_a_workdir_is_in_a_bucket_and_given_once():
+    with pytest.raises(UserError, match="gs://"):
+        workers.run_script("/tmp/run", [])
+    with pytest.raises(UserError, match="twice"):
+        workers.run_script(WORKDIR, ["--workdir=gs://bucket/other"])
+
+
+def test_the_command_over_ssh_starts_the_run_and_returns(worker, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "ROOT", root)
+    place = Place("grown-7b", "us-central2-b")
+    *_, command = workers.run(place, WORKDIR, ["--config=configs/it's.py"])
+    (tmp_path / "bin/sudo").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "bin/sudo").chmod(0o755)
+    done, trace = worker(command.removeprefix("--command="))
+    assert (done.returncode, done.stdout) == (0, "worker-0: started\n"), done.stderr
+    deadline = time.monotonic() + 20
+    while not any(line.startswith("gcloud storage cp") for line in trace):
+        assert time.monotonic() < deadline, "the detached run did not finish"
+        time.sleep(0.05)
+        trace = (tmp_path / "trace").read_text().splitlines()
+    assert "--config=configs/it's.py" in trained(trace)[0]
+
+
+def test_the_command_over_ssh_says_where_a_worker_is_not_set_up(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "ROOT", str(tmp_path / "nothing"))
+    (tmp_path / "bin/sudo").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "bin/sudo").chmod(0o755)
+    *_, command = workers.run(Place("grown-7b", "us-central2-b"), WORKDIR, [])
+    done, _ = worker(command.removeprefix("--command="))
+    assert done.returncode == 1
+    assert done.stderr == "worker-0: not set up; run tpu_scripts/setup.sh\n"
