@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+comma = ,
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Compiled programs are kept from run to run, and shared by tests, quickstart and both Pythons.
@@ -23,9 +24,22 @@ help:
 
 install: $(VENV)/.installed-dev
 
+# Every command below goes on where it was stopped, and reuses what is finished. The base trains on
+# two virtual devices, the deep models on four.
+PRTS = JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$(1) $(VENV)/bin/prts
+define main-job
+	$(call PRTS,1) data cache --task=shakespeare --output=runs/shakespeare
+	$(call PRTS,2) train --config=configs/quickstart.py:base$(2) --workdir=$(1)/base
+	$(call PRTS,4) train --config=configs/quickstart.py:grown$(2) --workdir=$(1)/grown
+	$(call PRTS,4) train --config=configs/quickstart.py:scratch$(2) --workdir=$(1)/scratch
+	$(call PRTS,1) report $(1)/base $(1)/grown $(1)/scratch --out=$(1)/report
+endef
+
 quickstart: $(VENV)/.installed-data
+	$(call main-job,runs/quickstart,)
 
 quickstart-long: $(VENV)/.installed-data
+	$(call main-job,runs/quickstart-long,$(comma)long)
 
 test: lint
 	$(VENV)/bin/python -m pytest

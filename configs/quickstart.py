@@ -4,54 +4,87 @@
     prts train --config=configs/quickstart.py:grown   --workdir=runs/quickstart/grown
     prts train --config=configs/quickstart.py:scratch --workdir=runs/quickstart/scratch
 
-`make quickstart` runs all of it. An argument such as "grown,long" takes the longer run of
-`make quickstart-long`.
+`make quickstart` runs all of it on the embedded plays of Shakespeare, `make quickstart-long` the
+same with "base,long" and so on. Expected: the README's tables.
 """
 
 import dataclasses
+import typing
 
 from prts_jax import config
+from prts_jax.errors import UserError
 from prts_jax.model import counts, llama
 
-BASE = config.ModelConfig(
-    vocab=1024, layers=2, embed=128, heads=4, kv_heads=4, head_dim=32, mlp=352
-)
-TARGET = dataclasses.replace(BASE, layers=8)
-BATCH, LENGTH = 16, 128
+BATCH, LENGTH = 8, 128
 
 
-def training_flops(model: config.ModelConfig, steps: int) -> int:
-    per_token = counts.training_flops_per_token(model, llama.declare(model), LENGTH)
-    return steps * BATCH * LENGTH * per_token
+class Size(typing.NamedTuple):
+    base: config.ModelConfig
+    base_steps: int
+    grown_steps: int
+    peak_rate: float
+    directory: str
+
+
+SIZES = {
+    "short": Size(
+        config.ModelConfig(
+            vocab=1024, layers=2, embed=128, heads=4, kv_heads=4, head_dim=32, mlp=352
+        ),
+        base_steps=400,
+        grown_steps=1_200,
+        peak_rate=2e-3,
+        directory="runs/quickstart",
+    ),
+    "long": Size(
+        config.ModelConfig(
+            vocab=1024, layers=3, embed=192, heads=6, kv_heads=6, head_dim=32, mlp=528
+        ),
+        base_steps=1_000,
+        grown_steps=2_800,
+        peak_rate=1.5e-3,
+        directory="runs/quickstart-long",
+    ),
+}
+GROWTH_FACTOR = 4
+
+
+def flops_per_step(model: config.ModelConfig) -> int:
+    declarations = llama.declare(model)
+    return BATCH * LENGTH * counts.training_flops_per_token(model, declarations, LENGTH)
 
 
 def get_config(argument: str = "base"):
-    run, _, size = argument.partition(",")
-    base_steps, grown_steps = (3000, 6000) if size == "long" else (200, 500)
-    total = training_flops(BASE, base_steps) + training_flops(TARGET, grown_steps)
+    run, _, size_name = argument.partition(",")
+    size = SIZES[size_name or "short"]
+    target = dataclasses.replace(size.base, layers=GROWTH_FACTOR * size.base.layers)
+    spent = size.base_steps * flops_per_step(size.base) + size.grown_steps * flops_per_step(target)
     steps = {
-        "base": base_steps,
-        "grown": grown_steps,
-        # The deep model alone gets what base and grown model spend together.
-        "scratch": round(total / training_flops(TARGET, 1)),
-    }[run]
-    root = f"runs/quickstart{'-long' if size == 'long' else ''}"
+        "base": size.base_steps,
+        "grown": size.grown_steps,
+        # The deep model alone gets the FLOPs that base and grown model spend together.
+        "scratch": round(spent / flops_per_step(target)),
+    }
+    if run not in steps:
+        raise UserError(f"run {run!r} is none of {', '.join(steps)}")
 
     c = config.default_config()
-    c.model = config.to_dict(BASE if run == "base" else TARGET)
+    c.model = config.to_dict(size.base if run == "base" else target)
     c.compute.dtype = "float32"
     c.data.train = "runs/shakespeare/train"
     c.data.validation = "runs/shakespeare/validation"
     c.data.batch, c.data.length = BATCH, LENGTH
-    # The same rate for all three, constant after its warm-up: the comparison is of growth and not
-    # of schedules.
+    # One rate for all three, constant after its warm-up: the comparison is of growth, not of
+    # schedules.
     c.schedule.kind = "constant"
-    c.schedule.peak = 2e-3
+    c.schedule.peak = size.peak_rate
     c.schedule.warmup_steps = 50
-    c.train.steps = steps
-    c.evaluation.every_steps = max(steps // 20, 1)
-    c.evaluation.tokens = 32768
-    c.checkpoint.every_steps = max(steps // 5, 1)
+    c.train.steps = steps[run]
+    c.evaluation.every_steps = size.grown_steps // 20
+    c.evaluation.tokens = 32_768
+    c.evaluation.batch = 32
+    c.logging.every_steps = 20
+    c.checkpoint.every_steps = size.grown_steps // 10
     if run == "grown":
-        c.init.grow_from = f"{root}/base"
+        c.init.grow_from = f"{size.directory}/base"
     return c
