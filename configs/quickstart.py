@@ -19,6 +19,8 @@ BATCH, LENGTH = 8, 128
 
 
 class Size(typing.NamedTuple):
+    """Shapes and lengths of one run of the main job."""
+
     base: config.ModelConfig
     base_steps: int
     grown_steps: int

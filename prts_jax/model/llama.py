@@ -77,7 +77,8 @@ def declare(model: ModelConfig) -> dict[str, Declaration]:
     >>> declare(ModelConfig(layers=6, embed=64, mlp=128))["layers/mlp/down"].shape
     (6, 128, 64)
     """
-    module = Llama(model, ComputeConfig(dtype="float32"))
+    # Nothing here may touch a device: config files count FLOPs before jax.distributed starts.
+    module = Llama(model, ComputeConfig(dtype="float32", attention="xla"))
 
     def init() -> Any:
         return module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
