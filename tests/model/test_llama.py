@@ -1,6 +1,8 @@
 """The model against Hugging Face's Llama, and against itself computed in other ways."""
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -314,3 +316,15 @@ def test_fresh_parameters_are_what_the_model_takes(model: ModelConfig) -> None:
     out = logits(params, tokens_of(model), model, FLOAT32)
     assert out.shape == (2, 24, model.vocab)
     assert jnp.isfinite(out).all()
+
+
+def test_declaring_touches_no_device() -> None:
+    """Config files count FLOPs, and on a pod no device may be asked for before its hosts joined."""
+    program = (
+        "from jax._src import xla_bridge\n"
+        "from prts_jax.config import ModelConfig\n"
+        "from prts_jax.model.llama import declare\n"
+        "declare(ModelConfig())\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
