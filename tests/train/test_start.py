@@ -1,0 +1,355 @@
+"""Where a run begins: resume, growth, another checkpoint or fresh parameters, and what it refuses.
+
+`begin` is called here as the loop calls it. Runs that others begin from are made once.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.loader import TrainBatches
+from data_pipelines.store import TokenStore
+from prts_jax import tree
+from prts_jax.checkpoint.layout import read_lineage, resolve
+from prts_jax.checkpoint.store import Checkpoints, restore_params
+from prts_jax.config import to_dict
+from prts_jax.errors import UserError
+from prts_jax.mesh import make_mesh
+from prts_jax.model.counts import training_flops_per_token
+from prts_jax.model.llama import declare
+from prts_jax.train.loop import train
+from prts_jax.train.optim import make_optimizer
+from prts_jax.train.start import Start, abstract_params, begin
+from tests.train import tiny
+
+STEPS = 3
+SIX_LAYERS = to_dict(tiny.deeper(6))
+WINDOWS = (4000 - 1) // 16  # of one epoch of the shared store
+
+
+class Run(NamedTuple):
+    workdir: str
+    config: object
+
+
+@pytest.fixture(scope="module")
+def base(stores, tmp_path_factory) -> Run:
+    """Three steps of the tiny model; tests read it and never write to it."""
+    config = tiny.run_config(
+        data__train=stores.train, train__steps=STEPS, evaluation__every_steps=0
+    )
+    workdir = str(tmp_path_factory.mktemp("runs") / "base")
+    train(config, workdir)
+    return Run(workdir, config)
+
+
+@pytest.fixture(scope="module")
+def other_store(tmp_path_factory) -> str:
+    return str(tiny.write_store(tmp_path_factory.mktemp("stores") / "other", 900, 7).directory)
+
+
+def start(config, workdir, allow_change=()) -> Start:
+    mesh, data = make_mesh(config.mesh), config.data
+    store = TokenStore.open(data.train)
+    batches = TrainBatches(store, data.length, data.batch, data.seed, data.shuffle, data.overlap)
+    opened = Checkpoints(f"{workdir}/checkpoints", keep=2, keep_every_steps=0)
+    with contextlib.closing(opened) as checkpoints, jax.set_mesh(mesh):
+        return begin(
+            config, mesh, make_optimizer(config.optimizer), batches, checkpoints, allow_change
+        )
+
+
+def stored_params(workdir) -> dict[str, np.ndarray]:
+    path = resolve(workdir)
+    declarations = declare(read_lineage(path).model)
+    mesh = make_mesh(tiny.run_config().mesh)
+    params = restore_params(path, abstract_params(declarations, mesh), declarations)
+    return {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
+
+
+def assert_same(params, expected: dict[str, np.ndarray]) -> None:
+    found = tree.flatten(params)
+    assert found.keys() == expected.keys()
+    for name, leaf in found.items():
+        np.testing.assert_array_equal(np.asarray(leaf), expected[name], err_msg=name)
+
+
+def changed(run: Run, **changes):
+    values = tiny.get_config()
+    values.update(to_dict(run.config))
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    for key, value in dotted.items():
+        if isinstance(value, dict):
+            values[key].update(value)
+        else:
+            values.update_from_flattened_dict({key: value})
+    return tiny.config.resolve(values)
+
+
+# Fresh
+
+
+def test_a_run_without_anything_begins_fresh(configure, tmp_path):
+    begun = start(configure(), tmp_path)
+    assert begun.how == "fresh parameters"
+    assert (begun.lineage.step, begun.lineage.stage_step, begun.lineage.position) == (0, 0, 0)
+    assert (begun.lineage.tokens, begun.lineage.flops, begun.lineage.growth) == (0, 0, ())
+    assert {path: leaf.shape for path, leaf in tree.flatten(begun.state.params).items()} == {
+        path: declaration.shape for path, declaration in declare(tiny.MODEL).items()
+    }
+
+
+# Resume
+
+
+def test_a_run_resumes_its_newest_checkpoint_to_the_bit(base):
+    begun = start(base.config, base.workdir)
+    assert begun.how.startswith("resumed from")
+    assert begun.lineage.step == begun.lineage.stage_step == int(begun.state.stage_step) == STEPS
+    assert begun.lineage.position == begun.lineage.tokens == STEPS * 8 * 16
+    assert_same(begun.state.params, stored_params(base.workdir))
+    moments = jax.tree.leaves(begun.state.optimizer[1].mu)
+    assert all(float(abs(leaf).max()) > 0 for leaf in moments)
+    assert int(begun.state.optimizer[1].count) == STEPS
+
+
+def test_resuming_comes_before_growing_and_starting(base, tmp_path):
+    grow = changed(base, init__grow_from=str(tmp_path / "gone"))
+    assert start(grow, base.workdir).how.startswith("resumed from")
+    other = changed(base, init__start_from=str(tmp_path / "gone"))
+    assert start(other, base.workdir).how.startswith("resumed from")
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"mesh__fsdp": 1},
+        {"logging__every_steps": 7},
+        {"logging__tensorboard": True},
+        {"evaluation__every_steps": 7, "evaluation__tokens": 100},
+        {"checkpoint__keep": 5},
+        {"train__steps": 100},
+        {"compute__remat": "full"},
+        {"compute__scan": False},
+    ],
+    ids=lambda changes: ", ".join(changes),
+)
+def test_what_may_change_on_resume(base, free):
+    begun = start(changed(base, **free), base.workdir)
+    assert begun.lineage.changes == ()
+    assert begun.lineage.config == to_dict(changed(base, **free))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.weight_decay", 0.2),
+        ("schedule.peak", 1e-3),
+        ("schedule.kind", "cosine"),
+        ("data.seed", 5),
+        ("data.batch", 4),
+        ("data.length", 8),
+        ("init.seed", 5),
+        ("train.accumulation", 2),
+        ("compute.dtype", "bfloat16"),
+        ("model.norm_eps", 1e-6),
+    ],
+)
+def test_what_may_change_only_by_leave(base, key, value):
+    config = changed(base, **{key.replace(".", "__"): value})
+    with pytest.raises(UserError) as refused:
+        start(config, base.workdir)
+    assert str(refused.value).startswith(f"config.{key}: was ")
+    assert str(refused.value).endswith(f"or pass --allow_change={key}")
+
+    begun = start(config, base.workdir, allow_change=(key,))
+    old = to_dict(base.config)
+    for name in key.split("."):
+        old = old[name]
+    assert begun.lineage.changes == ({"step": STEPS, "key": key, "from": old, "to": value},)
+    assert begun.lineage.config == to_dict(config)
+
+
+def test_leave_for_one_key_is_no_leave_for_another(base):
+    config = changed(base, schedule__peak=1e-3, optimizer__b1=0.8)
+    with pytest.raises(UserError, match=r"config\.optimizer\.b1: was 0\.9 .* and is now 0\.8"):
+        start(config, base.workdir, allow_change=("schedule.peak",))
+
+
+def test_leave_for_a_key_that_does_not_exist_is_refused(base):
+    with pytest.raises(UserError, match=r"--allow_change=schedule\.peek: .*'schedule\.peak'"):
+        start(base.config, base.workdir, allow_change=("schedule.peek",))
+
+
+def test_a_change_by_leave_is_what_is_trained(base):
+    config = changed(base, model__norm_eps=1e-3)
+    begun = start(config, base.workdir, allow_change=("model.norm_eps",))
+    assert begun.model.norm_eps == 1e-3
+
+
+def test_a_model_of_another_shape_is_refused_even_by_leave(base):
+    config = changed(base, model__mlp=64)
+    with pytest.raises(UserError, match=r"layers/mlp/down: has shape \(2, 48, 32\) on disk and"):
+        start(config, base.workdir, allow_change=("model.mlp",))
+
+
+def test_another_order_of_the_data_by_leave_begins_an_epoch(base):
+    begun = start(changed(base, data__seed=5), base.workdir, allow_change=("data.seed",))
+    assert begun.lineage.position == WINDOWS * 16
+    assert begun.lineage.tokens == STEPS * 8 * 16
+
+
+def test_another_store_is_refused_on_resume(base, other_store):
+    config = changed(base, data__train=other_store)
+    with pytest.raises(UserError, match=r"--allow_change=data\.store"):
+        start(config, base.workdir)
+    begun = start(config, base.workdir, allow_change=("data.store",))
+    assert begun.lineage.position == 0
+    assert begun.lineage.store == TokenStore.open(other_store).fingerprint
+    assert [change["key"] for change in begun.lineage.changes] == ["data.store"]
+
+
+def test_the_same_store_elsewhere_is_the_same_store(base, tmp_path):
+    copy = tiny.write_store(tmp_path / "copy", 4000, 0)
+    begun = start(changed(base, data__train=str(copy.directory)), base.workdir)
+    assert (begun.lineage.position, begun.lineage.changes) == (STEPS * 8 * 16, ())
+
+
+# Growth
+
+
+def test_growth_stacks_the_layers_and_forgets_the_optimizer(base, tmp_path):
+    config = changed(base, model=SIX_LAYERS, init__grow_from=base.workdir)
+    begun = start(config, tmp_path)
+    expected = {
+        path: np.concatenate([leaf] * 3) if path.startswith("layers/") else leaf
+        for path, leaf in stored_params(base.workdir).items()
+    }
+    assert_same(begun.state.params, expected)
+    assert begun.model == tiny.deeper(6)
+    assert {float(abs(leaf).max()) for leaf in jax.tree.leaves(begun.state.optimizer)} == {0.0}
+    assert int(begun.state.stage_step) == 0
+
+
+def test_growth_goes_on_counting(base, tmp_path):
+    config = changed(base, model=SIX_LAYERS, init__grow_from=base.workdir)
+    lineage = start(config, tmp_path).lineage
+    spent = training_flops_per_token(tiny.MODEL, declare(tiny.MODEL), 16) * STEPS * 8 * 16
+    assert (lineage.step, lineage.stage_step) == (STEPS, 0)
+    assert (lineage.tokens, lineage.flops) == (STEPS * 8 * 16, spent)
+    assert [record["at_step"] for record in lineage.growth] == [STEPS]
+    assert lineage.growth[0]["map"]["layers"] == [0, 1, 0, 1, 0, 1]
+    assert lineage.config == to_dict(config)
+
+
+def test_growth_reads_any_list_of_layers(base, tmp_path):
+    config = changed(
+        base,
+        model=to_dict(tiny.deeper(5)),
+        init__grow_from=base.workdir,
+        init__growth__operator="layers",
+        init__growth__layers="1-12*2",
+    )
+    params = stored_params(base.workdir)
+    order = [0, 0, 1, 0, 1]
+    expected = {
+        path: leaf[order] if path.startswith("layers/") else leaf for path, leaf in params.items()
+    }
+    assert_same(start(config, tmp_path).state.params, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": to_dict(tiny.deeper(3))}, "no multiple of the source's 2"),
+        ({"model": to_dict(tiny.deeper(1))}, "no multiple of the source's 2"),
+        ({"model": SIX_LAYERS | {"mlp": 64}}, r"config\.model\.mlp: 48 in the source, 64 in"),
+        ({"model": SIX_LAYERS, "init__growth__factor": 2}, "the list has 4 layers"),
+        (
+            {
+                "model": to_dict(tiny.deeper(1)),
+                "init__growth__operator": "layers",
+                "init__growth__layers": "1",
+            },
+            "growth never shrinks",
+        ),
+    ],
+    ids=["no multiple", "fewer layers", "another width", "another factor", "a shorter list"],
+)
+def test_growth_that_cannot_be_is_refused(base, tmp_path, changes, message):
+    config = changed(base, init__grow_from=base.workdir, **changes)
+    with pytest.raises(UserError, match=message):
+        start(config, tmp_path)
+
+
+def test_growth_from_nothing_is_refused(base, tmp_path):
+    config = changed(base, model=SIX_LAYERS, init__grow_from=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="gone: does not exist"):
+        start(config, tmp_path / "run")
+
+
+# Another checkpoint
+
+
+def test_a_run_may_start_from_a_checkpoint(base, tmp_path):
+    config = changed(base, init__start_from=f"{base.workdir}@{STEPS}", schedule__peak=1e-3)
+    begun = start(config, tmp_path)
+    assert_same(begun.state.params, stored_params(base.workdir))
+    assert (begun.lineage.step, begun.lineage.stage_step) == (STEPS, 0)
+    assert begun.lineage.position == STEPS * 8 * 16
+    assert {float(abs(leaf).max()) for leaf in jax.tree.leaves(begun.state.optimizer)} == {0.0}
+
+
+def test_starting_from_another_shape_is_refused(base, tmp_path):
+    config = changed(base, model=SIX_LAYERS, init__start_from=base.workdir)
+    with pytest.raises(UserError, match=r"config\.model\.layers: is 6, but .* has 2; .*grow_from"):
+        start(config, tmp_path)
+
+
+# The data after growth (and after `start_from`, which goes the same way)
+
+
+def grown(base, tmp_path, allow_change=(), **changes) -> Start:
+    config = changed(base, model=SIX_LAYERS, init__grow_from=base.workdir, **changes)
+    return start(config, tmp_path, allow_change)
+
+
+@pytest.mark.parametrize("batch", [8, 4, 12])
+def test_data_go_on_at_the_next_token(base, stores, tmp_path, batch):
+    """The grown run's first rows are those that the base would have read next."""
+    begun = grown(base, tmp_path, data__batch=batch)
+    store = TokenStore.open(stores.train)
+    found = TrainBatches(store, 16, batch, seed=0).rows(begun.lineage.position, 0, batch)
+    read = 8 * STEPS
+    whole = TrainBatches(store, 16, read + batch, seed=0).rows(0, read, read + batch)
+    for name, rows in found.items():
+        np.testing.assert_array_equal(rows, whole[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "position"),
+    [
+        ({"data__seed": 9}, WINDOWS * 16),
+        ({"data__shuffle": False}, WINDOWS * 16),
+        ({"data__length": 8}, (3999 // 8) * 8),
+        ({"data__overlap": False}, (4000 // 17) * 16),
+    ],
+    ids=lambda value: str(value),
+)
+def test_another_order_begins_a_new_epoch(base, tmp_path, change, position):
+    begun = grown(base, tmp_path, **change)
+    assert begun.lineage.position == position
+    assert "epoch 2" in begun.how
+    (record,) = begun.lineage.changes
+    assert record["key"] == next(iter(change)).replace("__", ".")
+
+
+def test_another_store_needs_leave(base, other_store, tmp_path):
+    with pytest.raises(UserError, match=r"not the store that the checkpoint was trained on"):
+        grown(base, tmp_path, data__train=other_store)
+    begun = grown(base, tmp_path, ("data.store",), data__train=other_store)
+    assert begun.lineage.position == 0
+    assert [change["key"] for change in begun.lineage.changes] == ["data.store"]
