@@ -52,17 +52,21 @@ class Accelerator:
     chips: int
 
 
-def parse(name: str) -> Accelerator:
+def parse(name: str, flag: str = "--accelerator_type") -> Accelerator:
     """Returns what an accelerator type says.
 
     >>> parse("v5p-128").chips
     64
 
+    Args:
+      name: the accelerator type.
+      flag: the flag that it was given to, for messages.
+
     Raises:
       UserError: not of the form GENERATION-SIZE, an unknown generation, or a size that the
         generation does not come in.
     """
-    where = f"--accelerator_type={name}"
+    where = f"{flag}={name}"
     found = re.fullmatch(r"([a-z0-9]+)-([1-9][0-9]*)", name)
     known = ", ".join(GENERATIONS)
     if found is None:
@@ -71,7 +75,7 @@ def parse(name: str) -> Accelerator:
     if prefix in ALIASES:
         raise UserError(
             f"{where}: gcloud names this generation {ALIASES[prefix]}; "
-            f"write --accelerator_type={ALIASES[prefix]}-{size}"
+            f"write {flag}={ALIASES[prefix]}-{size}"
         )
     if prefix not in GENERATIONS:
         raise UserError(f"{where}: unknown generation {prefix!r}; choose one of {known}")

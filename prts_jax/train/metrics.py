@@ -7,26 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from prts_jax.errors import UserError
+from prts_jax.launch.peaks import PEAK_FLOPS_PER_DEVICE
 from prts_jax.paths import as_path, is_remote, write_atomically
-
-PEAK_FLOPS_PER_DEVICE = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bf16 FLOP/s of one `jax.Device`, by the beginning of its `device_kind` (vendors' data
-sheets). A kind that is not here has no MFU."""
 
 Line = dict[str, Any]
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns a device's dense bf16 peak in FLOP/s, None where it is not known.
+    """Returns a device's dense bf16 peak in FLOP/s; None, and so no MFU, where it is not known.
 
     MFU is training FLOPs by `prts_jax.model.counts` over wall time, over the sum of these peaks.
     """
