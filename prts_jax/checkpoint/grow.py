@@ -218,11 +218,8 @@ def _copy_layer(
         raise leaves.unreadable(checkpoint, f"{path}, layer {layer}", error) from error
     if digest_of(values) != digest:
         raise _damaged(checkpoint, f"{path}, layer {layer}")
-    writes = [
-        target[at].write(values, can_reference_source_data_indefinitely=True) for at in targets
-    ]
-    for write in writes:
-        write.result()
+    for at in targets:  # one after the other: each write in flight holds a copy of the layer
+        target[at].write(values, can_reference_source_data_indefinitely=True).result()
     return int(values.nbytes) * len(targets)
 
 

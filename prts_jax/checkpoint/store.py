@@ -282,9 +282,11 @@ def _storage_errors(what: str) -> Iterator[None]:
         ):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        full = "no space left" in str(error).lower()
+        # tensorstore tells causes from the outside in: the operating system's word comes last.
+        reason = lines[0] if len(lines[0]) < 200 else f"… {lines[0].partition(' [')[0][-160:]}"
+        full = "no space left" in reason.lower()
         mend = "free space and start again" if full else "see whether the storage works"
-        raise UserError(f"{what}: {lines[0][:300]}; {mend}") from error
+        raise UserError(f"{what} ({reason}); {mend}") from error
 
 
 def _remove_incomplete(directory: str) -> None:

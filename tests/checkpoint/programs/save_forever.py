@@ -1,0 +1,14 @@
+"""Saves checkpoints until it is killed: step n holds `random_params(seed=n)`."""
+
+import sys
+
+from prts_jax.checkpoint.store import Checkpoints
+from tests.checkpoint.tiny import lineage_of, random_params
+
+checkpoints = Checkpoints(sys.argv[1], keep=3, keep_every_steps=0)
+step = checkpoints.latest() or 0
+print("saving", flush=True)
+while True:
+    step += 1
+    params = random_params(seed=step)
+    checkpoints.save(step, params, params, lineage_of(params, step=step))

@@ -1,0 +1,303 @@
+"""Saving and restoring: exact, in the background, refused where something does not match."""
+
+import json
+import os
+import random as random_module
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prts_jax.checkpoint import leaves
+from prts_jax.checkpoint.store import (
+    Checkpoints,
+    read_lineage,
+    restore_optimizer,
+    restore_params,
+    save_checkpoint,
+)
+from prts_jax.config import ModelConfig
+from prts_jax.errors import UserError
+from prts_jax.model.llama import declare
+from prts_jax.tree import flatten, unflatten
+from tests.checkpoint.tiny import (
+    DECLARED,
+    MODEL,
+    abstract,
+    flip_byte,
+    lineage_of,
+    random_params,
+    write_source,
+)
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def assert_equal(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for one, two in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+
+
+def save_steps(directory, steps, keep, keep_every_steps=0):
+    params = random_params()
+    checkpoints = Checkpoints(str(directory), keep, keep_every_steps)
+    for step in steps:
+        checkpoints.save(step, params, None, lineage_of(params, step=step))
+    checkpoints.close()
+    return checkpoints
+
+
+def test_parameters_and_optimizer_come_back_bit_for_bit(tmp_path):
+    params = random_params()
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
+    optimizer = jax.tree.map(lambda leaf: leaf + 3, tx.init(params))
+    checkpoints = Checkpoints(str(tmp_path), keep=2, keep_every_steps=0)
+    checkpoints.save(7, params, optimizer, lineage_of(params))
+    checkpoints.close()
+    path = checkpoints.path(7)
+    assert_equal(restore_params(path, abstract(params), DECLARED), params)
+    assert_equal(restore_optimizer(path, abstract(optimizer)), optimizer)
+    assert read_lineage(path) == lineage_of(params)
+
+
+def test_parameters_may_be_donated_as_soon_as_save_returns(tmp_path):
+    params = random_params(seed=3)
+    expected = jax.tree.map(np.array, params)
+    double = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 2, tree), donate_argnums=0)
+    checkpoints = Checkpoints(str(tmp_path), keep=2, keep_every_steps=0)
+    checkpoints.save(1, params, None, lineage_of(params))
+    for _ in range(3):
+        params = double(params)
+    checkpoints.close()
+    assert_equal(restore_params(checkpoints.path(1), abstract(params), DECLARED), expected)
+
+
+def test_every_layer_of_a_stacked_leaf_is_one_chunk(tmp_path):
+    write_source(tmp_path / "ckpt")
+    for path, leaf in leaves.describe(str(tmp_path / "ckpt")).items():
+        assert leaf.shape == DECLARED[path].shape
+        layer = (1, *leaf.shape[1:]) if DECLARED[path].stacked else leaf.shape
+        assert leaf.chunk == layer, path
+
+
+def test_names_on_disk_are_stable(tmp_path):
+    write_source(tmp_path / "ckpt")
+    assert sorted(leaves.describe(str(tmp_path / "ckpt"))) == [
+        "final_norm",
+        "head",
+        "layers/attention/k",
+        "layers/attention/o",
+        "layers/attention/q",
+        "layers/attention/v",
+        "layers/attention_norm",
+        "layers/mlp/down",
+        "layers/mlp/gate",
+        "layers/mlp/up",
+        "layers/mlp_norm",
+        "token_embedding",
+    ]
+    assert sorted(child.name for child in (tmp_path / "ckpt").iterdir() if child.is_dir()) == [
+        "lineage",
+        "params",
+    ]
+
+
+def test_a_model_without_layers_can_be_saved(tmp_path):
+    model = ModelConfig(vocab=48, layers=0, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)
+    declarations = declare(model)
+    params = random_params(declarations)
+    empty = {"mu": jnp.zeros((0, 4)), "count": jnp.int32(3)}
+    checkpoints = Checkpoints(str(tmp_path), 1, 0)
+    checkpoints.save(1, params, empty, lineage_of(params, model, declarations))
+    checkpoints.close()
+    path = checkpoints.path(1)
+    assert_equal(restore_params(path, abstract(params), declarations), params)
+    assert_equal(restore_optimizer(path, abstract(empty)), empty)
+
+
+def test_the_newest_and_the_multiples_are_kept(tmp_path):
+    checkpoints = save_steps(tmp_path, range(1, 8), keep=2, keep_every_steps=3)
+    assert checkpoints.steps() == [3, 6, 7]
+    assert checkpoints.latest() == 7
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["3", "6", "7"]
+
+
+def test_without_checkpoints_there_is_no_latest(tmp_path):
+    assert Checkpoints(str(tmp_path / "new"), 1, 0).latest() is None
+
+
+def test_opening_removes_what_a_killed_save_left(tmp_path):
+    save_steps(tmp_path, [1, 2], keep=2)
+    (tmp_path / "3.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    (tmp_path / "2" / "lineage" / "lineage.json").unlink()
+    assert Checkpoints(str(tmp_path), 2, 0).steps() == [1]
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["1"]
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with pytest.raises(UserError, match="exists already"):
+        save_steps(tmp_path, [4, 4], keep=2)
+
+
+def test_an_existing_directory_is_not_overwritten(tmp_path):
+    write_source(tmp_path / "ckpt")
+    with pytest.raises(UserError, match="exists already"):
+        write_source(tmp_path / "ckpt")
+
+
+def test_another_shape_is_refused_naming_the_leaf_and_both_shapes(tmp_path):
+    params = write_source(tmp_path / "ckpt")
+    wanted = flatten(abstract(params))
+    leaf = wanted["layers/mlp/up"]
+    wanted["layers/mlp/up"] = jax.ShapeDtypeStruct(
+        (6, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding
+    )
+    message = r"layers/mlp/up: has shape \(3, 16, 24\) on disk and \(6, 16, 24\) by the config"
+    with pytest.raises(UserError, match=message):
+        restore_params(str(tmp_path / "ckpt"), unflatten(wanted), DECLARED)
+
+
+def test_another_dtype_is_refused(tmp_path):
+    params = write_source(tmp_path / "ckpt")
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding), params
+    )
+    with pytest.raises(UserError, match=r"final_norm: is float32 on disk, bfloat16 wanted"):
+        restore_params(str(tmp_path / "ckpt"), wanted, DECLARED)
+
+
+def test_another_tree_is_refused_naming_the_leaf(tmp_path):
+    params = write_source(tmp_path / "ckpt")
+    tied = abstract({name: leaf for name, leaf in params.items() if name != "head"})
+    with pytest.raises(UserError, match="head: is on disk but not in the config"):
+        restore_params(str(tmp_path / "ckpt"), tied, DECLARED)
+    more = abstract(params | {"extra_norm": jnp.ones(4)})
+    with pytest.raises(UserError, match="extra_norm: is missing"):
+        restore_params(str(tmp_path / "ckpt"), more, DECLARED)
+
+
+def test_a_grown_checkpoint_has_no_optimizer_state(tmp_path):
+    params = write_source(tmp_path / "ckpt")
+    with pytest.raises(UserError, match="holds no optimizer state"):
+        restore_optimizer(str(tmp_path / "ckpt"), abstract(params))
+
+
+def test_another_optimizer_is_refused(tmp_path):
+    params = random_params()
+    checkpoints = Checkpoints(str(tmp_path), 1, 0)
+    checkpoints.save(1, params, optax.sgd(0.1, momentum=0.9).init(params), lineage_of(params))
+    checkpoints.close()
+    wanted = jax.eval_shape(optax.adam(0.1).init, params)
+    with pytest.raises(UserError, match="0/count: is missing"):
+        restore_optimizer(checkpoints.path(1), wanted)
+
+
+@pytest.mark.parametrize(
+    ("path", "layer", "named"),
+    [("layers/attention/q", 1, "layers/attention/q, layer 1"), ("head", None, "head")],
+)
+def test_a_flipped_bit_is_found_naming_leaf_and_layer(tmp_path, path, layer, named):
+    params = write_source(tmp_path / "ckpt")
+    leaf = np.asarray(flatten(params)[path])
+    flip_byte(tmp_path / "ckpt", (leaf if layer is None else leaf[layer]).tobytes())
+    with pytest.raises(UserError, match=f"{named}: is not what was saved"):
+        restore_params(str(tmp_path / "ckpt"), abstract(params), DECLARED)
+    restore_params(str(tmp_path / "ckpt"), abstract(params), DECLARED, verify=False)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_missing_or_truncated_files_are_a_user_error(tmp_path, damage):
+    params = write_source(tmp_path / "ckpt")
+    data = [file for file in (tmp_path / "ckpt" / "params").rglob("d/*") if file.is_file()]
+    for file in data:
+        file.write_bytes(file.read_bytes()[:10]) if damage == "truncate" else file.unlink()
+    with pytest.raises(UserError, match=r"cannot be read") as caught:
+        restore_params(str(tmp_path / "ckpt"), abstract(params), DECLARED)
+    assert "\n" not in str(caught.value)
+
+
+def run_program(name: str, *arguments: str, devices: int = 1) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAMS / f"{name}.py"), *arguments],
+        cwd=PROGRAMS.parents[2],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": "."},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_failed_save_in_the_background_is_one_clear_line(tmp_path):
+    # The program lowers its limit of file sizes, which fails writes as a full disk does.
+    process = run_program("save_to_a_full_disk", str(tmp_path))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-3000:]
+    assert "could not be written" in out
+    assert len(out.splitlines()) == 1
+    assert Checkpoints(str(tmp_path), 1, 0).steps() == [1]
+
+
+def test_a_save_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path):
+    delays = random_module.Random(0)
+    for _ in range(3):
+        process = run_program("save_forever", str(tmp_path))
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saving\n"
+        time.sleep(delays.uniform(0.05, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        checkpoints = Checkpoints(str(tmp_path), 3, 0)
+        assert {child.name for child in tmp_path.iterdir()} == set(map(str, checkpoints.steps()))
+        for step in checkpoints.steps():
+            params = random_params(seed=step)
+            restored = restore_params(checkpoints.path(step), abstract(params), DECLARED)
+            assert_equal(restored, params)
+    assert checkpoints.steps()
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices(tmp_path_factory):
+    process = run_program("on_eight_devices", str(tmp_path_factory.mktemp("eight")), devices=8)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-6000:]
+    return json.loads(out)
+
+
+def test_a_checkpoint_of_one_mesh_restores_on_another(on_eight_devices):
+    assert on_eight_devices["restored exactly"] == {
+        "fsdp=8 → fsdp=4 tensor=2": True,
+        "fsdp=8 → one device": True,
+        "fsdp=4 tensor=2 → fsdp=8": True,
+        "one device → fsdp=8": True,
+    }
+
+
+def test_digests_do_not_depend_on_the_mesh(on_eight_devices):
+    assert on_eight_devices["digests agree"]
+
+
+def test_sharded_leaves_are_still_chunked_layer_by_layer(on_eight_devices):
+    assert on_eight_devices["layers per chunk"] == 1
+
+
+def test_growth_on_the_mesh_is_exact_and_needs_no_collectives(on_eight_devices):
+    assert on_eight_devices["grown exactly"]
+    assert on_eight_devices["collectives in growth"] == []
+
+
+def test_streaming_reads_what_a_mesh_wrote(on_eight_devices):
+    assert on_eight_devices["streamed exactly"]
+
+
+def test_the_model_of_a_checkpoint_is_in_its_lineage(tmp_path):
+    save_checkpoint(str(tmp_path / "c"), random_params(), lineage_of(random_params()))
+    assert read_lineage(str(tmp_path / "c")).model == MODEL
