@@ -129,6 +129,15 @@ def test_constrain_does_nothing_without_a_mesh() -> None:
     assert constrain(x, ("batch", "features")) is x
 
 
+def test_constrain_fixes_the_sharding_that_the_rules_say() -> None:
+    x = jax.ShapeDtypeStruct((4, 6, 8), "float32")
+    with jax.sharding.use_abstract_mesh(abstract_mesh(2, 2, 2)):
+        jaxpr = jax.make_jaxpr(lambda x: constrain(x, ("batch", "length", "mlp")))(x)
+    [equation] = jaxpr.eqns
+    assert equation.primitive.name == "sharding_constraint"
+    assert equation.params["sharding"].spec == PartitionSpec(("data", "fsdp"), None, "tensor")
+
+
 def test_one_host_starts_nothing() -> None:
     assert start_distributed() == (1, 0)
 
