@@ -1,6 +1,5 @@
 """Stores and runs that the tests of the trainer share."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +36,22 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
     return Stores(*(str(store.directory) for store in made))
 
 
+class BaseRun(NamedTuple):
+    """A finished run and its config."""
+
+    workdir: Path
+    config: RunConfig
+
+
+@pytest.fixture(scope="session")
+def base(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> BaseRun:
+    """Six steps of the tiny model, made once; tests read it and never write to it."""
+    config = tiny.run_config(data__train=stores.train, data__validation=stores.validation)
+    workdir = tmp_path_factory.mktemp("runs") / "base"
+    train(config, str(workdir))
+    return BaseRun(workdir, config)
+
+
 @pytest.fixture
 def configure(stores: Stores) -> Callable[..., RunConfig]:
     """`configure(train__steps=3)`: the tiny run's config on the shared stores, with changes."""
@@ -56,10 +71,6 @@ def run(configure: Callable[..., RunConfig]) -> Callable[..., list[dict[str, Any
         workdir: Path, allow_change: tuple[str, ...] = (), **changes: Any
     ) -> list[dict[str, Any]]:
         train(configure(**changes), str(workdir), allow_change)
-        return lines(workdir)
+        return tiny.read_lines(workdir)
 
     return run_here
-
-
-def lines(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

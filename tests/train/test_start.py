@@ -1,10 +1,10 @@
 """Where a run begins: resume, growth, another checkpoint or fresh parameters, and what it refuses.
 
-`begin` is called here as the loop calls it. Runs that others begin from are made once.
+`begin` is called here as the loop calls it.
 """
 
 import contextlib
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import numpy as np
@@ -13,37 +13,20 @@ import pytest
 from data_pipelines.loader import TrainBatches
 from data_pipelines.store import TokenStore
 from prts_jax import tree
-from prts_jax.checkpoint.layout import read_lineage, resolve
-from prts_jax.checkpoint.store import Checkpoints, restore_params
+from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 from prts_jax.mesh import make_mesh
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.llama import declare
-from prts_jax.train.loop import train
 from prts_jax.train.optim import make_optimizer
-from prts_jax.train.start import Start, abstract_params, begin
+from prts_jax.train.start import Start, begin
 from tests.train import tiny
+from tests.train.tiny import assert_same, changed, stored_params
 
-STEPS = 3
-SIX_LAYERS = to_dict(tiny.deeper(6))
+STEPS = 6  # of the base
+SIX_LAYERS = tiny.deeper(6)
 WINDOWS = (4000 - 1) // 16  # of one epoch of the shared store
-
-
-class Run(NamedTuple):
-    workdir: str
-    config: object
-
-
-@pytest.fixture(scope="module")
-def base(stores, tmp_path_factory) -> Run:
-    """Three steps of the tiny model; tests read it and never write to it."""
-    config = tiny.run_config(
-        data__train=stores.train, train__steps=STEPS, evaluation__every_steps=0
-    )
-    workdir = str(tmp_path_factory.mktemp("runs") / "base")
-    train(config, workdir)
-    return Run(workdir, config)
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +43,6 @@ def start(config, workdir, allow_change=()) -> Start:
         return begin(
             config, mesh, make_optimizer(config.optimizer), batches, checkpoints, allow_change
         )
-
-
-def stored_params(workdir) -> dict[str, np.ndarray]:
-    path = resolve(workdir)
-    declarations = declare(read_lineage(path).model)
-    mesh = make_mesh(tiny.run_config().mesh)
-    params = restore_params(path, abstract_params(declarations, mesh), declarations)
-    return {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
-
-
-def assert_same(params, expected: dict[str, np.ndarray]) -> None:
-    found = tree.flatten(params)
-    assert found.keys() == expected.keys()
-    for name, leaf in found.items():
-        np.testing.assert_array_equal(np.asarray(leaf), expected[name], err_msg=name)
-
-
-def changed(run: Run, **changes):
-    values = tiny.get_config()
-    values.update(to_dict(run.config))
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    for key, value in dotted.items():
-        if isinstance(value, dict):
-            values[key].update(value)
-        else:
-            values.update_from_flattened_dict({key: value})
-    return tiny.config.resolve(values)
 
 
 # Fresh
@@ -117,9 +73,9 @@ def test_a_run_resumes_its_newest_checkpoint_to_the_bit(base):
 
 
 def test_resuming_comes_before_growing_and_starting(base, tmp_path):
-    grow = changed(base, init__grow_from=str(tmp_path / "gone"))
+    grow = changed(base.config, init__grow_from=str(tmp_path / "gone"))
     assert start(grow, base.workdir).how.startswith("resumed from")
-    other = changed(base, init__start_from=str(tmp_path / "gone"))
+    other = changed(base.config, init__start_from=str(tmp_path / "gone"))
     assert start(other, base.workdir).how.startswith("resumed from")
 
 
@@ -138,9 +94,9 @@ def test_resuming_comes_before_growing_and_starting(base, tmp_path):
     ids=lambda changes: ", ".join(changes),
 )
 def test_what_may_change_on_resume(base, free):
-    begun = start(changed(base, **free), base.workdir)
+    begun = start(changed(base.config, **free), base.workdir)
     assert begun.lineage.changes == ()
-    assert begun.lineage.config == to_dict(changed(base, **free))
+    assert begun.lineage.config == to_dict(changed(base.config, **free))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +115,7 @@ def test_what_may_change_on_resume(base, free):
     ],
 )
 def test_what_may_change_only_by_leave(base, key, value):
-    config = changed(base, **{key.replace(".", "__"): value})
+    config = changed(base.config, **{key.replace(".", "__"): value})
     with pytest.raises(UserError) as refused:
         start(config, base.workdir)
     assert str(refused.value).startswith(f"config.{key}: was ")
@@ -174,7 +130,7 @@ def test_what_may_change_only_by_leave(base, key, value):
 
 
 def test_leave_for_one_key_is_no_leave_for_another(base):
-    config = changed(base, schedule__peak=1e-3, optimizer__b1=0.8)
+    config = changed(base.config, schedule__peak=1e-3, optimizer__b1=0.8)
     with pytest.raises(UserError, match=r"config\.optimizer\.b1: was 0\.9 .* and is now 0\.8"):
         start(config, base.workdir, allow_change=("schedule.peak",))
 
@@ -185,25 +141,25 @@ def test_leave_for_a_key_that_does_not_exist_is_refused(base):
 
 
 def test_a_change_by_leave_is_what_is_trained(base):
-    config = changed(base, model__norm_eps=1e-3)
+    config = changed(base.config, model__norm_eps=1e-3)
     begun = start(config, base.workdir, allow_change=("model.norm_eps",))
     assert begun.model.norm_eps == 1e-3
 
 
 def test_a_model_of_another_shape_is_refused_even_by_leave(base):
-    config = changed(base, model__mlp=64)
+    config = changed(base.config, model__mlp=64)
     with pytest.raises(UserError, match=r"layers/mlp/down: has shape \(2, 48, 32\) on disk and"):
         start(config, base.workdir, allow_change=("model.mlp",))
 
 
 def test_another_order_of_the_data_by_leave_begins_an_epoch(base):
-    begun = start(changed(base, data__seed=5), base.workdir, allow_change=("data.seed",))
+    begun = start(changed(base.config, data__seed=5), base.workdir, allow_change=("data.seed",))
     assert begun.lineage.position == WINDOWS * 16
     assert begun.lineage.tokens == STEPS * 8 * 16
 
 
 def test_another_store_is_refused_on_resume(base, other_store):
-    config = changed(base, data__train=other_store)
+    config = changed(base.config, data__train=other_store)
     with pytest.raises(UserError, match=r"--allow_change=data\.store"):
         start(config, base.workdir)
     begun = start(config, base.workdir, allow_change=("data.store",))
@@ -214,7 +170,7 @@ def test_another_store_is_refused_on_resume(base, other_store):
 
 def test_the_same_store_elsewhere_is_the_same_store(base, tmp_path):
     copy = tiny.write_store(tmp_path / "copy", 4000, 0)
-    begun = start(changed(base, data__train=str(copy.directory)), base.workdir)
+    begun = start(changed(base.config, data__train=str(copy.directory)), base.workdir)
     assert (begun.lineage.position, begun.lineage.changes) == (STEPS * 8 * 16, ())
 
 
@@ -222,7 +178,7 @@ def test_the_same_store_elsewhere_is_the_same_store(base, tmp_path):
 
 
 def test_growth_stacks_the_layers_and_forgets_the_optimizer(base, tmp_path):
-    config = changed(base, model=SIX_LAYERS, init__grow_from=base.workdir)
+    config = changed(base.config, model=SIX_LAYERS, init__grow_from=str(base.workdir))
     begun = start(config, tmp_path)
     expected = {
         path: np.concatenate([leaf] * 3) if path.startswith("layers/") else leaf
@@ -235,7 +191,7 @@ def test_growth_stacks_the_layers_and_forgets_the_optimizer(base, tmp_path):
 
 
 def test_growth_goes_on_counting(base, tmp_path):
-    config = changed(base, model=SIX_LAYERS, init__grow_from=base.workdir)
+    config = changed(base.config, model=SIX_LAYERS, init__grow_from=str(base.workdir))
     lineage = start(config, tmp_path).lineage
     spent = training_flops_per_token(tiny.MODEL, declare(tiny.MODEL), 16) * STEPS * 8 * 16
     assert (lineage.step, lineage.stage_step) == (STEPS, 0)
@@ -247,9 +203,9 @@ def test_growth_goes_on_counting(base, tmp_path):
 
 def test_growth_reads_any_list_of_layers(base, tmp_path):
     config = changed(
-        base,
-        model=to_dict(tiny.deeper(5)),
-        init__grow_from=base.workdir,
+        base.config,
+        model=tiny.deeper(5),
+        init__grow_from=str(base.workdir),
         init__growth__operator="layers",
         init__growth__layers="1-12*2",
     )
@@ -264,13 +220,16 @@ def test_growth_reads_any_list_of_layers(base, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": to_dict(tiny.deeper(3))}, "no multiple of the source's 2"),
-        ({"model": to_dict(tiny.deeper(1))}, "no multiple of the source's 2"),
-        ({"model": SIX_LAYERS | {"mlp": 64}}, r"config\.model\.mlp: 48 in the source, 64 in"),
+        ({"model": tiny.deeper(3)}, "no multiple of the source's 2"),
+        ({"model": tiny.deeper(1)}, "no multiple of the source's 2"),
+        (
+            {"model": dataclasses.replace(SIX_LAYERS, mlp=64)},
+            r"config\.model\.mlp: 48 in the source, 64 in",
+        ),
         ({"model": SIX_LAYERS, "init__growth__factor": 2}, "the list has 4 layers"),
         (
             {
-                "model": to_dict(tiny.deeper(1)),
+                "model": tiny.deeper(1),
                 "init__growth__operator": "layers",
                 "init__growth__layers": "1",
             },
@@ -280,13 +239,13 @@ def test_growth_reads_any_list_of_layers(base, tmp_path):
     ids=["no multiple", "fewer layers", "another width", "another factor", "a shorter list"],
 )
 def test_growth_that_cannot_be_is_refused(base, tmp_path, changes, message):
-    config = changed(base, init__grow_from=base.workdir, **changes)
+    config = changed(base.config, init__grow_from=str(base.workdir), **changes)
     with pytest.raises(UserError, match=message):
         start(config, tmp_path)
 
 
 def test_growth_from_nothing_is_refused(base, tmp_path):
-    config = changed(base, model=SIX_LAYERS, init__grow_from=str(tmp_path / "gone"))
+    config = changed(base.config, model=SIX_LAYERS, init__grow_from=str(tmp_path / "gone"))
     with pytest.raises(UserError, match="gone: does not exist"):
         start(config, tmp_path / "run")
 
@@ -295,7 +254,7 @@ def test_growth_from_nothing_is_refused(base, tmp_path):
 
 
 def test_a_run_may_start_from_a_checkpoint(base, tmp_path):
-    config = changed(base, init__start_from=f"{base.workdir}@{STEPS}", schedule__peak=1e-3)
+    config = changed(base.config, init__start_from=f"{base.workdir}@{STEPS}", schedule__peak=1e-3)
     begun = start(config, tmp_path)
     assert_same(begun.state.params, stored_params(base.workdir))
     assert (begun.lineage.step, begun.lineage.stage_step) == (STEPS, 0)
@@ -304,7 +263,7 @@ def test_a_run_may_start_from_a_checkpoint(base, tmp_path):
 
 
 def test_starting_from_another_shape_is_refused(base, tmp_path):
-    config = changed(base, model=SIX_LAYERS, init__start_from=base.workdir)
+    config = changed(base.config, model=SIX_LAYERS, init__start_from=str(base.workdir))
     with pytest.raises(UserError, match=r"config\.model\.layers: is 6, but .* has 2; .*grow_from"):
         start(config, tmp_path)
 
@@ -313,7 +272,7 @@ def test_starting_from_another_shape_is_refused(base, tmp_path):
 
 
 def grown(base, tmp_path, allow_change=(), **changes) -> Start:
-    config = changed(base, model=SIX_LAYERS, init__grow_from=base.workdir, **changes)
+    config = changed(base.config, model=SIX_LAYERS, init__grow_from=str(base.workdir), **changes)
     return start(config, tmp_path, allow_change)
 
 

@@ -4,6 +4,7 @@ This file is also the config file of those runs: `--config=tests/train/tiny.py`.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ import ml_collections
 import numpy as np
 
 from data_pipelines.store import TokenStore, write_index, write_shard
-from prts_jax import config
+from prts_jax import config, tree
+from prts_jax.checkpoint.layout import read_lineage, resolve
+from prts_jax.checkpoint.store import restore_params
+from prts_jax.mesh import make_mesh
+from prts_jax.model.llama import declare
+from prts_jax.train.start import abstract_params
 
 MODEL = config.ModelConfig(vocab=64, layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48)
 SOURCES = ("prose", "verse")
@@ -34,9 +40,18 @@ def get_config() -> ml_collections.ConfigDict:
 
 def run_config(**changes: Any) -> config.RunConfig:
     """`run_config(data__batch=4)` is `get_config` with `data.batch` at 4, resolved."""
-    values = get_config()
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    values.update_from_flattened_dict(dotted)
+    return changed(config.resolve(get_config()), **changes)
+
+
+def changed(run: config.RunConfig, **changes: Any) -> config.RunConfig:
+    """Returns a config with some keys changed, `data__batch` for `data.batch`."""
+    values = config.to_dict(run)
+    for key, value in changes.items():
+        *parents, name = key.split("__")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section[name] = config.to_dict(value) if dataclasses.is_dataclass(value) else value
     return config.resolve(values)
 
 
@@ -73,6 +88,39 @@ def write_store(
         folder, identity=identity, vocab_size=vocab, eos_id=2, sources=SOURCES, shards=shards
     )
     return TokenStore.open(folder)
+
+
+def read_lines(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl, which must all be JSON without NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in {workdir}/metrics.jsonl")
+
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines without what a clock measured."""
+    clock = ("seconds", "tokens_per_second_per_device", "mfu")
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+
+def stored_params(checkpoint: str | Path) -> dict[str, np.ndarray]:
+    """Returns path → array of a checkpoint, or of a run's newest."""
+    path = resolve(str(checkpoint))
+    declarations = declare(read_lineage(path).model)
+    abstract = abstract_params(declarations, make_mesh(config.MeshConfig()))
+    params = restore_params(path, abstract, declarations)
+    return {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
+
+
+def assert_same(found: Mapping[str, Any], expected: Mapping[str, np.ndarray]) -> None:
+    """Checks that two sets of parameters agree in every bit."""
+    leaves = tree.flatten(found)
+    assert leaves.keys() == expected.keys()
+    for name, leaf in leaves.items():
+        np.testing.assert_array_equal(np.asarray(leaf), expected[name], err_msg=name)
 
 
 def _documents(tokens: int, seed: int, vocab: int) -> list[tuple[np.ndarray, int]]:
