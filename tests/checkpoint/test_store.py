@@ -4,6 +4,7 @@ import json
 import os
 import random as random_module
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -301,3 +302,19 @@ def test_streaming_reads_what_a_mesh_wrote(on_eight_devices):
 def test_the_model_of_a_checkpoint_is_in_its_lineage(tmp_path):
     save_checkpoint(str(tmp_path / "c"), random_params(), lineage_of(random_params()))
     assert read_lineage(str(tmp_path / "c")).model == MODEL
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_restore_together(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        run_program("on_two_hosts", str(port), str(number), str(tmp_path), devices=4)
+        for number in (0, 1)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-6000:]
+        report = json.loads(out.splitlines()[-1])
+        assert report == {"digests": True, "restored exactly": True, "steps": [2, 3]}

@@ -1,0 +1,113 @@
+"""Checkpoints and growth on gs://, against a fake server: no renames, no locks, no TensorFlow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from prts_jax.checkpoint import grow
+from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
+from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
+from prts_jax.errors import UserError
+from prts_jax.growth.operators import make_map
+from prts_jax.tree import flatten
+from tests.checkpoint.tiny import DECLARED, MODEL, abstract, lineage_of, random_params, write_source
+from tests.gcs import fake_gcs, gcs_server
+
+__all__ = ["fake_gcs", "gcs_server"]  # fixtures
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_saves_resumes_and_drops_old_checkpoints(fake_gcs):
+    params = random_params()
+    checkpoints = Checkpoints(f"{fake_gcs}/run/checkpoints", keep=2, keep_every_steps=0)
+    assert checkpoints.latest() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, params, {"mu": params}, lineage_of(params, step=step))
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3]
+    path = resolve(f"{fake_gcs}/run")
+    assert path == f"{fake_gcs}/run/checkpoints/3"
+    assert read_lineage(path).step == 3
+    restored = flatten(restore_params(path, abstract(params), DECLARED))
+    moments = flatten(restore_optimizer(path, abstract({"mu": params})))
+    for name, leaf in flatten(params).items():
+        np.testing.assert_array_equal(restored[name], leaf)
+        np.testing.assert_array_equal(moments[f"mu/{name}"], leaf)
+
+
+def test_without_its_marker_a_checkpoint_does_not_count_and_is_written_anew(fake_gcs):
+    params = random_params()
+    parent = f"{fake_gcs}/run/checkpoints"
+    checkpoints = Checkpoints(parent, keep=2, keep_every_steps=0)
+    checkpoints.save(1, params, None, lineage_of(params, step=1))
+    checkpoints.close()
+    (epath.Path(parent) / "1" / "commit_success.txt").unlink()  # as a kill would leave it
+    again = Checkpoints(parent, keep=2, keep_every_steps=0)
+    assert again.steps() == []
+    again.save(1, params, None, lineage_of(params, step=1))
+    again.close()
+    assert again.steps() == [1]
+
+
+def test_growth_streams_between_object_stores_and_disks(fake_gcs, tmp_path):
+    params = write_source(tmp_path / "source")
+    growth_map = make_map(MODEL, None, "stack", 2, "")
+    grow.stream(str(tmp_path / "source"), f"{fake_gcs}/six", growth_map)
+    again = make_map(growth_map.target, None, "layers", 0, "0:6,3:6")
+    grow.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
+    grown = read_lineage(f"{fake_gcs}/nine")
+    assert grown.model.layers == 9
+    mesh_free = {
+        path: np.asarray(leaf)[[0, 1, 2, 0, 1, 2, 0, 1, 2]] if DECLARED[path].stacked else leaf
+        for path, leaf in flatten(params).items()
+    }
+    from tests.checkpoint.test_grow import read
+
+    for path, leaf in read(f"{fake_gcs}/nine").items():
+        np.testing.assert_array_equal(leaf, mesh_free[path], err_msg=path)
+    with pytest.raises(UserError, match="exists already"):
+        grow.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
+
+
+def test_a_growth_that_fails_leaves_no_checkpoint(fake_gcs, tmp_path, monkeypatch):
+    write_source(tmp_path / "source")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    growth_map = make_map(MODEL, None, "stack", 2, "")
+    with pytest.raises(KeyboardInterrupt):
+        grow.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map, progress=stop)
+    assert not is_complete(f"{fake_gcs}/grown")
+    grow.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+    assert is_complete(f"{fake_gcs}/grown")
+
+
+NO_TENSORFLOW = """
+import sys
+from prts_jax.cli import grow, inspect
+assert grow.main(["--source", sys.argv[1], "--target", sys.argv[2], "--factor", "2"]) == 0
+assert inspect.main([sys.argv[2]]) == 0
+print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "seqio")])
+"""
+
+
+def test_growing_on_gs_never_loads_tensorflow(fake_gcs):
+    write_source(f"{fake_gcs}/source")
+    process = subprocess.run(
+        [sys.executable, "-c", NO_TENSORFLOW, f"{fake_gcs}/source", f"{fake_gcs}/grown"],
+        cwd=ROOT,
+        env=os.environ.copy(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert process.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,118 @@
+"""`prts grow` as a user meets it."""
+
+import json
+
+import pytest
+
+from prts_jax.checkpoint.layout import read_lineage
+from prts_jax.cli import grow, run
+from tests.checkpoint.tiny import write_source
+
+CONFIG = """
+from prts_jax.config import default_config
+
+def get_config(layers="12"):
+    config = default_config()
+    config.model.update(
+        vocab=48, layers=int(layers), embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24
+    )
+    return config
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_source(tmp_path / "source")
+    return f"--source={tmp_path / 'source'}"
+
+
+def test_a_checkpoint_is_stacked_and_the_map_drawn(source, tmp_path, capsys):
+    assert grow.main([source, f"--target={tmp_path / 'grown'}", "--factor=4"]) == 0
+    out = capsys.readouterr().out
+    assert "stack: 3 → 12 layers (0:3,0:3,0:3,0:3), connection rate 8/11" in out
+    assert read_lineage(str(tmp_path / "grown")).model.layers == 12
+
+
+def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
+    target = f"--target={tmp_path / 'grown'}"
+    assert grow.main([source, target, "--layers=1-23*2-3", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(report) == [
+        "bytes_read",
+        "bytes_written",
+        "layers",
+        "mode",
+        "peak_rss_bytes",
+        "seconds",
+    ]
+    assert report["mode"] == "stream"
+    assert report["layers"] == [0, 1, 2, 1, 2, 2]
+
+
+def test_a_dry_run_draws_and_counts_and_writes_nothing(source, tmp_path, capsys):
+    assert grow.main([source, f"--target={tmp_path / 'grown'}", "--factor=2", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "source 2 ··●··●" in out
+    assert "reads " in out
+    assert "writes " in out
+    assert "free there: " in out
+    assert [child.name for child in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_dry_run_as_json(source, tmp_path, capsys):
+    target = f"--target={tmp_path / 'grown'}"
+    assert grow.main([source, target, "--factor=2", "--dry_run", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["mode"] == "dry_run"
+    assert report["bytes_written"] > report["bytes_read"] > 0
+    assert report["bytes_free"] > 0
+
+
+def test_the_factor_comes_from_a_target_config(source, tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    target = f"--target={tmp_path / 'grown'}"
+    assert grow.main([source, target, f"--target_config={tmp_path / 'config.py'}:9"]) == 0
+    assert read_lineage(str(tmp_path / "grown")).growth[0]["map"]["options"] == {"factor": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--factor=0"], "growth.factor: is 0 and no target is given"),
+        (["--operator=stak", "--factor=2"], "did you mean 'stack'"),
+        (["--layers=123*"], "is no group"),
+        (["--layers=12"], "growth never shrinks"),
+        (["--layers=0:4"], "layer 3 is none of the source's layers 0 to 2"),
+        (["--factor=2", "--target_config={}:12"], "list has 6 layers and the target"),
+        (["--target_config={}:2"], "no multiple"),
+    ],
+)
+def test_mistakes_end_in_exit_code_2_and_one_line(source, tmp_path, capsys, arguments, message):
+    (tmp_path / "config.py").write_text(CONFIG)
+    filled = [argument.format(tmp_path / "config.py") for argument in arguments]
+    argv = [source, f"--target={tmp_path / 'grown'}", *filled]
+    assert run(grow.main, argv, "grow") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "grown").exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
+    argv = [f"--source={tmp_path}", f"--target={tmp_path / 'grown'}", "--factor=2"]
+    assert run(grow.main, argv, "grow") == 2
+    assert "no complete checkpoint there" in capsys.readouterr().err
+
+
+def test_an_existing_target_is_refused_before_anything_is_read(source, tmp_path, capsys):
+    argv = [source, f"--target={tmp_path}", "--factor=2"]
+    assert run(grow.main, argv, "grow") == 2
+    assert "exists already and is never overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_as_a_process(source, tmp_path, run_prts):
+    done = run_prts("grow", source, f"--target={tmp_path / 'grown'}", "--factor=2", "--json")
+    assert json.loads(done.stdout)["layers"] == [0, 1, 2, 0, 1, 2]
+    assert "left" in done.stderr
