@@ -13,9 +13,7 @@ from prts_jax.growth.map import format_ranges
 
 
 def model(layers: int) -> ModelConfig:
-    return ModelConfig(
-        vocab=64, layers=layers, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=32
-    )
+    return ModelConfig(vocab=64, layers=layers, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=32)
 
 
 def test_stack_6_to_24_is_the_source_four_times():
