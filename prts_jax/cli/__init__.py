@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a model, resuming or growing what is there",
     "grow": "grow a checkpoint into a deeper one",
     "inspect": "show what a checkpoint holds",
+    "plan": "when to grow, from what, and what it saves",
     "report": "compare runs over tokens, FLOPs and time",
     "tpu": "create, set up, run on and delete Cloud TPU slices",
 }
