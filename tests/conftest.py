@@ -36,6 +36,10 @@ for name, value in CPU_ONLY.items():
     else:
         os.environ[name] = value
 
+# A torch built for CUDA brings Triton, and its library crashes a process that has TensorFlow loaded.
+# No test on a CPU needs it; commands never load torch and TensorFlow together.
+sys.modules["triton"] = None  # type: ignore[assignment]
+
 StartPrts = Callable[..., subprocess.Popen[str]]
 RunPrts = Callable[..., subprocess.CompletedProcess[str]]
 
