@@ -12,7 +12,8 @@ from prts_jax.cli import run
 from prts_jax.cli.tpu import OneLineParser
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.growth.guidelines import DEFAULT_MFU, GROWTH_FACTOR, Plan, Shape, make_plan
+from prts_jax.growth.guidelines import GROWTH_FACTOR
+from prts_jax.growth.plan import DEFAULT_MFU, Plan, Shape, make_plan
 from prts_jax.model.llama import declare
 from prts_jax.report.table import Table, flops, quantity, render
 
