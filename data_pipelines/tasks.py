@@ -6,11 +6,13 @@ mixture here is one task over the sets it holds, in the order of the files: one 
 and the shares are those of the text itself. `register` points a corpus at another folder.
 
 A task gives for each document `targets` (its pieces and the end-of-text id, int32 [n]) and
-`source_ids` (its set, int32 []).
+`source_ids` (its set, int32 []). `open_task` opens one for caching: without TensorFlow where the
+task is no more than text → SentencePiece → end of text, through seqio otherwise.
 """
 
 import difflib
 import functools
+import importlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -18,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from data_pipelines.native import Encoded, NativeTask
+from data_pipelines.rows import Fault, read_rows
 from data_pipelines.sources import (
     CORPORA,
     EMBEDDED_SHAKESPEARE,
@@ -28,7 +30,6 @@ from data_pipelines.sources import (
     SPLIT_GLOBS,
     Corpus,
     list_files,
-    read_documents,
 )
 from data_pipelines.store import TOKENIZER
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
@@ -68,14 +69,17 @@ class CorpusSource(seqio.FileDataSource):
 
     Attributes:
       sources: the corpus's set names, chosen or not, so that an id means the same in every task.
+      chosen: the sets that are yielded.
+      faults: rows of the last reading that are no documents, in order.
       failure: the error that ended the last reading; TensorFlow would pass on only its text.
     """
 
     def __init__(self, corpus: Corpus, directory: str | os.PathLike[str], sets: Sequence[str]):
         self.sources = tuple(corpus.sets.values())
+        self.chosen = frozenset(corpus.sets[short_name] for short_name in sets)
+        self.faults: list[Fault] = []
         self.failure: UserError | None = None
         self._directory = directory
-        self._chosen = {corpus.sets[short_name] for short_name in sets}
         super().__init__(self._dataset, split_to_filepattern=SPLIT_GLOBS)
 
     def list_shards(self, split: str) -> Sequence[str]:
@@ -93,18 +97,14 @@ class CorpusSource(seqio.FileDataSource):
         )
 
     def _rows(self, file: bytes) -> Iterator[dict[str, object]]:
-        path = file.decode()
         try:
-            for document in read_documents(path):
-                if document.set_name not in self.sources:
-                    raise UserError(
-                        f"unknown set {document.set_name!r}: {path}; known are "
-                        f"{', '.join(self.sources)}"
-                    )
-                if document.set_name in self._chosen:
+            for row in read_rows(file.decode(), self.sources):
+                if isinstance(row, Fault):
+                    self.faults.append(row)
+                elif row.set_name in self.chosen:
                     yield {
-                        "targets": document.text.encode(),
-                        "source_ids": self.sources.index(document.set_name),
+                        "targets": row.text.encode(),
+                        "source_ids": self.sources.index(row.set_name),
                     }
         except UserError as error:
             self.failure = error
@@ -163,27 +163,47 @@ class LoadedOnce(seqio.SentencePieceVocabulary):
 
 
 class SeqioFileTask:
-    """One split of a seqio task as `cache.FileTask`: its documents file by file, in order.
+    """One split of any seqio task as `cache.FileTask`: its documents file by file, in order.
 
     Any task will do whose source is a `seqio.FileDataSource` and whose `targets` come from a
     SentencePiece vocabulary. Documents of a foreign one all belong to one source, of its name.
     """
 
-    def __init__(self, name: str, split: str, task: seqio.Task):
+    def __init__(
+        self, name: str, split: str, task: seqio.Task, recipe: tuple[Any, ...] | None = None
+    ):
+        """Takes a task as it is.
+
+        Args:
+          name: what the store is to be called after.
+          split: of the task.
+          task: of a `seqio.FileDataSource`.
+          recipe: arguments of `open_task` that make this one again, in another process.
+        """
         vocabulary = task.output_features["targets"].vocabulary
         self.name = name
         self.split = split
-        self.sources = getattr(task.source, "sources", (task.name,))
+        self.sources = tuple(getattr(task.source, "sources", (task.name,)))
         self.files = [os.fspath(file) for file in task.source.list_shards(split)]
         self.tokenizer: Tokenizer = load_tokenizer(vocabulary.sentencepiece_model_file)
         self._task = task
+        self._recipe = recipe
 
-    def documents(self, index: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields (token ids int32 [n], source id) of file `index`'s documents, in order.
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self._recipe is None:
+            raise UserError(f"task {self.name} was not opened by its name: cache it in one process")
+        return open_task, self._recipe
+
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
+        """Yields file `index`'s documents in order, and faults among them.
+
+        Text lengths are known where the task keeps the text, as `targets_pretokenized`.
 
         Raises:
-          UserError: as `sources.read_documents`; a set that the corpus does not know.
+          UserError: a file of a corpus cannot be read.
         """
+        faults: list[Fault] = getattr(self._task.source, "faults", [])
+        faults.clear()
         dataset = self._task.get_dataset(
             split=self.split,
             shuffle=False,
@@ -192,9 +212,42 @@ class SeqioFileTask:
         )
         try:
             for example in dataset.as_numpy_iterator():
-                yield example["targets"], int(example.get("source_ids", 0))
+                while faults:
+                    yield faults.pop(0)
+                text = example.get("targets_pretokenized")
+                source = int(example.get("source_ids", 0))
+                yield Encoded(example["targets"], source, None if text is None else len(text))
         except tf.errors.OpError as error:
             raise getattr(self._task.source, "failure", None) or error from None
+        yield from faults
+
+
+def native_task(name: str, split: str, task: seqio.Task) -> NativeTask | None:
+    """Returns the same documents without TensorFlow, or None if the task is more than that."""
+    source, feature = task.source, task.output_features.get("targets")
+    if not isinstance(source, CorpusSource) or feature is None or len(task.output_features) > 1:
+        return None
+    vocabulary = feature.vocabulary
+    if type(vocabulary) not in (seqio.SentencePieceVocabulary, LoadedOnce):
+        return None
+    tokenizer = load_tokenizer(vocabulary.sentencepiece_model_file)
+    # seqio writes extra ids and another normalisation into the model that it uses.
+    plain = vocabulary.sp_model == tokenizer.model and not vocabulary._use_fast_tokenizer
+    steps = tuple(task.preprocessors)
+    tokenizes = steps in [(step, seqio.preprocessors.append_eos) for step in TOKENIZING]
+    if not (plain and tokenizes and feature.add_eos):
+        return None
+    return NativeTask(
+        name=name,
+        split=split,
+        files=tuple(source.list_shards(split)),
+        sources=source.sources,
+        chosen=source.chosen,
+        tokenizer=tokenizer,
+    )
+
+
+TOKENIZING = (_tokenize, seqio.preprocessors.tokenize)
 
 
 def open_task(
@@ -202,7 +255,8 @@ def open_task(
     split: str,
     directory: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
-) -> SeqioFileTask:
+    modules: Sequence[str] = (),
+) -> NativeTask | SeqioFileTask:
     """Returns a registered task, or a mixture of one, for caching.
 
     Args:
@@ -211,11 +265,19 @@ def open_task(
       directory: where the corpus lies; by default the embedded one, or `slimpajama` here.
       tokenizer: a SentencePiece model; by default `tokenizer.model` in the corpus's folder, and
         for Shakespeare the embedded one if there is none.
+      modules: Python modules that register tasks of their own, imported first.
 
     Raises:
       UserError: an unknown name (the nearest is named), a mixture of several tasks, a missing
-        folder or tokenizer.
+        folder, tokenizer or module.
     """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"cannot import {module}: {error}; give a module on PYTHONPATH"
+            ) from error
     if directory is not None or tokenizer is not None:
         _point_at(name, directory, tokenizer)
     provider = _find(name)
@@ -224,7 +286,9 @@ def open_task(
         if len(tasks) != 1:
             raise UserError(f"mixture {name} has {len(tasks)} tasks: cache each of them by itself")
         provider = tasks[0]
-    return SeqioFileTask(name, split, provider)
+    native = native_task(name, split, provider)
+    recipe = (name, split, directory, tokenizer, tuple(modules))
+    return native or SeqioFileTask(name, split, provider, recipe)
 
 
 def _find(name: str) -> seqio.Task | seqio.Mixture:

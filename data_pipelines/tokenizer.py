@@ -9,7 +9,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from data_pipelines.sources import list_files, read_documents
+from data_pipelines.rows import read_documents
+from data_pipelines.sources import list_files
 from prts_jax.errors import UserError
 
 BYTE_PIECES = 256

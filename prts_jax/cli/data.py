@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,38 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer",
         help="SentencePiece model (default: tokenizer.model in the corpus's folder)",
     )
+    cache.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes; any number makes the same bytes (default: one for each core)",
+    )
+    cache.add_argument(
+        "--layout",
+        choices=["mixed", "by_set"],
+        default="mixed",
+        help="documents in file order, or each shard's sets one after the other, from which the "
+        "trainer mixes them anew (default: mixed)",
+    )
+    cache.add_argument(
+        "--on_error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="a bad row or file: end with its line, or leave it out and list it in the index "
+        "(default: fail)",
+    )
+    cache.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=0.001,
+        help="with --on_error=skip, the share of rows that may be left out (default: 0.001)",
+    )
+    cache.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        help="Python module that registers seqio tasks of your own; may be given several times",
+    )
     cache.set_defaults(run=_cache)
 
     tokenizer = commands.add_parser(
@@ -88,9 +121,17 @@ def _parser() -> argparse.ArgumentParser:
 def _cache(arguments: argparse.Namespace) -> None:
     tasks = _data_module("tasks")
     cache = _data_module("cache")
+    options = cache.Options(
+        workers=arguments.workers,
+        skip_bad=arguments.on_error == "skip",
+        max_bad_fraction=arguments.max_bad_fraction,
+        layout=arguments.layout,
+    )
     for split in SPLITS if arguments.split == "all" else (arguments.split,):
-        task = tasks.open_task(arguments.task, split, arguments.input, arguments.tokenizer)
-        store = cache.cache(task, Path(arguments.output) / split)
+        task = tasks.open_task(
+            arguments.task, split, arguments.input, arguments.tokenizer, arguments.module
+        )
+        store = cache.cache(task, Path(arguments.output) / split, options=options)
         print(f"{store.directory}: {store.tokens:,} tokens of {store.documents:,} documents")
 
 

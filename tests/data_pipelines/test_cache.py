@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.cache import cache
+from data_pipelines import progress
+from data_pipelines.cache import Options, cache
+from data_pipelines.native import Encoded
+from data_pipelines.rows import Fault
 from data_pipelines.store import TokenStore
 from data_pipelines.tokenizer import Tokenizer
 from prts_jax.errors import UserError
 
 
 class Bytes:
-    """A task whose tokens are its files' bytes; a document is a line."""
+    """A task whose tokens are its files' bytes; a document is a line, unless it begins "bad"."""
 
     name = "bytes"
     split = "train"
@@ -29,10 +32,15 @@ class Bytes:
         self.tokenizer = Tokenizer(model=b"model", sha256="0" * 64, vocab_size=256, eos_id=10)
         self.read: list[int] = []
 
-    def documents(self, index: int) -> Iterator[tuple[np.ndarray, int]]:
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
         self.read.append(index)
-        for line in Path(self.files[index]).read_bytes().splitlines(keepends=True):
-            yield np.frombuffer(line, np.uint8).astype(np.int32), len(line) % 2
+        lines = Path(self.files[index]).read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            if line.startswith(b"bad"):
+                yield Fault("bad_json", number)
+            else:
+                tokens = np.frombuffer(line, np.uint8).astype(np.int32)
+                yield Encoded(tokens, len(line) % 2, len(line))
 
 
 @pytest.fixture
@@ -69,8 +77,14 @@ def test_one_file_becomes_one_shard_and_nothing_is_lost(inputs: Path, tmp_path: 
     assert (tmp_path / "store" / "tokenizer.model").read_bytes() == b"model"
 
 
-def test_progress_has_rates_and_the_time_left(inputs: Path, tmp_path: Path):
+def test_progress_has_rates_and_the_time_left(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     lines: list[str] = []
+    cache(Bytes(inputs), tmp_path / "quiet", lines.append)
+    assert [line.split(",")[0] for line in lines] == [f"bytes/train: file {i}/3" for i in (1, 3)]
+    lines.clear()
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
     cache(Bytes(inputs), tmp_path / "store", lines.append)
     assert len(lines) == 3
     for number, line in enumerate(lines, 1):
@@ -96,7 +110,7 @@ def test_the_input_may_be_moved_as_a_whole(inputs: Path, tmp_path: Path):
 class Failing(Bytes):
     """Fails in the middle of a file."""
 
-    def documents(self, index: int) -> Iterator[tuple[np.ndarray, int]]:
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
         for number, document in enumerate(super().documents(index)):
             if (index, number) == (1, 1):
                 raise UserError("bad row: b, line 2")
@@ -131,31 +145,41 @@ def test_a_file_that_was_fetched_again_is_made_again(inputs: Path, tmp_path: Pat
     assert bytes(store.read(0, 15).astype(np.uint8)) == b"a is longer now"
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_cache import Bytes
-from data_pipelines.cache import cache
-
 class Slow(Bytes):
-    def documents(self, index):
+    """Takes its time, so that it can be killed."""
+
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
         for document in super().documents(index):
             time.sleep(0.05)
             yield document
 
-cache(Slow(Path(sys.argv[2])), sys.argv[3], lambda line: None)
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_cache import Slow
+from data_pipelines.cache import Options, cache
+
+cache(Slow(Path(sys.argv[2])), sys.argv[3], lambda line: None, Options(workers=int(sys.argv[4])))
 """
+
+
+def start_slow_cache(inputs: Path, folder: Path, workers: int) -> subprocess.Popen[bytes]:
+    """Runs `KILLED` in a process that leads a group of its own."""
+    arguments = [str(Path(__file__).parent), str(inputs), str(folder), str(workers)]
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
 
 
 @pytest.mark.parametrize("delay", [0.02, 0.2, 0.33])
 def test_killed_anywhere_it_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, delay: float):
     cache(Bytes(inputs), tmp_path / "whole", silent)
     folder = tmp_path / "store"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(inputs), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    process = start_slow_cache(inputs, folder, workers=1)
     deadline = time.monotonic() + 60
     while not (folder / "plan.json").exists():
         assert time.monotonic() < deadline
@@ -169,6 +193,142 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(inputs: Path, tmp_path: Pat
 
     cache(Bytes(inputs), folder, silent)
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.4])
+def test_processes_killed_with_their_parent_end_with_the_same_bytes(
+    inputs: Path, tmp_path: Path, delay: float
+):
+    cache(Bytes(inputs), tmp_path / "whole", silent)
+    folder = tmp_path / "store"
+    process = start_slow_cache(inputs, folder, workers=2)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*.tmp")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    while processes_of_group(process.pid):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    cache(Bytes(inputs), folder, silent)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def processes_of_group(group: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def corpus_of_many_files(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(9):
+        bad = "bad line\n" if number % 4 == 3 else ""
+        lines = "".join(f"line {i} of {number}\n" for i in range(number * 7))
+        (folder / f"{number}").write_text(lines + bad + f"end {number}\n")
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["mixed", "by_set"])
+def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, layout: str):
+    folder = corpus_of_many_files(tmp_path / "input")
+    made = []
+    for workers in (1, 3, 20):
+        options = Options(workers, skip_bad=True, max_bad_fraction=0.1, layout=layout)
+        cache(Bytes(folder), tmp_path / f"{workers}", silent, options)
+        made.append(contents(tmp_path / f"{workers}"))
+    assert made[0] == made[1] == made[2]
+
+
+def test_an_error_in_a_process_is_the_parents_and_what_is_done_is_kept(tmp_path: Path):
+    folder = corpus_of_many_files(tmp_path / "input")
+    with pytest.raises(UserError, match=rf"bad_json: {folder}/3, line 22: "):
+        cache(Bytes(folder), tmp_path / "store", silent, Options(workers=2))
+    assert (tmp_path / "store" / "shard-00000.json").exists()
+    assert not (tmp_path / "store" / "index.json").exists()
+
+
+class Dying(Bytes):
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield from ()
+
+
+def test_a_process_that_is_killed_is_one_line(inputs: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="a worker process died"):
+        cache(Dying(inputs), tmp_path / "store", silent, Options(workers=2))
+
+
+def test_bad_rows_are_left_out_and_listed(tmp_path: Path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    (folder / "a").write_text("one\nbad\ntwo\nbad\n")
+    (folder / "b").write_text("three\n")
+    options = Options(skip_bad=True, max_bad_fraction=0.4)
+    store = cache(Bytes(folder), tmp_path / "store", silent, options)
+    assert bytes(store.read(0, store.tokens).astype(np.uint8)) == b"one\ntwo\nthree\n"
+    index = json.loads((tmp_path / "store" / "index.json").read_bytes())
+    assert (index["rows"], index["bad"]) == (5, {"bad_json": 2})
+    assert [shard["bad"] for shard in index["shards"]] == [{"bad_json": [2, 4]}, {}]
+    lines: list[str] = []
+    cache(Bytes(folder), tmp_path / "store", lines.append, options)
+    assert lines[0].endswith("2 bad rows left out")
+
+
+def test_the_first_bad_row_ends_a_strict_run(tmp_path: Path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    (folder / "a").write_text("one\nbad\ntwo\n")
+    with pytest.raises(UserError, match=rf"bad_json: {folder}/a, line 2: .*--on_error=skip"):
+        cache(Bytes(folder), tmp_path / "store", silent)
+
+
+def test_too_many_bad_rows_make_no_store_and_lose_no_work(tmp_path: Path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    (folder / "a").write_text("one\ntwo\nbad\n")
+    (folder / "b").write_text("three\n")
+    few = Options(skip_bad=True, max_bad_fraction=0.2)
+    with pytest.raises(UserError, match="1 of 4 rows, .*=0.2; the first is bad_json at a, line 3"):
+        cache(Bytes(folder), tmp_path / "store", silent, few)
+    with pytest.raises(UserError, match="no finished token store"):
+        TokenStore.open(tmp_path / "store")
+
+    # A strict run does not take over what was made with gaps.
+    with pytest.raises(UserError, match="bad_json: .*line 3"):
+        cache(Bytes(folder), tmp_path / "store", silent)
+    task = Bytes(folder)
+    cache(task, tmp_path / "store", silent, Options(skip_bad=True, max_bad_fraction=0.25))
+    assert task.read == []
+
+
+def test_by_set_puts_each_sets_documents_together_in_file_order(tmp_path: Path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    (folder / "a").write_text("aa\nb\ncc\nd\n")
+    (folder / "b").write_text("ee\nf\n")
+    store = cache(Bytes(folder), tmp_path / "store", silent, Options(layout="by_set"))
+    assert bytes(store.read(0, store.tokens).astype(np.uint8)) == b"b\nd\naa\ncc\nf\nee\n"
+    assert store.source_ids(0, store.tokens).tolist() == [0] * 4 + [1] * 6 + [0] * 2 + [1] * 3
+    with pytest.raises(UserError, match="another store is in the way: .* differs in layout"):
+        cache(Bytes(folder), tmp_path / "store", silent)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"workers": 0}, "--workers=0"), ({"max_bad_fraction": 1.5}, "--max_bad_fraction=1.5")],
+)
+def test_options_must_make_sense(options: dict[str, float], message: str):
+    with pytest.raises(UserError, match=message):
+        Options(**options)
 
 
 class OtherTask(Bytes):

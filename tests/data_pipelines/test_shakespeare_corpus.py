@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.rows import read_documents
 from data_pipelines.shakespeare_corpus import HELD_OUT, split_scenes, write_corpus
-from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files, read_documents
+from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files
 from prts_jax.errors import UserError
 
 PLAY = """# The Tempest

@@ -9,9 +9,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import sentencepiece
+import zstandard
 
-from data_pipelines.cache import cache
-from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA, list_files, read_documents
+from data_pipelines.cache import Options, cache
+from data_pipelines.native import NativeTask
+from data_pipelines.rows import Fault, read_documents
+from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA, list_files
 from prts_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +22,6 @@ TOKENIZER = EMBEDDED_SHAKESPEARE / "tokenizer.model"
 EOS = 2
 TEXTS = [
     "To be, or not to be",
-    "",
     " leading and trailing  blanks \n\n",
     "line\r\nends\u2028of every\x0bkind\n",
     "unseen: 漢字 🎭 \x7f",
@@ -151,7 +153,7 @@ def test_bad_input_ends_in_its_own_message(
     whole = file.read_bytes()
     file.write_bytes(whole[:-20])
     store = tmp_path / "store"
-    with pytest.raises(UserError, match=r"truncated file: .*chunk2.*fetch it again$"):
+    with pytest.raises(UserError, match=r"truncated_file: .*chunk2.*fetch it again"):
         cache(tasks.open_task("slimpajama", "train", slimpajama, TOKENIZER), store, lambda _: None)
 
     # Mended, it goes on.
@@ -160,7 +162,7 @@ def test_bad_input_ends_in_its_own_message(
 
     write_rows(file, [("text", "RedPajamaRecipes")])
     task = tasks.open_task("slimpajama", "train", slimpajama, TOKENIZER)
-    with pytest.raises(UserError, match="unknown set 'RedPajamaRecipes'"):
+    with pytest.raises(UserError, match="unknown_set: .*line 1.*'RedPajamaRecipes'"):
         cache(task, tmp_path / "other", lambda line: None)
 
 
@@ -191,14 +193,142 @@ def test_a_mixture_of_several_tasks_is_refused(tasks: ModuleType):
     tasks.seqio.MixtureRegistry.remove("two_sets")
 
 
+BAD_LINES = [
+    b"{",
+    b'{"text": "\\ud800", "meta": {"redpajama_set_name": "RedPajamaC4"}}',
+    b"\xff",
+    b'{"text": "", "meta": {"redpajama_set_name": "RedPajamaC4"}}',
+]
+
+
+def spoil(file: Path) -> None:
+    """Puts a bad line before each of the first good ones and cuts the file's end off."""
+    lines = zstandard.decompress(file.read_bytes()).splitlines()
+    spoilt = [line for pair in zip(BAD_LINES, lines, strict=False) for line in pair]
+    content = zstandard.compress(b"\n".join(spoilt + lines[len(BAD_LINES) :]))
+    end = zstandard.compress(b"\n" + b"never read to its end " * 9)[:-9]
+    file.write_bytes(content + end)
+
+
+@pytest.mark.parametrize("name", ["slimpajama", "slimpajama_book"])
+def test_with_and_without_seqio_the_documents_and_the_faults_are_the_same(
+    tasks: ModuleType, slimpajama: Path, name: str
+):
+    for file in slimpajama.glob("train/chunk*/*.zst"):
+        spoil(file)
+    native = tasks.open_task(name, "train", slimpajama, TOKENIZER)
+    assert isinstance(native, NativeTask)
+    through_seqio = tasks.SeqioFileTask(name, "train", tasks.seqio.get_mixture_or_task(name))
+    assert list(through_seqio.files) == list(native.files)
+    assert through_seqio.sources == native.sources
+    for index in range(len(native.files)):
+        ours, seqios = list(native.documents(index)), list(through_seqio.documents(index))
+        faults = [row for row in ours if isinstance(row, Fault)]
+        assert [fault.kind for fault in faults] == [
+            "bad_json",
+            "lone_surrogate",
+            "invalid_utf8",
+            "empty_text",
+            "truncated_file",
+        ]
+        assert faults == [row for row in seqios if isinstance(row, Fault)]
+        pairs = [
+            [(row.tokens.tolist(), row.source) for row in rows if not isinstance(row, Fault)]
+            for rows in (ours, seqios)
+        ]
+        assert pairs[0] == pairs[1] != []
+
+
+def test_what_is_more_than_text_and_pieces_runs_through_seqio(tasks: ModuleType, slimpajama: Path):
+    seqio = tasks.seqio
+
+    def upper_case(dataset):
+        return dataset.map(
+            lambda x: {**x, "targets": tasks.tf.strings.upper(x["targets"])},
+        )
+
+    def added(name: str, preprocessors, vocabulary, **feature):
+        source = tasks.CorpusSource(SLIMPAJAMA, slimpajama, list(SLIMPAJAMA.sets))
+        return seqio.Task(
+            name,
+            source=source,
+            preprocessors=preprocessors,
+            output_features={"targets": seqio.Feature(vocabulary, **feature)},
+        )
+
+    plain = seqio.SentencePieceVocabulary(str(TOKENIZER))
+    steps = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    assert tasks.native_task("t", "train", added("plain", steps, plain)) is not None
+    for task in (
+        added("more_steps", [upper_case, *steps], plain),
+        added("no_eos", steps[:1], plain),
+        added("feature_without_eos", steps, plain, add_eos=False),
+        added("extra_ids", steps, seqio.SentencePieceVocabulary(str(TOKENIZER), extra_ids=3)),
+    ):
+        assert tasks.native_task("t", "train", task) is None
+
+
+USER_MODULE = """
+import seqio
+from data_pipelines.sources import SLIMPAJAMA
+from data_pipelines.tasks import CorpusSource
+
+seqio.TaskRegistry.add(
+    "backwards",
+    source=CorpusSource(SLIMPAJAMA, {folder!r}, ["book", "arxiv"]),
+    preprocessors=[
+        seqio.preprocessors.tokenize,
+        lambda data: data.map(lambda x: {{**x, "targets": x["targets"][::-1]}}),
+        seqio.preprocessors.append_eos,
+    ],
+    output_features={{"targets": seqio.Feature(seqio.SentencePieceVocabulary({tokenizer!r}))}},
+)
+"""
+
+
+def test_a_task_of_the_users_own_caches_with_any_number_of_processes(
+    tasks: ModuleType,
+    processor: sentencepiece.SentencePieceProcessor,
+    slimpajama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    module = USER_MODULE.format(folder=str(slimpajama), tokenizer=str(TOKENIZER))
+    (tmp_path / "tasks_of_a_user.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    spoil(next(slimpajama.glob("train/chunk2/*.zst")))
+    task = tasks.open_task("backwards", "train", modules=["tasks_of_a_user"])
+    stores = [
+        cache(task, tmp_path / f"store{workers}", lambda line: None, Options(workers, True, 0.5))
+        for workers in (1, 2)
+    ]
+    assert stores[0].fingerprint == stores[1].fingerprint
+    names = {"RedPajamaBook", "RedPajamaArXiv"}
+    for file in slimpajama.glob("train/chunk2/*.zst"):
+        file.write_bytes(_without_bad_lines(file))
+    wanted = [
+        [*reversed(tokens[:-1]), EOS]
+        for _, tokens in expected(processor, slimpajama, "train", names)
+    ]
+    assert stores[0].read(0, stores[0].tokens).tolist() == [t for doc in wanted for t in doc]
+    with pytest.raises(UserError, match="cannot import no_such_module"):
+        tasks.open_task("backwards", "train", modules=["no_such_module"])
+
+
+def _without_bad_lines(file: Path) -> bytes:
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    lines = frame.decompress(file.read_bytes()).splitlines()
+    return zstandard.compress(b"\n".join(line for line in lines if line not in BAD_LINES))
+
+
 def test_tokens_are_integers_that_numpy_knows(tasks: ModuleType, slimpajama: Path):
     task = tasks.open_task("slimpajama", "validation", slimpajama, TOKENIZER)
-    (tokens, source), *rest = task.documents(0)
-    assert tokens.dtype == np.int32
-    assert (source, rest) == (0, [])
+    (document,) = task.documents(0)
+    assert document.tokens.dtype == np.int32
+    assert (document.source, document.text_bytes) == (0, len("held out"))
 
 
-@pytest.mark.parametrize("module", ["sources", "store", "loader", "cache", "tokenizer"])
+@pytest.mark.parametrize("module", ["sources", "store", "loader", "cache", "native", "tokenizer"])
 def test_no_other_module_loads_tensorflow(module: str):
     script = f"import sys, data_pipelines.{module}; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=ROOT)

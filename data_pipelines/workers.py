@@ -1,0 +1,78 @@
+"""Runs a function over numbers in several processes that end with their parent, however it ends."""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from prts_jax.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def results(
+    work: Callable[[Task, int], Result], task: Task, numbers: Iterable[int], workers: int
+) -> Iterator[Result]:
+    """Yields work(task, number) of every number, in the order in which they are done.
+
+    With one worker the work is done here, in order. After an error what has begun is finished and
+    nothing new is begun.
+
+    Args:
+      work: a function of a module (it is sent by name).
+      task: sent once to each process, by pickle.
+      numbers: what to do.
+      workers: processes.
+
+    Raises:
+      UserError: a process died. What `work` raises is raised here.
+    """
+    if workers == 1:
+        for number in numbers:
+            yield work(task, number)
+        return
+    # Spawned, not forked: a fork of a process that runs TensorFlow's or JAX's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (work, task)) as pool:
+        futures: list[concurrent.futures.Future[Result]] = [
+            pool.submit(_one, number) for number in numbers
+        ]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died, most likely for lack of memory: start again to go on, "
+                "with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(work: Callable[[Task, int], Result], task: Task) -> None:
+    global _work
+    _work = functools.partial(work, task)
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent says nothing, and a process that waits for its next number waits for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+_work: Callable[[int], Any]
+
+
+def _one(number: int) -> Any:
+    return _work(number)
