@@ -6,6 +6,10 @@ import os
 os.environ["EPATH_USE_TF"] = "false"
 
 from etils import epath
+from fsspec.config import conf
+
+# gcsfs remembers listings and does not see what tensorstore or another host has written since.
+conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
