@@ -7,6 +7,7 @@ The dataclasses below are the only list of keys and defaults. A config file star
 
 import dataclasses
 import difflib
+import importlib.metadata
 import math
 import typing
 from collections.abc import Mapping
@@ -101,16 +102,23 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GrowthConfig:
-    """How the checkpoint in `init.grow_from` becomes deeper."""
+    """How the checkpoint in `init.grow_from` becomes deeper or wider."""
 
     # A number of 0 is taken from the target's layers.
     operator: str = "stack"  # a name in prts_jax.growth.operators
-    factor: int = 0  # stack, interpolate, zero: copies of the source
+    factor: int = 0  # stack, interpolate, zero, in width: copies of the source's layers
     layers: str = ""  # layers: "1-234*7-56" (the paper's notation) or "0:24,8:32"
     drop: int = 0  # solar: layers that each of the two copies lacks
     every: int = 0  # block_expansion: a new layer after every so many
     block: int = 0  # middle, last: layers of the block that is copied
-    order: str = "interleave"  # zero: interleave, or stack (new layers on top)
+    order: str = "interleave"  # zero, random: interleave, or stack (new layers on top)
+    widths: str = ""  # in width: new sizes, "embed=2048,heads=32"; default: the target's
+    weights: str = "even"  # split: even or uneven (2/3 and 1/3 of two copies)
+    pair_noise: float = 0.0  # split: noise that cancels between copies, in fresh deviations
+    norm: str = "exact"  # in width: exact, or paper (its formula, not function preserving)
+    noise: float = 0.0  # any: share of noise mixed into what is copied, 0.2 in the paper
+    seed: int = 0  # of what is drawn
+    options: str = ""  # of another package's operator: "name=value,name=value"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +200,21 @@ CHOICES = {
         "middle",
         "last",
         "zero",
+        "random",
+        "split",
+        "zero_width",
+        "random_width",
     ),
 }
+
+
+OPERATOR_GROUP = "prts_jax.growth_operators"
+"""Entry points of packages that bring growth operators of their own."""
+
+
+def third_party_operators() -> dict[str, importlib.metadata.EntryPoint]:
+    """Returns the entry points of installed growth operators by name, without loading them."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=OPERATOR_GROUP)}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -273,6 +294,8 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     """
     config = from_dict(RunConfig, values)
     for key, choices in CHOICES.items():
+        if key == "init.growth.operator" and get(config, key) not in choices:
+            choices = (*choices, *third_party_operators())
         if get(config, key) not in choices:
             name = get(config, key)
             raise UserError(f"config.{key}: {name!r} is unknown; {nearest(name, choices)}")
@@ -345,6 +368,9 @@ _AT_LEAST_ZERO = (
     "init.growth.drop",
     "init.growth.every",
     "init.growth.block",
+    "init.growth.pair_noise",
+    "init.growth.noise",
+    "init.growth.seed",
 )
 
 

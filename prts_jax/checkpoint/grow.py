@@ -8,11 +8,12 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from prts_jax.checkpoint import layout, leaves
@@ -21,7 +22,9 @@ from prts_jax.checkpoint.digest import LayerDigest, digest_of
 from prts_jax.checkpoint.leaves import StoredLeaf
 from prts_jax.checkpoint.lineage import Digests, Lineage
 from prts_jax.errors import UserError
+from prts_jax.growth.leaf import fresh_layers, grow_layers, is_copied
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.llama import declare
 from prts_jax.paths import as_path, is_remote
@@ -90,14 +93,11 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
     targets = declare(growth_map.target)
     read = written = 0
     for path, declaration in targets.items():
-        leaf = stored[path]
-        if declaration.stacked:
-            layer_bytes = leaf.nbytes // leaf.shape[0]
-            read += layer_bytes * len(_copies(growth_map, declaration))
-            written += layer_bytes * len(growth_map.layers)
-        else:
-            read += leaf.nbytes
-            written += leaf.nbytes
+        written += math.prod(declaration.shape) * np.dtype(declaration.dtype).itemsize
+        if not declaration.stacked:
+            read += stored[path].nbytes
+        elif copies := _copies(growth_map, declaration):
+            read += stored[path].nbytes // stored[path].shape[0] * len(copies)
     return GrowthPlan(source, lineage, growth_map, stored, targets, read, written)
 
 
@@ -117,8 +117,9 @@ def stream(
     """Grows a checkpoint into a new one with the memory of about one layer.
 
     Each source layer is read once, compared with its digest, and written to every target layer
-    that copies it; zero outputs are written without reading. The grown checkpoint has no optimizer
-    state; its lineage continues the source's.
+    that comes from it, widened where the map widens it (a leaf without layers at once); zero
+    outputs are written without reading. The grown checkpoint has no optimizer state; its lineage
+    continues the source's.
     Killed at any moment it leaves nothing that looks like a checkpoint and can be run again.
 
     Args:
@@ -156,15 +157,23 @@ def stream(
 
 
 def _copy(work: GrowthPlan, directory: str, progress: Progress) -> Digests:
-    """Copies all leaves, several at a time where cores and memory allow it."""
-    largest = max(_piece_bytes(work.stored[path], d) for path, d in work.declarations.items())
+    """Grows all leaves, several layers at a time where cores and memory allow it.
+
+    Returns:
+      The digests of the grown leaves.
+    """
+    largest = max(_piece_bytes(work, path) for path in work.declarations)
     workers = max(1, min(os.cpu_count() or 1, MEMORY_BUDGET // (3 * largest)))
     done = 0
+    digests = {
+        path: [""] * (declaration.shape[0] if declaration.stacked else 1)
+        for path, declaration in work.declarations.items()
+    }
     with ThreadPoolExecutor(workers) as pool:
         tasks = [
             pool.submit(task)
-            for path, declaration in work.declarations.items()
-            for task in _leaf_tasks(work, directory, path, declaration)
+            for path in work.declarations
+            for task in _leaf_tasks(work, directory, path, digests[path])
         ]
         try:
             for task in as_completed(tasks):
@@ -173,91 +182,147 @@ def _copy(work: GrowthPlan, directory: str, progress: Progress) -> Digests:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {path: _digests(work, path, d) for path, d in work.declarations.items()}
-
-
-def _digests(work: GrowthPlan, path: str, declaration: Declaration) -> tuple[str, ...]:
-    """Returns the digests of a grown leaf: a copied layer keeps its source's."""
-    found = work.lineage.digests[path]
-    if not declaration.stacked:
-        return found
-    grown = {
-        at: found[layer]
-        for layer, targets in _copies(work.growth_map, declaration).items()
-        for at in targets
-    }
-    blank = ""
-    if len(grown) < len(work.growth_map.layers):
-        blank = digest_of(np.zeros(declaration.shape[1:], declaration.dtype))
-    return tuple(grown.get(at, blank) for at in range(len(work.growth_map.layers)))
+    return {path: tuple(layers) for path, layers in digests.items()}
 
 
 def _copies(growth_map: GrowthMap, declaration: Declaration) -> dict[int, list[int]]:
-    """Returns source layer → target layers that hold a copy of it in a stacked leaf.
+    """Returns source layer → target layers that come from it in a stacked leaf.
 
-    Zero outputs copy nothing.
+    Zero outputs and new layers come from none.
     """
     zeroed = set(growth_map.zeroed) if declaration.writes_stream else set()
     copies: dict[int, list[int]] = {}
     for at, layer in enumerate(growth_map.layers):
-        if at not in zeroed:
+        if at not in zeroed and layer != NEW:
             copies.setdefault(layer, []).append(at)
     return dict(sorted(copies.items()))
 
 
-def _piece_bytes(leaf: StoredLeaf, declaration: Declaration) -> int:
-    """Returns the size of what is copied at once: a layer, or a chunk of an unstacked leaf."""
-    shape = leaf.shape[1:] if declaration.stacked else leaf.chunk
-    return math.prod(shape) * leaf.dtype.itemsize
+def _piece_bytes(work: GrowthPlan, path: str) -> int:
+    """Returns the size of what is grown at once: a layer, or a chunk of an unstacked leaf."""
+    declaration = work.declarations[path]
+    shape = declaration.shape[1:] if declaration.stacked else work.stored[path].chunk
+    if not is_copied(work.growth_map, declaration):
+        # The source's, the target's, and as much again while it is computed.
+        shape = (2, *(declaration.shape[1:] if declaration.stacked else declaration.shape))
+    return math.prod(shape) * np.dtype(declaration.dtype).itemsize
 
 
 def _leaf_tasks(
-    work: GrowthPlan, directory: str, path: str, declaration: Declaration
+    work: GrowthPlan, directory: str, path: str, digests: list[str]
 ) -> Iterator[Callable[[], int]]:
-    """Yields functions that copy a part of a leaf and return the bytes they wrote."""
-    source = leaves.open_leaf(work.source, path)
-    stored, digests = work.stored[path], work.lineage.digests[path]
+    """Yields functions that grow a part of a leaf and return the bytes they wrote.
+
+    Each fills its places in `digests`.
+    """
+    declaration = work.declarations[path]
     if not declaration.stacked:
-        target = leaves.create_leaf(directory, path, declaration, stored.chunk)
-        yield lambda: _copy_blocks(work.source, path, source, target, stored, digests[0])
+        yield _whole_leaf_task(work, directory, path, digests)
         return
+    grow = _widener(work, path)
     target = leaves.create_leaf(directory, path, declaration, (1, *declaration.shape[1:]))
     copies = _copies(work.growth_map, declaration)
+    if copies:
+        source = leaves.open_leaf(work.source, path)
     for layer, targets in copies.items():
 
         def copy(layer: int = layer, targets: list[int] = targets) -> int:
-            return _copy_layer(work.source, path, source, target, layer, targets, digests[layer])
+            expected = work.lineage.digests[path][layer]
+            values = _read(work.source, f"{path}, layer {layer}", source[layer], expected)
+            if grow is None:
+                return _write(target, values, targets, digests, expected)
+            return sum(_write(target, grow(values, at), [at], digests) for at in targets)
 
         yield copy
-    for at in sorted(set(range(declaration.shape[0])).difference(*copies.values())):
-        yield functools.partial(_write_zeros, target, at)
+    yield from _blank_tasks(work, target, path, digests)
 
 
-def _write_zeros(target: Any, at: int) -> int:
-    # Written out, not left to the fill value: a reader finds every chunk of a whole checkpoint.
-    zeros = np.zeros(target.shape[1:], target.dtype.numpy_dtype)
-    target[at].write(zeros, can_reference_source_data_indefinitely=True).result()
-    return int(zeros.nbytes)
+def _whole_leaf_task(
+    work: GrowthPlan, directory: str, path: str, digests: list[str]
+) -> Callable[[], int]:
+    """Returns the function that grows a leaf without layers: in blocks where it only is copied."""
+    stored, declaration = work.stored[path], work.declarations[path]
+    source, expected = leaves.open_leaf(work.source, path), work.lineage.digests[path][0]
+    grow = _widener(work, path)
+    if grow is None:
+        digests[0] = expected
+        target = leaves.create_leaf(directory, path, declaration, stored.chunk)
+        return lambda: _copy_blocks(work.source, path, source, target, stored, expected)
+    target = leaves.create_leaf(directory, path, declaration, _rows_of(stored, declaration))
+
+    def widen() -> int:
+        values = _read(work.source, path, source, expected)
+        return _write(target, grow(values, 0), [...], digests)
+
+    return widen
 
 
-def _copy_layer(
-    checkpoint: str,
-    path: str,
-    source: Any,
-    target: Any,
-    layer: int,
-    targets: list[int],
-    digest: str,
-) -> int:
+def _blank_tasks(
+    work: GrowthPlan, target: Any, path: str, digests: list[str]
+) -> Iterator[Callable[[], int]]:
+    """Yields functions that write the layers that come from no source layer."""
+    growth_map, declaration = work.growth_map, work.declarations[path]
+    zeroed = list(growth_map.zeroed) if declaration.writes_stream else []
+    if zeroed:
+        # Written out, not left to the fill value: a whole checkpoint has every chunk.
+        zeros = np.zeros(declaration.shape[1:], declaration.dtype)
+        yield functools.partial(_write, target, zeros, zeroed, digests)
+
+    @jax.jit
+    def fresh(at: jax.Array) -> jax.Array:
+        return fresh_layers(growth_map, path, declaration, at[None])[0]
+
+    for at, layer in enumerate(growth_map.layers):
+        if layer == NEW and at not in zeroed:
+
+            def draw(at: int = at) -> int:
+                return _write(target, np.asarray(fresh(np.int32(at))), [at], digests)
+
+            yield draw
+
+
+def _widener(work: GrowthPlan, path: str) -> Callable[[np.ndarray, int], np.ndarray] | None:
+    """Returns (source layer, target layer's index) → target layer; None where they are equal."""
+    declaration = work.declarations[path]
+    if is_copied(work.growth_map, declaration):
+        return None
+
+    @jax.jit
+    def grow(values: jax.Array, at: jax.Array) -> jax.Array:
+        return grow_layers(values[None], work.growth_map, path, declaration, at[None])[0]
+
+    return lambda values, at: np.asarray(grow(values, np.int32(at)))
+
+
+def _rows_of(stored: StoredLeaf, declaration: Declaration) -> tuple[int, ...]:
+    """Returns a chunk of whole rows, about as large as the source's."""
+    row = math.prod(declaration.shape[1:])
+    return (
+        max(1, min(declaration.shape[0], math.prod(stored.chunk) // row)),
+        *declaration.shape[1:],
+    )
+
+
+def _read(checkpoint: str, where: str, source: Any, digest: str) -> np.ndarray:
+    """Reads a layer, or a leaf without layers, and compares its digest."""
     try:
-        values = source[layer].read().result()
+        values: np.ndarray = source.read().result()
     except Exception as error:
-        raise leaves.unreadable(checkpoint, f"{path}, layer {layer}", error) from error
+        raise leaves.unreadable(checkpoint, where, error) from error
     if digest_of(values) != digest:
-        raise _damaged(checkpoint, f"{path}, layer {layer}")
-    for at in targets:  # one after the other: each write in flight holds a copy of the layer
+        raise _damaged(checkpoint, where)
+    return values
+
+
+def _write(
+    target: Any, values: np.ndarray, places: Sequence[Any], digests: list[str], digest: str = ""
+) -> int:
+    """Writes a layer to its places, notes its digest, and returns the bytes written."""
+    digest = digest or digest_of(values)
+    for at in places:  # one after the other: each write in flight holds a copy of the layer
         target[at].write(values, can_reference_source_data_indefinitely=True).result()
-    return int(values.nbytes) * len(targets)
+        digests[0 if at is ... else at] = digest
+    return int(values.nbytes) * len(places)
 
 
 def _copy_blocks(
@@ -297,6 +362,8 @@ def _check_source(source: str, lineage: Lineage, growth_map: GrowthMap) -> None:
 def _check_leaves(
     source: str, stored: dict[str, StoredLeaf], declared: dict[str, Declaration]
 ) -> None:
+    # A model without layers stores none of their leaves.
+    declared = {path: leaf for path, leaf in declared.items() if math.prod(leaf.shape)}
     for path in sorted(stored.keys() | declared.keys()):
         if path not in stored or path not in declared:
             where = "missing on disk" if path not in stored else "not part of its model"

@@ -1,4 +1,4 @@
-"""`prts grow`: grow a checkpoint into a deeper one, layer by layer, with the memory of a layer."""
+"""`prts grow`: grow a checkpoint, layer by layer, with the memory of a layer."""
 
 import argparse
 import dataclasses
@@ -18,14 +18,25 @@ from prts_jax.growth.operators import OPERATORS, make_map
 from prts_jax.paths import as_path
 
 _OPTION_HELP = {
-    "factor": "stack, interpolate, zero: copies of the source (default: from --target_config)",
+    "factor": "stack, interpolate, zero, in width: copies of the layers (default: from "
+    "--target_config)",
     "layers": "layers: source layer of each target layer, as '1-234*7-56' (one-based, * repeats "
     "the group before it, sources of at most 9 layers) or '0:24,8:32' (zero-based, half-open)",
     "drop": "solar: layers that each of the two copies lacks (default: from --target_config)",
     "every": "block_expansion: a new layer after every so many (default: from --target_config)",
     "block": "middle, last: layers of the block that is copied (default: from --target_config)",
-    "order": "zero: 'interleave' puts new layers after their originals, 'stack' on top "
+    "order": "zero, random: 'interleave' puts new layers after their originals, 'stack' on top "
     "(default: interleave)",
+    "widths": "in width: new sizes, as 'embed=2048,mlp=5632,heads=32,kv_heads=32' (default: from "
+    "--target_config)",
+    "weights": "split: 'even' or 'uneven', 2/3 and 1/3 of two copies (default: even)",
+    "pair_noise": "split: noise added to one copy and taken from the other, as a share of a fresh "
+    "parameter's standard deviation (default: 0)",
+    "norm": "in width: 'exact' or 'paper', the paper's formula, which is not function preserving "
+    "(default: exact)",
+    "noise": "any: share of noise mixed into what is copied, 0.2 in the paper (default: 0)",
+    "seed": "of whatever is drawn (default: 0)",
+    "options": "another package's operator: its options, as 'name=value,name=value'",
 }
 """What each key of `GrowthConfig` is for."""
 
@@ -35,10 +46,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="prts grow",
         description=(
-            "Grow a checkpoint into a deeper one. Every layer is checked against its digest while "
-            "it is read. The grown checkpoint continues the lineage of its source (step, tokens, "
-            "FLOPs, data position) and has no optimizer state: a run starts from it with "
-            "config.init.start_from."
+            "Grow a checkpoint into a deeper or wider one. Every layer is checked against its "
+            "digest while it is read. The grown checkpoint continues the lineage of its source "
+            "(step, tokens, FLOPs, data position) and has no optimizer state: a run starts from it "
+            "with config.init.start_from."
         ),
     )
     made.add_argument(
@@ -53,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--operator",
         default=None,
-        help=f"growth operator: {', '.join(OPERATORS)} (default: stack, or layers with --layers)",
+        help=f"growth operator: {', '.join(OPERATORS)}, or one that an installed package brings "
+        "(default: stack, or layers with --layers)",
     )
     for option in dataclasses.fields(GrowthConfig):
         if option.name != "operator":
@@ -61,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
                 f"--{option.name}",
                 type=type(option.default),
                 default=option.default,
-                metavar=option.name[0].upper() if option.default == 0 else "TEXT",
+                metavar="TEXT" if isinstance(option.default, str) else "N",
                 help=_OPTION_HELP[option.name],
             )
     made.add_argument(

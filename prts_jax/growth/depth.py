@@ -12,12 +12,13 @@ from typing import Any
 from prts_jax.config import ModelConfig, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.widening import NEW
 
 MAX_LAYERS = 10_000
 """Longest list that the notation may describe: beyond it a repeat count is a slip."""
 
 ORDERS = ("interleave", "stack")
-"""Where `zero` puts its new layers: each after its original, or all on top."""
+"""Where `zero` and `random` put new layers: each after its original, or all on top."""
 
 _GROUP = re.compile(r"([0-9]+)(?:\*([0-9]{1,5}))?", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)
@@ -215,9 +216,7 @@ def zero(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, 
     Raises:
       UserError: as `stack`, or an unknown order.
     """
-    order = options.get("order", "interleave")
-    if order not in ORDERS:
-        raise UserError(f"growth.order: {order!r} is unknown; {nearest(order, ORDERS)}")
+    order = _order(options)
     factor = _factor("zero", source, target, options)
     total = range(factor * source.layers)
     if order == "stack":
@@ -227,6 +226,45 @@ def zero(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, 
         layers = tuple(at // factor for at in total)
         zeroed = tuple(at for at in total if at % factor)
     return _deepened("zero", {"factor": factor, "order": order}, source, target, layers, zeroed)
+
+
+def random(
+    source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
+) -> GrowthMap:
+    """G_random in depth: new layers drawn from the initialiser (App. A; MSG in one hop).
+
+    Interleaved, each layer is followed by g - 1 new ones; stacked, the new ones are on top. The
+    parameters only: the paper closes new layers by gates, `Y = X + f(X) ⊙ c`, c from 0 to 1;
+    without them this is not function preserving. It also grows from no layers at all.
+
+    Args:
+      source: model of l layers, or of none.
+      target: model of g·l layers (from none: of any number); None makes it from the source.
+      options: {"factor": g, "order": "interleave" (default) or "stack", "seed": of new layers}.
+
+    Raises:
+      UserError: as `zero`.
+    """
+    order = _order(options)
+    if source.layers == 0 and target is not None and not options.get("factor"):
+        layers: tuple[int, ...] = (NEW,) * target.layers
+        factor = 0
+    else:
+        factor = _factor("random", source, target, options)
+        total = range(factor * source.layers)
+        if order == "stack":
+            layers = tuple(at if at < source.layers else NEW for at in total)
+        else:
+            layers = tuple(NEW if at % factor else at // factor for at in total)
+    made = _deepened("random", {"factor": factor, "order": order}, source, target, layers)
+    return dataclasses.replace(made, seed=options.get("seed", 0))
+
+
+def _order(options: Mapping[str, Any]) -> str:
+    order = str(options.get("order", ORDERS[0]))
+    if order not in ORDERS:
+        raise UserError(f"growth.order: {order!r} is unknown; {nearest(order, ORDERS)}")
+    return order
 
 
 def parse_layers(notation: str, source_layers: int) -> tuple[int, ...]:

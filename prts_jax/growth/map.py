@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,23 +11,35 @@ from typing import Any
 import prts_jax.config
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
+from prts_jax.growth import exact
+from prts_jax.growth.widening import NEW, Widening, runs
+from prts_jax.model.declaration import STREAM
 
 
 @dataclass(frozen=True)
 class GrowthMap:
-    """How each layer of a target model comes from a source model.
+    """How each layer and each widened axis of a target model comes from a source model.
 
-    Executors (`on_mesh`, `prts_jax.checkpoint.grow`) do what `layers` and `zeroed` say and look at
-    nothing else, so they agree bit for bit. Leaves without a layer axis are copied.
+    Executors (`on_mesh`, `prts_jax.checkpoint.grow`) look at nothing but the attributes below
+    `options`, and share the arithmetic (`prts_jax.growth.leaf`), so they agree bit for bit.
+    Leaves without a layer axis and without an axis that widens are copied.
 
     Attributes:
       operator: name of the operator that made the map ("stack").
       options: what the operator was given ({"factor": 4}); for people and records only.
       source: the model that is grown.
       target: the grown model.
-      layers: for each target layer, the index (zero-based) of the source layer it copies.
+      layers: for each target layer, the index (zero-based) of the source layer it copies, or
+        `NEW` (-1) for a fresh one.
       zeroed: the target layers, in rising order, whose output projections (leaves of which
         `Declaration.writes_stream` is true) are zero, so that the layer passes on what it is given.
+      widths: logical axis → how it widens; axes that stay are not in it.
+      new: what new positions hold ("zero" or "random", see `prts_jax.growth.leaf.grow_layers`).
+      norm_scale: factor of the source's norm scales.
+      pair_noise: standard deviation, relative to a fresh parameter's, of noise that is added to
+        one copy of a contracted position and taken from the next.
+      noise: α of `W ← (1-α) W + α ε`, on all copied leaves but norms; zero outputs stay zero.
+      seed: of everything random.
     """
 
     operator: str
@@ -35,19 +48,26 @@ class GrowthMap:
     target: ModelConfig
     layers: tuple[int, ...]
     zeroed: tuple[int, ...] = ()
+    widths: Mapping[str, Widening] = dataclasses.field(default_factory=dict)
+    new: str = "zero"
+    norm_scale: float = 1.0
+    pair_noise: float = 0.0
+    noise: float = 0.0
+    seed: int = 0
 
     def validate(self) -> None:
         """Checks that the map can be executed.
 
         Raises:
           UserError: fewer layers than the source, a list of another length than the target has
-            layers, an index beyond the source, or models that differ in more than their depth.
+            layers, an index beyond the source, an axis that does not widen as its sizes say, or
+            models that differ in more than their depth and the axes that widen.
         """
         prts_jax.config.check_model(self.source, "growth.source")
         prts_jax.config.check_model(self.target, "growth.target")
-        _check_widths(self.source, self.target)
+        _check_widths(self)
         for layer, index in enumerate(self.layers):
-            if not 0 <= index < self.source.layers:
+            if index != NEW and not 0 <= index < self.source.layers:
                 raise UserError(
                     f"growth: target layer {layer} copies source layer {index}, but the source has "
                     f"{self.source.layers} layers (0 to {self.source.layers - 1}); mend the list"
@@ -73,11 +93,22 @@ class GrowthMap:
         """Returns whether the target computes what the source computes, at the moment of growth.
 
         A layer with zero outputs adds nothing to the residual stream, so what counts is whether
-        the other layers are the source's, each once and in order.
+        the other layers are the source's, each once and in order, and whether every axis that
+        widens keeps the sums over it and what the norms see.
         """
         zeroed = set(self.zeroed)
         kept = tuple(layer for at, layer in enumerate(self.layers) if at not in zeroed)
-        return kept == tuple(range(self.source.layers))
+        return kept == tuple(range(self.source.layers)) and self._keeps_function_in_width()
+
+    def _keeps_function_in_width(self) -> bool:
+        has_new = any(widening.has_new for widening in self.widths.values())
+        return (
+            not self.noise
+            and (self.new == "zero" or not has_new)
+            and exact.keeps_sums(self.widths)
+            and exact.keeps_norms(self.source, self.target, self.widths, self.norm_scale)
+            and exact.keeps_attention(self.source, self.target, self.widths)
+        )
 
     def connection_rate(self) -> float:
         """Returns the share of adjacent target layers that were adjacent in the source.
@@ -86,14 +117,29 @@ class GrowthMap:
         arXiv 2405.15319, App. H.2. A target of one layer has no pair and rate 1.
         """
         pairs = list(zip(self.layers, self.layers[1:], strict=False))
-        return sum(b == a + 1 for a, b in pairs) / len(pairs) if pairs else 1.0
+        return sum(b == a + 1 and a != NEW for a, b in pairs) / len(pairs) if pairs else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Returns the map as JSON would hold it; what growth leaves alone is left out."""
         values = dataclasses.asdict(self)
         values |= {"options": dict(self.options), "layers": list(self.layers)}
-        del values["zeroed"]
-        return values | ({"zeroed": list(self.zeroed)} if self.zeroed else {})
+        values["zeroed"] = list(self.zeroed)
+        values["widths"] = {axis: widening.to_json() for axis, widening in self.widths.items()}
+        # Maps of before these were there stay what they were, to the digest.
+        unchanged: dict[str, Any] = {
+            "zeroed": [],
+            "widths": {},
+            "new": "zero",
+            "norm_scale": 1.0,
+            "pair_noise": 0.0,
+            "noise": 0.0,
+            "seed": 0,
+        }
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in unchanged or value != unchanged[name]
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "GrowthMap":
@@ -110,6 +156,15 @@ class GrowthMap:
                 target=prts_jax.config.from_dict(ModelConfig, values["target"], "target"),
                 layers=tuple(int(layer) for layer in values["layers"]),
                 zeroed=tuple(int(layer) for layer in values.get("zeroed", ())),
+                widths={
+                    axis: Widening.from_json(widening)
+                    for axis, widening in values.get("widths", {}).items()
+                },
+                new=str(values.get("new", "zero")),
+                norm_scale=float(values.get("norm_scale", 1.0)),
+                pair_noise=float(values.get("pair_noise", 0.0)),
+                noise=float(values.get("noise", 0.0)),
+                seed=int(values.get("seed", 0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -126,7 +181,7 @@ class GrowthMap:
     def __str__(self) -> str:
         """Draws the map: a row for each source layer, a column for each target layer.
 
-        A copy is ●, one with zero outputs ○.
+        A copy is ●, one with zero outputs ○, a fresh layer ◆ in a row of its own.
         """
         pairs = max(len(self.layers) - 1, 1)
         head = (
@@ -136,8 +191,14 @@ class GrowthMap:
         )
         if self.zeroed:
             head += f", outputs of {len(self.zeroed)} layers zero"
+        if self.noise:
+            head += f", {self.noise:.0%} noise"
         head += ", function preserving" if self.function_preserving() else ""
-        return "\n".join([head, *_drawing(self.layers, self.zeroed, self.source.layers)])
+        widths = [
+            f"{axis} {getattr(self.source, axis)} → {getattr(self.target, axis)} ({widening})"
+            for axis, widening in self.widths.items()
+        ]
+        return "\n".join([head, *widths, *_drawing(self.layers, self.zeroed, self.source.layers)])
 
 
 def format_ranges(layers: tuple[int, ...]) -> str:
@@ -145,24 +206,42 @@ def format_ranges(layers: tuple[int, ...]) -> str:
 
     >>> format_ranges((0, 1, 2, 0, 1, 2, 2))
     '0:3,0:3,2:3'
+    >>> format_ranges((0, 1, -1, -1))
+    '0:2,2 new'
     """
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1]:
-            runs[-1][1] += 1
-        else:
-            runs.append([layer, layer + 1])
-    return ",".join(f"{start}:{stop}" for start, stop in runs)
+    return ",".join(
+        f"{count} new" if first == NEW else f"{first}:{first + count}"
+        for first, count in runs(layers, step=1)
+    )
 
 
-def _check_widths(source: ModelConfig, target: ModelConfig) -> None:
+def _check_widths(growth_map: GrowthMap) -> None:
+    source, target, widths = growth_map.source, growth_map.target, growth_map.widths
     for field in dataclasses.fields(ModelConfig):
         ours, theirs = getattr(source, field.name), getattr(target, field.name)
-        if field.name != "layers" and ours != theirs:
+        free = {"layers", *widths} | ({"norm_eps"} if STREAM in widths else set())
+        if field.name not in free and ours != theirs:
             raise UserError(
                 f"config.model.{field.name}: {ours} in the source, {theirs} in the target; "
-                "growth in depth keeps everything but the number of layers"
+                f"the operator {growth_map.operator!r} keeps it"
             )
+    for axis, widening in widths.items():
+        ours, theirs = getattr(source, axis), getattr(target, axis)
+        sizes = len(widening.index), len(widening.weights)
+        if sizes != (theirs, theirs) or set(widening.index) - {NEW} != set(range(ours)):
+            raise UserError(
+                f"growth: {axis} from {ours} to {theirs}: the map's index has {sizes[0]} positions "
+                f"and {sizes[1]} weights; it must name each of the source's {ours} and no other, "
+                f"and fill {theirs}"
+            )
+    if growth_map.new not in ("zero", "random"):
+        raise UserError(f"growth: new positions hold {growth_map.new!r}; zero or random, say")
+    if growth_map.noise > 1:
+        raise UserError(f"growth.noise: is {growth_map.noise}; a share of 0 to 1, such as 0.2")
+    for name in ("norm_scale", "pair_noise", "noise"):
+        value = getattr(growth_map, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"growth.{name}: is {value}; it must be a number of at least 0")
 
 
 def _drawing(layers: tuple[int, ...], zeroed: tuple[int, ...], source_layers: int) -> Iterator[str]:
@@ -174,5 +253,8 @@ def _drawing(layers: tuple[int, ...], zeroed: tuple[int, ...], source_layers: in
         )
         label = f"source {source}" if source == source_layers - 1 else str(source)
         yield f"{label:>{margin}} {dots}"
+    if NEW in layers:
+        dots = "".join("◆" if layer == NEW else "·" for layer in layers)
+        yield f"{'new':>{margin}} {dots}"
     ticks = "".join(f"{tick:<10}" for tick in range(0, len(layers), 10))
     yield f"{'target':>{margin}} {ticks.rstrip()}"

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax.growth.leaf import fresh_layers, grow_layers
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 from prts_jax.tree import flatten, unflatten
 
@@ -20,7 +22,7 @@ def grow_params(
 ) -> dict[str, Any]:
     """Grows parameters where they live, in one jitted function.
 
-    While the layer axis is not sharded this needs no collective: each device copies its own part.
+    While no axis that grows is sharded this needs no collective: each device copies its own part.
     Memory at its peak is the source's and the target's together.
 
     Args:
@@ -30,21 +32,33 @@ def grow_params(
       shardings: nested dict of the target's shardings, one for each leaf.
 
     Returns:
-      Nested dict of the target's arrays, bit for bit the source's layers (or zero).
+      Nested dict of the target's arrays, see `prts_jax.growth.leaf.grow_layers`.
     """
     layers = np.asarray(growth_map.layers, np.int32)
     zeroed = np.isin(np.arange(len(layers)), growth_map.zeroed)
+    is_new = layers == NEW
 
-    def grow_leaf(leaf: jax.Array, declaration: Declaration) -> jax.Array:
+    def grow_leaf(path: str, leaves: dict[str, jax.Array]) -> jax.Array:
+        declaration = declarations[path]
         if not declaration.stacked:
-            return leaf
-        grown = jnp.take(leaf, layers, axis=0)
-        if not declaration.writes_stream or not zeroed.any():
-            return grown
-        return jnp.where(zeroed.reshape(-1, *[1] * (leaf.ndim - 1)), 0, grown)
+            only = jnp.zeros(1, jnp.int32)
+            return grow_layers(leaves[path][None], growth_map, path, declaration, only)[0]
+        targets = jnp.arange(len(layers), dtype=jnp.int32)
+        where = (-1, *[1] * (len(declaration.shape) - 1))
+        if is_new.all():  # a source without layers has none of their leaves
+            grown = fresh_layers(growth_map, path, declaration, targets)
+        else:
+            copied = jnp.take(leaves[path], np.maximum(layers, 0), axis=0)
+            grown = grow_layers(copied, growth_map, path, declaration, targets)
+            if is_new.any():
+                fresh = fresh_layers(growth_map, path, declaration, targets)
+                grown = jnp.where(is_new.reshape(where), fresh, grown)
+        if declaration.writes_stream and zeroed.any():
+            grown = jnp.where(zeroed.reshape(where), 0, grown)
+        return grown
 
     def grow(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {path: grow_leaf(leaf, declarations[path]) for path, leaf in leaves.items()}
+        return {path: grow_leaf(path, leaves) for path in declarations}
 
     grown = jax.jit(grow, out_shardings=flatten(shardings))(flatten(source_params))
     return unflatten(grown)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prts_jax.config import GrowthConfig, ModelConfig, nearest
+from prts_jax.config import GrowthConfig, ModelConfig, nearest, third_party_operators
 from prts_jax.errors import UserError
-from prts_jax.growth import depth
+from prts_jax.growth import depth, width
 from prts_jax.growth.map import GrowthMap
 
 Make = Callable[[ModelConfig, ModelConfig | None, Mapping[str, Any]], GrowthMap]
@@ -36,6 +36,10 @@ OPERATORS: dict[str, Operator] = {
     "middle": Operator(depth.middle, ("block",)),
     "last": Operator(depth.last, ("block",)),
     "zero": Operator(depth.zero, ("factor", "order")),
+    "random": Operator(depth.random, ("factor", "order", "seed")),
+    "split": Operator(width.split, ("widths", "factor", "weights", "pair_noise", "seed", "norm")),
+    "zero_width": Operator(width.zero_width, ("widths", "factor", "seed", "norm")),
+    "random_width": Operator(width.random_width, ("widths", "factor", "seed", "norm")),
 }
 
 
@@ -52,7 +56,8 @@ def make_map(
     Args:
       source: the model that is grown: the checkpoint's own.
       target: the model it becomes; None makes it from the source.
-      operator: a name in `OPERATORS`.
+      operator: a name in `OPERATORS`, or of an installed package's entry point in the group
+        `prts_jax.config.OPERATOR_GROUP`: a `Make`, given all options that are not defaults.
       factor: copies of the source; 0 takes it from the target.
       layers: list of layers in the notation of `depth.parse_layers`, for "layers".
       **options: the other keys of `GrowthConfig`; a default counts as not given.
@@ -60,15 +65,54 @@ def make_map(
     Raises:
       UserError: an unknown operator, an option that it does not take, or a growth that cannot be.
     """
-    if operator not in OPERATORS:
-        raise UserError(f"growth.operator: {operator!r} is unknown; {nearest(operator, OPERATORS)}")
     defaults = dataclasses.asdict(GrowthConfig())
     options |= {"factor": factor, "layers": layers}
     given = {name: value for name, value in options.items() if value != defaults[name]}
-    for name, value in given.items():
-        if name not in OPERATORS[operator].options:
-            raise UserError(
-                f"growth.{name}: is {value!r}, but the operator {operator!r} takes no {name}; "
-                "leave it out or choose another operator"
-            )
-    return OPERATORS[operator].make(source, target, given)
+    noise = given.pop("noise", 0.0)
+    taken = {name: value for name, value in given.items() if not (noise and name == "seed")}
+    if operator in OPERATORS:
+        known = OPERATORS[operator]
+        for name, value in taken.items():
+            if name not in known.options:
+                raise UserError(
+                    f"growth.{name}: is {value!r}, but the operator {operator!r} takes no {name}; "
+                    "leave it out or choose another operator"
+                )
+        made = known.make(source, target, given)
+    else:
+        given |= _parse_options(given.pop("options", ""))
+        made = _third_party(operator)(source, target, given)
+        if not isinstance(made, GrowthMap):
+            raise UserError(f"growth.operator: {operator!r} returns {made!r}, not a GrowthMap")
+    if noise:
+        made = dataclasses.replace(made, noise=noise, seed=given.get("seed", made.seed))
+    made.validate()
+    return made
+
+
+def _third_party(operator: str) -> Make:
+    """Loads an operator that an installed package names among its entry points."""
+    found = third_party_operators()
+    if operator not in found:
+        names = (*OPERATORS, *found)
+        raise UserError(f"growth.operator: {operator!r} is unknown; {nearest(operator, names)}")
+    try:
+        made: Make = found[operator].load()
+    except Exception as error:  # whatever a foreign module raises while it is imported
+        raise UserError(
+            f"growth.operator: {operator!r} cannot be loaded from {found[operator].value} "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            "mend or remove its package"
+        ) from error
+    return made
+
+
+def _parse_options(text: str) -> dict[str, str]:
+    """Reads "name=value,name=value"; what the values mean is the operator's to say."""
+    options = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise UserError(f"growth.options: {item!r}; write name=value,name=value")
+        options[name.strip()] = value.strip()
+    return options

@@ -47,6 +47,21 @@ class Declaration:
         )
 
     @property
+    def scales_stream(self) -> bool:
+        """Whether it scales the stream's components one by one: a norm."""
+        return not self.contracts and self.axes in ((STREAM,), (LAYERS, STREAM))
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it is a table of rows that are looked up (tied: and contracted as the head)."""
+        return self.init == "embedding"
+
+    @property
+    def makes_queries(self) -> bool:
+        """Whether it projects the stream to the query heads."""
+        return "heads" in self.axes and "heads" not in self.contracts
+
+    @property
     def fan_in(self) -> int:
         """Product of the sizes of the contracted axes (1 if there is none)."""
         product = 1

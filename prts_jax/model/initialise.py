@@ -39,9 +39,32 @@ def standard_deviation(declaration: Declaration, layers: int, kind: str) -> floa
     return math.sqrt(2 / (5 * width))
 
 
-def _init_leaf(path: str, declaration: Declaration, layers: int, kind: str, seed: int) -> jax.Array:
+def init_leaf(
+    path: str,
+    declaration: Declaration,
+    layers: int,
+    kind: str,
+    seed: int,
+    indices: jax.Array | None = None,
+) -> jax.Array:
+    """Makes one fresh parameter, or some layers of it.
+
+    Args:
+      path: its path.
+      declaration: of the parameter.
+      layers: depth of the model (scales the down projections).
+      kind: "paper" or "torch_default", see `standard_deviation`.
+      seed: of the run.
+      indices: `[n]` int32, the layers of a stacked parameter to make; None makes all.
+
+    Returns:
+      `[n, …]`, or the parameter's shape.
+    """
+    if indices is None and declaration.stacked:
+        indices = jnp.arange(declaration.shape[0])
     if declaration.init == "ones":
-        return jnp.ones(declaration.shape, declaration.dtype)
+        first = () if indices is None else indices.shape
+        return jnp.ones((*first, *declaration.shape[len(first) :]), declaration.dtype)
     scale = standard_deviation(declaration, layers, kind)
     uniform = kind == "torch_default" and declaration.init != "embedding"
     shape = declaration.shape[1:] if declaration.stacked else declaration.shape
@@ -53,9 +76,8 @@ def _init_leaf(path: str, declaration: Declaration, layers: int, kind: str, seed
         return scale * jax.random.normal(key, shape, declaration.dtype)
 
     key = leaf_key(seed, path)
-    if not declaration.stacked:
+    if indices is None:
         return draw(key)
-    indices = jnp.arange(declaration.shape[0])
     return jax.vmap(lambda layer: draw(jax.random.fold_in(key, layer)))(indices)
 
 
@@ -81,7 +103,7 @@ def init_params(
 
     def make() -> dict[str, jax.Array]:
         return {
-            path: _init_leaf(path, declaration, layers, kind, seed)
+            path: init_leaf(path, declaration, layers, kind, seed)
             for path, declaration in declarations.items()
         }
 

@@ -123,6 +123,18 @@ def begin(
     return Start("fresh parameters", config.model, declarations, state, lineage)
 
 
+def with_grown_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
+    """Gives a config that still has the norm epsilon of before growth the grown model's.
+
+    Exact growth of the stream's width scales it, and the command that grew must also resume.
+    """
+    before = [record["map"]["source"]["norm_eps"] for record in lineage.growth]
+    if config.model.norm_eps not in before:
+        return config
+    model = dataclasses.replace(config.model, norm_eps=lineage.model.norm_eps)
+    return dataclasses.replace(config, model=model)
+
+
 def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
     """Returns the parameters as shapes with shardings, without making them."""
     shardings = param_shardings(mesh, declarations)
@@ -143,6 +155,7 @@ def _resume(
     allow_change: Collection[str],
 ) -> Start:
     lineage = checkpoint_store.read_lineage(path)
+    config = with_grown_epsilon(config, lineage)
     changes = config_changes(lineage, config, batches.store.fingerprint, allow_change)
     position, note, _ = data_position(lineage, config, batches, allow_change)
     # What the file says is what was trained, or a difference that was asked for.

@@ -1,5 +1,6 @@
 """Streaming growth: exact, continued lineage, and nothing left behind when it cannot be."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
+from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare
 from prts_jax.tree import flatten, unflatten
 from tests.checkpoint.tiny import (
@@ -104,6 +106,58 @@ def test_zero_outputs_are_written_and_digested_on_the_mesh_and_streaming(
     on_mesh = grow_params(unflatten(values), growth_map, targets, shardings)
     assert_same(flatten(on_mesh), expected)
     assert digests(on_mesh, targets) == read_lineage(str(tmp_path / "grown")).digests
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("split", {"widths": "embed=32,mlp=36,heads=8,kv_heads=4", "factor": 2}),
+        ("split", {"widths": "embed=32,mlp=48", "weights": "uneven", "pair_noise": 0.5}),
+        ("zero_width", {"widths": "embed=24,mlp=36,heads=8,head_dim=8", "factor": 2}),
+        ("random", {"factor": 2, "seed": 3, "noise": 0.2}),
+    ],
+)
+def test_width_and_new_layers_stream_to_what_the_mesh_makes(tmp_path, operator, options, tied):
+    model = dataclasses.replace(MODEL, layers=2, tied=tied)
+    declarations = declare(model)
+    params = random_params(declarations)
+    save_checkpoint(str(tmp_path / "source"), params, lineage_of(params, model, declarations))
+    growth_map = make_map(model, None, operator, **options)
+    report = grow.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
+    targets = declare(growth_map.target)
+    shardings = dict.fromkeys(targets, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    on_mesh = flatten(grow_params(params, growth_map, targets, shardings))
+    streamed = read(str(tmp_path / "grown"))  # verifies the digests as well
+    assert read_lineage(str(tmp_path / "grown")).model == growth_map.target
+    assert report.bytes_written == sum(leaf.nbytes for leaf in streamed.values())
+    for path, leaf in on_mesh.items():
+        if "pair_noise" in options or "noise" in options:  # noise is the same to rounding
+            np.testing.assert_allclose(streamed[path], leaf, rtol=1e-6, atol=1e-7, err_msg=path)
+        else:
+            np.testing.assert_array_equal(streamed[path], leaf, err_msg=path)
+
+
+def test_layers_grow_from_none(tmp_path):
+    model = dataclasses.replace(MODEL, layers=0)
+    declarations = declare(model)
+    params = random_params(declarations)
+    save_checkpoint(str(tmp_path / "source"), params, lineage_of(params, model, declarations))
+    growth_map = make_map(model, MODEL, "random")
+    grow.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
+    streamed = read(str(tmp_path / "grown"))
+    fresh = flatten(init_params(DECLARED, 3, "paper", 0))
+    np.testing.assert_array_equal(streamed["head"], flatten(params)["head"])
+    np.testing.assert_allclose(streamed["layers/mlp/up"], fresh["layers/mlp/up"], rtol=1e-6)
+
+
+def test_a_damaged_layer_is_found_before_it_is_widened(source, tmp_path):
+    path, values = source
+    flip_byte(Path(path), values["head"].tobytes())
+    growth_map = make_map(MODEL, None, "split", widths="embed=32")
+    with pytest.raises(UserError, match="head: is not what was saved"):
+        grow.stream(path, str(tmp_path / "grown"), growth_map)
+    assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_tied_model_grows(tmp_path):

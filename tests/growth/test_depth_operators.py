@@ -12,6 +12,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
+from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare, logits
 from prts_jax.tree import flatten, unflatten
 from tests.checkpoint.tiny import random_params
@@ -48,6 +49,8 @@ LISTS = [
     ("zero", 3, {"factor": 2}, (0, 0, 1, 1, 2, 2), (1, 3, 5)),
     ("zero", 2, {"factor": 3}, (0, 0, 0, 1, 1, 1), (1, 2, 4, 5)),
     ("zero", 3, {"factor": 2, "order": "stack"}, (0, 1, 2, 0, 1, 2), (3, 4, 5)),
+    ("random", 3, {"factor": 2}, (0, -1, 1, -1, 2, -1), ()),
+    ("random", 2, {"factor": 3, "order": "stack"}, (0, 1, -1, -1, -1, -1), ()),
 ]
 
 
@@ -120,6 +123,39 @@ def test_the_outputs_are_told_by_their_declarations():
     assert outputs == {"layers/attention/o", "layers/mlp/down"}
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_new_layers_are_those_of_a_fresh_model_of_that_seed(depth):
+    source = model(depth)
+    growth_map = make_map(source, model(4), "random", seed=7)
+    assert not growth_map.function_preserving()
+    params = random_params(declare(source))
+    grown, old = flatten(grow(params, growth_map)), flatten(params)
+    fresh = flatten(init_params(declare(model(4)), 4, "paper", 7))
+    for path, leaf in grown.items():
+        for at, layer in enumerate(growth_map.layers if path.startswith("layers/") else ()):
+            expected = fresh[path][at] if layer == -1 else old[path][layer]
+            np.testing.assert_allclose(leaf[at], expected, rtol=1e-6, err_msg=path)
+
+
+def test_noise_is_the_share_and_the_size_that_the_paper_gives():
+    source = model(2, embed=64, mlp=256)
+    params = flatten(random_params(declare(source)))
+    growth_map = make_map(source, None, "stack", factor=2, noise=0.2, seed=3)
+    assert not growth_map.function_preserving()
+    grown = flatten(grow(unflatten(params), growth_map))
+    for path, variance in {
+        "layers/mlp/down": 1 / (64 * 4**2),
+        "layers/attention/o": 1 / (64 * 4**2),
+        "layers/mlp/up": 2 / (5 * 64),
+        "token_embedding": 2 / (5 * 64),
+    }.items():
+        old = params[path][jnp.arange(4) % 2] if path.startswith("layers/") else params[path]
+        noise = (np.asarray(grown[path]) - 0.8 * np.asarray(old)) / 0.2
+        assert noise.std() == pytest.approx(variance**0.5, rel=0.1), path
+        assert abs(np.corrcoef(noise.ravel(), np.asarray(old).ravel())[0, 1]) < 0.1
+    np.testing.assert_array_equal(grown["final_norm"], params["final_norm"])
+
+
 @pytest.mark.parametrize(
     ("operator", "target", "options", "message"),
     [
@@ -139,6 +175,9 @@ def test_the_outputs_are_told_by_their_declarations():
         ("last", model(6), {}, "growth.block: is 0; last copies 1 to 6"),
         ("last", model(8), {"block": 3}, "list has 9 layers and the target model.layers=8"),
         ("zero", None, {"factor": 2, "order": "stak"}, "growth.order: 'stak' is unknown; did you"),
+        ("random", model(9), {}, "no multiple of the source's 6; random needs one"),
+        ("stack", None, {"factor": 2, "noise": 1.5}, "growth.noise: is 1.5; a share of 0 to 1"),
+        ("stack", None, {"factor": 2, "seed": 2}, "operator 'stack' takes no seed"),
         ("stack", None, {"factor": 2, "every": 2}, "operator 'stack' takes no every"),
     ],
 )

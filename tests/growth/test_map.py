@@ -76,7 +76,7 @@ def test_the_digest_names_everything_in_the_map():
     [
         (grown((0, 1)), r"from 3 to 2 layers; growth never shrinks"),
         (grown((0, 1, 2, 3)), r"target layer 3 copies source layer 3, but the source has 3"),
-        (grown((0, -1, 2)), r"target layer 1 copies source layer -1"),
+        (grown((0, -2, 2)), r"target layer 1 copies source layer -2"),
         (grown((0, 1, 2, 2), embed=32), r"config\.model\.embed: 16 in the source, 32 in the"),
         (grown((0, 1, 2, 2), kv_heads=2), r"config\.model\.kv_heads: 1 in the source, 2"),
         (dataclasses.replace(grown((0, 1, 2, 2)), layers=(0, 1, 2, 2, 2)), r"list has 5 layers"),
@@ -131,6 +131,17 @@ def test_zero_outputs_are_drawn_hollow():
         "source 2 ···●",
         "       1 ·●○·",
         "       0 ●···",
+        "  target 0",
+    ]
+
+
+def test_fresh_layers_have_a_row_of_their_own():
+    assert str(grown((0, 1, 2, -1, -1))).splitlines() == [
+        "layers: 3 → 5 layers (0:3,2 new), connection rate 2/4",
+        "source 2 ··●··",
+        "       1 ·●···",
+        "       0 ●····",
+        "     new ···◆◆",
         "  target 0",
     ]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prts_jax.config import CHOICES, ModelConfig
+from prts_jax.config import CHOICES, OPERATOR_GROUP, ModelConfig, default_config, resolve
 from prts_jax.errors import UserError
 from prts_jax.growth.operators import OPERATORS, make_map
 
@@ -32,3 +32,61 @@ def test_the_config_knows_the_same_operators():
 def test_what_an_operator_does_not_take_is_refused(operator, factor, layers, message):
     with pytest.raises(UserError, match=message):
         make_map(SOURCE, None, operator, factor, layers)
+
+
+MIRROR = """
+import dataclasses
+from prts_jax.growth.map import GrowthMap
+
+def mirror(source, target, options):
+    layers = (*range(source.layers), *reversed(range(source.layers)))
+    grown = target or dataclasses.replace(source, layers=len(layers))
+    quiet = len(layers) - int(options.get("quiet", 0))
+    zeroed = tuple(range(quiet, len(layers)))
+    return GrowthMap("mirror", dict(options), source, grown, layers, zeroed)
+
+def nothing(source, target, options):
+    return None
+"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A package of another author, as pip would have installed it."""
+    (tmp_path / "mirrors.py").write_text(MIRROR)
+    metadata = tmp_path / "mirrors-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mirrors\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[{OPERATOR_GROUP}]\nmirror = mirrors:mirror\nnothing = mirrors:nothing\n"
+        "broken = mirrors:gone\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_operator_of_another_package_is_one_of_ours():
+    growth_map = make_map(SOURCE, None, "mirror", options="quiet=6")
+    assert growth_map.layers == (*range(6), *reversed(range(6)))
+    assert growth_map.function_preserving()
+    assert growth_map.options == {"quiet": "6"}
+    config = default_config()
+    config.init.growth.operator = "mirror"
+    assert resolve(config).init.growth.operator == "mirror"
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("operator", "options", "message"),
+    [
+        ("miror", "", "'miror' is unknown; did you mean 'mirror'"),
+        ("mirror", "quiet", "growth.options: 'quiet'; write name=value"),
+        ("mirror", "quiet=13", "zeroed target layers"),
+        ("nothing", "", "returns None, not a GrowthMap"),
+        ("broken", "", "cannot be loaded from mirrors:gone"),
+    ],
+)
+def test_an_operator_of_another_package_that_does_not_work_is_named(operator, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_map(SOURCE, None, operator, options=options)
+    assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ from prts_jax.mesh import make_mesh
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.llama import declare
 from prts_jax.train.optim import make_optimizer
-from prts_jax.train.start import Start, begin
+from prts_jax.train.start import Start, begin, with_grown_epsilon
 from tests.train import tiny
 from tests.train.tiny import assert_same, changed, stored_params
 
@@ -215,6 +215,22 @@ def test_growth_reads_any_list_of_layers(base, tmp_path):
         path: leaf[order] if path.startswith("layers/") else leaf for path, leaf in params.items()
     }
     assert_same(start(config, tmp_path).state.params, expected)
+
+
+def test_a_run_grown_wider_by_zero_resumes_with_the_config_that_grew_it(base, tmp_path):
+    wide = dataclasses.replace(tiny.MODEL, embed=2 * tiny.MODEL.embed)
+    config = changed(
+        base.config,
+        model=wide,
+        init__grow_from=str(base.workdir),
+        init__growth__operator="zero_width",
+    )
+    begun = start(config, tmp_path)
+    assert begun.model == dataclasses.replace(wide, norm_eps=tiny.MODEL.norm_eps / 2)
+    assert begun.lineage.model == begun.model
+    assert with_grown_epsilon(config, begun.lineage).model == begun.model
+    other = changed(config, model=dataclasses.replace(wide, norm_eps=1e-3))
+    assert with_grown_epsilon(other, begun.lineage) == other
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,283 @@
+"""Growth in width: split (Net2Net, bert2BERT), zero and random. The layers may deepen with it.
+
+Notation: d, D an axis' size in source and target. Source: Du et al., arXiv 2405.15319, App. A,
+with the corrections that make its equations exact (each function names them).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from prts_jax.config import ModelConfig, nearest
+from prts_jax.errors import UserError
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.widening import NEW, Widening, partition
+
+AXES = ("embed", "mlp", "heads", "kv_heads", "head_dim")
+"""The logical axes that can widen; each has the name of its size in `ModelConfig`."""
+
+WEIGHTS = ("even", "uneven")
+NORMS = ("exact", "paper")
+
+
+def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
+    """G_direct in width: copies of positions, their weights split where they are summed over.
+
+    `E' = E R`, `R = [I I …]`; `W' = L W R` with copies of output rows in L and input columns
+    split in R, α + β = I. Position i copies `i mod d`; heads are copied by whole query groups.
+    Function preserving where the width of the stream grows by an integer factor or not at all: the
+    mean square of `[x, x]` is that of `x`, so norms stay unscaled (the paper prints √(d/D), which
+    is not exact: norm="paper"). Other factors copy some components more often than others, and
+    the norm no longer sees the same mean square (eqs 10-11). A tied embedding is produced and
+    contracted at once: it is copied, and the final norm carries the weights.
+
+    Args:
+      source: the model that is grown.
+      target: as wide as wanted and as deep, or a multiple deeper (the layers are then stacked);
+        None makes it from the source.
+      options: {"widths": "embed=2048,heads=32" (sizes; default: the target's), "factor": depth,
+        "weights": "even" (default) or "uneven" (2/3 and 1/3 of two copies), "pair_noise": standard
+        deviation, relative to a fresh parameter's, of noise added to one copy and taken from the
+        other, "seed": of that noise, "norm": "exact" (default) or "paper"}.
+
+    Raises:
+      UserError: no or an unknown axis, an axis that shrinks, head_dim (its rotary frequencies and
+        softmax scale allow no split), fewer queries a group, or an unknown option.
+    """
+    wide = _wide_target(source, target, options)
+    if wide.head_dim != source.head_dim:
+        raise UserError(
+            f"growth.widths: head_dim from {source.head_dim} to {wide.head_dim}: splitting it is "
+            "never function preserving; grow heads and kv_heads instead, or use zero_width"
+        )
+    uneven = _choice("weights", options, WEIGHTS) == "uneven"
+    norm = _choice("norm", options, NORMS)
+    widths = {
+        axis: partition([place % size for place in range(getattr(wide, axis))], uneven)
+        for axis in ("embed", "mlp", "kv_heads")
+        if getattr(wide, axis) != (size := getattr(source, axis))
+    }
+    heads = _head_index(source, wide, copy_groups=True)
+    if heads != tuple(range(source.heads)):
+        widths["heads"] = partition(heads, uneven)
+    return _widened(
+        "split",
+        options,
+        source,
+        wide,
+        widths,
+        norm_scale=math.sqrt(source.embed / wide.embed) if norm == "paper" else 1.0,
+        pair_noise=options.get("pair_noise", 0.0),
+    )
+
+
+def zero_width(
+    source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
+) -> GrowthMap:
+    """G_zero in width: `W' = [[W, A], [0, C]]`, A and C fresh. Function preserving, by any factor.
+
+    `E' = [E, 0]`, so the stream is `[x, 0]` and new components stay zero until training moves
+    them. Norms become `[√(d/D) μ, 1]` and, which the paper leaves out, their epsilon `eps·d/D`:
+    the grown config has it (norm="paper" keeps the old one, at about 1e-3 of the logits). New
+    query groups have zero queries, keys and values; new queries of an old group copy one of it
+    with weight zero. head_dim grows by an integer factor k: rotary pair i goes to pair k·i, and √k
+    into the queries. A tied embedding's new columns are zero. A deeper target's new layers are
+    copies with zero outputs, each after its original.
+
+    Args:
+      source: the model that is grown.
+      target: as wide as wanted and as deep, or a multiple deeper; None makes it from the source.
+      options: {"widths", "factor", "norm": as `split`; "seed": of A and C}.
+
+    Raises:
+      UserError: no or an unknown axis, an axis that shrinks, a head_dim that is no multiple, fewer
+        queries a group, an epsilon of the target's that is neither, or an unknown option.
+    """
+    return _with_new("zero_width", "zero", source, target, options)
+
+
+def random_width(
+    source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
+) -> GrowthMap:
+    """G_random in width: `W' = [[W, A], [B, C]]`, `E' = [E, ε]`, all new entries fresh.
+
+    The parameters only: the function is preserved by gates `c = [1_d, 0]` on every output, and
+    without them it is not. Norms and epsilon as `zero_width`.
+
+    Args:
+      source: the model that is grown.
+      target: as `zero_width`.
+      options: as `zero_width`; "seed" is of all new entries.
+
+    Raises:
+      UserError: as `zero_width`.
+    """
+    return _with_new("random_width", "random", source, target, options)
+
+
+def _with_new(
+    operator: str,
+    new: str,
+    source: ModelConfig,
+    target: ModelConfig | None,
+    options: Mapping[str, Any],
+) -> GrowthMap:
+    wide = _wide_target(source, target, options)
+    exact = source.norm_eps * source.embed / wide.embed
+    if math.isclose(wide.norm_eps, exact):
+        exact = wide.norm_eps  # to the last bit: a config is compared with its checkpoint's
+    elif wide.norm_eps != source.norm_eps:
+        raise UserError(
+            f"config.model.norm_eps: {source.norm_eps} in the source, {wide.norm_eps} in the "
+            f"target; {operator} makes it {exact:g}: give that, or the source's"
+        )
+    if _choice("norm", options, NORMS) == "exact":
+        wide = dataclasses.replace(wide, norm_eps=exact)
+    widths = {}
+    for axis in ("embed", "mlp", "kv_heads"):
+        size, wider = getattr(source, axis), getattr(wide, axis)
+        if wider != size:
+            widths[axis] = partition([*range(size), *[NEW] * (wider - size)], uneven=False)
+    heads = _head_index(source, wide, copy_groups=False)
+    if heads != tuple(range(source.heads)):
+        # The first copy of a head keeps its weight; new heads (zero or drawn) have their own.
+        weights = [float(head == NEW or head not in heads[:at]) for at, head in enumerate(heads)]
+        widths["heads"] = Widening(heads, tuple(weights))
+    if wide.head_dim != source.head_dim:
+        widths["head_dim"] = partition(_rotary_index(source.head_dim, wide.head_dim), uneven=False)
+    return _widened(
+        operator,
+        options,
+        source,
+        wide,
+        widths,
+        norm_scale=math.sqrt(source.embed / wide.embed),
+        new=new,
+    )
+
+
+def _head_index(source: ModelConfig, target: ModelConfig, copy_groups: bool) -> tuple[int, ...]:
+    """Returns the source head of each target head: whole groups, so that keys go with queries."""
+    old, new = source.heads // source.kv_heads, target.heads // target.kv_heads
+    if new < old:
+        raise UserError(
+            f"growth.widths: from {old} to {new} query heads a key head; grow heads and kv_heads "
+            "by the same factor (whole query groups), or heads alone"
+        )
+    index = []
+    for head in range(target.heads):
+        group, query = divmod(head, new)
+        is_new = not copy_groups and group >= source.kv_heads
+        index.append(NEW if is_new else group % source.kv_heads * old + query % old)
+    return tuple(index)
+
+
+def _rotary_index(old: int, new: int) -> list[int]:
+    """Returns where each position of a wider head comes from: pair i goes to pair k·i."""
+    factor, rest = divmod(new, old)
+    if rest:
+        raise UserError(
+            f"growth.widths: head_dim from {old} to {new}: rotary frequencies only agree for an "
+            f"integer factor; give a multiple of {old}"
+        )
+    index = [NEW] * new
+    for pair in range(old // 2):
+        index[factor * pair] = pair
+        index[new // 2 + factor * pair] = old // 2 + pair
+    return index
+
+
+def _wide_target(
+    source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
+) -> ModelConfig:
+    """Returns the target's shape: the given one, or the source with the sizes of "widths"."""
+    sizes = parse_widths(options.get("widths", ""))
+    if target is None:
+        factor = options.get("factor", 0) or 1
+        if not sizes:
+            raise UserError("growth.widths: is empty and no target is given; give embed=2048, say")
+        changes: dict[str, Any] = {"layers": source.layers * factor, **sizes}
+        wide = dataclasses.replace(source, **changes)
+    else:
+        wide = target
+        for axis, size in sizes.items():
+            if getattr(target, axis) != size:
+                raise UserError(
+                    f"growth.widths: {axis}={size}, but config.model.{axis} is "
+                    f"{getattr(target, axis)}; make them equal"
+                )
+    for axis in AXES:
+        if getattr(wide, axis) < getattr(source, axis):
+            raise UserError(
+                f"growth: {axis} from {getattr(source, axis)} to {getattr(wide, axis)}; growth "
+                "never shrinks: give at least the source's"
+            )
+    if wide.kv_heads < 1 or wide.heads % wide.kv_heads:
+        raise UserError(
+            f"growth.widths: {wide.heads} heads do not divide among kv_heads={wide.kv_heads}; "
+            "grow both by the same factor (whole query groups)"
+        )
+    return wide
+
+
+def parse_widths(text: str) -> dict[str, int]:
+    """Reads sizes of axes: "embed=2048,mlp=5632".
+
+    Raises:
+      UserError: an unknown axis, one named twice, or a size that is no count.
+    """
+    sizes: dict[str, int] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        axis, _, size = item.partition("=")
+        if axis not in AXES:
+            raise UserError(f"growth.widths: {axis!r} is no axis; {nearest(axis, AXES)}")
+        if axis in sizes or not (size.isascii() and size.isdigit() and 0 < len(size) < 8):
+            raise UserError(
+                f"growth.widths: {item!r}: name each axis once, with its new size, as embed=2048"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
+def _choice(name: str, options: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+    value = str(options.get(name, choices[0]))
+    if value not in choices:
+        raise UserError(f"growth.{name}: {value!r} is unknown; {nearest(value, choices)}")
+    return value
+
+
+def _widened(
+    operator: str,
+    options: Mapping[str, Any],
+    source: ModelConfig,
+    target: ModelConfig,
+    widths: dict[str, Widening],
+    **rules: Any,
+) -> GrowthMap:
+    """Makes the map; a deeper target stacks copies, or interleaves them with zero outputs."""
+    factor, rest = divmod(target.layers, source.layers) if source.layers else (1, target.layers)
+    wanted = options.get("factor", 0)
+    if rest or factor < 1 or (wanted and wanted != factor):
+        raise UserError(
+            f"growth: from {source.layers} to {target.layers} layers; {operator} keeps them or "
+            f"multiplies them by growth.factor ({wanted or 'not given'}); make them agree"
+        )
+    if operator == "zero_width":
+        layers = tuple(at // factor for at in range(target.layers))
+        zeroed = tuple(at for at in range(target.layers) if at % factor)
+    else:
+        layers, zeroed = tuple(at % max(source.layers, 1) for at in range(target.layers)), ()
+    growth_map = GrowthMap(
+        operator,
+        dict(options),
+        source,
+        target,
+        layers,
+        zeroed,
+        widths=widths,
+        seed=options.get("seed", 0),
+        **rules,
+    )
+    growth_map.validate()
+    return growth_map
