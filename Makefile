@@ -65,6 +65,7 @@ lint: install
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck tpu_scripts/*.sh prts_jax/launch/*.sh .ci/run
 
+# With [tpu], tests compile for TPUs, which needs none; nothing runs there.
 # An environment is made once, and installed into again when what it holds has changed.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python %d.%d: prts_jax needs 3.11 or newer; name one with make PYTHON=python3.11" % sys.version_info[:2])'
@@ -75,5 +76,5 @@ $(VENV)/.installed-data: setup.py constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: setup.py constraints.txt | $(VENV)/bin/python
-	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[data,hf,dev]'
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[data,hf,tpu,dev]'
 	@touch $@

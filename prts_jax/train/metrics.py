@@ -32,9 +32,7 @@ def read_metrics(workdir: str) -> list[Line]:
     """
     root = as_path(workdir)
     if is_remote(workdir):
-        folder = root / "metrics"
-        names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-        texts = [(folder / name).read_text() for name in names if name.endswith(".jsonl")]
+        texts = [segment.read_text() for segment in _segments(workdir)]
     else:
         path = root / "metrics.jsonl"
         texts = [path.read_text()] if path.exists() else []
@@ -76,11 +74,11 @@ class MetricsLog:
             write_atomically(root / "metrics.jsonl", text)
             return kept
         (root / "metrics").mkdir(parents=True, exist_ok=True)
+        merged = _segment_name(kept[0]["step"]) if kept else ""
         if kept:
-            write_atomically(root / "metrics" / _segment_name(kept[0]["step"]), text)
-        first = _segment_name(kept[0]["step"]) if kept else ""
-        for segment in (root / "metrics").iterdir():
-            if segment.name != first:
+            write_atomically(root / "metrics" / merged, text)
+        for segment in _segments(self._workdir):
+            if segment.name != merged:
                 segment.unlink()
         return kept
 
@@ -118,6 +116,13 @@ class MetricsLog:
         self.flush()
         if self._writer is not None:
             self._writer.close()
+
+
+def _segments(workdir: str) -> list[Any]:
+    """Returns the paths of a remote run's segments in order; a folder without files is none."""
+    folder = as_path(workdir) / "metrics"
+    paths = folder.iterdir() if folder.exists() else []
+    return sorted(path for path in paths if path.name.endswith(".jsonl"))
 
 
 def _segment_name(step: int) -> str:
