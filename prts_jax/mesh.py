@@ -4,9 +4,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prts_jax.config import MeshConfig
@@ -106,6 +107,17 @@ def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def compile_together(function: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
+    """Compiles a jitted function for these arguments; every process waits for the slowest.
+
+    Processes compile at their own pace, and a collective does not wait long for one that is late.
+    """
+    compiled = function.lower(*arguments).compile()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("prts_jax:compiled")
+    return compiled
 
 
 def start_distributed(
