@@ -73,6 +73,8 @@ class DataConfig:
     batch: int = 1024  # sequences of a step, over all hosts
     shuffle: bool = True
     overlap: bool = True  # windows share one token; False: the original's disjoint blocks
+    mixture: str = ""  # all sets if empty; no_github; "A,B"; or shares of windows, "A=0.7,B=0.3"
+    block: int = 0  # tokens shuffled together, a multiple of length; 0: windows one by one
     seed: int = 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.loader import EvalBatches, TrainBatches
+from data_pipelines.mixture import train_batches
 from data_pipelines.store import TokenStore
 from prts_jax.checkpoint.digest import digests
 from prts_jax.checkpoint.lineage import Lineage
@@ -113,7 +114,16 @@ def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
             f"{micro_rows}"
         )
     store = _open_store(data.train, config)
-    return TrainBatches(store, data.length, data.batch, data.seed, data.shuffle, data.overlap)
+    return train_batches(
+        store,
+        data.mixture,
+        data.length,
+        data.batch,
+        data.seed,
+        data.shuffle,
+        data.overlap,
+        data.block,
+    )
 
 
 def _open_store(directory: str, config: RunConfig) -> TokenStore:
