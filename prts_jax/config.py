@@ -105,9 +105,14 @@ class ScheduleConfig:
 class GrowthConfig:
     """How the checkpoint in `init.grow_from` becomes deeper."""
 
-    operator: str = "stack"  # stack or layers
-    factor: int = 0  # stack: copies of the source; 0 takes it from the target's layers
+    # A number of 0 is taken from the target's layers.
+    operator: str = "stack"  # a name in prts_jax.growth.operators
+    factor: int = 0  # stack, interpolate, zero: copies of the source
     layers: str = ""  # layers: "1-234*7-56" (the paper's notation) or "0:24,8:32"
+    drop: int = 0  # solar: layers that each of the two copies lacks
+    every: int = 0  # block_expansion: a new layer after every so many
+    block: int = 0  # middle, last: layers of the block that is copied
+    order: str = "interleave"  # zero: interleave, or stack (new layers on top)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +185,16 @@ CHOICES = {
     "compute.remat": ("none", "dots", "full"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "init.kind": ("paper", "torch_default"),
-    "init.growth.operator": ("stack", "layers"),
+    "init.growth.operator": (
+        "stack",
+        "layers",
+        "interpolate",
+        "solar",
+        "block_expansion",
+        "middle",
+        "last",
+        "zero",
+    ),
 }
 
 
@@ -330,6 +344,9 @@ _AT_LEAST_ZERO = (
     "schedule.final",
     "schedule.decay_start",
     "init.growth.factor",
+    "init.growth.drop",
+    "init.growth.every",
+    "init.growth.block",
 )
 
 

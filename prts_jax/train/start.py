@@ -175,8 +175,7 @@ def _grow(
 ) -> Start:
     path = checkpoint_store.resolve(config.init.grow_from)
     source = checkpoint_store.read_lineage(path)
-    growth = config.init.growth
-    growth_map = make_map(source.model, config.model, growth.operator, growth.factor, growth.layers)
+    growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
     source_declarations = declare(source.model)
     source_params = checkpoint_store.restore_params(
         path, abstract_params(source_declarations, mesh), source_declarations
