@@ -133,7 +133,7 @@ def test_sigterm_stops_both_processes_at_one_step(workdirs, stores, start_two, r
 
 
 def wait_for_lines(workdir: Path, count: int) -> None:
-    metrics, patience = workdir / "metrics.jsonl", time.monotonic() + 300
+    metrics, patience = workdir / "metrics.jsonl", time.monotonic() + 500
     while not (metrics.exists() and metrics.read_text().count("\n") >= count):
         assert time.monotonic() < patience
         time.sleep(0.02)
@@ -146,6 +146,6 @@ def test_a_mistake_ends_both_processes(workdirs, stores, start_two, start_prts):
     holder = start_prts("train", *arguments)
     wait_for_lines(workdir, 2)
     processes = start_two(*arguments, *TWO_BY_FOUR)
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=400)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], errors
     assert f"process {holder.pid} is writing there" in errors[0]
