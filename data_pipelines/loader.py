@@ -117,7 +117,10 @@ class TrainBatches:
         spans = [(int(starts[run[0]]), (len(run) - 1) * stride + self.length + 1) for run in runs]
         for run, arrays in zip(runs, self.store.read_many(spans), strict=True):
             for kind, array in enumerate(arrays):
-                out[kind, run] = sliding_window_view(array, self.length + 1)[::stride]
+                if len(run) == 1:
+                    out[kind, run[0]] = array
+                else:
+                    out[kind, run] = sliding_window_view(array, self.length + 1)[::stride]
         return out[0], out[1]
 
     def _order(self, consumed: np.ndarray) -> np.ndarray:

@@ -390,13 +390,14 @@ class TokenStore:
         out = np.empty(count, np.int32)
         for shard, first, end, offset in self._pieces(start, count):
             ends, sources = self._descriptions(shard)
-            documents = slice(
-                int(np.searchsorted(ends, first, side="right")),
-                int(np.searchsorted(ends, end - 1, side="right")) + 1,
-            )
-            borders = np.minimum(ends[documents].astype(np.int64), end)
+            document = int(np.searchsorted(ends, first, side="right"))
+            if ends[document] >= end:  # most windows lie in one document
+                out[offset : offset + end - first] = sources[document]
+                continue
+            last = int(np.searchsorted(ends, end - 1, side="right"))
+            borders = np.minimum(ends[document : last + 1].astype(np.int64), end)
             lengths = np.diff(borders, prepend=first)
-            out[offset : offset + end - first] = np.repeat(sources[documents], lengths)
+            out[offset : offset + end - first] = np.repeat(sources[document : last + 1], lengths)
         return out
 
 
