@@ -93,3 +93,15 @@ def read_lineage(path: str) -> Lineage:
     except ValueError as error:
         raise UserError(f"{file}: is damaged ({error}); use another checkpoint") from error
     return Lineage.from_json(values, str(file))
+
+
+def write_lineage(path: str, lineage: Lineage) -> None:
+    """Writes the lineage of a checkpoint in the making; locally it comes last, and completes it.
+
+    Args:
+      path: the checkpoint's directory.
+      lineage: with the digests of its parameters.
+    """
+    folder = as_path(path) / LINEAGE
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LINEAGE_FILE).write_text(json.dumps(lineage.to_json()))

@@ -92,6 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     cache.set_defaults(run=_cache)
 
+    imported = commands.add_parser(
+        "import",
+        help="make a store of lit-gpt's packed .bin files",
+        description="Makes a store of the LITPKDS files that lit-gpt's and TinyLlama's "
+        "prepare_*.py wrote, without the filling of the last one.",
+    )
+    imported.add_argument("--input", required=True, help="folder with the .bin files of one split")
+    imported.add_argument("--tokenizer", required=True, help="SentencePiece model that made them")
+    imported.add_argument("--output", required=True, help="folder for the store")
+    imported.add_argument("--split", choices=SPLITS, default="train", help="default: train")
+    imported.set_defaults(run=_import)
+
     verify = commands.add_parser(
         "verify",
         help="check every digest and count of a store",
@@ -159,6 +171,15 @@ def _cache(arguments: argparse.Namespace) -> None:
         )
         store = cache.cache(task, Path(arguments.output) / split, options=options)
         print(f"{store.directory}: {store.tokens:,} tokens of {store.documents:,} documents")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    cache = _data_module("cache")
+    task = _data_module("litgpt_bin").open_litgpt(
+        arguments.input, arguments.split, arguments.tokenizer
+    )
+    store = cache.cache(task, Path(arguments.output))
+    print(f"{store.directory}: {store.tokens:,} tokens of {store.documents:,} documents")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
