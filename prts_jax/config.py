@@ -29,7 +29,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama. `paper.md`'s 24L2048H is layers=24, embed=2048."""
+    """Shape of a Llama. The paper's 24L2048H is layers=24, embed=2048."""
 
     vocab: int = 32000
     layers: int = 6

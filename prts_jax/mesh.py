@@ -145,6 +145,8 @@ def start_distributed(
             )
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, processes, process)
+    elif process >= 0:
+        raise UserError("--process: only with --coordinator=HOST:PORT; leave it out")
     elif multihost:
         os.environ.setdefault("JAX_COORDINATOR_PORT", COORDINATOR_PORT)
         jax.distributed.initialize()

@@ -12,6 +12,7 @@ import jax
 from prts_jax.checkpoint import executors, grow, layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.cli import run
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
@@ -32,7 +33,7 @@ _OPTION_HELP = {
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = argparse.ArgumentParser(
+    made = OneLineParser(
         prog="prts grow",
         description=(
             "Grow a checkpoint into a deeper one. Where the files allow it, new layers point at "

@@ -16,6 +16,7 @@ from data_pipelines.loader import EvalBatches, TrainBatches
 from data_pipelines.mixture import train_batches
 from data_pipelines.store import TokenStore
 from prts_jax.checkpoint.digest import digests
+from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import Checkpoints
@@ -49,6 +50,12 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
       UserError: what the config asks for cannot be done.
       Interrupted: SIGTERM came; the state was saved.
     """
+    if is_complete(workdir):
+        # Its own parameters would hide the run's checkpoints from whoever names the directory.
+        raise UserError(
+            f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
+            "config.init.start_from"
+        )
     with _lock(workdir):
         mesh = make_mesh(config.mesh)
         batches = _train_batches(config, axis_size(mesh, "batch"))

@@ -29,20 +29,20 @@ def read_metrics(workdir: str) -> list[Line]:
 
     Args:
       workdir: of the run: `metrics.jsonl`, or on gs:// the segments in `metrics/`.
+
+    Raises:
+      UserError: a line that is no metrics.
     """
     root = as_path(workdir)
-    if is_remote(workdir):
-        texts = [segment.read_text() for segment in _segments(workdir)]
-    else:
-        path = root / "metrics.jsonl"
-        texts = [path.read_text()] if path.exists() else []
-    lines = [line for text in texts for line in text.split("\n")[:-1]]
+    paths = _segments(workdir) if is_remote(workdir) else [root / "metrics.jsonl"]
+    contents = [path.read_bytes() for path in paths if path.exists()]
+    lines = [line for content in contents for line in content.split(b"\n")[:-1]]
     try:
-        parsed = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{root}: metrics hold a damaged line ({error}); remove it") from error
-    # Segments may repeat lines where a process died between merging them and dropping the old.
-    return list({line["step"]: line for line in parsed}.values())
+        # Segments may repeat lines where a process died between merging and dropping the old.
+        by_step = {line["step"]: line for line in map(json.loads, lines)}
+    except (ValueError, TypeError, KeyError) as error:  # no JSON, no object, no step
+        raise UserError(f"{root}: metrics hold a damaged line ({error!r}); remove it") from error
+    return list(by_step.values())
 
 
 class MetricsLog:

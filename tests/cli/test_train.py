@@ -86,6 +86,12 @@ def test_a_flag_may_be_parted_from_its_value_by_a_space(capsys):
         ([CONFIG], "--workdir: is missing"),
         ([], "--config: is missing"),
         (["--config=configs/none.py"], "there is no file configs/none.py"),
+        ([CONFIG, "--wrkdir=x"], "unrecognized arguments: --wrkdir=x; see `prts train --help`"),
+        ([CONFIG, "--work=x"], "unrecognized arguments: --work=x"),
+        (["--config=configs/paper.py:1.1b"], "'1.1b' is not SIZE,RUN"),
+        (["--config=configs/paper.py:1.1b,bse"], "run 'bse' is none of base, grown, scratch"),
+        (["--config=configs/quickstart.py:base,lng"], "size 'lng' is none of short, long"),
+        ([f"{CONFIG}:argument"], "takes 0 positional arguments but 1 was given"),
         (
             [CONFIG, "--config.data.bacth=4"],
             "--config.data.bacth: no such key; did you mean 'batch",
