@@ -17,9 +17,10 @@ pytestmark = pytest.mark.slow
 
 STEPS = 6
 RUN = (f"--config.train.steps={STEPS}", "--config.checkpoint.every_steps=3")
-# Sums over the batch and over contracted dimensions are taken in another order. A difference of
-# 1e-7 in one step's gradient grows as training goes on: measured here, it stays below 3e-6.
-ROUNDING = 1e-5
+# Sums over the batch and over contracted dimensions are taken in another order. Measured over these
+# steps: at most 2.2e-7 in losses and 7.3e-7 in gradient norms. Wrong data or a missing collective
+# would show as 1e-2.
+ROUNDING = 3e-6
 MESHES = {
     "fsdp=8": ("--config.mesh.fsdp=8",),
     "fsdp=4 tensor=2": ("--config.mesh.fsdp=4", "--config.mesh.tensor=2"),
