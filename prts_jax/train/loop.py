@@ -5,7 +5,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
-    with _lock(workdir):
+    with _lock(workdir), _sigterm() as stopping:
         mesh = make_mesh(config.mesh)
         batches = _train_batches(config, axis_size(mesh, "batch"))
         keep = config.checkpoint
@@ -70,7 +70,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             start = begin(config, mesh, optimizer, batches, checkpoints, allow_change)
             if _finished(workdir, start.lineage, config):
                 return
-            _Run(config, workdir, mesh, batches, checkpoints, optimizer, start).run()
+            _Run(config, workdir, mesh, batches, checkpoints, optimizer, start).run(stopping)
 
 
 @contextlib.contextmanager
@@ -169,7 +169,7 @@ class _Run:
         self.terminal = TerminalLine(config.train.steps, quiet)
         self.log: MetricsLog | None = None
         if not quiet:
-            restored = start.lineage.step if start.how.startswith("resumed") else None
+            restored = start.lineage.step if start.resumed else None
             self.log = MetricsLog(workdir, restored, config.logging.tensorboard)
             resolved = to_dict(dataclasses.replace(config, model=start.model))
             write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
@@ -181,12 +181,12 @@ class _Run:
             f"{self.lineage.step}, mesh {dict(mesh.shape)}, {jax.process_count()} process(es)"
         )
 
-    def run(self) -> None:
+    def run(self, stopping: Callable[[int], bool]) -> None:
         config = self.config
         first, stop = self.lineage.stage_step, config.train.steps
         origin = self.lineage
         stream = prefetch(lambda step: self._batch(origin, step), first, stop)
-        with contextlib.closing(stream), _sigterm() as stopping:
+        with contextlib.closing(stream):
             if first == 0:
                 self._write_line()
             compiled = self._compile(origin) if first < stop else None
@@ -310,7 +310,7 @@ def _due(step: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Any]:
+def _sigterm() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step that says whether to stop; all processes agree on the step."""
     if jax.process_count() > 1:
         # jax's own coordination service has taken the signal and agrees on a step for all.

@@ -52,11 +52,12 @@ class Start:
     """Where a run begins.
 
     Attributes:
-      how: "resume", "grow", "start" or "fresh", and from what, in words.
+      how: where the parameters and the data came from, for the user to read.
       model: the model trained; a grown checkpoint's own config, where there is one.
       declarations: of the model's parameters.
       state: on the mesh.
       lineage: of the state, before the first step.
+      resumed: whether it goes on from a checkpoint of its own.
     """
 
     how: str
@@ -64,6 +65,7 @@ class Start:
     declarations: Mapping[str, Declaration]
     state: TrainState
     lineage: Lineage
+    resumed: bool = False
 
 
 def begin(
@@ -163,7 +165,8 @@ def _resume(
         store=batches.store.fingerprint,
         changes=(*lineage.changes, *changes),
     )
-    return Start(f"resumed from {path}; {note}", model, declarations, state, lineage)
+    how = f"resumed from {path}; {note}"
+    return Start(how, model, declarations, state, lineage, resumed=True)
 
 
 def _grow(
