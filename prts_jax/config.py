@@ -29,7 +29,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama. `paper.md`'s 24L2048H is layers=24, embed=2048."""
+    """Shape of a Llama. The paper's 24L2048H is layers=24, embed=2048."""
 
     vocab: int = 32000
     layers: int = 6
@@ -73,6 +73,8 @@ class DataConfig:
     batch: int = 1024  # sequences of a step, over all hosts
     shuffle: bool = True
     overlap: bool = True  # windows share one token; False: the original's disjoint blocks
+    mixture: str = ""  # all sets if empty; no_github; "A,B"; or shares of windows, "A=0.7,B=0.3"
+    block: int = 0  # tokens shuffled together, a multiple of length; 0: windows one by one
     seed: int = 0
 
 
@@ -103,9 +105,14 @@ class ScheduleConfig:
 class GrowthConfig:
     """How the checkpoint in `init.grow_from` becomes deeper."""
 
-    operator: str = "stack"  # stack or layers
-    factor: int = 0  # stack: copies of the source; 0 takes it from the target's layers
+    # A number of 0 is taken from the target's layers.
+    operator: str = "stack"  # a name in prts_jax.growth.operators
+    factor: int = 0  # stack, interpolate, zero: copies of the source
     layers: str = ""  # layers: "1-234*7-56" (the paper's notation) or "0:24,8:32"
+    drop: int = 0  # solar: layers that each of the two copies lacks
+    every: int = 0  # block_expansion: a new layer after every so many
+    block: int = 0  # middle, last: layers of the block that is copied
+    order: str = "interleave"  # zero: interleave, or stack (new layers on top)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +185,16 @@ CHOICES = {
     "compute.remat": ("none", "dots", "full"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "init.kind": ("paper", "torch_default"),
-    "init.growth.operator": ("stack", "layers"),
+    "init.growth.operator": (
+        "stack",
+        "layers",
+        "interpolate",
+        "solar",
+        "block_expansion",
+        "middle",
+        "last",
+        "zero",
+    ),
 }
 
 
@@ -328,6 +344,9 @@ _AT_LEAST_ZERO = (
     "schedule.final",
     "schedule.decay_start",
     "init.growth.factor",
+    "init.growth.drop",
+    "init.growth.every",
+    "init.growth.block",
 )
 
 

@@ -1,6 +1,7 @@
 """Streaming growth: checkpoint → checkpoint, one layer of one leaf in memory at a time."""
 
 import dataclasses
+import functools
 import math
 import os
 import resource
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.commit import new_checkpoint
@@ -104,7 +107,7 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
         leaf = stored[path]
         if declaration.stacked:
             layer_bytes = leaf.nbytes // leaf.shape[0]
-            read += layer_bytes * len(set(growth_map.layers))
+            read += layer_bytes * len(_copies(growth_map, declaration))
             written += layer_bytes * len(growth_map.layers)
         else:
             read += leaf.nbytes
@@ -136,7 +139,8 @@ def stream(
     """Grows a checkpoint into a new one with the memory of about one layer.
 
     Each source layer is read once, compared with its digest, and written to every target layer
-    that copies it. The grown checkpoint has no optimizer state; its lineage continues the source's.
+    that copies it; zero outputs are written without reading. The grown checkpoint has no optimizer
+    state; its lineage continues the source's.
     Killed at any moment it leaves nothing that looks like a checkpoint and can be run again.
 
     Args:
@@ -186,12 +190,36 @@ def _copy(work: GrowthPlan, directory: str, progress: Progress) -> Digests:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {
-        path: tuple(work.lineage.digests[path][layer] for layer in work.growth_map.layers)
-        if declaration.stacked
-        else work.lineage.digests[path]
-        for path, declaration in work.declarations.items()
+    return {path: _digests(work, path, d) for path, d in work.declarations.items()}
+
+
+def _digests(work: GrowthPlan, path: str, declaration: Declaration) -> tuple[str, ...]:
+    """Returns the digests of a grown leaf: a copied layer keeps its source's."""
+    found = work.lineage.digests[path]
+    if not declaration.stacked:
+        return found
+    grown = {
+        at: found[layer]
+        for layer, targets in _copies(work.growth_map, declaration).items()
+        for at in targets
     }
+    blank = ""
+    if len(grown) < len(work.growth_map.layers):
+        blank = digest_of(np.zeros(declaration.shape[1:], declaration.dtype))
+    return tuple(grown.get(at, blank) for at in range(len(work.growth_map.layers)))
+
+
+def _copies(growth_map: GrowthMap, declaration: Declaration) -> dict[int, list[int]]:
+    """Returns source layer → target layers that hold a copy of it in a stacked leaf.
+
+    Zero outputs copy nothing.
+    """
+    zeroed = set(growth_map.zeroed) if declaration.writes_stream else set()
+    copies: dict[int, list[int]] = {}
+    for at, layer in enumerate(growth_map.layers):
+        if at not in zeroed:
+            copies.setdefault(layer, []).append(at)
+    return dict(sorted(copies.items()))
 
 
 def _workers(work: GrowthPlan) -> int:
@@ -222,13 +250,22 @@ def _leaf_tasks(
         yield lambda: _copy_blocks(work.source, path, source, target, stored, digests[0])
         return
     target = leaves.create_leaf(directory, path, declaration, (1, *declaration.shape[1:]))
-    for layer in sorted(set(work.growth_map.layers)):
-        targets = [at for at, copied in enumerate(work.growth_map.layers) if copied == layer]
+    copies = _copies(work.growth_map, declaration)
+    for layer, targets in copies.items():
 
         def copy(layer: int = layer, targets: list[int] = targets) -> int:
             return _copy_layer(work.source, path, source, target, layer, targets, digests[layer])
 
         yield copy
+    for at in sorted(set(range(declaration.shape[0])).difference(*copies.values())):
+        yield functools.partial(_write_zeros, target, at)
+
+
+def _write_zeros(target: Any, at: int) -> int:
+    # Written out, not left to the fill value: a reader finds every chunk of a whole checkpoint.
+    zeros = np.zeros(target.shape[1:], target.dtype.numpy_dtype)
+    target[at].write(zeros, can_reference_source_data_indefinitely=True).result()
+    return int(zeros.nbytes)
 
 
 def _copy_layer(

@@ -37,7 +37,8 @@ def complete_steps(directory: str) -> list[int]:
     """Returns the steps of the whole checkpoints in a `checkpoints` directory, oldest first."""
     try:
         names = [path.name for path in as_path(directory).iterdir()]
-    except FileNotFoundError:  # an empty folder of an object store does not exist either
+    # An empty folder of an object store does not exist; a file has nothing below it.
+    except (FileNotFoundError, NotADirectoryError):
         return []
     steps = [int(name) for name in names if re.fullmatch(r"[0-9]+", name)]
     return sorted(step for step in steps if is_complete(f"{directory}/{step}"))

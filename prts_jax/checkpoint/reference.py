@@ -106,6 +106,8 @@ def obstacle(work: GrowthPlan, target: str) -> str:
     """
     if is_remote(work.source) or is_remote(target):
         return "an object store has no hard links"
+    if work.growth_map.zeroed:
+        return f"{work.growth_map.operator} makes layers with zero outputs, which the source lacks"
     for path, declaration in work.declarations.items():
         leaf = work.stored[path]
         first = 1 if declaration.stacked else 0

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -91,6 +92,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     cache.set_defaults(run=_cache)
 
+    imported = commands.add_parser(
+        "import",
+        help="make a store of lit-gpt's packed .bin files",
+        description="Makes a store of the LITPKDS files that lit-gpt's and TinyLlama's "
+        "prepare_*.py wrote, without the filling of the last one.",
+    )
+    imported.add_argument("--input", required=True, help="folder with the .bin files of one split")
+    imported.add_argument("--tokenizer", required=True, help="SentencePiece model that made them")
+    imported.add_argument("--output", required=True, help="folder for the store")
+    imported.add_argument("--split", choices=SPLITS, default="train", help="default: train")
+    imported.set_defaults(run=_import)
+
+    verify = commands.add_parser(
+        "verify",
+        help="check every digest and count of a store",
+        description="Reads a whole store and compares it with its index; exit code 2 and a line "
+        "for each fault if they differ.",
+    )
+    verify.add_argument("store", help="folder of one split, local or gs://")
+    verify.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes (default: one for each core)",
+    )
+    verify.set_defaults(run=_verify)
+
+    stats = commands.add_parser(
+        "stats",
+        help="tokens, documents, bytes and bytes per token by set",
+        description="Shows what a store holds.",
+    )
+    stats.add_argument("store", help="folder of one split, local or gs://")
+    stats.add_argument("--json", action="store_true", help="print one JSON object instead")
+    stats.add_argument("--histogram", help="PNG to draw the documents' lengths into")
+    stats.set_defaults(run=_stats)
+
     tokenizer = commands.add_parser(
         "tokenizer",
         help="train a SentencePiece BPE with Llama's settings",
@@ -133,6 +171,39 @@ def _cache(arguments: argparse.Namespace) -> None:
         )
         store = cache.cache(task, Path(arguments.output) / split, options=options)
         print(f"{store.directory}: {store.tokens:,} tokens of {store.documents:,} documents")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    cache = _data_module("cache")
+    task = _data_module("litgpt_bin").open_litgpt(
+        arguments.input, arguments.split, arguments.tokenizer
+    )
+    store = cache.cache(task, Path(arguments.output))
+    print(f"{store.directory}: {store.tokens:,} tokens of {store.documents:,} documents")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    def report(problem: str) -> None:
+        print(problem, file=sys.stderr)
+
+    index = _data_module("verify").verify(arguments.store, arguments.workers, report)
+    print(
+        f"{arguments.store}: {len(index['shards']):,} shards, {index['tokens']:,} tokens, "
+        f"{index['documents']:,} documents as in the index; fingerprint {index['fingerprint']}"
+    )
+
+
+def _stats(arguments: argparse.Namespace) -> None:
+    module = _data_module("statistics")
+    counts = module.statistics(arguments.store)
+    print(json.dumps(counts.as_json()) if arguments.json else counts.table())
+    if arguments.histogram:
+        try:
+            module.draw(counts, arguments.histogram, f"Documents of {arguments.store}")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot write {arguments.histogram}: {error}; give --histogram a .png file"
+            ) from error
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """`prts grow`: grow a checkpoint into a deeper one, sharing its files or layer by layer."""
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -11,15 +12,28 @@ import jax
 from prts_jax.checkpoint import executors, grow, layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.cli import run
-from prts_jax.config import ModelConfig
+from prts_jax.cli.arguments import OneLineParser
+from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
 from prts_jax.paths import as_path
 
+_OPTION_HELP = {
+    "factor": "stack, interpolate, zero: copies of the source (default: from --target_config)",
+    "layers": "layers: source layer of each target layer, as '1-234*7-56' (one-based, * repeats "
+    "the group before it, sources of at most 9 layers) or '0:24,8:32' (zero-based, half-open)",
+    "drop": "solar: layers that each of the two copies lacks (default: from --target_config)",
+    "every": "block_expansion: a new layer after every so many (default: from --target_config)",
+    "block": "middle, last: layers of the block that is copied (default: from --target_config)",
+    "order": "zero: 'interleave' puts new layers after their originals, 'stack' on top "
+    "(default: interleave)",
+}
+"""What each key of `GrowthConfig` is for."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = argparse.ArgumentParser(
+    made = OneLineParser(
         prog="prts grow",
         description=(
             "Grow a checkpoint into a deeper one. Where the files allow it, new layers point at "
@@ -43,20 +57,15 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help=f"growth operator: {', '.join(OPERATORS)} (default: stack, or layers with --layers)",
     )
-    made.add_argument(
-        "--factor",
-        type=int,
-        default=0,
-        metavar="G",
-        help="stack: copies of the source on top of each other (default: from --target_config)",
-    )
-    made.add_argument(
-        "--layers",
-        default="",
-        metavar="LIST",
-        help="layers: source layer of each target layer, as '1-234*7-56' (one-based, * repeats "
-        "the group before it, sources of at most 9 layers) or '0:24,8:32' (zero-based, half-open)",
-    )
+    for option in dataclasses.fields(GrowthConfig):
+        if option.name != "operator":
+            made.add_argument(
+                f"--{option.name}",
+                type=type(option.default),
+                default=option.default,
+                metavar=option.name[0].upper() if option.default == 0 else "TEXT",
+                help=_OPTION_HELP[option.name],
+            )
     made.add_argument(
         "--target_config",
         default="",
@@ -95,8 +104,7 @@ def main(argv: Sequence[str]) -> int:
         layout.read_lineage(source).model,
         _target_model(arguments.target_config),
         arguments.operator or ("layers" if arguments.layers else "stack"),
-        arguments.factor,
-        arguments.layers,
+        **{name: getattr(arguments, name) for name in _OPTION_HELP},
     )
     if arguments.dry_run:
         _show_plan(source, target, growth_map, arguments.mode, arguments.json)

@@ -16,8 +16,8 @@ from prts_jax.errors import UserError
 class GrowthMap:
     """How each layer of a target model comes from a source model.
 
-    Executors (`on_mesh`, `prts_jax.checkpoint.grow`) do what `layers` says and look at nothing
-    else, so they agree bit for bit. Leaves without a layer axis are copied.
+    Executors (`on_mesh`, `prts_jax.checkpoint.grow`) do what `layers` and `zeroed` say and look at
+    nothing else, so they agree bit for bit. Leaves without a layer axis are copied.
 
     Attributes:
       operator: name of the operator that made the map ("stack").
@@ -25,6 +25,8 @@ class GrowthMap:
       source: the model that is grown.
       target: the grown model.
       layers: for each target layer, the index (zero-based) of the source layer it copies.
+      zeroed: the target layers, in rising order, whose output projections (leaves of which
+        `Declaration.writes_stream` is true) are zero, so that the layer passes on what it is given.
     """
 
     operator: str
@@ -32,6 +34,7 @@ class GrowthMap:
     source: ModelConfig
     target: ModelConfig
     layers: tuple[int, ...]
+    zeroed: tuple[int, ...] = ()
 
     def validate(self) -> None:
         """Checks that the map can be executed.
@@ -59,6 +62,22 @@ class GrowthMap:
                 f"growth: the list has {len(self.layers)} layers and the target "
                 f"model.layers={self.target.layers}; make them equal"
             )
+        rising = all(a < b for a, b in zip(self.zeroed, self.zeroed[1:], strict=False))
+        if not rising or not set(self.zeroed) <= set(range(len(self.layers))):
+            raise UserError(
+                f"growth: zeroed target layers {list(self.zeroed)} are no rising list of layers 0 "
+                f"to {len(self.layers) - 1}; mend the list"
+            )
+
+    def function_preserving(self) -> bool:
+        """Returns whether the target computes what the source computes, at the moment of growth.
+
+        A layer with zero outputs adds nothing to the residual stream, so what counts is whether
+        the other layers are the source's, each once and in order.
+        """
+        zeroed = set(self.zeroed)
+        kept = tuple(layer for at, layer in enumerate(self.layers) if at not in zeroed)
+        return kept == tuple(range(self.source.layers))
 
     def connection_rate(self) -> float:
         """Returns the share of adjacent target layers that were adjacent in the source.
@@ -70,9 +89,11 @@ class GrowthMap:
         return sum(b == a + 1 for a, b in pairs) / len(pairs) if pairs else 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the map as JSON would hold it."""
+        """Returns the map as JSON would hold it; what growth leaves alone is left out."""
         values = dataclasses.asdict(self)
-        return values | {"options": dict(self.options), "layers": list(self.layers)}
+        values |= {"options": dict(self.options), "layers": list(self.layers)}
+        del values["zeroed"]
+        return values | ({"zeroed": list(self.zeroed)} if self.zeroed else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "GrowthMap":
@@ -88,6 +109,7 @@ class GrowthMap:
                 source=prts_jax.config.from_dict(ModelConfig, values["source"], "source"),
                 target=prts_jax.config.from_dict(ModelConfig, values["target"], "target"),
                 layers=tuple(int(layer) for layer in values["layers"]),
+                zeroed=tuple(int(layer) for layer in values.get("zeroed", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -102,14 +124,20 @@ class GrowthMap:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __str__(self) -> str:
-        """Draws the map: a row for each source layer, a column for each target layer."""
+        """Draws the map: a row for each source layer, a column for each target layer.
+
+        A copy is ●, one with zero outputs ○.
+        """
         pairs = max(len(self.layers) - 1, 1)
         head = (
             f"{self.operator}: {self.source.layers} → {self.target.layers} layers "
             f"({format_ranges(self.layers)}), "
             f"connection rate {round(self.connection_rate() * pairs)}/{pairs}"
         )
-        return "\n".join([head, *_drawing(self.layers, self.source.layers)])
+        if self.zeroed:
+            head += f", outputs of {len(self.zeroed)} layers zero"
+        head += ", function preserving" if self.function_preserving() else ""
+        return "\n".join([head, *_drawing(self.layers, self.zeroed, self.source.layers)])
 
 
 def format_ranges(layers: tuple[int, ...]) -> str:
@@ -137,10 +165,13 @@ def _check_widths(source: ModelConfig, target: ModelConfig) -> None:
             )
 
 
-def _drawing(layers: tuple[int, ...], source_layers: int) -> Iterator[str]:
+def _drawing(layers: tuple[int, ...], zeroed: tuple[int, ...], source_layers: int) -> Iterator[str]:
+    marks = ["○" if at in zeroed else "●" for at in range(len(layers))]
     margin = len(f"source {max(source_layers - 1, 0)}")
     for source in reversed(range(source_layers)):
-        dots = "".join("●" if layer == source else "·" for layer in layers)
+        dots = "".join(
+            mark if layer == source else "·" for mark, layer in zip(marks, layers, strict=True)
+        )
         label = f"source {source}" if source == source_layers - 1 else str(source)
         yield f"{label:>{margin}} {dots}"
     ticks = "".join(f"{tick:<10}" for tick in range(0, len(layers), 10))

@@ -30,15 +30,21 @@ def grow_params(
       shardings: nested dict of the target's shardings, one for each leaf.
 
     Returns:
-      Nested dict of the target's arrays, bit for bit the source's layers.
+      Nested dict of the target's arrays, bit for bit the source's layers (or zero).
     """
     layers = np.asarray(growth_map.layers, np.int32)
+    zeroed = np.isin(np.arange(len(layers)), growth_map.zeroed)
+
+    def grow_leaf(leaf: jax.Array, declaration: Declaration) -> jax.Array:
+        if not declaration.stacked:
+            return leaf
+        grown = jnp.take(leaf, layers, axis=0)
+        if not declaration.writes_stream or not zeroed.any():
+            return grown
+        return jnp.where(zeroed.reshape(-1, *[1] * (leaf.ndim - 1)), 0, grown)
 
     def grow(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {
-            path: jnp.take(leaf, layers, axis=0) if declarations[path].stacked else leaf
-            for path, leaf in leaves.items()
-        }
+        return {path: grow_leaf(leaf, declarations[path]) for path, leaf in leaves.items()}
 
     grown = jax.jit(grow, out_shardings=flatten(shardings))(flatten(source_params))
     return unflatten(grown)

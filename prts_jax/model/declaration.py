@@ -5,6 +5,9 @@ from dataclasses import dataclass
 LAYERS = "layers"
 """Logical axis of stacked layers: always axis 0 of a leaf that has it."""
 
+STREAM = "embed"
+"""Logical axis of the residual stream, which every layer reads and adds to."""
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -29,6 +32,19 @@ class Declaration:
     def stacked(self) -> bool:
         """Whether axis 0 is the stack of layers."""
         return bool(self.axes) and self.axes[0] == LAYERS
+
+    @property
+    def writes_stream(self) -> bool:
+        """Whether it is a layer's output projection: something else in, the stream out.
+
+        Where all of these are zero the layer is the identity.
+        """
+        return (
+            self.stacked
+            and bool(self.contracts)
+            and STREAM in self.axes
+            and STREAM not in self.contracts
+        )
 
     @property
     def fan_in(self) -> int:

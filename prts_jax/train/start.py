@@ -10,11 +10,12 @@ import optax
 from jax.sharding import Mesh
 
 from data_pipelines.loader import TrainBatches
+from data_pipelines.mixture import train_batches
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
-from prts_jax.config import ModelConfig, RunConfig, nearest, to_dict
+from prts_jax.config import DataConfig, ModelConfig, RunConfig, nearest, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -42,7 +43,7 @@ FREE_TO_CHANGE = (
 )
 """Keys that a resume may change without being asked."""
 
-DATA_ORDER = ("length", "seed", "shuffle", "overlap")
+DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block")
 """Keys of `config.data` that fix which tokens a position stands for."""
 
 
@@ -174,8 +175,7 @@ def _grow(
 ) -> Start:
     path = checkpoint_store.resolve(config.init.grow_from)
     source = checkpoint_store.read_lineage(path)
-    growth = config.init.growth
-    growth_map = make_map(source.model, config.model, growth.operator, growth.factor, growth.layers)
+    growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
     source_declarations = declare(source.model)
     source_params = checkpoint_store.restore_params(
         path, abstract_params(source_declarations, mesh), source_declarations
@@ -238,8 +238,9 @@ def data_position(
 ) -> tuple[int, str, tuple[dict[str, Any], ...]]:
     """Where the data of a run that grew out of a checkpoint begin.
 
-    At the very next token, when the order is the checkpoint's. Another length, seed or shuffle
-    makes another order: a new epoch of it begins. Another store needs
+    At the very next token, when the order is the checkpoint's, or differs in the length alone and
+    is shuffled in blocks that both lengths divide. Otherwise another length, seed, shuffle or
+    mixture makes another order: a new epoch of it begins. Another store needs
     `--allow_change=data.store` and begins at its start.
 
     Returns:
@@ -258,13 +259,24 @@ def data_position(
             )
         change = _change(lineage, "data.store", lineage.store, fingerprint)
         return 0, "data start at the beginning of another store", (change,)
-    before, after = lineage.config["data"], dataclasses.asdict(config.data)
+    after = dataclasses.asdict(config.data)
+    before = {**dataclasses.asdict(DataConfig()), **lineage.config["data"]}
     changed = [key for key in DATA_ORDER if before[key] != after[key]]
-    if not changed:
-        return lineage.position, f"data go on at token {lineage.position:,}", ()
-    old = dataclasses.replace(batches, **{key: before[key] for key in (*DATA_ORDER, "batch")})
-    epochs = -(-lineage.position // (old.windows_per_epoch * old.length))
     changes = tuple(_change(lineage, f"data.{key}", before[key], after[key]) for key in changed)
+    if not changed or (changed == ["length"] and batches.keeps_position(lineage.position)):
+        return lineage.position, f"data go on at token {lineage.position:,}", changes
+    # Sets without shares are in the fingerprint, which is the same.
+    old = train_batches(
+        batches.store,
+        before["mixture"] if "=" in before["mixture"] else "",
+        before["length"],
+        before["batch"],
+        before["seed"],
+        before["shuffle"],
+        before["overlap"],
+        before["block"],
+    )
+    epochs = -(-lineage.position // (old.windows_per_epoch * old.length))
     note = f"data.{changed[0]} changed, so data start epoch {epochs + 1} in a new order"
     return epochs * batches.windows_per_epoch * batches.length, note, changes
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from prts_jax.checkpoint import grow, leaves
+from prts_jax.checkpoint.digest import digests
 from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import restore_params, save_checkpoint
@@ -76,6 +77,33 @@ def test_streamed_on_the_mesh_and_numpy_agree_bit_for_bit(source, tmp_path, nota
     targets = declare(growth_map.target)
     on_mesh = grow_params(unflatten(values), growth_map, targets, shardings)
     assert_same(flatten(on_mesh), expected)
+
+
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("zero", {"factor": 2}),
+        ("zero", {"factor": 3, "order": "stack"}),
+        ("block_expansion", {"every": 3}),
+    ],
+)
+def test_zero_outputs_are_written_and_digested_on_the_mesh_and_streaming(
+    source, tmp_path, operator, options
+):
+    path, values = source
+    growth_map = make_map(MODEL, None, operator, **options)
+    expected = reference(values, growth_map.layers)
+    for name in ("layers/attention/o", "layers/mlp/down"):
+        expected[name][list(growth_map.zeroed)] = 0
+    report = grow.stream(path, str(tmp_path / "grown"), growth_map)
+    assert report.bytes_written == sum(value.nbytes for value in expected.values())
+    assert report.bytes_read == sum(value.nbytes for value in values.values())
+    assert_same(read(str(tmp_path / "grown")), expected)  # verifies the digests as well
+    targets = declare(growth_map.target)
+    shardings = dict.fromkeys(values, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    on_mesh = grow_params(unflatten(values), growth_map, targets, shardings)
+    assert_same(flatten(on_mesh), expected)
+    assert digests(on_mesh, targets) == read_lineage(str(tmp_path / "grown")).digests
 
 
 def test_a_tied_model_grows(tmp_path):

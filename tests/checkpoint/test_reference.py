@@ -206,7 +206,18 @@ def test_what_else_cannot_be_shared_is_said_before_anything_is_written(source, t
 def test_a_map_says_nothing_that_pointers_cannot_do():
     """Sharing looks at `layers` alone: what else a map may ask for belongs into `obstacle`."""
     fields = {field.name for field in dataclasses.fields(GrowthMap)}
-    assert fields == {"operator", "options", "source", "target", "layers"}
+    assert fields == {"operator", "options", "source", "target", "layers", "zeroed"}
+
+
+def test_zero_outputs_are_streamed(source, tmp_path):
+    path, values = source
+    growth_map = make_map(MODEL, None, "zero", factor=2)
+    with pytest.raises(reference.CannotReferenceError, match="zero makes layers with zero outputs"):
+        reference.link(path, str(tmp_path / "grown"), growth_map)
+    executors.grow_checkpoint(path, str(tmp_path / "grown"), growth_map)
+    grown = read(str(tmp_path / "grown"))
+    assert not grown["layers/mlp/down"][1::2].any()
+    np.testing.assert_array_equal(grown["layers/mlp/up"], values["layers/mlp/up"].repeat(2, 0))
 
 
 def test_an_existing_target_is_never_touched(source, tmp_path):

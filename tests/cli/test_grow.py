@@ -34,6 +34,17 @@ def test_a_checkpoint_is_stacked_and_the_map_drawn(source, tmp_path, capsys):
     assert read_lineage(str(tmp_path / "grown")).model.layers == 12
 
 
+def test_every_operator_and_its_options_are_flags(source, tmp_path, capsys, caplog):
+    target = f"--target={tmp_path / 'grown'}"
+    argv = [source, target, "--operator=zero", "--factor=2", "--order=stack"]
+    assert grow.main(argv) == 0
+    assert "source 2 ··●··○" in capsys.readouterr().out
+    record = read_lineage(str(tmp_path / "grown")).growth[0]["map"]
+    assert record["operator"] == "zero"
+    assert record["zeroed"] == [3, 4, 5]
+    assert "streaming, for it cannot be grown by reference: zero makes layers" in caplog.text
+
+
 def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
     target = f"--target={tmp_path / 'grown'}"
     assert grow.main([source, target, "--layers=1-23*2-3", "--json"]) == 0
@@ -126,6 +137,8 @@ def test_the_factor_comes_from_a_target_config(source, tmp_path):
         (["--factor=2", "--mode=refer"], "'refer' is none of auto, stream, reference"),
         (["--factor=0"], "growth.factor: is 0 and no target is given"),
         (["--operator=stak", "--factor=2"], "did you mean 'stack'"),
+        (["--operator=solar", "--factor=2"], "operator 'solar' takes no factor"),
+        (["--operator=block_expansion", "--every=2"], "divide the source's 3 layers"),
         (["--layers=123*"], "is no group"),
         (["--layers=12"], "growth never shrinks"),
         (["--layers=0:4"], "layer 3 is none of the source's layers 0 to 2"),

@@ -87,6 +87,25 @@ def test_a_map_that_cannot_be_is_refused(growth_map, message):
         growth_map.validate()
 
 
+@pytest.mark.parametrize("zeroed", [(4,), (-1,), (2, 1), (1, 1)])
+def test_zeroed_layers_are_a_rising_list_of_target_layers(zeroed):
+    with pytest.raises(UserError, match="zeroed target layers .* are no rising list"):
+        dataclasses.replace(grown((0, 1, 2, 2)), zeroed=zeroed).validate()
+
+
+def test_a_map_with_zeroed_layers_survives_json_and_has_a_digest_of_its_own():
+    kept = grown((0, 1, 2, 2))
+    zeroed = dataclasses.replace(kept, zeroed=(3,))
+    assert GrowthMap.from_json(json.loads(json.dumps(zeroed.to_json()))) == zeroed
+    assert zeroed.digest() != kept.digest()
+
+
+def test_maps_stored_before_there_were_zeroed_layers_still_read():
+    values = grown((0, 1, 2, 2)).to_json()
+    assert sorted(values) == ["layers", "operator", "options", "source", "target"]
+    assert GrowthMap.from_json(values).zeroed == ()
+
+
 def test_reading_a_map_of_another_version_is_refused():
     values = grown((0, 1, 2)).to_json()
     del values["layers"]
@@ -100,6 +119,18 @@ def test_the_drawing_has_a_row_a_source_layer_and_a_column_a_target_layer():
         "source 2 ··●··●",
         "       1 ·●··●·",
         "       0 ●··●··",
+        "  target 0",
+    ]
+
+
+def test_zero_outputs_are_drawn_hollow():
+    growth_map = dataclasses.replace(grown((0, 1, 1, 2)), zeroed=(2,))
+    assert str(growth_map).splitlines() == [
+        "layers: 3 → 4 layers (0:2,1:3), connection rate 2/3, outputs of 1 layers zero, "
+        "function preserving",
+        "source 2 ···●",
+        "       1 ·●○·",
+        "       0 ●···",
         "  target 0",
     ]
 
