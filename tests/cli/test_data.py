@@ -166,6 +166,12 @@ def test_help_explains_every_flag(command: list[str], capsys: pytest.CaptureFixt
     assert "usage: prts data" in text
 
 
+@pytest.mark.parametrize("argv", [[], ["cach"], ["cache", "--outptu=x"], ["cache", "--out=x"]])
+def test_wrong_flags_end_in_one_line(argv: list[str]):
+    with pytest.raises(UserError, match="see `prts data.* --help`"):
+        data.main(argv)
+
+
 def test_loading_the_command_loads_no_tensorflow():
     script = "import sys, prts_jax.cli.data; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
