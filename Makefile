@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS = data,hf,tpu,dev
 comma = ,
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -48,7 +49,7 @@ test: lint
 test-fast: install
 	$(VENV)/bin/python -m pytest -m 'not slow'
 
-# The slow tier runs once, on the default Python; what another Python breaks shows in seconds.
+# The slow tier, and what needs torch or a TPU compiler, runs once, on the default Python.
 test-other:
 	@for python in "$$(command -v python$(OTHER))" "$$HOME"/.pyenv/versions/$(OTHER)*/bin/python; do \
 	  if "$$python" -c '' 2>/dev/null; then found="$$python"; break; fi; \
@@ -56,7 +57,8 @@ test-other:
 	if [ -z "$${found:-}" ]; then \
 	  echo 'Python $(OTHER) is not on this machine: its fast tier was not run'; \
 	else \
-	  $(MAKE) --no-print-directory test-fast VENV=$(OTHER_VENV) PYTHON="$$found"; \
+	  $(MAKE) --no-print-directory test-fast VENV=$(OTHER_VENV) PYTHON="$$found" \
+	    EXTRAS=data,dev; \
 	fi
 
 lint: install
@@ -65,6 +67,7 @@ lint: install
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck tpu_scripts/*.sh prts_jax/launch/*.sh .ci/run
 
+# With [tpu], tests compile for TPUs, which needs none; nothing runs there.
 # An environment is made once, and installed into again when what it holds has changed.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python %d.%d: prts_jax needs 3.11 or newer; name one with make PYTHON=python3.11" % sys.version_info[:2])'
@@ -75,5 +78,5 @@ $(VENV)/.installed-data: setup.py constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: setup.py constraints.txt | $(VENV)/bin/python
-	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[data,hf,dev]'
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@

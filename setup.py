@@ -25,6 +25,7 @@ def readme() -> str:
 
 # Trains from a prepared token store, grows and reports: no TensorFlow, no torch.
 CORE = [
+    "absl-py>=2.1",
     "etils[epath]>=1.9",
     "flax>=0.12.8",
     "gcsfs>=2025.3",  # gs:// paths without TensorFlow

@@ -11,6 +11,7 @@ base steps of 1024 × 2048 tokens (10.5B), growth by 4, then a fresh AdamW, warm
 """
 
 from prts_jax import config
+from prts_jax.errors import UserError
 from prts_jax.model.presets import preset
 
 PEAK_RATE = {"410m": 6e-4, "1.1b": 3e-4, "3b": 1.6e-4, "7b": 1e-4}
@@ -21,7 +22,11 @@ BASE_STEPS = 5_000
 
 
 def get_config(argument: str = "1.1b,base"):
-    size, run = argument.split(",")
+    size, comma, run = argument.partition(",")
+    if not comma:
+        raise UserError(f"{argument!r} is not SIZE,RUN, such as 1.1b,base")
+    if run not in ("base", "grown", "scratch"):
+        raise UserError(f"run {run!r} is none of base, grown, scratch")
     is_base = run == "base"
     c = config.default_config()
     c.model = config.to_dict(preset(f"paper_{size}_base" if is_base else f"paper_{size}"))
@@ -37,6 +42,4 @@ def get_config(argument: str = "1.1b,base"):
     c.train.steps = BASE_STEPS if is_base else TARGET_STEPS[size]
     c.checkpoint.every_steps = 1_000
     c.evaluation.every_steps = 1_000
-    if run not in ("base", "grown", "scratch"):
-        raise ValueError(f"run {run!r} is none of base, grown, scratch")
     return c

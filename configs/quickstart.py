@@ -58,7 +58,10 @@ def flops_per_step(model: config.ModelConfig) -> int:
 
 def get_config(argument: str = "base"):
     run, _, size_name = argument.partition(",")
-    size = SIZES[size_name or "short"]
+    size_name = size_name or "short"
+    if size_name not in SIZES:
+        raise UserError(f"size {size_name!r} is none of {', '.join(SIZES)}")
+    size = SIZES[size_name]
     target = dataclasses.replace(size.base, layers=GROWTH_FACTOR * size.base.layers)
     spent = size.base_steps * flops_per_step(size.base) + size.grown_steps * flops_per_step(target)
     steps = {

@@ -36,6 +36,7 @@ from data_pipelines.store import (
 from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.workers import results
 from prts_jax.errors import UserError
+from prts_jax.paths import is_remote
 
 PLAN = "plan.json"
 LOCK = ".lock"
@@ -114,9 +115,14 @@ def cache(
       The finished store.
 
     Raises:
-      UserError: the folder holds a store made from something else, another process is writing it,
-        or the input is bad (with `skip_bad`: more of it than `max_bad_fraction`).
+      UserError: the folder is on gs://, holds a store made from something else, or is written by
+        another process; or the input is bad (with `skip_bad`: more of it than `max_bad_fraction`).
     """
+    if is_remote(directory):
+        raise UserError(
+            f"a store is made on a disk, not on {directory}: give a local --output, then copy it "
+            "with `gcloud storage cp --recursive`; training reads it there"
+        )
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)

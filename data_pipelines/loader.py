@@ -7,6 +7,7 @@ tokens that follow), `loss_weights` float32 and `source_ids` int32 (of the targe
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from data_pipelines.permutation import permute
 from data_pipelines.store import TokenStore
@@ -29,6 +30,10 @@ class TrainBatches:
       seed: of the order.
       shuffle: False reads the windows in the store's order.
       overlap: False takes disjoint blocks of length + 1 tokens, as the original's packed dataset.
+      block: tokens that stay together when the order is shuffled, a multiple of the length; 0
+        shuffles the windows. Blocks are read in one piece each, which object storage needs, and a
+        position stays exact when the length changes to another divisor of the block. Tokens after
+        the last whole block are left out.
     """
 
     store: TokenStore
@@ -37,22 +42,39 @@ class TrainBatches:
     seed: int
     shuffle: bool = True
     overlap: bool = True
+    block: int = 0
 
     def __post_init__(self) -> None:
         _check_sizes(self.length, self.batch)
+        if self.block % self.length or self.block < 0:
+            raise UserError(
+                f"block={self.block} is not a multiple of length={self.length}: give one, or 0"
+            )
+        if self.block and not self.overlap:
+            raise UserError(
+                "block and overlap=False: disjoint windows cannot share blocks; drop one"
+            )
+        self._check_store()
+
+    def _check_store(self) -> None:
         if self.windows_per_epoch < 1:
             raise UserError(
                 f"the store is smaller than one window: {self.store.directory} has "
-                f"{self.store.tokens} tokens and length={self.length} needs {self.length + 1}; "
-                "give a shorter length or more text"
+                f"{self.store.tokens} tokens and length={self.length} needs "
+                f"{max(self.length, self.block) + 1}; give a shorter length or more text"
             )
 
     @property
     def windows_per_epoch(self) -> int:
-        """Number of whole windows in the store."""
+        """Number of whole windows in the store, or in its whole blocks."""
         if self.overlap:
-            return (self.store.tokens - 1) // self.length
+            block = self.block or self.length
+            return (self.store.tokens - 1) // block * (block // self.length)
         return self.store.tokens // (self.length + 1)
+
+    def keeps_position(self, position: int) -> bool:
+        """Whether a position of the same blocks at another length is the same place here."""
+        return self.block > 0 and position % self.length == 0
 
     def rows(self, position: int, start: int, stop: int) -> Batch:
         """Returns rows [start, stop) of the global batch at a position.
@@ -76,29 +98,43 @@ class TrainBatches:
                 "that the position was counted with"
             )
         consumed = position // self.length + np.arange(start, stop, dtype=np.int64)
-        stride = self.length if self.overlap else self.length + 1
-        starts = self._windows(consumed) * stride
-        blocks = [self.store.read(int(first), self.length + 1) for first in starts]
-        sources = [self.store.source_ids(int(first) + 1, self.length) for first in starts]
-        tokens = np.array(blocks, np.int32).reshape(len(starts), self.length + 1)
+        tokens, sources = self.windows(consumed)
         return {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],
-            "loss_weights": np.ones((len(starts), self.length), np.float32),
-            "source_ids": np.array(sources, np.int32).reshape(len(starts), self.length),
+            "loss_weights": np.ones((len(consumed), self.length), np.float32),
+            "source_ids": sources[:, 1:],
         }
 
-    def _windows(self, consumed: np.ndarray) -> np.ndarray:
-        """Returns which window each of the run's windows is; int64, the same shape."""
+    def windows(self, consumed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns tokens and source ids, int32 [n, length + 1], of the run's windows `consumed`."""
+        stride = self.length if self.overlap else self.length + 1
+        starts = self._order(consumed) * stride
+        out = np.empty((2, len(starts), self.length + 1), np.int32)
+        # Windows that follow one another in the store are read in one piece.
+        runs = np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts) != stride) + 1)
+        runs = [run for run in runs if run.size]
+        spans = [(int(starts[run[0]]), (len(run) - 1) * stride + self.length + 1) for run in runs]
+        for run, arrays in zip(runs, self.store.read_many(spans), strict=True):
+            for kind, array in enumerate(arrays):
+                if len(run) == 1:
+                    out[kind, run[0]] = array
+                else:
+                    out[kind, run] = sliding_window_view(array, self.length + 1)[::stride]
+        return out[0], out[1]
+
+    def _order(self, consumed: np.ndarray) -> np.ndarray:
+        """Returns which window of the store each of the run's windows is; int64, the same shape."""
         epochs, places = np.divmod(consumed, self.windows_per_epoch)
         if not self.shuffle:
             return places
-        windows = np.empty_like(places)
+        together = max(self.block // self.length, 1)
+        blocks, within = np.divmod(places, together)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             key = f"{self.seed}/{epoch}/{self.store.fingerprint}"
-            windows[here] = permute(places[here], self.windows_per_epoch, key)
-        return windows
+            blocks[here] = permute(blocks[here], self.windows_per_epoch // together, key)
+        return blocks * together + within
 
 
 @dataclass(frozen=True)

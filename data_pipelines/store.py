@@ -11,7 +11,7 @@ A shard's documents lie in the order of its input file (layout "mixed"), or one 
 in the order of the source ids (layout "by_set"). The index also lists, for each shard, the lines of
 its input that were left out, by the kind of fault.
 
-Reading needs NumPy alone: memory maps, opened when first read.
+Reading needs neither TensorFlow nor the `data` extra, and works on gs:// too (`files.py`).
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from operator import itemgetter
@@ -27,7 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.files import Files, open_files
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path
 
 FORMAT = 1
 INDEX = "index.json"
@@ -36,7 +39,7 @@ TEMPORARY = ".tmp"
 LAYOUTS = ("mixed", "by_set")
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
-OPEN_MAPS = 256  # a map holds a file descriptor, and a process may have as few as 1,024
+OPEN_DESCRIPTIONS = 128  # shards whose document ends are at hand
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,7 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: no store there, one that is unfinished, or an index that is damaged or newer.
     """
-    path = Path(directory) / INDEX
+    path = as_path(directory) / INDEX
     try:
         index = json.loads(path.read_bytes())
         if index["format"] != FORMAT:
@@ -246,34 +249,44 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class TokenStore:
-    """A finished store, read as one long array of tokens.
+    """A finished store, or some of its sets, read as one long array of tokens.
 
     Attributes:
-      directory: its folder.
+      directory: its folder, local or gs://.
       fingerprint: sha256 of the content.
       vocab_size: number of token ids.
       eos_id: the id that ends a document.
       tokens: number of tokens.
-      documents: number of documents.
+      documents: number of documents; of the whole store.
       sources: names of the sets; a source id is an index into them.
+      layout: of `LAYOUTS`.
     """
 
-    def __init__(self, directory: str, index: Mapping[str, Any]):
+    def __init__(self, directory: str, index: Mapping[str, Any], files: Files):
+        """Takes an index as it is; `open` checks it."""
         self.directory = directory
         self.fingerprint: str = index["fingerprint"]
         self.vocab_size: int = index["vocab_size"]
         self.eos_id: int = index["eos_id"]
-        self.tokens: int = index["tokens"]
         self.documents: int = index["documents"]
         self.sources: tuple[str, ...] = tuple(index["sources"])
+        self.layout: str = index.get("layout", "mixed")
+        self._files = files
         self._names = [shard["name"] for shard in index["shards"]]
-        self._ends = np.cumsum([shard["tokens"] for shard in index["shards"]], dtype=np.int64)
-        self._dtypes = {
-            "tokens": token_dtype(self.vocab_size),
-            "ends": END_DTYPE,
-            "sources": SOURCE_DTYPE,
-        }
-        self._map = lru_cache(OPEN_MAPS)(self._open_map)
+        self._shard_documents = [shard["documents"] for shard in index["shards"]]
+        self._per_source = np.array(
+            [shard["tokens_per_source"] for shard in index["shards"]], np.int64
+        ).reshape(len(self._names), len(self.sources))
+        per_shard = self._per_source.sum(axis=1)
+        self._take(np.arange(len(self._names)), np.zeros_like(per_shard), per_shard)
+        self._descriptions = lru_cache(OPEN_DESCRIPTIONS)(self._read_descriptions)
+
+    def _take(self, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """Lets the array be tokens [offset, offset + size) of each shard, one after the other."""
+        present = sizes > 0
+        self._shards, self._offsets = shards[present], offsets[present]
+        self._ends = np.cumsum(sizes[present], dtype=np.int64)
+        self.tokens = int(self._ends[-1]) if self._ends.size else 0
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> "TokenStore":
@@ -282,39 +295,71 @@ class TokenStore:
         Raises:
           UserError: the store is missing, unfinished or damaged.
         """
-        index = read_index(directory)
-        store = cls(os.fspath(directory), index)
+        index, files = read_index(directory), open_files(directory)
+        sizes = files.sizes()
         for shard in index["shards"]:
-            for suffix, dtype in store._dtypes.items():
-                items = shard["tokens"] if suffix == "tokens" else shard["documents"]
-                store._check_size(f"{shard['name']}.{suffix}", items * dtype.itemsize)
-        return store
+            for name, expected in file_sizes(shard, index["vocab_size"]).items():
+                if sizes.get(name) != expected:
+                    actual = sizes.get(name)
+                    found = (
+                        "is missing" if actual is None else f"has {actual} bytes, not {expected}"
+                    )
+                    raise UserError(
+                        f"damaged token store: {as_path(directory) / name} {found}; delete the "
+                        "store, cache again"
+                    )
+        return cls(os.fspath(directory), index, files)
 
-    def _check_size(self, name: str, expected: int) -> None:
-        path = Path(self.directory) / name
-        actual = path.stat().st_size if path.exists() else None
-        if actual != expected:
-            found = "is missing" if actual is None else f"has {actual} bytes, not {expected}"
-            raise UserError(f"damaged token store: {path} {found}; delete the store, cache again")
+    def only(self, names: Iterable[str]) -> "TokenStore":
+        """Returns the tokens of some sets as a store of their own, with a fingerprint of its own.
 
-    def _open_map(self, shard: int, suffix: str) -> np.ndarray:
-        path = Path(self.directory) / f"{self._names[shard]}.{suffix}"
-        return np.memmap(path, dtype=self._dtypes[suffix], mode="r")
+        Raises:
+          UserError: an unknown set, or a store whose sets lie mixed.
+        """
+        chosen = sorted(self._source(name) for name in names)
+        if chosen == list(range(len(self.sources))):
+            return self
+        if self.layout != "by_set":
+            raise UserError(
+                f"sets lie mixed in {self.directory}: cache with --layout=by_set to choose among "
+                "them when training"
+            )
+        some = copy(self)
+        begins = np.cumsum(self._per_source, axis=1) - self._per_source
+        shards = np.repeat(np.arange(len(self._names)), len(chosen))
+        some._take(shards, begins[:, chosen].ravel(), self._per_source[:, chosen].ravel())
+        content = f"{self.fingerprint} {[self.sources[source] for source in chosen]}"
+        some.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        return some
+
+    def _source(self, name: str) -> int:
+        if name not in self.sources:
+            raise UserError(
+                f"no set {name!r} in {self.directory}: it has {', '.join(self.sources)}"
+            )
+        return self.sources.index(name)
+
+    def _read_descriptions(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """The token count after each document of a shard, and its source."""
+        name, documents = self._names[shard], self._shard_documents[shard]
+        return (
+            self._files.read(f"{name}.ends", END_DTYPE, 0, documents),
+            self._files.read(f"{name}.sources", SOURCE_DTYPE, 0, documents),
+        )
 
     def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         """Yields (shard, first and end token within it, offset in the result)."""
         if start < 0 or count < 0 or start + count > self.tokens:
             raise IndexError(f"tokens [{start}, {start + count}) of {self.tokens}")
-        shard = int(np.searchsorted(self._ends, start, side="right"))
+        segment = int(np.searchsorted(self._ends, start, side="right"))
         done = 0
         while done < count:
-            size = int(self._ends[shard] - (self._ends[shard - 1] if shard else 0))
-            first = start + done - (int(self._ends[shard]) - size)
-            end = min(size, first + count - done)
-            if end > first:
-                yield shard, first, end, done
-                done += end - first
-            shard += 1
+            begin = int(self._ends[segment - 1]) if segment else 0
+            size = min(int(self._ends[segment]) - start - done, count - done)
+            first = int(self._offsets[segment]) + start + done - begin
+            yield int(self._shards[segment]), first, first + size, done
+            done += size
+            segment += 1
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Returns tokens [start, start + count), across shards: int32 [count].
@@ -322,10 +367,19 @@ class TokenStore:
         Raises:
           IndexError: beyond the store.
         """
-        out = np.empty(count, np.int32)
+        out, dtype = np.empty(count, np.int32), token_dtype(self.vocab_size)
         for shard, first, end, offset in self._pieces(start, count):
-            out[offset : offset + end - first] = self._map(shard, "tokens")[first:end]
+            out[offset : offset + end - first] = self._files.read(
+                f"{self._names[shard]}.tokens", dtype, first, end
+            )
         return out
+
+    def read_many(self, spans: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns (tokens, source ids), each int32 [count], of every (start, count); see `read`.
+
+        On object storage the requests are under way together.
+        """
+        return self._files.map(lambda span: (self.read(*span), self.source_ids(*span)), list(spans))
 
     def source_ids(self, start: int, count: int) -> np.ndarray:
         """Returns the source id of the document that each token belongs to: int32 [count].
@@ -335,14 +389,23 @@ class TokenStore:
         """
         out = np.empty(count, np.int32)
         for shard, first, end, offset in self._pieces(start, count):
-            ends = self._map(shard, "ends")
-            documents = slice(
-                int(np.searchsorted(ends, first, side="right")),
-                int(np.searchsorted(ends, end - 1, side="right")) + 1,
-            )
-            borders = np.minimum(ends[documents].astype(np.int64), end)
+            ends, sources = self._descriptions(shard)
+            document = int(np.searchsorted(ends, first, side="right"))
+            if ends[document] >= end:  # most windows lie in one document
+                out[offset : offset + end - first] = sources[document]
+                continue
+            last = int(np.searchsorted(ends, end - 1, side="right"))
+            borders = np.minimum(ends[document : last + 1].astype(np.int64), end)
             lengths = np.diff(borders, prepend=first)
-            out[offset : offset + end - first] = np.repeat(
-                self._map(shard, "sources")[documents], lengths
-            )
+            out[offset : offset + end - first] = np.repeat(sources[document : last + 1], lengths)
         return out
+
+
+def file_sizes(shard: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """Returns the bytes that each of a shard's files has, by name; `shard` is the index's entry."""
+    items = {
+        "tokens": shard["tokens"] * token_dtype(vocab_size).itemsize,
+        "ends": shard["documents"] * END_DTYPE.itemsize,
+        "sources": shard["documents"] * SOURCE_DTYPE.itemsize,
+    }
+    return {f"{shard['name']}.{suffix}": size for suffix, size in items.items()}

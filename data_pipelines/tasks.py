@@ -121,6 +121,7 @@ def register(
       directory: the folder that holds train/ and validation/.
       tokenizer: a SentencePiece model; read when a task is first used.
     """
+    _registered[corpus.name] = (directory, tokenizer)
     everything = list(corpus.sets)
     tasks = {corpus.name: everything}
     tasks |= {f"{corpus.name}_{short_name}": [short_name] for short_name in everything}
@@ -278,14 +279,15 @@ def open_task(
             raise UserError(
                 f"cannot import {module}: {error}; give a module on PYTHONPATH"
             ) from error
-    if directory is not None or tokenizer is not None:
-        _point_at(name, directory, tokenizer)
-    provider = _find(name)
-    if isinstance(provider, seqio.Mixture):
-        tasks = provider.tasks
-        if len(tasks) != 1:
-            raise UserError(f"mixture {name} has {len(tasks)} tasks: cache each of them by itself")
-        provider = tasks[0]
+    with _pointed_at(name, directory, tokenizer):
+        provider = _find(name)
+        if isinstance(provider, seqio.Mixture):
+            tasks = provider.tasks
+            if len(tasks) != 1:
+                raise UserError(
+                    f"mixture {name} has {len(tasks)} tasks: cache each of them by itself"
+                )
+            provider = tasks[0]
     native = native_task(name, split, provider)
     recipe = (name, split, directory, tokenizer, tuple(modules))
     return native or SeqioFileTask(name, split, provider, recipe)
@@ -300,22 +302,35 @@ def _find(name: str) -> seqio.Task | seqio.Mixture:
         raise UserError(f"no task {name!r}: the nearest is {nearest!r}") from error
 
 
-def _point_at(
+@contextmanager
+def _pointed_at(
     name: str,
     directory: str | os.PathLike[str] | None,
     tokenizer: str | os.PathLike[str] | None,
-) -> None:
-    """Registers the corpus of a task anew, with what is given in place of its home."""
+) -> Iterator[None]:
+    """Registers a task's corpus with what is given, and afterwards as it was before."""
+    if directory is None and tokenizer is None:
+        yield
+        return
     _find(name)
     for corpus in CORPORA:
         if name == corpus.name or name.startswith(f"{corpus.name}_"):
-            folder = Path(directory or HOMES[corpus.name])
-            beside, shipped = folder / TOKENIZER, HOMES[corpus.name] / TOKENIZER
-            default = shipped if shipped.exists() and not beside.exists() else beside
-            register(corpus, folder, tokenizer or default)
-            return
-    raise UserError(f"task {name!r} has its own input and tokenizer: leave both out")
+            break
+    else:
+        raise UserError(f"task {name!r} has its own input and tokenizer: leave both out")
+    folder, home = Path(directory or HOMES[corpus.name]), HOMES[corpus.name]
+    beside, shipped = folder / TOKENIZER, home / TOKENIZER
+    default = shipped if shipped.exists() and not beside.exists() else beside
+    before = _registered[corpus.name]
+    register(corpus, folder, tokenizer or default)
+    try:
+        yield
+    finally:
+        register(corpus, *before)
 
+
+_registered: dict[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] = {}
+"""Corpus → folder and tokenizer that seqio's registry, which is global, has for it now."""
 
 HOMES = {SHAKESPEARE.name: EMBEDDED_SHAKESPEARE, SLIMPAJAMA.name: Path("slimpajama")}
 for _corpus in CORPORA:

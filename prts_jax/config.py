@@ -30,7 +30,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama. `paper.md`'s 24L2048H is layers=24, embed=2048."""
+    """Shape of a Llama. The paper's 24L2048H is layers=24, embed=2048."""
 
     vocab: int = 32000
     layers: int = 6
@@ -74,6 +74,8 @@ class DataConfig:
     batch: int = 1024  # sequences of a step, over all hosts
     shuffle: bool = True
     overlap: bool = True  # windows share one token; False: the original's disjoint blocks
+    mixture: str = ""  # all sets if empty; no_github; "A,B"; or shares of windows, "A=0.7,B=0.3"
+    block: int = 0  # tokens shuffled together, a multiple of length; 0: windows one by one
     seed: int = 0
 
 

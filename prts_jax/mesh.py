@@ -4,9 +4,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prts_jax.config import MeshConfig
@@ -108,6 +109,17 @@ def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
+def compile_together(function: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
+    """Compiles a jitted function for these arguments; every process waits for the slowest.
+
+    Processes compile at their own pace, and a collective does not wait long for one that is late.
+    """
+    compiled = function.lower(*arguments).compile()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("prts_jax:compiled")
+    return compiled
+
+
 def start_distributed(
     multihost: bool = False, coordinator: str = "", processes: int = 0, process: int = -1
 ) -> tuple[int, int]:
@@ -133,6 +145,8 @@ def start_distributed(
             )
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, processes, process)
+    elif process >= 0:
+        raise UserError("--process: only with --coordinator=HOST:PORT; leave it out")
     elif multihost:
         os.environ.setdefault("JAX_COORDINATOR_PORT", COORDINATOR_PORT)
         jax.distributed.initialize()

@@ -36,7 +36,7 @@ for name, value in CPU_ONLY.items():
     else:
         os.environ[name] = value
 
-# A torch built for CUDA brings Triton, and its library crashes a process that has TensorFlow loaded.
+# A torch built for CUDA brings Triton, whose library crashes a process that has TensorFlow loaded.
 # No test on a CPU needs it; commands never load torch and TensorFlow together.
 sys.modules["triton"] = None  # type: ignore[assignment]
 

@@ -51,7 +51,15 @@ NOT_IN_GROWTH = {"flax", "orbax", "optax", "tensorflow", "torch"}
 # What prepares text, with the extra [data].
 PREPARES_TEXT = {
     f"data_pipelines/{name}.py"
-    for name in ("cache", "native", "rows", "shakespeare_corpus", "sources", "tasks", "tokenizer")
+    for name in (
+        "cache",
+        "litgpt_bin",
+        "native",
+        "rows",
+        "shakespeare_corpus",
+        "tasks",
+        "tokenizer",
+    )
 }
 
 

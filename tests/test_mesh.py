@@ -147,6 +147,11 @@ def test_a_missing_host_is_an_error() -> None:
         start_distributed(processes=2)
 
 
+def test_an_index_without_a_coordinator_is_refused() -> None:
+    with pytest.raises(UserError, match="--process: only with --coordinator"):
+        start_distributed(process=1)
+
+
 @pytest.mark.parametrize(("processes", "process"), [(0, -1), (2, -1), (2, 2)])
 def test_a_coordinator_needs_to_know_the_processes(processes: int, process: int) -> None:
     with pytest.raises(UserError, match=r"--coordinator: needs --processes=N"):

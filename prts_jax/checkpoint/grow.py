@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import resource
@@ -61,7 +60,19 @@ class GrowthPlan:
 
 @dataclass(frozen=True)
 class GrowthReport:
-    """What a growth did: `mode` ("stream"), wall `seconds`, bytes and source layer per layer."""
+    """What a growth did.
+
+    Attributes:
+      mode: how: "stream" or "reference".
+      seconds: wall time.
+      bytes_read: bytes of values read.
+      bytes_written: bytes of values written.
+      peak_rss_bytes: largest memory of the process so far.
+      layers: source layer of each target layer.
+      files_linked: data files that the new checkpoint shares with its source.
+      bytes_linked: size of these files.
+      reason: why it was streamed although sharing files would be faster; "" if it was asked for.
+    """
 
     mode: str
     seconds: float
@@ -69,6 +80,9 @@ class GrowthReport:
     bytes_written: int
     peak_rss_bytes: int
     layers: tuple[int, ...]
+    files_linked: int = 0
+    bytes_linked: int = 0
+    reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON would hold it."""
@@ -103,12 +117,20 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
 
 def free_bytes(target: str) -> int | None:
     """Returns the free space where `target` will be; None where nobody can tell (gs://)."""
-    if is_remote(target):
-        return None
+    return None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
+
+
+def existing_parent(target: str) -> str:
+    """Returns the innermost directory around a local `target` that exists."""
     parent = os.path.dirname(str(as_path(target)))
     while not os.path.isdir(parent):
         parent = os.path.dirname(parent)
-    return shutil.disk_usage(parent).free
+    return parent
+
+
+def stream_memory(work: GrowthPlan) -> int:
+    """Returns about how many bytes of memory streaming takes for values."""
+    return 3 * _largest_piece(work) * _workers(work)
 
 
 def stream(
@@ -142,10 +164,7 @@ def stream(
     with new_checkpoint(target) as directory:
         digests = _copy(work, directory, progress or (lambda done, total: None))
         leaves.write_tree(directory, work.declarations)
-        lineage = json.dumps(work.lineage.grown(growth_map, digests).to_json())
-        folder = as_path(directory) / layout.LINEAGE
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / layout.LINEAGE_FILE).write_text(lineage)
+        layout.write_lineage(directory, work.lineage.grown(growth_map, digests))
     return GrowthReport(
         mode="stream",
         seconds=time.monotonic() - start,
@@ -162,14 +181,12 @@ def _copy(work: GrowthPlan, directory: str, progress: Progress) -> Digests:
     Returns:
       The digests of the grown leaves.
     """
-    largest = max(_piece_bytes(work, path) for path in work.declarations)
-    workers = max(1, min(os.cpu_count() or 1, MEMORY_BUDGET // (3 * largest)))
     done = 0
     digests = {
         path: [""] * (declaration.shape[0] if declaration.stacked else 1)
         for path, declaration in work.declarations.items()
     }
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(_workers(work)) as pool:
         tasks = [
             pool.submit(task)
             for path in work.declarations
@@ -198,13 +215,28 @@ def _copies(growth_map: GrowthMap, declaration: Declaration) -> dict[int, list[i
     return dict(sorted(copies.items()))
 
 
+def _workers(work: GrowthPlan) -> int:
+    return max(1, min(os.cpu_count() or 1, MEMORY_BUDGET // (3 * _largest_piece(work))))
+
+
+def _largest_piece(work: GrowthPlan) -> int:
+    """Returns the size of what is grown at once: a layer, or a chunk of an unstacked leaf.
+
+    Layers that share a chunk are read together.
+    """
+    return max(_piece_bytes(work, path) for path in work.declarations)
+
+
 def _piece_bytes(work: GrowthPlan, path: str) -> int:
-    """Returns the size of what is grown at once: a layer, or a chunk of an unstacked leaf."""
     declaration = work.declarations[path]
-    shape = declaration.shape[1:] if declaration.stacked else work.stored[path].chunk
+    layer = declaration.shape[1:] if declaration.stacked else declaration.shape
+    shape: tuple[int, ...] = layer
     if not is_copied(work.growth_map, declaration):
         # The source's, the target's, and as much again while it is computed.
-        shape = (2, *(declaration.shape[1:] if declaration.stacked else declaration.shape))
+        shape = (2, *layer)
+    elif path in work.stored:
+        chunk = work.stored[path].chunk
+        shape = (chunk[0], *layer) if declaration.stacked else chunk
     return math.prod(shape) * np.dtype(declaration.dtype).itemsize
 
 

@@ -37,7 +37,8 @@ def complete_steps(directory: str) -> list[int]:
     """Returns the steps of the whole checkpoints in a `checkpoints` directory, oldest first."""
     try:
         names = [path.name for path in as_path(directory).iterdir()]
-    except FileNotFoundError:  # an empty folder of an object store does not exist either
+    # An empty folder of an object store does not exist; a file has nothing below it.
+    except (FileNotFoundError, NotADirectoryError):
         return []
     steps = [int(name) for name in names if re.fullmatch(r"[0-9]+", name)]
     return sorted(step for step in steps if is_complete(f"{directory}/{step}"))
@@ -93,3 +94,15 @@ def read_lineage(path: str) -> Lineage:
     except ValueError as error:
         raise UserError(f"{file}: is damaged ({error}); use another checkpoint") from error
     return Lineage.from_json(values, str(file))
+
+
+def write_lineage(path: str, lineage: Lineage) -> None:
+    """Writes the lineage of a checkpoint in the making; locally it comes last, and completes it.
+
+    Args:
+      path: the checkpoint's directory.
+      lineage: with the digests of its parameters.
+    """
+    folder = as_path(path) / LINEAGE
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LINEAGE_FILE).write_text(json.dumps(lineage.to_json()))

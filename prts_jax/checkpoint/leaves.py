@@ -26,16 +26,31 @@ _DICT_KEY = 2
 
 @dataclass(frozen=True)
 class StoredLeaf:
-    """A leaf on disk: its shape, dtype and the shape of the chunks it is stored in."""
+    """A leaf on disk.
+
+    Attributes:
+      shape: of the whole.
+      dtype: of its elements.
+      chunk: shape of what is read at once.
+      shard: shape of what one key of the database holds: a chunk, or several side by side.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     chunk: tuple[int, ...]
+    shard: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
         """Size of the values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def shards(self) -> int:
+        """How many keys of the database hold the values."""
+        return math.prod(
+            -(-size // step) for size, step in zip(self.shape, self.shard, strict=True)
+        )
 
     def blocks(self) -> Iterator[tuple[slice, ...]]:
         """Yields the boxes of the chunk grid, in row-major order."""
@@ -85,8 +100,12 @@ def describe(checkpoint: str) -> dict[str, StoredLeaf]:
     leaves = {}
     for path in sorted(paths):
         array = open_leaf(checkpoint, path)
-        chunk = tuple(size or 1 for size in array.schema.chunk_layout.read_chunk.shape or ())
-        leaves[path] = StoredLeaf(array.shape, array.dtype.numpy_dtype, chunk)
+        grid = array.schema.chunk_layout
+        chunk, shard = (
+            tuple(size or 1 for size in part.shape or ())
+            for part in (grid.read_chunk, grid.write_chunk)
+        )
+        leaves[path] = StoredLeaf(array.shape, array.dtype.numpy_dtype, chunk, shard)
     return leaves
 
 
@@ -140,6 +159,11 @@ def write_tree(checkpoint: str, declarations: Mapping[str, Declaration]) -> None
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 2**24}})
 
 
+def folder_in_database(path: str) -> str:
+    """Returns what all keys of a leaf begin with: "layers.mlp.up/" for "layers/mlp/up"."""
+    return path.replace("/", ".") + "/"
+
+
 def _spec(checkpoint: str, path: str) -> dict[str, Any]:
     directory = f"{checkpoint}/{PARAMS}/"
     if is_remote(checkpoint):
@@ -147,5 +171,5 @@ def _spec(checkpoint: str, path: str) -> dict[str, Any]:
         base = {"driver": "gcs", "bucket": bucket, "path": inside}
     else:
         base = {"driver": "file", "path": directory}
-    name = path.replace("/", ".") + "/"
-    return {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": name}}
+    database = {"driver": "ocdbt", "base": base, "path": folder_in_database(path)}
+    return {"driver": "zarr3", "kvstore": database}

@@ -4,9 +4,9 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path, is_remote
 
 LOCK_FILE = ".lock"
 
@@ -24,10 +24,10 @@ def workdir_lock(directory: str) -> Iterator[None]:
     Raises:
       UserError: another process holds it (names its pid), or the directory cannot be written.
     """
-    if "://" in directory:
+    if is_remote(directory):
         yield
         return
-    path = Path(directory) / LOCK_FILE
+    path = as_path(directory) / LOCK_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,7 +1,7 @@
 """Saving and restoring checkpoints with Orbax: the only file that imports it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from prts_jax.tree import flatten, unflatten
 
 __all__ = [
     "Checkpoints",
+    "read_leaves",
     "read_lineage",
     "resolve",
     "restore_optimizer",
@@ -163,6 +164,38 @@ def restore_params(
                 "damaged, use another checkpoint"
             )
     return params
+
+
+def read_leaves(
+    path: str, declarations: Mapping[str, Declaration], chosen: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Reads a few parameters to the host, after a look at the tree of all of them.
+
+    Args:
+      path: directory of a checkpoint, its lineage may still be missing.
+      declarations: path → declaration of all parameters it should hold.
+      chosen: paths of those to read.
+
+    Returns:
+      path → array, for the chosen ones.
+
+    Raises:
+      UserError: another tree, shape or dtype on disk (names the leaf), or unreadable files.
+    """
+    directory = f"{path}/{PARAMS}"
+    with _storage_errors(f"{directory}: cannot be read"):
+        handler = ocp.PyTreeCheckpointHandler()
+        found = flatten(handler.metadata(as_path(directory)).tree)
+    _compare(directory, declarations, found)
+    wanted = {
+        name: np.zeros(declaration.shape, declaration.dtype) if name in chosen else ocp.PLACEHOLDER
+        for name, declaration in declarations.items()
+    }
+    arguments = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
+    restore = ocp.args.PyTreeRestore(unflatten(wanted), restore_args=unflatten(arguments))
+    with _storage_errors(f"{directory}: cannot be read"):
+        values = flatten(handler.restore(as_path(directory), args=restore))
+    return {name: np.asarray(values[name]) for name in chosen}
 
 
 def restore_optimizer(path: str, abstract: Any) -> Any:

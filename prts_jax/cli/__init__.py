@@ -17,6 +17,7 @@ COMMANDS = {
     "tpu": "create, set up, run on and delete Cloud TPU slices",
 }
 
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75
 
@@ -32,6 +33,9 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
     except Interrupted as stopped:
         print(f"prts {name}: {stopped}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print(f"prts {name}: interrupted; the same command starts it again", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def usage() -> str:

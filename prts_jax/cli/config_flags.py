@@ -78,11 +78,13 @@ def _run_file(spec: str) -> ConfigDict:
     except UserError as error:
         raise UserError(f"--config={spec}: {error}") from error
     except SyntaxError as error:
-        raise UserError(f"--config: {path}, line {error.lineno}: {error.msg}") from error
+        where = path if error.lineno is None else f"{path}, line {error.lineno}"
+        raise UserError(f"--config: {where}: {error.msg}") from error
     except Exception as error:  # whatever a user's file may raise
         frames = traceback.extract_tb(error.__traceback__)
-        line = next(frame.lineno for frame in reversed(frames) if frame.filename == path)
-        raise UserError(f"--config={spec}: line {line}: {_one_line(error)}") from error
+        # None where the file cannot be read, or its get_config takes other arguments.
+        lines = [f"line {frame.lineno}: " for frame in frames if frame.filename == path]
+        raise UserError(f"--config={spec}: {''.join(lines[-1:])}{_one_line(error)}") from error
 
 
 def load_file(spec: str) -> config_lib.RunConfig:
@@ -108,4 +110,5 @@ def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
     # ml_collections lists all keys of the section; the nearest one, which follows, is enough.
     text = re.sub(r'Other fields present: ".*}"', "", text.replace("\\n", " "), flags=re.DOTALL)
-    return " ".join(text.split()).strip("'")
+    text = " ".join(text.split())
+    return text[1:-1] if text[:1] == text[-1:] == "'" else text

@@ -1,4 +1,4 @@
-"""`prts grow`: grow a checkpoint, layer by layer, with the memory of a layer."""
+"""`prts grow`: grow a checkpoint, sharing its files or layer by layer."""
 
 import argparse
 import dataclasses
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import jax
 
-from prts_jax.checkpoint import grow, layout
+from prts_jax.checkpoint import executors, grow, layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.cli import run
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
@@ -43,13 +44,15 @@ _OPTION_HELP = {
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = argparse.ArgumentParser(
+    made = OneLineParser(
         prog="prts grow",
         description=(
-            "Grow a checkpoint into a deeper or wider one. Every layer is checked against its "
-            "digest while it is read. The grown checkpoint continues the lineage of its source "
-            "(step, tokens, FLOPs, data position) and has no optimizer state: a run starts from it "
-            "with config.init.start_from."
+            "Grow a checkpoint into a deeper or wider one. Where the files allow it, new layers "
+            "point at the bytes of the source's (by hard links, which survive its deletion); "
+            "otherwise layers are copied or computed one by one, each checked against its digest. "
+            "The grown checkpoint continues the lineage of its source (step, tokens, FLOPs, data "
+            "position) and has no optimizer state: a run starts from it with "
+            "config.init.start_from."
         ),
     )
     made.add_argument(
@@ -83,6 +86,13 @@ def parser() -> argparse.ArgumentParser:
         help="config whose model the checkpoint shall become; differences are refused",
     )
     made.add_argument(
+        "--mode",
+        default="auto",
+        metavar="MODE",
+        help="reference: share the source's files, copy no values; stream: copy layer by layer; "
+        "auto: by reference where that is possible, and says why where not (default)",
+    )
+    made.add_argument(
         "--dry_run", action="store_true", help="draw the map, count bytes, and write nothing"
     )
     made.add_argument(
@@ -110,19 +120,28 @@ def main(argv: Sequence[str]) -> int:
         **{name: getattr(arguments, name) for name in _OPTION_HELP},
     )
     if arguments.dry_run:
-        _show_plan(source, target, growth_map, arguments.json)
+        _show_plan(source, target, growth_map, arguments.mode, arguments.json)
         return 0
-    report = grow.stream(source, target, growth_map, progress=_Progress())
+    report = executors.grow_checkpoint(
+        source, target, growth_map, arguments.mode, progress=_Progress()
+    )
     if arguments.json:
         print(json.dumps(report.to_json()))
     else:
         print(growth_map)
-        print(
-            f"{target}: {_size(report.bytes_written)} written in {report.seconds:.1f} s, "
-            f"{_size(report.bytes_read)} read, peak memory "
-            f"{_size(report.peak_rss_bytes)}"
-        )
+        print(f"{target}: {_summary(report)}")
     return 0
+
+
+def _summary(report: grow.GrowthReport) -> str:
+    if report.mode == "reference":
+        files = "file" if report.files_linked == 1 else "files"
+        done = (
+            f"{report.files_linked} {files} of {_size(report.bytes_linked)} shared with the source"
+        )
+    else:
+        done = f"{_size(report.bytes_written)} written, {_size(report.bytes_read)} read"
+    return f"{done} in {report.seconds:.1f} s, peak memory {_size(report.peak_rss_bytes)}"
 
 
 def _target_model(spec: str) -> ModelConfig | None:
@@ -133,16 +152,27 @@ def _target_model(spec: str) -> ModelConfig | None:
     return config_flags.load_file(spec).model
 
 
-def _show_plan(source: str, target: str, growth_map: GrowthMap, as_json: bool) -> None:
+def _show_plan(
+    source: str, target: str, growth_map: GrowthMap, asked_mode: str, as_json: bool
+) -> None:
     plan = grow.plan(source, growth_map)
+    mode, reason = executors.expected_mode(plan, target, asked_mode)
     free = grow.free_bytes(target)
     if as_json:
         report = grow.GrowthReport(
-            "dry_run", 0.0, plan.bytes_read, plan.bytes_written, 0, growth_map.layers
+            "dry_run", 0.0, plan.bytes_read, plan.bytes_written, 0, growth_map.layers, reason=reason
         )
-        print(json.dumps(report.to_json() | {"bytes_free": free}))
+        print(json.dumps(report.to_json() | {"bytes_free": free, "expected_mode": mode}))
         return
     print(growth_map)
+    if mode == "reference":
+        print(
+            f"shares the files of {source} with {target}; --mode=stream would read "
+            f"{_size(plan.bytes_read)} and write {_size(plan.bytes_written)}"
+        )
+        return
+    if reason:
+        print(f"streams, for it cannot be grown by reference: {reason}")
     space = "unknown (object store)" if free is None else _size(free)
     print(f"reads {_size(plan.bytes_read)} from {source}")
     print(f"writes {_size(plan.bytes_written)} to {target}; free there: {space}")

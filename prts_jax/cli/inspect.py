@@ -11,12 +11,13 @@ from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.leaves import StoredLeaf
 from prts_jax.checkpoint.lineage import FORMAT, Lineage
 from prts_jax.cli import run
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.growth.map import GrowthMap
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = argparse.ArgumentParser(
+    made = OneLineParser(
         prog="prts inspect",
         description="Show a checkpoint's model, past, parameters and digests.",
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from prts_jax.cli import run
-from prts_jax.cli.tpu import OneLineParser
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.guidelines import GROWTH_FACTOR

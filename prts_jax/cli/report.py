@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from prts_jax.cli import run
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
 from prts_jax.report import figures, html, table
@@ -17,7 +18,7 @@ from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = argparse.ArgumentParser(
+    made = OneLineParser(
         prog="prts report",
         description=(
             "Compare runs of `prts train`, also while they are going: a table here, and with --out "

@@ -10,19 +10,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from prts_jax.cli import run
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError
 from prts_jax.launch import accelerators, slices, workers
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose refusals are one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from prts_jax.cli import config_flags, run
+from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the flags beside the config's."""
-    flags = argparse.ArgumentParser(
+    flags = OneLineParser(
         prog="prts train",
         description="Train a model. The same command resumes a run that was stopped.",
         epilog=config_flags.HELP,

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from data_pipelines.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.feed import place, prefetch
+from prts_jax.mesh import compile_together
 from prts_jax.model.llama import logits
 from prts_jax.model.loss import loss_by_source, token_losses
 
@@ -48,7 +49,7 @@ class Perplexity:
 def make_evaluator(
     model: ModelConfig, compute: ComputeConfig, batches: EvalBatches, mesh: Mesh
 ) -> Callable[[Any], Perplexity]:
-    """Returns a function from parameters to the loss on `batches`, jitted once.
+    """Returns a function from parameters to the loss on `batches`, compiled at its first call.
 
     Sums of a batch are taken on the mesh in float32, those over batches on the host in float64.
 
@@ -71,8 +72,12 @@ def make_evaluator(
 
         return place(mesh, rows, (batches.batch, batches.length), FIELDS)
 
+    compiled: list[jax.stages.Compiled] = []
+
     def evaluate(params: Any) -> Perplexity:
-        sums = [eval_step(params, batch) for batch in prefetch(batch_at, 0, len(batches))]
+        if not compiled:
+            compiled.append(compile_together(eval_step, params, batch_at(0)))
+        sums = [compiled[0](params, batch) for batch in prefetch(batch_at, 0, len(batches))]
         losses, tokens = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
         return Perplexity(
             loss=float(losses.sum() / tokens.sum()),

@@ -20,8 +20,8 @@ def leaf_key(seed: int, path: str) -> jax.Array:
 def standard_deviation(declaration: Declaration, layers: int, kind: str) -> float:
     """Standard deviation of a fresh parameter.
 
-    The paper's (`paper.md`, "Training set-up"): √(2 / (5 fan_in)), the embedding's fan_in being
-    the width, and √(1 / fan_in) / layers for the down projection. "torch_default" is what the
+    The paper's (Du et al., arXiv 2405.15319): √(2 / (5 fan_in)), the embedding's fan_in being the
+    width, and √(1 / fan_in) / layers for the down projection. "torch_default" is what the
     published scratch runs had: N(0, 1) embeddings, U(±1/√fan_in) for the rest.
 
     Args:

@@ -54,7 +54,8 @@ PRESETS: dict[str, ModelConfig] = {
     "llama3.1_70b": _llama(80, 8192, 64, 8, 28672, 128256, 500000.0, _LLAMA3_1),
     "llama3.2_1b": _llama(16, 2048, 32, 8, 8192, 128256, 500000.0, _LLAMA3_2, tied=True),
 }
-"""Name → shape. The paper's table is in `paper.md`; Llama's are the published config.json files."""
+"""Name → shape. `paper_*` are those of Du et al., arXiv 2405.15319; the others are from the
+published config.json files."""
 
 _BY_WIDTH = {
     PRESETS[name].embed: name for name in ("paper_410m", "paper_1.1b", "paper_3b", "paper_7b")

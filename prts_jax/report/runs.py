@@ -162,9 +162,12 @@ def _metrics_files(root: epath.Path) -> list[epath.Path]:
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); mend or remove it") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: is no JSON object; mend or remove it")
+    return config
 
 
 def _usual_pause(

@@ -5,15 +5,18 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.loader import EvalBatches, TrainBatches
+from data_pipelines.mixture import train_batches
 from data_pipelines.store import TokenStore
 from prts_jax.checkpoint.digest import digests
+from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import Checkpoints
@@ -21,7 +24,7 @@ from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.evaluate.perplexity import make_evaluator
 from prts_jax.feed import place, prefetch
-from prts_jax.mesh import axis_size, make_mesh
+from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.train.metrics import MetricsLog, TerminalLine
@@ -47,8 +50,13 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
       UserError: what the config asks for cannot be done.
       Interrupted: SIGTERM came; the state was saved.
     """
-    first_process = jax.process_index() == 0
-    with workdir_lock(workdir) if first_process else contextlib.nullcontext():
+    if is_complete(workdir):
+        # Its own parameters would hide the run's checkpoints from whoever names the directory.
+        raise UserError(
+            f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
+            "config.init.start_from"
+        )
+    with _lock(workdir), _sigterm() as stopping:
         mesh = make_mesh(config.mesh)
         batches = _train_batches(config, axis_size(mesh, "batch"))
         keep = config.checkpoint
@@ -62,7 +70,28 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             start = begin(config, mesh, optimizer, batches, checkpoints, allow_change)
             if _finished(workdir, start.lineage, config):
                 return
-            _Run(config, workdir, mesh, batches, checkpoints, optimizer, start).run()
+            _Run(config, workdir, mesh, batches, checkpoints, optimizer, start).run(stopping)
+
+
+@contextlib.contextmanager
+def _lock(workdir: str) -> Iterator[None]:
+    """Holds the workdir by the first process; all processes learn when it cannot."""
+    with contextlib.ExitStack() as stack:
+        refusal = ""
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(workdir_lock(workdir))
+            except UserError as error:
+                refusal = str(error)
+        if jax.process_count() > 1:
+            # The others must not wait for a process that has gone.
+            text = np.zeros(4096, np.uint8)
+            text[: len(refusal.encode())] = np.frombuffer(refusal.encode(), np.uint8)
+            heard = multihost_utils.broadcast_one_to_all(text)
+            refusal = bytes(heard).rstrip(b"\0").decode()
+        if refusal:
+            raise UserError(refusal)
+        yield
 
 
 def _finished(workdir: str, lineage: Lineage, config: RunConfig) -> bool:
@@ -92,7 +121,16 @@ def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
             f"{micro_rows}"
         )
     store = _open_store(data.train, config)
-    return TrainBatches(store, data.length, data.batch, data.seed, data.shuffle, data.overlap)
+    return train_batches(
+        store,
+        data.mixture,
+        data.length,
+        data.batch,
+        data.seed,
+        data.shuffle,
+        data.overlap,
+        data.block,
+    )
 
 
 def _open_store(directory: str, config: RunConfig) -> TokenStore:
@@ -131,7 +169,7 @@ class _Run:
         self.terminal = TerminalLine(config.train.steps, quiet)
         self.log: MetricsLog | None = None
         if not quiet:
-            restored = start.lineage.step if start.how.startswith("resumed") else None
+            restored = start.lineage.step if start.resumed else None
             self.log = MetricsLog(workdir, restored, config.logging.tensorboard)
             resolved = to_dict(dataclasses.replace(config, model=start.model))
             write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
@@ -143,12 +181,12 @@ class _Run:
             f"{self.lineage.step}, mesh {dict(mesh.shape)}, {jax.process_count()} process(es)"
         )
 
-    def run(self) -> None:
+    def run(self, stopping: Callable[[int], bool]) -> None:
         config = self.config
         first, stop = self.lineage.stage_step, config.train.steps
         origin = self.lineage
         stream = prefetch(lambda step: self._batch(origin, step), first, stop)
-        with contextlib.closing(stream), _sigterm() as stopping:
+        with contextlib.closing(stream):
             if first == 0:
                 self._write_line()
             compiled = self._compile(origin) if first < stop else None
@@ -185,13 +223,10 @@ class _Run:
         )
 
     def _compile(self, origin: Lineage) -> Any:
-        """Compiles the step before the clock starts; every process waits for the slowest."""
+        """Compiles the step before the clock starts."""
         began = time.perf_counter()
-        compiled = self.train_step.lower(
-            self.state, self._batch(origin, origin.stage_step)
-        ).compile()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("compiled")
+        first_batch = self._batch(origin, origin.stage_step)
+        compiled = compile_together(self.train_step, self.state, first_batch)
         self.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s")
         self.recorder.restart_clock()
         return compiled
@@ -275,7 +310,7 @@ def _due(step: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Any]:
+def _sigterm() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step that says whether to stop; all processes agree on the step."""
     if jax.process_count() > 1:
         # jax's own coordination service has taken the signal and agrees on a step for all.

@@ -29,22 +29,20 @@ def read_metrics(workdir: str) -> list[Line]:
 
     Args:
       workdir: of the run: `metrics.jsonl`, or on gs:// the segments in `metrics/`.
+
+    Raises:
+      UserError: a line that is no metrics.
     """
     root = as_path(workdir)
-    if is_remote(workdir):
-        folder = root / "metrics"
-        names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-        texts = [(folder / name).read_text() for name in names if name.endswith(".jsonl")]
-    else:
-        path = root / "metrics.jsonl"
-        texts = [path.read_text()] if path.exists() else []
-    lines = [line for text in texts for line in text.split("\n")[:-1]]
+    paths = _segments(workdir) if is_remote(workdir) else [root / "metrics.jsonl"]
+    contents = [path.read_bytes() for path in paths if path.exists()]
+    lines = [line for content in contents for line in content.split(b"\n")[:-1]]
     try:
-        parsed = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{root}: metrics hold a damaged line ({error}); remove it") from error
-    # Segments may repeat lines where a process died between merging them and dropping the old.
-    return list({line["step"]: line for line in parsed}.values())
+        # Segments may repeat lines where a process died between merging and dropping the old.
+        by_step = {line["step"]: line for line in map(json.loads, lines)}
+    except (ValueError, TypeError, KeyError) as error:  # no JSON, no object, no step
+        raise UserError(f"{root}: metrics hold a damaged line ({error!r}); remove it") from error
+    return list(by_step.values())
 
 
 class MetricsLog:
@@ -76,11 +74,11 @@ class MetricsLog:
             write_atomically(root / "metrics.jsonl", text)
             return kept
         (root / "metrics").mkdir(parents=True, exist_ok=True)
+        merged = _segment_name(kept[0]["step"]) if kept else ""
         if kept:
-            write_atomically(root / "metrics" / _segment_name(kept[0]["step"]), text)
-        first = _segment_name(kept[0]["step"]) if kept else ""
-        for segment in (root / "metrics").iterdir():
-            if segment.name != first:
+            write_atomically(root / "metrics" / merged, text)
+        for segment in _segments(self._workdir):
+            if segment.name != merged:
                 segment.unlink()
         return kept
 
@@ -118,6 +116,13 @@ class MetricsLog:
         self.flush()
         if self._writer is not None:
             self._writer.close()
+
+
+def _segments(workdir: str) -> list[Any]:
+    """Returns the paths of a remote run's segments in order; a folder without files is none."""
+    folder = as_path(workdir) / "metrics"
+    paths = folder.iterdir() if folder.exists() else []
+    return sorted(path for path in paths if path.name.endswith(".jsonl"))
 
 
 def _segment_name(step: int) -> str:

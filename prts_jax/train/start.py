@@ -10,11 +10,12 @@ import optax
 from jax.sharding import Mesh
 
 from data_pipelines.loader import TrainBatches
+from data_pipelines.mixture import train_batches
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
-from prts_jax.config import ModelConfig, RunConfig, nearest, to_dict
+from prts_jax.config import DataConfig, ModelConfig, RunConfig, nearest, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -42,7 +43,7 @@ FREE_TO_CHANGE = (
 )
 """Keys that a resume may change without being asked."""
 
-DATA_ORDER = ("length", "seed", "shuffle", "overlap")
+DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block")
 """Keys of `config.data` that fix which tokens a position stands for."""
 
 
@@ -51,11 +52,12 @@ class Start:
     """Where a run begins.
 
     Attributes:
-      how: "resume", "grow", "start" or "fresh", and from what, in words.
+      how: where the parameters and the data came from, for the user to read.
       model: the model trained; a grown checkpoint's own config, where there is one.
       declarations: of the model's parameters.
       state: on the mesh.
       lineage: of the state, before the first step.
+      resumed: whether it goes on from a checkpoint of its own.
     """
 
     how: str
@@ -63,6 +65,7 @@ class Start:
     declarations: Mapping[str, Declaration]
     state: TrainState
     lineage: Lineage
+    resumed: bool = False
 
 
 def begin(
@@ -175,7 +178,8 @@ def _resume(
         store=batches.store.fingerprint,
         changes=(*lineage.changes, *changes),
     )
-    return Start(f"resumed from {path}; {note}", model, declarations, state, lineage)
+    how = f"resumed from {path}; {note}"
+    return Start(how, model, declarations, state, lineage, resumed=True)
 
 
 def _grow(
@@ -250,8 +254,9 @@ def data_position(
 ) -> tuple[int, str, tuple[dict[str, Any], ...]]:
     """Where the data of a run that grew out of a checkpoint begin.
 
-    At the very next token, when the order is the checkpoint's. Another length, seed or shuffle
-    makes another order: a new epoch of it begins. Another store needs
+    At the very next token, when the order is the checkpoint's, or differs in the length alone and
+    is shuffled in blocks that both lengths divide. Otherwise another length, seed, shuffle or
+    mixture makes another order: a new epoch of it begins. Another store needs
     `--allow_change=data.store` and begins at its start.
 
     Returns:
@@ -270,13 +275,24 @@ def data_position(
             )
         change = _change(lineage, "data.store", lineage.store, fingerprint)
         return 0, "data start at the beginning of another store", (change,)
-    before, after = lineage.config["data"], dataclasses.asdict(config.data)
+    after = dataclasses.asdict(config.data)
+    before = {**dataclasses.asdict(DataConfig()), **lineage.config["data"]}
     changed = [key for key in DATA_ORDER if before[key] != after[key]]
-    if not changed:
-        return lineage.position, f"data go on at token {lineage.position:,}", ()
-    old = dataclasses.replace(batches, **{key: before[key] for key in (*DATA_ORDER, "batch")})
-    epochs = -(-lineage.position // (old.windows_per_epoch * old.length))
     changes = tuple(_change(lineage, f"data.{key}", before[key], after[key]) for key in changed)
+    if not changed or (changed == ["length"] and batches.keeps_position(lineage.position)):
+        return lineage.position, f"data go on at token {lineage.position:,}", changes
+    # Sets without shares are in the fingerprint, which is the same.
+    old = train_batches(
+        batches.store,
+        before["mixture"] if "=" in before["mixture"] else "",
+        before["length"],
+        before["batch"],
+        before["seed"],
+        before["shuffle"],
+        before["overlap"],
+        before["block"],
+    )
+    epochs = -(-lineage.position // (old.windows_per_epoch * old.length))
     note = f"data.{changed[0]} changed, so data start epoch {epochs + 1} in a new order"
     return epochs * batches.windows_per_epoch * batches.length, note, changes
 

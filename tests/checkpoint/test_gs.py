@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from prts_jax.checkpoint import grow
+from prts_jax.checkpoint.executors import grow_checkpoint
 from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
 from prts_jax.errors import UserError
@@ -111,3 +112,13 @@ def test_growing_on_gs_never_loads_tensorflow(fake_gcs):
     )
     assert process.returncode == 0, process.stderr[-4000:]
     assert process.stdout.splitlines()[-1] == "[]"
+
+
+def test_files_cannot_be_shared_with_an_object_store_and_layers_are_streamed(fake_gcs, tmp_path):
+    write_source(tmp_path / "source")
+    growth_map = make_map(MODEL, None, "stack", 2, "")
+    report = grow_checkpoint(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+    assert (report.mode, report.reason) == ("stream", "an object store has no hard links")
+    assert is_complete(f"{fake_gcs}/grown")
+    with pytest.raises(UserError, match="no hard links; use --mode=stream"):
+        grow_checkpoint(str(tmp_path / "source"), f"{fake_gcs}/again", growth_map, "reference")

@@ -53,6 +53,7 @@ def test_incomplete_and_temporary_checkpoints_do_not_count(workdir):
         ("{}/checkpoints/11", "no complete checkpoint there"),
         ("{}/checkpoints/99", "does not exist"),
         ("{}@", "does not exist"),
+        ("{}/checkpoints/2/lineage/lineage.json", "no complete checkpoint there"),
     ],
 )
 def test_what_is_not_there_is_said(workdir, spec, message):

@@ -53,6 +53,12 @@ def test_the_lock_can_be_taken_again_after_release(tmp_path):
             pass
 
 
+def test_a_home_directory_is_locked_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with workdir_lock("~/run"):
+        assert (tmp_path / "run" / ".lock").exists()
+
+
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with (

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from prts_jax.checkpoint import leaves
+from prts_jax.checkpoint import leaves, reference
 from prts_jax.checkpoint.store import (
     Checkpoints,
     read_lineage,
@@ -26,8 +26,10 @@ from prts_jax.checkpoint.store import (
 )
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
+from prts_jax.growth.operators import make_map
 from prts_jax.model.llama import declare
 from prts_jax.tree import flatten, unflatten
+from tests.checkpoint.test_grow import read
 from tests.checkpoint.tiny import (
     DECLARED,
     MODEL,
@@ -301,6 +303,10 @@ def test_streaming_reads_what_a_mesh_wrote(on_eight_devices):
     assert on_eight_devices["streamed exactly"]
 
 
+def test_files_that_a_mesh_wrote_can_be_shared(on_eight_devices):
+    assert on_eight_devices["linked exactly"] == [True] * 3
+
+
 def test_the_model_of_a_checkpoint_is_in_its_lineage(tmp_path):
     save_checkpoint(str(tmp_path / "c"), random_params(), lineage_of(random_params()))
     assert read_lineage(str(tmp_path / "c")).model == MODEL
@@ -320,3 +326,6 @@ def test_two_processes_save_and_restore_together(tmp_path):
         assert process.returncode == 0, err[-6000:]
         report = json.loads(out.splitlines()[-1])
         assert report == {"digests": True, "restored exactly": True, "steps": [2, 3]}
+    growth_map = make_map(MODEL, None, "stack", 2, "")
+    reference.link(f"{tmp_path}/checkpoints/3", str(tmp_path / "grown"), growth_map)
+    assert read(str(tmp_path / "grown"))  # compares the digests

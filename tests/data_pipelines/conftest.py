@@ -27,6 +27,7 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
         shards: Sequence[Sequence[Document]],
         vocab_size: int = 100,
         sources: Sequence[str] = ("a", "b"),
+        layout: str = "mixed",
     ) -> TokenStore:
         folder = tmp_path_factory.mktemp("store")
         entries = []
@@ -34,7 +35,16 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
             arrays = ((np.array(tokens, np.int32), source) for tokens, source in documents)
             name = f"shard-{number:05d}"
             entries.append(
-                write_shard(folder, name, f"{number}.zst", 1, arrays, vocab_size, len(sources))
+                write_shard(
+                    folder,
+                    name,
+                    f"{number}.zst",
+                    1,
+                    arrays,
+                    vocab_size,
+                    len(sources),
+                    by_set=layout == "by_set",
+                )
             )
         write_index(
             folder,
@@ -43,6 +53,7 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
             eos_id=2,
             sources=sources,
             shards=entries,
+            layout=layout,
         )
         return TokenStore.open(folder)
 

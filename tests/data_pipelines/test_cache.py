@@ -385,6 +385,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(inputs: Path, tmp_path: Pat
         cache(Bytes(inputs), tmp_path / "file" / "store", silent)
 
 
+def test_a_store_on_gs_is_copied_there(inputs: Path):
+    with pytest.raises(UserError, match="give a local --output, then copy it"):
+        cache(Bytes(inputs), "gs://bucket/store", silent)
+
+
 def test_a_damaged_finished_store_is_not_reused(inputs: Path, tmp_path: Path):
     cache(Bytes(inputs), tmp_path / "store", silent)
     (tmp_path / "store" / "shard-00001.ends").write_bytes(b"")

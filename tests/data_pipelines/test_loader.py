@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -115,6 +116,66 @@ def test_the_order_is_pinned(counting_store: CountingStore):
     # format or say so in the changelog before this list is edited.
     batches = TrainBatches(counting_store(64), length=4, batch=5, seed=0)
     assert batches.rows(0, 0, 5)["tokens"][:, 0].tolist() == [32, 48, 8, 16, 56]
+
+
+@given(
+    tokens=st.integers(14, 300),
+    lengths=st.sampled_from([(1, 12), (12, 4), (6, 3), (4, 4), (2, 6)]),
+    batch=st.integers(1, 7),
+)
+@settings(shared_fixture, max_examples=30)
+def test_in_blocks_every_window_comes_once_an_epoch_and_blocks_stay_together(
+    counting_store: CountingStore, tokens: int, lengths: tuple[int, int], batch: int
+):
+    store, block = counting_store(tokens), 12
+    blocks = (tokens - 1) // block
+    for length in lengths:
+        batches = TrainBatches(store, length, batch, seed=5, block=block)
+        assert batches.windows_per_epoch == blocks * block // length
+        count = -(-2 * batches.windows_per_epoch // batch)
+        rows = concatenate([batches.rows(i * batch * length, 0, batch) for i in range(count)])
+        for epoch in range(2):
+            first = epoch * batches.windows_per_epoch
+            epoch_tokens = rows["tokens"][first : first + batches.windows_per_epoch].reshape(-1)
+            assert sorted(epoch_tokens.tolist()) == list(range(blocks * block))
+            for together in epoch_tokens.reshape(blocks, block):
+                np.testing.assert_array_equal(together, together[0] + np.arange(block))
+                assert together[0] % block == 0
+        np.testing.assert_array_equal(rows["targets"], rows["tokens"] + 1)
+
+
+def test_in_blocks_a_position_outlives_a_change_of_the_length_and_of_the_batch(
+    counting_store: CountingStore,
+):
+    store = counting_store(1000)
+    short = TrainBatches(store, length=4, batch=6, seed=1, block=16)
+    long = TrainBatches(store, length=8, batch=2, seed=1, block=16)
+    epoch = 16 * ((1000 - 1) // 16)
+    # Seven steps of the short run, and the long run's to the end of the epoch.
+    before = [short.rows(position, 0, 6)["tokens"] for position in range(0, 168, 24)]
+    assert long.keeps_position(168)
+    after = [long.rows(position, 0, 2)["tokens"] for position in range(168, epoch, 16)]
+    read = np.concatenate([batch.reshape(-1) for batch in (*before, *after)])
+    assert sorted(read[:epoch].tolist()) == list(range(epoch))
+    assert not long.keeps_position(4)
+    assert not TrainBatches(store, length=8, batch=2, seed=1).keeps_position(168)
+
+
+def test_blocks_must_fit(counting_store: CountingStore):
+    store = counting_store(100)
+    with pytest.raises(UserError, match="block=12 is not a multiple of length=8"):
+        TrainBatches(store, length=8, batch=1, seed=0, block=12)
+    with pytest.raises(UserError, match="overlap=False"):
+        TrainBatches(store, length=4, batch=1, seed=0, overlap=False, block=12)
+    with pytest.raises(UserError, match="smaller than one window: .* needs 121"):
+        TrainBatches(store, length=4, batch=1, seed=0, block=120)
+
+
+def test_seeking_is_quick_at_any_step(counting_store: CountingStore):
+    batches = TrainBatches(counting_store(5000), length=16, batch=64, seed=0)
+    begin = time.process_time()
+    batches.rows(10**7 * 64 * 16, 0, 64)
+    assert time.process_time() - begin < 0.1
 
 
 def test_a_position_counted_at_another_length_is_refused(counting_store: CountingStore):

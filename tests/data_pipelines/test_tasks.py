@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +40,14 @@ def tasks() -> ModuleType:
     from data_pipelines import tasks
 
     return tasks
+
+
+@pytest.fixture
+def registered_at(tasks: ModuleType) -> Iterator[Callable[[Path], None]]:
+    """`registered_at(folder)`: the folder is SlimPajama's until the test ends."""
+    yield lambda folder: tasks.register(SLIMPAJAMA, folder, TOKENIZER)
+    home = tasks.HOMES[SLIMPAJAMA.name]
+    tasks.register(SLIMPAJAMA, home, home / TOKENIZER.name)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +120,22 @@ def test_the_embedded_corpus_caches_as_it_is(
     assert store.vocab_size == 1024
 
 
-def test_seqio_gives_the_same_online(
-    tasks: ModuleType, processor: sentencepiece.SentencePieceProcessor, slimpajama: Path
+def test_where_a_task_was_opened_from_is_not_remembered(
+    tasks: ModuleType, slimpajama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    tasks.register(SLIMPAJAMA, slimpajama, TOKENIZER)
+    assert tasks.open_task("slimpajama", "train", slimpajama, TOKENIZER).files
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="slimpajama"):
+        tasks.open_task("slimpajama", "train")
+
+
+def test_seqio_gives_the_same_online(
+    tasks: ModuleType,
+    processor: sentencepiece.SentencePieceProcessor,
+    slimpajama: Path,
+    registered_at: Callable[[Path], None],
+):
+    registered_at(slimpajama)
     dataset = tasks.seqio.get_mixture_or_task("slimpajama_no_github").get_dataset(
         sequence_length=None, split="train", shuffle=False, num_epochs=1
     )
@@ -212,11 +232,12 @@ def spoil(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["slimpajama", "slimpajama_book"])
 def test_with_and_without_seqio_the_documents_and_the_faults_are_the_same(
-    tasks: ModuleType, slimpajama: Path, name: str
+    tasks: ModuleType, slimpajama: Path, name: str, registered_at: Callable[[Path], None]
 ):
     for file in slimpajama.glob("train/chunk*/*.zst"):
         spoil(file)
-    native = tasks.open_task(name, "train", slimpajama, TOKENIZER)
+    registered_at(slimpajama)
+    native = tasks.open_task(name, "train")
     assert isinstance(native, NativeTask)
     through_seqio = tasks.SeqioFileTask(name, "train", tasks.seqio.get_mixture_or_task(name))
     assert list(through_seqio.files) == list(native.files)

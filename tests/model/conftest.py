@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).resolve().parents[2]
 
 RunProgram = Callable[..., dict[str, Any]]
 
@@ -19,10 +20,12 @@ RunProgram = Callable[..., dict[str, Any]]
 def start(
     name: str, *args: str, devices: int, env: Mapping[str, str] | None
 ) -> subprocess.Popen[str]:
+    # A program's own folder is where Python looks first: it shall test this checkout.
+    own = {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, PROGRAMS / f"{name}.py", *args],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | dict(env or {}),
-        cwd=PROGRAMS.parents[2],
+        env=os.environ | own | dict(env or {}),
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

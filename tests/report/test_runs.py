@@ -123,9 +123,10 @@ def test_damaged_metrics_are_refused(tmp_path):
         read_run(str(workdir), "run")
 
 
-def test_a_damaged_config_is_named(tmp_path):
+@pytest.mark.parametrize("damaged", ["{", "[]"])
+def test_a_damaged_config_is_named(tmp_path, damaged):
     workdir = write_run(tmp_path / "run", LOSS, steps=100)
-    (workdir / "config.json").write_text("{")
+    (workdir / "config.json").write_text(damaged)
     with pytest.raises(UserError, match=r"config\.json: is no JSON"):
         read_run(str(workdir), "run")
 

@@ -11,7 +11,7 @@ from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.llama import declare
-from prts_jax.train.loop import _train_batches
+from prts_jax.train.loop import _train_batches, train
 from tests.train import tiny
 from tests.train.tiny import assert_same, curve, read_lines, stored_params
 
@@ -220,6 +220,14 @@ def test_a_refused_run_leaves_nothing_in_the_way_of_the_mended_one(run, tmp_path
     assert not [path for path in tmp_path.iterdir() if path.name not in (".lock", "checkpoints")]
     # The corrected command finds a workdir that is as good as new.
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_checkpoint_is_no_workdir(tmp_path, configure):
+    (tmp_path / "lineage").mkdir()
+    (tmp_path / "lineage" / "lineage.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a checkpoint; name a new directory"):
+        train(configure(), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["lineage"]
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_a_number_that_does(configure):

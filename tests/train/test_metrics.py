@@ -96,8 +96,9 @@ def test_a_line_in_the_making_is_left_out_and_later_dropped(tmp_path):
     assert steps(str(tmp_path)) == [0, 1, 2]
 
 
-def test_a_damaged_line_is_refused(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+@pytest.mark.parametrize("damaged", [b"not json", b"\xff\xfe", b"[1]", b"3", b'{"loss": 2.0}'])
+def test_a_damaged_line_is_refused(tmp_path, damaged):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n')
     with pytest.raises(UserError, match="metrics hold a damaged line"):
         read_metrics(str(tmp_path))
 

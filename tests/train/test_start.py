@@ -20,7 +20,7 @@ from prts_jax.mesh import make_mesh
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.llama import declare
 from prts_jax.train.optim import make_optimizer
-from prts_jax.train.start import Start, begin, with_grown_epsilon
+from prts_jax.train.start import Start, begin, data_position, with_grown_epsilon
 from tests.train import tiny
 from tests.train.tiny import assert_same, changed, stored_params
 
@@ -320,6 +320,32 @@ def test_another_order_begins_a_new_epoch(base, tmp_path, change, position):
     assert "epoch 2" in begun.how
     (record,) = begun.lineage.changes
     assert record["key"] == next(iter(change)).replace("__", ".")
+
+
+def test_in_blocks_another_length_goes_on_at_the_next_token(base, stores):
+    begun = start(base.config, base.workdir)
+    data = {**begun.lineage.config["data"], "block": 64}
+    lineage = dataclasses.replace(begun.lineage, config={**begun.lineage.config, "data": data})
+    store = TokenStore.open(stores.train)
+
+    def position(length: int, at: int) -> int:
+        config = changed(base.config, data__length=length, data__block=64)
+        batches = TrainBatches(store, length, 8, seed=0, block=64)
+        there = dataclasses.replace(lineage, position=at)
+        found, _, changes = data_position(there, config, batches, ())
+        assert [change["key"] for change in changes] == ["data.length"]
+        return found
+
+    assert position(32, 768) == 768
+    assert position(64, 768 + 16) == 3999 // 64 * 64  # within a window of 64: the next epoch
+
+
+def test_shares_of_sets_that_change_begin_an_epoch(base, stores):
+    lineage = start(base.config, base.workdir).lineage
+    store = TokenStore.open(stores.train)
+    config = changed(base.config, data__mixture="natural")
+    batches = TrainBatches(store, 16, 8, seed=0)
+    assert data_position(lineage, config, batches, ())[0] == WINDOWS * 16
 
 
 def test_another_store_needs_leave(base, other_store, tmp_path):

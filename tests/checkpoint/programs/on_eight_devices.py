@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prts_jax.checkpoint import grow, leaves
+from prts_jax.checkpoint import grow, leaves, reference
 from prts_jax.checkpoint.digest import digests
 from prts_jax.checkpoint.store import restore_params, save_checkpoint
 from prts_jax.config import MeshConfig, ModelConfig
@@ -91,6 +91,10 @@ collectives = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatt
 grow.stream(folder("fsdp=8"), f"{FOLDER}/grown", growth_map)
 one = unflatten({path: jax.device_put(expected[path], jax.devices()[0]) for path in expected})
 streamed = restore_params(f"{FOLDER}/grown", abstract(one), targets)
+linked = []
+for number, name in enumerate(MESHES):
+    reference.link(folder(name), f"{FOLDER}/linked_{number}", growth_map)
+    linked.append(restore_params(f"{FOLDER}/linked_{number}", abstract(grown), targets))
 
 found = [digests(placed(name), DECLARED) for name in MESHES]
 chunks = leaves.describe(folder("fsdp=8"))
@@ -104,6 +108,7 @@ print(
             and all(leaf.sharding == target_shardings[p] for p, leaf in flatten(grown).items()),
             "collectives in growth": re.findall(collectives, program),
             "streamed exactly": same(streamed, expected),
+            "linked exactly": [same(params, expected) for params in linked],
         }
     )
 )

@@ -1,0 +1,59 @@
+"""Paths of local disk and gs://, and files that are replaced as a whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prts_jax.paths import as_path, is_remote, write_atomically
+
+
+def test_local_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert str(as_path("run/a")) == str(tmp_path / "run" / "a")
+    assert str(as_path("~/run")) == str(tmp_path / "home" / "run")
+    assert str(as_path(Path("/x/y"))) == "/x/y"
+
+
+def test_remote_paths_stay_as_they_are():
+    assert str(as_path("gs://bucket/run") / "checkpoints") == "gs://bucket/run/checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("path", "remote"), [("gs://bucket/x", True), ("/gs/x", False), (Path("x"), False)]
+)
+def test_what_lies_in_an_object_store(path, remote):
+    assert is_remote(path) is remote
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "config.json"
+    write_atomically(path, "old")
+    before = path.stat().st_ino
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert path.stat().st_ino != before  # who has it open still reads the old text
+    assert [other.name for other in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    write_atomically(path, "old")
+    monkeypatch.setattr(type(as_path(path)), "replace", refuse)
+    with pytest.raises(OSError, match="full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+
+
+def refuse(*arguments: object) -> None:
+    raise OSError("full")
+
+
+def test_a_remote_path_loads_no_tensorflow():
+    program = (
+        "import sys; from prts_jax.paths import as_path; as_path('gs://bucket/x').name; "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
