@@ -5,23 +5,17 @@ Notation: l source layers, L target layers, g = L / l. Source, where no other is
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from prts_jax.config import ModelConfig, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.notation import MAX_LAYERS, parse_layers
 from prts_jax.growth.widening import NEW
-
-MAX_LAYERS = 10_000
-"""Longest list that the notation may describe: beyond it a repeat count is a slip."""
 
 ORDERS = ("interleave", "stack")
 """Where `zero` and `random` put new layers: each after its original, or all on top."""
-
-_GROUP = re.compile(r"([0-9]+)(?:\*([0-9]{1,5}))?", re.ASCII)
-_RANGE = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)
 
 
 def stack(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
@@ -50,7 +44,7 @@ def index_list(
     Args:
       source: the model whose layers are listed.
       target: a model as deep as the list is long; None makes it from the source.
-      options: {"layers": notation of `parse_layers`}.
+      options: {"layers": notation of `prts_jax.growth.notation.parse_layers`}.
 
     Raises:
       UserError: a list that cannot be read, is shorter than the source, does not fit the target,
@@ -265,88 +259,6 @@ def _order(options: Mapping[str, Any]) -> str:
     if order not in ORDERS:
         raise UserError(f"growth.order: {order!r} is unknown; {nearest(order, ORDERS)}")
     return order
-
-
-def parse_layers(notation: str, source_layers: int) -> tuple[int, ...]:
-    """Reads a list of source layers.
-
-    Two notations are known. The paper's (App. H) is one-based, writes layers as single digits and
-    groups with `-`, and `*` repeats the group before it: "1-234*7-56" is layer 1, seven times
-    2, 3, 4, then 5, 6. It needs a source of at most 9 layers. The other, told by its `:` or `,`,
-    is zero-based: half-open ranges and single layers, "0:24,8:32" or "0,0,1,1,2,2".
-
-    Args:
-      notation: the list.
-      source_layers: depth of the source.
-
-    Returns:
-      Zero-based source layer for each target layer.
-
-    Raises:
-      UserError: text in neither notation, a layer beyond the source, an empty range, or more than
-        `MAX_LAYERS` layers.
-    """
-    text = notation.strip()
-    if ":" in text or "," in text:
-        layers = _parse_ranges(text)
-        first, last = 0, source_layers - 1
-    else:
-        layers = _parse_groups(text, source_layers)
-        first, last = 1, source_layers
-    for layer in layers:
-        if not 0 <= layer < source_layers:
-            raise _unreadable(
-                text, f"layer {layer + first} is none of the source's layers {first} to {last}"
-            )
-    return layers
-
-
-def _parse_groups(text: str, source_layers: int) -> tuple[int, ...]:
-    if source_layers > 9:
-        raise _unreadable(
-            text,
-            f"this notation writes layers as one digit and the source has {source_layers}; "
-            "use zero-based ranges such as 0:24,8:32",
-        )
-    layers: list[int] = []
-    for group in text.split("-"):
-        found = _GROUP.fullmatch(group)
-        if found is None:
-            raise _unreadable(text, f"{group!r} is no group such as 234 or 234*7")
-        digits, times = found.group(1), int(found.group(2) or 1)
-        if times < 1:
-            raise _unreadable(text, f"{group!r} repeats no times")
-        _check_length(text, len(layers) + len(digits) * times)
-        layers += [int(digit) - 1 for digit in digits] * times
-    return tuple(layers)
-
-
-def _parse_ranges(text: str) -> tuple[int, ...]:
-    layers: list[int] = []
-    for item in text.split(","):
-        found = _RANGE.fullmatch(item.strip())
-        if found is None:
-            raise _unreadable(text, f"{item!r} is neither a range such as 0:24 nor a layer")
-        start = int(found.group(1))
-        stop = start + 1 if found.group(2) is None else int(found.group(2))
-        if stop <= start:
-            raise _unreadable(text, f"the range {item.strip()!r} is empty")
-        _check_length(text, len(layers) + stop - start)
-        layers += range(start, stop)
-    return tuple(layers)
-
-
-def _check_length(text: str, length: int) -> None:
-    if length > MAX_LAYERS:
-        raise _unreadable(text, f"it makes more than {MAX_LAYERS} layers")
-
-
-def _unreadable(text: str, reason: str) -> UserError:
-    shown = text if len(text) <= 60 else text[:57] + "…"
-    return UserError(
-        f"growth.layers: {shown!r}: {reason.rstrip()}; write '1-234*7-56' (one-based) or "
-        "'0:24,8:32' (zero-based)"
-    )
 
 
 def _factor(

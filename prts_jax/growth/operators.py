@@ -59,7 +59,7 @@ def make_map(
       operator: a name in `OPERATORS`, or of an installed package's entry point in the group
         `prts_jax.config.OPERATOR_GROUP`: a `Make`, given all options that are not defaults.
       factor: copies of the source; 0 takes it from the target.
-      layers: list of layers in the notation of `depth.parse_layers`, for "layers".
+      layers: list of layers in the notation of `notation.parse_layers`, for "layers".
       **options: the other keys of `GrowthConfig`; a default counts as not given.
 
     Raises:

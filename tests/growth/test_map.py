@@ -7,8 +7,8 @@ import pytest
 
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.growth.depth import parse_layers
 from prts_jax.growth.map import GrowthMap, format_ranges
+from prts_jax.growth.notation import parse_layers
 
 SOURCE = ModelConfig(vocab=64, layers=3, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=32)
 

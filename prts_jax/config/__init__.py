@@ -1,0 +1,97 @@
+"""The configuration of a run: ml_collections files resolved once into frozen, typed dataclasses.
+
+`schema` is the only list of keys and defaults. A config file starts from `default_config()`,
+changes what it wants and returns it; `resolve` turns the result into a `RunConfig` and refuses what
+cannot work, in one line that names the key.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from prts_jax.config.checks import check_combinations, check_model, check_numbers
+from prts_jax.config.reading import from_dict, get, nearest, to_dict
+from prts_jax.config.schema import (
+    CHOICES,
+    CheckpointConfig,
+    ComputeConfig,
+    DataConfig,
+    EvaluationConfig,
+    GrowthConfig,
+    InitConfig,
+    LoggingConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RopeScaling,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from prts_jax.errors import UserError
+
+__all__ = [
+    "CHOICES",
+    "OPERATOR_GROUP",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "GrowthConfig",
+    "InitConfig",
+    "LoggingConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RopeScaling",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "check_model",
+    "default_config",
+    "from_dict",
+    "get",
+    "nearest",
+    "resolve",
+    "third_party_operators",
+    "to_dict",
+]
+
+OPERATOR_GROUP = "prts_jax.growth_operators"
+"""Entry points of packages that bring growth operators of their own."""
+
+
+def third_party_operators() -> dict[str, importlib.metadata.EntryPoint]:
+    """Returns the entry points of installed growth operators by name, without loading them."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=OPERATOR_GROUP)}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns every key with its default, for a config file to change.
+
+    The result is locked: setting a key that does not exist, or a value of another type, is an
+    error at the line of the config file that does it.
+    """
+    return ml_collections.ConfigDict(to_dict(RunConfig())).lock()
+
+
+def resolve(values: Mapping[str, Any]) -> RunConfig:
+    """Turns a config file's ConfigDict into a checked `RunConfig`.
+
+    Raises:
+      UserError: an unknown key, a wrong type, a value outside its choices, or a combination that
+        cannot work.
+    """
+    config = from_dict(RunConfig, values)
+    for key, choices in CHOICES.items():
+        if key == "init.growth.operator" and get(config, key) not in choices:
+            choices = (*choices, *third_party_operators())
+        if get(config, key) not in choices:
+            name = get(config, key)
+            raise UserError(f"config.{key}: {name!r} is unknown; {nearest(name, choices)}")
+    check_model(config.model)
+    check_numbers(config)
+    check_combinations(config)
+    return config

@@ -1,0 +1,137 @@
+"""What cannot work, refused in one line that names the key."""
+
+import dataclasses
+
+from prts_jax.config.reading import get
+from prts_jax.config.schema import ModelConfig, RunConfig
+from prts_jax.errors import UserError
+
+
+def check_model(model: ModelConfig, where: str = "config.model") -> None:
+    """Refuses shapes that no Llama can have.
+
+    Raises:
+      UserError: a size below one (no layers are allowed), query heads not divisible among the
+        key heads, an odd head_dim, which rotary embeddings cannot split into pairs, or constants
+        that divide by zero.
+    """
+    for name in ("vocab", "embed", "heads", "kv_heads", "head_dim", "mlp"):
+        if getattr(model, name) < 1:
+            raise UserError(f"{where}.{name}: is {getattr(model, name)}; it must be at least 1")
+    if model.layers < 0:
+        raise UserError(f"{where}.layers: is {model.layers}; it must be at least 0")
+    if model.heads % model.kv_heads:
+        raise UserError(
+            f"{where}.heads: {model.heads} heads do not divide among kv_heads={model.kv_heads}; "
+            "make heads a multiple of kv_heads"
+        )
+    if model.head_dim % 2:
+        raise UserError(f"{where}.head_dim: is {model.head_dim}; rotary embeddings need it even")
+    for name in ("norm_eps", "rope_theta"):
+        if getattr(model, name) <= 0:
+            raise UserError(f"{where}.{name}: is {getattr(model, name)}; it must be above 0")
+    scaling = model.rope_scaling
+    if scaling.factor < 1:
+        raise UserError(
+            f"{where}.rope_scaling.factor: is {scaling.factor}; it stretches by at least 1.0 (none)"
+        )
+    if not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
+        raise UserError(
+            f"{where}.rope_scaling.high_freq_factor: is {scaling.high_freq_factor}; it must exceed "
+            f"low_freq_factor={scaling.low_freq_factor}, and both must be above 0"
+        )
+    if scaling.original_length < 1:
+        raise UserError(
+            f"{where}.rope_scaling.original_length: is {scaling.original_length}; it must be ≥ 1"
+        )
+
+
+_AT_LEAST_ONE = (
+    "data.length",
+    "data.batch",
+    "train.steps",
+    "train.accumulation",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "logging.every_steps",
+)
+_AT_LEAST_ZERO = (
+    "evaluation.every_steps",
+    "evaluation.tokens",
+    "evaluation.batch",
+    "checkpoint.keep_every_steps",
+    "optimizer.clip",
+    "optimizer.weight_decay",
+    "schedule.warmup_steps",
+    "schedule.peak",
+    "schedule.final",
+    "schedule.decay_start",
+    "init.growth.factor",
+    "init.growth.drop",
+    "init.growth.every",
+    "init.growth.block",
+    "init.growth.pair_noise",
+    "init.growth.noise",
+    "init.growth.seed",
+)
+
+
+def check_numbers(config: RunConfig) -> None:
+    """Refuses numbers outside their ranges.
+
+    Raises:
+      UserError: names the key and the range.
+    """
+    for keys, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
+        for key in keys:
+            if get(config, key) < least:
+                raise UserError(f"config.{key}: is {get(config, key)}; it must be ≥ {least}")
+    for key in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= get(config, key) < 1:
+            raise UserError(f"config.{key}: is {get(config, key)}; it must be in [0, 1)")
+    if config.optimizer.eps <= 0:
+        raise UserError(f"config.optimizer.eps: is {config.optimizer.eps}; it must be above 0")
+    sizes = dataclasses.asdict(config.mesh)
+    if sum(size == -1 for size in sizes.values()) > 1:
+        raise UserError("config.mesh: more than one axis is -1; only one can take what is left")
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"config.mesh.{axis}: is {size}; it must be ≥ 1, or -1 for the rest")
+
+
+def check_combinations(config: RunConfig) -> None:
+    """Refuses values that each may stand but not together.
+
+    Raises:
+      UserError: names one of the keys and how to mend it.
+    """
+    schedule, init, compute = config.schedule, config.init, config.compute
+    if compute.attention in ("splash", "cudnn") and compute.dtype != "bfloat16":
+        raise UserError(
+            f"config.compute.attention: {compute.attention} computes in bfloat16, and "
+            f"config.compute.dtype is {compute.dtype}; choose 'auto' or 'xla'"
+        )
+    if config.data.batch % config.train.accumulation:
+        raise UserError(
+            f"config.train.accumulation: {config.train.accumulation} does not divide "
+            f"config.data.batch={config.data.batch}"
+        )
+    if schedule.kind != "constant" and schedule.decay_end <= schedule.warmup_steps:
+        raise UserError(
+            f"config.schedule.decay_end: is {schedule.decay_end}; it must come after "
+            f"warmup_steps={schedule.warmup_steps}"
+        )
+    if schedule.kind == "wsd" and not (
+        schedule.warmup_steps <= schedule.decay_start < schedule.decay_end
+    ):
+        raise UserError(
+            f"config.schedule.decay_start: is {schedule.decay_start}; wsd needs warmup_steps ≤ "
+            f"decay_start < decay_end={schedule.decay_end}"
+        )
+    if init.grow_from and init.start_from:
+        raise UserError("config.init: both grow_from and start_from are set; keep one")
+    if init.growth.operator == "layers" and init.grow_from and not init.growth.layers:
+        raise UserError(
+            "config.init.growth.layers: is empty; the operator 'layers' needs a list such as "
+            "'1-234*7-56' or '0:24,8:32'"
+        )
