@@ -26,7 +26,7 @@ LEVELS = {
     "feed": 0,
 }
 # What everyone may use: they import nothing of the above themselves.
-FOUNDATIONS = {"errors", "tree", "paths", "launch"}
+FOUNDATIONS = {"errors", "tree", "paths", "sizes", "launch"}
 
 # library: the files that may import it
 OWNERS = {

@@ -27,6 +27,7 @@ from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.llama import declare
 from prts_jax.paths import as_path, is_remote
+from prts_jax.sizes import format_bytes
 
 MEMORY_BUDGET = 2**30
 """Bytes that layers in flight may take; a layer being copied holds about three times its size."""
@@ -417,6 +418,6 @@ def _check_space(target: str, needed: int) -> None:
     free = free_bytes(target)
     if free is not None and free < needed * 1.01:
         raise UserError(
-            f"{target}: needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; free space "
+            f"{target}: needs {format_bytes(needed)} and {format_bytes(free)} are free; free space "
             "or choose another disk"
         )

@@ -30,6 +30,7 @@ from prts_jax.growth.leaf import is_copied
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.widening import NEW
 from prts_jax.paths import as_path, is_remote
+from prts_jax.sizes import format_bytes
 
 _ARRAY = "zarr.json"
 _CHUNKS = "c"
@@ -123,7 +124,7 @@ def obstacle(work: GrowthPlan, target: str) -> str:
         if declaration.stacked and leaf.shard[0] != 1:
             return (
                 f"{path} is stored in pieces of {leaf.shard[0]} layers, not of one; streaming it "
-                f"takes about {stream_memory(work) / 1e9:.2f} GB of memory"
+                f"takes about {format_bytes(stream_memory(work))} of memory"
             )
     if os.stat(f"{work.source}/{PARAMS}").st_dev != os.stat(existing_parent(target)).st_dev:
         return f"{target} is on another file system"

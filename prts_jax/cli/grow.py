@@ -6,17 +6,23 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 
 from prts_jax.checkpoint import executors, grow, layout
 from prts_jax.checkpoint.commit import refuse_existing
-from prts_jax.cli import run
+from prts_jax.checkpoint.forecast import forecast
+from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
 from prts_jax.paths import as_path
+from prts_jax.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from prts_jax.evaluate.agreement import Agreement
 
 _OPTION_HELP = {
     "factor": "stack, interpolate, zero, in width: copies of the layers (default: from "
@@ -96,6 +102,17 @@ def parser() -> argparse.ArgumentParser:
         "--dry_run", action="store_true", help="draw the map, count bytes, and write nothing"
     )
     made.add_argument(
+        "--verify",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="STORE",
+        help="compute both models on a batch after the growth (of this token store, else of the "
+        "checkpoint's own, else of random tokens), print the largest logit difference and both "
+        "losses; exit code 1 if a function-preserving growth changed more than rounding does. "
+        "Holds one whole model in memory at a time",
+    )
+    made.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"
     )
     return made
@@ -120,28 +137,57 @@ def main(argv: Sequence[str]) -> int:
         **{name: getattr(arguments, name) for name in _OPTION_HELP},
     )
     if arguments.dry_run:
-        _show_plan(source, target, growth_map, arguments.mode, arguments.json)
+        work = grow.plan(source, growth_map)
+        expected = forecast(work, target, arguments.mode)
+        if arguments.json:
+            print(json.dumps(growth_text.as_json(growth_map, work, expected)))
+        else:
+            print(growth_text.dry_run(growth_map, work, target, expected))
         return 0
-    report = executors.grow_checkpoint(
+    if arguments.verify is None:
+        _print(_grow(source, target, growth_map, arguments), target, growth_map, arguments.json)
+        return 0
+    from prts_jax.evaluate import agreement  # Orbax and the model, which nothing else here needs
+
+    # Read before anything is grown: a store that does not fit shall leave nothing behind.
+    batch = agreement.choose_batch(layout.read_lineage(source), arguments.verify)
+    report = _grow(source, target, growth_map, arguments)
+    found = agreement.compare(source, target, batch)
+    _print(report, target, growth_map, arguments.json, found)
+    if not growth_map.function_preserving() or found.relative_difference <= agreement.TOLERANCE:
+        return 0
+    print(
+        f"prts grow: {target}: differs from its source by {found.relative_difference:.2g} of the "
+        "largest logit, and its map says that it keeps the function (at most "
+        f"{agreement.TOLERANCE:g}); it is left for you to look at, do not train from it",
+        file=sys.stderr,
+    )
+    return EXIT_FAILED
+
+
+def _grow(
+    source: str, target: str, growth_map: GrowthMap, arguments: argparse.Namespace
+) -> grow.GrowthReport:
+    return executors.grow_checkpoint(
         source, target, growth_map, arguments.mode, progress=_Progress()
     )
-    if arguments.json:
-        print(json.dumps(report.to_json()))
-    else:
-        print(growth_map)
-        print(f"{target}: {_summary(report)}")
-    return 0
 
 
-def _summary(report: grow.GrowthReport) -> str:
-    if report.mode == "reference":
-        files = "file" if report.files_linked == 1 else "files"
-        done = (
-            f"{report.files_linked} {files} of {_size(report.bytes_linked)} shared with the source"
-        )
-    else:
-        done = f"{_size(report.bytes_written)} written, {_size(report.bytes_read)} read"
-    return f"{done} in {report.seconds:.1f} s, peak memory {_size(report.peak_rss_bytes)}"
+def _print(
+    report: grow.GrowthReport,
+    target: str,
+    growth_map: GrowthMap,
+    as_json: bool,
+    found: "Agreement | None" = None,
+) -> None:
+    if as_json:
+        verified = {} if found is None else {"verified": found.to_json()}
+        print(json.dumps(report.to_json() | verified, allow_nan=False))
+        return
+    print(growth_map)
+    print(f"{target}: {growth_text.report_text(report)}")
+    if found is not None:
+        print(growth_text.agreement_text(found))
 
 
 def _target_model(spec: str) -> ModelConfig | None:
@@ -150,40 +196,6 @@ def _target_model(spec: str) -> ModelConfig | None:
     from prts_jax.cli import config_flags  # absl's flags, which only this option needs
 
     return config_flags.load_file(spec).model
-
-
-def _show_plan(
-    source: str, target: str, growth_map: GrowthMap, asked_mode: str, as_json: bool
-) -> None:
-    plan = grow.plan(source, growth_map)
-    mode, reason = executors.expected_mode(plan, target, asked_mode)
-    free = grow.free_bytes(target)
-    if as_json:
-        report = grow.GrowthReport(
-            "dry_run", 0.0, plan.bytes_read, plan.bytes_written, 0, growth_map.layers, reason=reason
-        )
-        print(json.dumps(report.to_json() | {"bytes_free": free, "expected_mode": mode}))
-        return
-    print(growth_map)
-    if mode == "reference":
-        print(
-            f"shares the files of {source} with {target}; --mode=stream would read "
-            f"{_size(plan.bytes_read)} and write {_size(plan.bytes_written)}"
-        )
-        return
-    if reason:
-        print(f"streams, for it cannot be grown by reference: {reason}")
-    space = "unknown (object store)" if free is None else _size(free)
-    print(f"reads {_size(plan.bytes_read)} from {source}")
-    print(f"writes {_size(plan.bytes_written)} to {target}; free there: {space}")
-
-
-def _size(count: float) -> str:
-    """Writes bytes in the largest decimal unit that leaves a number above one."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:.0f} B"
 
 
 class _Progress:
@@ -200,7 +212,8 @@ class _Progress:
         rate = done / max(now - self._start, 1e-6)
         left = (total - done) / max(rate, 1.0)
         print(
-            f"grow: {_size(done)} of {_size(total)}, {_size(rate)}/s, {left:.0f} s left",
+            f"grow: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s, "
+            f"{left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

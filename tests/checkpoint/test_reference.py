@@ -154,7 +154,7 @@ def test_layers_that_are_stored_together_are_streamed_with_a_word_on_memory(
     values = flatten(write_source(tmp_path / "source"))
     with pytest.raises(
         reference.CannotReferenceError,
-        match=r"is stored in pieces of 3 layers, not of one; streaming it takes about 0\.00 GB",
+        match=r"is stored in pieces of 3 layers, not of one; streaming it takes about [0-9.]+ kB",
     ):
         reference.link(str(tmp_path / "source"), str(tmp_path / "grown"), STACK)
     report = executors.grow_checkpoint(str(tmp_path / "source"), str(tmp_path / "grown"), STACK)

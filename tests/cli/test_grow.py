@@ -1,13 +1,16 @@
 """`prts grow` as a user meets it."""
 
 import json
+import re
 
 import pytest
 
 from prts_jax.checkpoint import reference
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import grow, run
+from prts_jax.evaluate import agreement
 from tests.checkpoint.tiny import write_source
+from tests.train.tiny import write_store
 
 CONFIG = """
 from prts_jax.config import default_config
@@ -112,6 +115,9 @@ def test_a_dry_run_draws_and_counts_and_writes_nothing(source, tmp_path, capsys)
     assert "reads " in out
     assert "writes " in out
     assert "free there: " in out
+    assert re.search(r"takes under 1 s \(at [0-9.]+ .?B/s, which this disk just took\)", out)
+    assert "  layers copied  layers/attention/{k,o,q,v}" in out
+    assert "not function preserving:\n  the stream passes through copied layers more" in out
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
@@ -122,6 +128,52 @@ def test_a_dry_run_as_json(source, tmp_path, capsys):
     assert (report["mode"], report["expected_mode"]) == ("dry_run", "reference")
     assert report["bytes_written"] > report["bytes_read"] > 0
     assert report["bytes_free"] > 0
+    assert report["expected_seconds"] > 0
+    assert report["expected_memory_bytes"] > 0
+    assert report["connection_rate"] == 4 / 5
+    assert not report["function_preserving"]
+    assert len(report["not_preserving_because"]) == 1
+    assert report["leaves"]["kept"] == ["final_norm", "head", "token_embedding"]
+
+
+def test_verify_computes_both_models_and_prints_their_logits_and_losses(source, tmp_path, capsys):
+    argv = [source, f"--target={tmp_path / 'grown'}", "--factor=2", "--verify"]
+    assert grow.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "verified in float32 on 1,024 tokens, random tokens" in out
+    assert re.search(r"largest logit difference [0-9.e-]+, 1?[0-9.]+ of the largest logit", out)
+    assert re.search(r"loss [0-9.]+ before, [0-9.]+ after", out)
+
+
+def test_verify_on_a_store_as_json(source, tmp_path, capsys):
+    write_store(tmp_path / "store", vocab=48)
+    argv = [source, f"--target={tmp_path / 'grown'}", "--operator=zero", "--factor=2", "--json"]
+    assert grow.main([*argv, f"--verify={tmp_path / 'store'}"]) == 0
+    found = json.loads(capsys.readouterr().out)["verified"]
+    assert found["data"] == f"the start of {tmp_path / 'store'}"
+    assert found["largest_difference"] == found["relative_difference"] == 0
+    assert found["loss_before"] == found["loss_after"]
+
+
+def test_a_store_that_cannot_be_read_is_refused_before_anything_grows(source, tmp_path, capsys):
+    argv = [source, f"--target={tmp_path / 'grown'}", "--factor=2", "--verify=no/store"]
+    assert run(grow.main, argv, "grow") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [child.name for child in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_function_that_was_to_be_kept_and_was_not_ends_in_exit_code_1(
+    source, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(agreement, "TOLERANCE", -1.0)
+    kept = ["--operator=zero", "--factor=2", "--verify"]
+    assert run(grow.main, [source, f"--target={tmp_path / 'kept'}", *kept], "grow") == 1
+    captured = capsys.readouterr()
+    assert "its map says that it keeps the function" in captured.err
+    assert "verified in float32" in captured.out
+    assert (tmp_path / "kept" / "lineage").exists()
+    not_kept = ["--factor=2", "--verify"]
+    assert run(grow.main, [source, f"--target={tmp_path / 'other'}", *not_kept], "grow") == 0
 
 
 def test_the_factor_comes_from_a_target_config(source, tmp_path):

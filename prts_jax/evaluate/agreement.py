@@ -1,0 +1,170 @@
+"""How far a grown checkpoint computes what its source computes: logits and loss on one batch."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.loader import EvalBatches
+from data_pipelines.store import TokenStore
+from prts_jax import tree
+from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.errors import UserError
+from prts_jax.model.llama import declare, logits
+from prts_jax.model.loss import token_losses
+
+TOLERANCE = 2e-6
+"""Of the largest logit: what rounding in float32 may change where the function is preserved."""
+
+ROWS, LENGTH = 4, 256
+"""Shape of the batch, shorter where the model was trained on less: 0.1 GB of logits at 32,000."""
+
+_COMPUTE = ComputeConfig(dtype="float32", attention="xla")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens to compare two models on.
+
+    Attributes:
+      tokens: [rows, length] int32.
+      targets: [rows, length] int32, the tokens that follow.
+      weights: [rows, length] float32, 0 for padding.
+      origin: where they are from, for people.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    origin: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What became of the logits and the loss.
+
+    Attributes:
+      data: where the tokens are from.
+      tokens: how many were predicted.
+      largest_difference: of two logits, source and grown.
+      largest_logit: of the source, as an absolute value.
+      loss_before: of the source, nats a token.
+      loss_after: of the grown model.
+    """
+
+    data: str
+    tokens: int
+    largest_difference: float
+    largest_logit: float
+    loss_before: float
+    loss_after: float
+
+    @property
+    def relative_difference(self) -> float:
+        """The largest difference as a share of the largest logit."""
+        if not self.largest_difference:
+            return 0.0
+        return self.largest_difference / self.largest_logit if self.largest_logit else math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields and the relative difference; what is no number is null in JSON."""
+        values = dataclasses.asdict(self) | {"relative_difference": self.relative_difference}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+
+
+def choose_batch(lineage: Lineage, store: str = "") -> Batch:
+    """Reads the tokens that a growth is verified on, before anything is grown.
+
+    Args:
+      lineage: of the source; says the vocabulary, the length, and which stores it was trained with.
+      store: directory of a token store; "" takes the checkpoint's own validation or training
+        store, and where neither is there, random tokens.
+
+    Raises:
+      UserError: `store` cannot be read or has a larger vocabulary than the model.
+    """
+    data = lineage.config["data"]
+    length = min(LENGTH, data["length"])
+    if store:
+        return _read(store, lineage.model, length)
+    for directory in filter(None, (data["validation"], data["train"])):
+        try:
+            return _read(directory, lineage.model, length)
+        except UserError:  # it has moved, or is on another machine: the next will do
+            continue
+    tokens = np.random.default_rng(0).integers(0, lineage.model.vocab, (ROWS, length + 1))
+    return Batch(
+        tokens[:, :-1].astype(np.int32),
+        tokens[:, 1:].astype(np.int32),
+        np.ones((ROWS, length), np.float32),
+        "random tokens, for the checkpoint's own stores are not here (losses say little)",
+    )
+
+
+def compare(source: str, target: str, batch: Batch) -> Agreement:
+    """Computes both models in float32, one after the other, so that one at a time is in memory.
+
+    Every value read is compared with its digest.
+
+    Args:
+      source: the checkpoint that was grown (what `layout.resolve` returned).
+      target: the grown one.
+      batch: what to compute them on.
+
+    Raises:
+      UserError: a checkpoint is damaged.
+    """
+    before, loss_before = _apply(source, batch)
+    after, loss_after = _apply(target, batch)
+    return Agreement(
+        data=batch.origin,
+        tokens=int(batch.weights.sum()),
+        largest_difference=float(np.abs(after - before).max()),
+        largest_logit=float(np.abs(before).max()),
+        loss_before=loss_before,
+        loss_after=loss_after,
+    )
+
+
+def _read(directory: str, model: ModelConfig, length: int) -> Batch:
+    store = TokenStore.open(directory)
+    if store.vocab_size > model.vocab:
+        raise UserError(
+            f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
+            f"{model.vocab}; give a store of the model's tokenizer"
+        )
+    rows = EvalBatches(store, length, ROWS).rows(0, 0, ROWS)
+    return Batch(rows["tokens"], rows["targets"], rows["loss_weights"], f"the start of {directory}")
+
+
+def _apply(checkpoint: str, batch: Batch) -> tuple[np.ndarray, float]:
+    """Returns logits [rows, length, vocab] and the mean loss; the parameters are freed."""
+    model = checkpoint_store.read_lineage(checkpoint).model
+    declarations = declare(model)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        for path, leaf in declarations.items()
+    }
+    params = checkpoint_store.restore_params(
+        checkpoint, tree.unflatten(abstract), declarations, verify=True
+    )
+
+    @jax.jit
+    def forward(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        found = logits(params, jnp.asarray(batch.tokens), model, _COMPUTE)
+        losses = token_losses(found, jnp.asarray(batch.targets))
+        return found, (losses * batch.weights).sum() / batch.weights.sum()
+
+    found, loss = forward(params)
+    return np.asarray(found), float(loss)
