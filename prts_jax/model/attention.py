@@ -23,6 +23,7 @@ def causal_attention(
     v_BxKxSxD: jax.Array,
     implementation: str,
     precision: jax.lax.Precision,
+    segment_ids_BxS: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax(q kᵀ / √D) v over earlier positions; the softmax is computed in float32.
 
@@ -33,6 +34,8 @@ def causal_attention(
       implementation: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": splash on TPU where it
         takes the shape (lengths that are multiples of 128), XLA elsewhere.
       precision: of the matrix products in the XLA implementation.
+      segment_ids_BxS: int32; a position attends to those of its own segment only. None: all are
+        one. cuDNN reads them as a mask of [B, 1, S, S], which costs memory.
 
     Returns:
       [B, H, S, D] in the dtype of `q`.
@@ -45,14 +48,23 @@ def causal_attention(
         tileable = q_BxHxSxD.shape[2] % SPLASH_BLOCKS[-1] == 0 and not float32
         implementation = "splash" if jax.default_backend() == "tpu" and tileable else "xla"
     if implementation == "splash":
-        return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
+        return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
     if implementation == "cudnn":
-        return _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
-    return _xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision)
+        return _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
+    return _xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision, segment_ids_BxS)
+
+
+def _same_segment(segment_ids_BxS: jax.Array) -> jax.Array:
+    """Returns [B, S, S] bool: whether query position and key position are of one segment."""
+    return segment_ids_BxS[:, :, None] == segment_ids_BxS[:, None, :]
 
 
 def _xla(
-    q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array, precision: jax.lax.Precision
+    q_BxHxSxD: jax.Array,
+    k_BxKxSxD: jax.Array,
+    v_BxKxSxD: jax.Array,
+    precision: jax.lax.Precision,
+    segment_ids_BxS: jax.Array | None,
 ) -> jax.Array:
     batch, heads, length, head_dim = q_BxHxSxD.shape
     groups = k_BxKxSxD.shape[1]
@@ -64,15 +76,22 @@ def _xla(
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    causal_SxS = jnp.tril(jnp.ones((length, length), bool))
-    weights = jax.nn.softmax(jnp.where(causal_SxS, scores, -jnp.inf), axis=-1)
+    seen = jnp.tril(jnp.ones((length, length), bool))
+    if segment_ids_BxS is not None:
+        seen = seen & _same_segment(segment_ids_BxS)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     out = jnp.einsum(
         "bkgst,bktd->bkgsd", weights.astype(v_BxKxSxD.dtype), v_BxKxSxD, precision=precision
     )
     return out.reshape(q_BxHxSxD.shape)
 
 
-def _splash(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) -> jax.Array:
+def _splash(
+    q_BxHxSxD: jax.Array,
+    k_BxKxSxD: jax.Array,
+    v_BxKxSxD: jax.Array,
+    segment_ids_BxS: jax.Array | None,
+) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
@@ -102,30 +121,48 @@ def _splash(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) ->
     )
     kernel = splash_attention_kernel.make_splash_mqa_single_device(mask=mask, block_sizes=sizes)
 
-    def attend(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) -> jax.Array:
+    def attend(
+        q_BxHxSxD: jax.Array,
+        k_BxKxSxD: jax.Array,
+        v_BxKxSxD: jax.Array,
+        *segment_ids_BxS: jax.Array,
+    ) -> jax.Array:
         batch, local_heads = q_BxHxSxD.shape[:2]
         local_groups = groups // tensor
         q_BxKxGxSxD = q_BxHxSxD.reshape(
             batch, local_groups, local_heads // local_groups, length, head_dim
         )
         scaled = q_BxKxGxSxD * jnp.asarray(head_dim**-0.5, q_BxHxSxD.dtype)
-        out = jax.vmap(jax.vmap(kernel))(scaled, k_BxKxSxD, v_BxKxSxD)
+        segments = [splash_attention_kernel.SegmentIds(ids, ids) for ids in segment_ids_BxS]
+        by_group = jax.vmap(kernel, in_axes=(0, 0, 0, *[None for _ in segments]))
+        out = jax.vmap(by_group)(scaled, k_BxKxSxD, v_BxKxSxD, *segments)
         return out.reshape(q_BxHxSxD.shape)
 
-    if mesh.empty:
-        return attend(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
     by_heads: PartitionSpec = partition_spec(("batch", "heads", "length", "head_dim"))
-    return jax.shard_map(
-        attend, in_specs=(by_heads, by_heads, by_heads), out_specs=by_heads, check_vma=False
-    )(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD)
+    arrays, specs = [q_BxHxSxD, k_BxKxSxD, v_BxKxSxD], [by_heads, by_heads, by_heads]
+    if segment_ids_BxS is not None:
+        arrays.append(segment_ids_BxS)
+        specs.append(partition_spec(("batch", "length")))
+    if mesh.empty:
+        return attend(*arrays)
+    return jax.shard_map(attend, in_specs=tuple(specs), out_specs=by_heads, check_vma=False)(
+        *arrays
+    )
 
 
 @functools.partial(jax.named_call, name="cudnn_attention")
-def _cudnn(q_BxHxSxD: jax.Array, k_BxKxSxD: jax.Array, v_BxKxSxD: jax.Array) -> jax.Array:
+def _cudnn(
+    q_BxHxSxD: jax.Array,
+    k_BxKxSxD: jax.Array,
+    v_BxKxSxD: jax.Array,
+    segment_ids_BxS: jax.Array | None,
+) -> jax.Array:
+    mask = None if segment_ids_BxS is None else _same_segment(segment_ids_BxS)[:, None]
     out = jax.nn.dot_product_attention(
         q_BxHxSxD.swapaxes(1, 2),
         k_BxKxSxD.swapaxes(1, 2),
         v_BxKxSxD.swapaxes(1, 2),
+        mask=mask,
         is_causal=True,
         implementation="cudnn",
     )

@@ -15,6 +15,10 @@ from flax.core import meta
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.mesh import constrain
 from prts_jax.model.attention import causal_attention
+from prts_jax.model.inputs import Gates
+
+Rope = tuple[jax.Array, jax.Array]
+"""Cosines and sines of the positions' angles."""
 
 
 class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
@@ -105,20 +109,31 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.A
     return freq * (kept + (1 - kept) / scaling.factor)
 
 
-def rope_tables(length: int, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines, each [length, head_dim / 2] float32."""
+def rope_tables(positions: jax.Array, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """Returns cosines and sines, each [*positions.shape, head_dim / 2] float32.
+
+    Args:
+      positions: of any shape.
+      model: its head_dim, rope_theta and rope_scaling.
+    """
     freq = rope_frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
-    angle_SxD = jnp.arange(length, dtype=jnp.float32)[:, None] * freq
-    return jnp.cos(angle_SxD), jnp.sin(angle_SxD)
+    angle = positions.astype(jnp.float32)[..., None] * freq
+    return jnp.cos(angle), jnp.sin(angle)
 
 
-def apply_rope(x_BxHxSxD: jax.Array, cos_SxD: jax.Array, sin_SxD: jax.Array) -> jax.Array:
-    """Rotates pairs (i, i + D/2), Hugging Face's half-split order; same dtype as `x`."""
+def apply_rope(x_BxHxSxD: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates pairs (i, i + D/2), Hugging Face's half-split order; same dtype as `x`.
+
+    `cos` and `sin` are [S, D/2], or [B, 1, S, D/2] where rows have positions of their own.
+    """
     low, high = jnp.split(x_BxHxSxD.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate(
-        [low * cos_SxD - high * sin_SxD, high * cos_SxD + low * sin_SxD], axis=-1
-    )
+    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
     return rotated.astype(x_BxHxSxD.dtype)
+
+
+def gated(x: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """Returns x ⊙ c in the dtype of `x`; without a gate, `x` itself."""
+    return x if gate is None else x * gate.astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -128,8 +143,14 @@ class Attention(nn.Module):
     compute: ComputeConfig
 
     @nn.compact
-    def __call__(self, x_BxSxE: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Maps [B, S, E] to [B, S, E]; `rope` is what `rope_tables` returned."""
+    def __call__(
+        self,
+        x_BxSxE: jax.Array,
+        rope: Rope,
+        segment_ids_BxS: jax.Array | None,
+        gate_H: jax.Array | None,
+    ) -> jax.Array:
+        """Maps [B, S, E] to [B, S, E]."""
         m = self.model
         dtype = jnp.dtype(self.compute.dtype)
         precision = matmul_precision(self.compute.dtype)
@@ -148,8 +169,10 @@ class Attention(nn.Module):
         k_BxKxSxD = apply_rope(project(w_k, "kv_heads"), *rope)
         v_BxKxSxD = project(w_v, "kv_heads")
         out_BxHxSxD = causal_attention(
-            q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision
+            q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision, segment_ids_BxS
         )
+        if gate_H is not None:
+            out_BxHxSxD = gated(out_BxHxSxD, gate_H[:, None, None])
         return jnp.einsum("bhsd,hde->bse", out_BxHxSxD, w_o.astype(dtype), precision=precision)
 
 
@@ -160,7 +183,7 @@ class Mlp(nn.Module):
     compute: ComputeConfig
 
     @nn.compact
-    def __call__(self, x_BxSxE: jax.Array) -> jax.Array:
+    def __call__(self, x_BxSxE: jax.Array, gate_M: jax.Array | None) -> jax.Array:
         """Maps [B, S, E] to [B, S, E]."""
         dtype = jnp.dtype(self.compute.dtype)
         precision = matmul_precision(self.compute.dtype)
@@ -171,26 +194,45 @@ class Mlp(nn.Module):
         gate_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_gate.astype(dtype), precision=precision)
         up_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_up.astype(dtype), precision=precision)
         hidden_BxSxM = constrain(jax.nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "length", "mlp"))
+        hidden_BxSxM = gated(hidden_BxSxM, gate_M)
         return jnp.einsum("bsm,me->bse", hidden_BxSxM, w_down.astype(dtype), precision=precision)
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer, shaped for `nn.scan`: (carry, rope) → (carry, nothing)."""
+    """One pre-norm transformer layer, shaped for `nn.scan`: (carry, …) → (carry, nothing)."""
 
     model: ModelConfig
     compute: ComputeConfig
 
     @nn.compact
     def __call__(
-        self, x_BxSxE: jax.Array, rope: tuple[jax.Array, jax.Array]
+        self,
+        x_BxSxE: jax.Array,
+        rope: Rope,
+        segment_ids_BxS: jax.Array | None,
+        gates: Gates,
+        layer_gate: jax.Array | None,
     ) -> tuple[jax.Array, None]:
-        """Maps the residual stream [B, S, E] to itself, with nothing to stack."""
+        """Maps the residual stream [B, S, E] to itself, with nothing to stack.
+
+        Args:
+          x_BxSxE: the residual stream.
+          rope: what `rope_tables` returned.
+          segment_ids_BxS: see `Documents`.
+          gates: those of width.
+          layer_gate: scalar, this layer's.
+        """
         m = self.model
         attention_norm = declare_param(self, "attention_norm", {"embed": m.embed}, init="ones")
         mlp_norm = declare_param(self, "mlp_norm", {"embed": m.embed}, init="ones")
         attention = Attention(m, self.compute, name="attention")
         mlp = Mlp(m, self.compute, name="mlp")
-        x_BxSxE = x_BxSxE + attention(rms_norm(x_BxSxE, attention_norm, m.norm_eps), rope)
-        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
-        x_BxSxE = x_BxSxE + mlp(rms_norm(x_BxSxE, mlp_norm, m.norm_eps))
-        return constrain(x_BxSxE, ("batch", "length", "features")), None
+
+        def add(x_BxSxE: jax.Array, out_BxSxE: jax.Array) -> jax.Array:
+            x_BxSxE = x_BxSxE + gated(gated(out_BxSxE, gates.embed_E), layer_gate)
+            return constrain(x_BxSxE, ("batch", "length", "features"))
+
+        normed = rms_norm(x_BxSxE, attention_norm, m.norm_eps)
+        x_BxSxE = add(x_BxSxE, attention(normed, rope, segment_ids_BxS, gates.heads_H))
+        normed = rms_norm(x_BxSxE, mlp_norm, m.norm_eps)
+        return add(x_BxSxE, mlp(normed, gates.mlp_M)), None

@@ -12,8 +12,18 @@ from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.mesh import constrain
 from prts_jax.model.declaration import LAYERS, Declaration
-from prts_jax.model.layers import Block, Declared, declare_param, matmul_precision, rms_norm
-from prts_jax.model.layers import rope_tables as make_rope_tables
+from prts_jax.model.inputs import Documents, Gates
+from prts_jax.model.layers import (
+    Block,
+    Declared,
+    declare_param,
+    gated,
+    matmul_precision,
+    rms_norm,
+    rope_tables,
+)
+
+OPEN = Gates()
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -28,7 +38,9 @@ class Llama(nn.Module):
     compute: ComputeConfig
 
     @nn.compact
-    def __call__(self, tokens_BxS: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens_BxS: jax.Array, documents: Documents | None = None, gates: Gates = OPEN
+    ) -> jax.Array:
         """Returns logits [B, S, vocab] float32 for int32 token ids [B, S]."""
         m = self.model
         dtype = jnp.dtype(self.compute.dtype)
@@ -37,10 +49,17 @@ class Llama(nn.Module):
         table_VxE = declare_param(
             self, "token_embedding", vocab | embed, ("embed",) if m.tied else (), "embedding"
         )
-        x_BxSxE = constrain(table_VxE.astype(dtype)[tokens_BxS], ("batch", "length", "features"))
-        rope = make_rope_tables(tokens_BxS.shape[1], m)
+        x_BxSxE = gated(table_VxE.astype(dtype)[tokens_BxS], gates.embed_E)
+        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
+        if documents is None:
+            rope = rope_tables(jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32), m)
+        else:
+            rope = rope_tables(documents.positions_BxS[:, None], m)
         if m.layers:
-            x_BxSxE, _ = self._blocks()(m, self.compute, name=LAYERS)(x_BxSxE, rope)
+            segment_ids_BxS = None if documents is None else documents.segment_ids_BxS
+            x_BxSxE, _ = self._blocks()(m, self.compute, name=LAYERS)(
+                x_BxSxE, rope, segment_ids_BxS, gates._replace(layers_L=None), gates.layers_L
+            )
         final_norm = declare_param(self, "final_norm", embed, init="ones")
         x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
         if m.tied:
@@ -64,7 +83,7 @@ class Llama(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.model.layers,
             unroll=1 if self.compute.scan else self.model.layers,
             metadata_params={meta.PARTITION_NAME: LAYERS},
@@ -93,7 +112,13 @@ def _declaration(box: Declared) -> Declaration:
 
 
 def logits(
-    params: Mapping[str, Any], tokens_BxS: jax.Array, model: ModelConfig, compute: ComputeConfig
+    params: Mapping[str, Any],
+    tokens_BxS: jax.Array,
+    model: ModelConfig,
+    compute: ComputeConfig,
+    *,
+    documents: Documents | None = None,
+    gates: Gates | None = None,
 ) -> jax.Array:
     """Applies the model.
 
@@ -102,9 +127,13 @@ def logits(
       tokens_BxS: int32 token ids.
       model: the model's shape.
       compute: dtype, attention, remat and scan.
+      documents: where each row holds several; None: a row is one document.
+      gates: of what growth added; None: all open.
 
     Returns:
       [B, S, vocab] float32: position s scores the token at s + 1.
     """
-    out: jax.Array = Llama(model, compute).apply({"params": params}, tokens_BxS)  # type: ignore[assignment]
+    out: jax.Array = Llama(model, compute).apply(  # type: ignore[assignment]
+        {"params": params}, tokens_BxS, documents, gates or OPEN
+    )
     return out

@@ -32,25 +32,39 @@ def queries_keys_values(
     return 2 * q, k, v  # sharper than N(0, 1), so that a wrong scale shows
 
 
-def reference_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+def segments_of(batch: int, length: int) -> jax.Array:
+    """Each row falls into documents of other lengths, one of them a single token."""
+    starts = [[0, 1, 6 + row, length // 2 + 1 + row] for row in range(batch)]
+    return jnp.asarray(
+        [np.searchsorted(row, np.arange(length), side="right") for row in starts], jnp.int32
+    )
+
+
+def reference_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, segment_ids: jax.Array | None = None
+) -> np.ndarray:
     """float64, one head and position at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     batch, heads, length, head_dim = q.shape
     group = heads // k.shape[1]
     out = np.zeros(q.shape)
     for b, h, s in np.ndindex(batch, heads, length):
-        seen = slice(0, s + 1)
+        seen = np.arange(s + 1)
+        if segment_ids is not None:
+            seen = seen[np.asarray(segment_ids)[b, seen] == np.asarray(segment_ids)[b, s]]
         scores = k[b, h // group, seen] @ q[b, h, s] / np.sqrt(head_dim)
         weights = np.exp(scores - scores.max())
         out[b, h, s] = weights / weights.sum() @ v[b, h // group, seen]
     return out
 
 
-def out_and_grads(implementation: str, qkv: Arrays) -> tuple[jax.Array, Arrays]:
+def out_and_grads(
+    implementation: str, qkv: Arrays, segment_ids: jax.Array | None = None
+) -> tuple[jax.Array, Arrays]:
     weights = jax.random.normal(jax.random.key(9), qkv[0].shape)
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = causal_attention(q, k, v, implementation, HIGHEST)
+        out = causal_attention(q, k, v, implementation, HIGHEST, segment_ids)
         return jnp.vdot(out, weights), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
@@ -70,6 +84,15 @@ def test_xla_equals_numpy(heads: int, kv_heads: int) -> None:
     qkv = queries_keys_values(heads, kv_heads, length=17, head_dim=8)
     out = causal_attention(*qkv, "xla", HIGHEST)
     np.testing.assert_allclose(out, reference_attention(*qkv), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
+def test_xla_attends_within_a_segment_only(heads: int, kv_heads: int) -> None:
+    qkv = queries_keys_values(heads, kv_heads, length=17, head_dim=8)
+    segment_ids = segments_of(batch=2, length=17)
+    out = causal_attention(*qkv, "xla", HIGHEST, segment_ids)
+    expected = reference_attention(*qkv, segment_ids)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_auto_is_xla_on_a_cpu() -> None:
@@ -99,6 +122,19 @@ def test_splash_equals_numpy(heads: int, kv_heads: int, head_dim: int) -> None:
 
 
 @pytest.mark.usefixtures("interpreted_splash")
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2)])
+def test_splash_and_its_gradients_stay_within_a_segment(heads: int, kv_heads: int) -> None:
+    qkv = queries_keys_values(heads, kv_heads, length=256, head_dim=64)
+    segment_ids = segments_of(batch=2, length=256)
+    out, grads = out_and_grads("splash", qkv, segment_ids)
+    expected = reference_attention(*qkv, segment_ids)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    _, xla_grads = out_and_grads("xla", qkv, segment_ids)
+    for grad, xla_grad in zip(grads, xla_grads, strict=True):
+        np.testing.assert_allclose(grad, xla_grad, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.usefixtures("interpreted_splash")
 @pytest.mark.parametrize("length", [256, 384, 640, 1024])
 def test_splash_and_its_gradients_equal_xla_for_every_tile(length: int) -> None:
     qkv = queries_keys_values(heads=2, kv_heads=1, length=length, head_dim=64, batch=1)
@@ -116,35 +152,44 @@ def test_splash_refuses_lengths_that_it_cannot_tile(length: int) -> None:
         causal_attention(*qkv, "splash", HIGHEST)
 
 
+@pytest.mark.parametrize("segmented", [False, True])
 def test_what_cudnn_is_given_means_causal_grouped_attention(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, segmented: bool
 ) -> None:
     """jax computes the same call in XLA instead."""
     original: Callable[..., jax.Array] = jax.nn.dot_product_attention
     asked = []
 
-    def computed_by_xla(*args: jax.Array, implementation: str, is_causal: bool) -> jax.Array:
+    def computed_by_xla(
+        *args: jax.Array, implementation: str, is_causal: bool, mask: jax.Array | None
+    ) -> jax.Array:
         asked.append(implementation)
-        return original(*args, implementation="xla", is_causal=is_causal)
+        return original(*args, implementation="xla", is_causal=is_causal, mask=mask)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", computed_by_xla)
     qkv = queries_keys_values(heads=6, kv_heads=2, length=17, head_dim=8)
-    out = causal_attention(*qkv, "cudnn", HIGHEST)
+    segment_ids = segments_of(batch=2, length=17) if segmented else None
+    out = causal_attention(*qkv, "cudnn", HIGHEST, segment_ids)
     assert asked == ["cudnn"]
-    np.testing.assert_allclose(out, reference_attention(*qkv), rtol=1e-4, atol=1e-5)
+    expected = reference_attention(*qkv, segment_ids)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cudnn_lowers_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("segmented", "kind"), [(False, "Softmax"), (True, "ScaleBiasSoftmax")])
+def test_cudnn_lowers_for_gpus(monkeypatch: pytest.MonkeyPatch, segmented: bool, kind: str) -> None:
     """As far as a machine without a GPU goes: jax checks the shapes and emits cuDNN's calls."""
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return causal_attention(q, k, v, "cudnn", HIGHEST).astype(jnp.float32).sum()
+        out = causal_attention(q, k, v, "cudnn", HIGHEST, segment_ids)
+        return out.astype(jnp.float32).sum()
+
+    segment_ids = segments_of(batch=2, length=256) if segmented else None
 
     q, k = (jax.ShapeDtypeStruct((2, heads, 256, 64), jnp.bfloat16) for heads in (4, 2))
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
     module = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert module.count("@__cudnn$fmhaSoftmax(") == 1
-    assert module.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    assert module.count(f"@__cudnn$fmha{kind}(") == 1
+    assert module.count(f"@__cudnn$fmha{kind}Backward(") == 1

@@ -16,6 +16,7 @@ from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.model import llama
 from prts_jax.model.initialise import init_params
+from prts_jax.model.inputs import Documents
 
 SMALL = ModelConfig(vocab=97, layers=3, embed=48, heads=6, kv_heads=2, head_dim=8, mlp=80)
 FLOAT32 = ComputeConfig(dtype="float32", attention="xla")
@@ -59,9 +60,15 @@ def loss_and_grads(
 
 
 def hugging_face_logits(
-    params: Mapping[str, Any], tokens_BxS: jax.Array, model: ModelConfig
+    params: Mapping[str, Any],
+    tokens_BxS: jax.Array,
+    model: ModelConfig,
+    documents: Documents | None = None,
 ) -> np.ndarray:
-    """Copies the weights into a LlamaForCausalLM, whose kernels are [out, in], and runs it."""
+    """Copies the weights into a LlamaForCausalLM, whose kernels are [out, in], and runs it.
+
+    Documents become a 4-dimensional additive mask, and position ids.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
@@ -110,8 +117,25 @@ def hugging_face_logits(
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if model.tied else set())
     reference.tie_weights()
+    packed: dict[str, Any] = {}
+    if documents is not None:
+        segment_ids = np.asarray(documents.segment_ids_BxS)
+        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        seen = np.tril(same)
+        packed["attention_mask"] = torch.tensor(np.where(seen, 0.0, np.finfo(np.float32).min))
+        packed["attention_mask"] = packed["attention_mask"].float()
+        packed["position_ids"] = torch.tensor(np.asarray(documents.positions_BxS)).long()
     with torch.no_grad():
-        return reference(torch.tensor(np.asarray(tokens_BxS)).long()).logits.numpy()
+        return reference(torch.tensor(np.asarray(tokens_BxS)).long(), **packed).logits.numpy()
+
+
+def packed_rows() -> Documents:
+    """Two rows of 24 tokens: documents of 10 and 14 tokens, and of 1, 20 and 3."""
+    lengths = [[10, 14], [1, 20, 3]]
+    return Documents(
+        jnp.asarray([np.repeat(range(len(row)), row) for row in lengths], jnp.int32),
+        jnp.asarray([np.concatenate([np.arange(n) for n in row]) for row in lengths], jnp.int32),
+    )
 
 
 # A short original length, so that 24 positions reach all three branches of the scaling.
@@ -141,6 +165,43 @@ def test_logits_equal_hugging_face(shape: str) -> None:
     theirs = hugging_face_logits(params, tokens, model)
     assert np.abs(theirs).max() > 1  # else an absolute tolerance says nothing
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["gqa", "tied", "llama3_scaling"])
+def test_packed_documents_equal_hugging_face_given_mask_and_positions(shape: str) -> None:
+    model = SHAPES[shape]
+    params, tokens = random_params(model), tokens_of(model)
+    ours = logits(params, tokens, model, FLOAT32, documents=packed_rows())
+    theirs = hugging_face_logits(params, tokens, model, packed_rows())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"remat": "dots"}, {"scan": False}], ids=["plain", "remat", "unrolled"]
+)
+def test_packed_documents_equal_each_document_alone(changes: dict[str, Any]) -> None:
+    compute = dataclasses.replace(FLOAT32, **changes)
+    params, tokens, documents = random_params(SMALL), tokens_of(SMALL), packed_rows()
+    packed = logits(params, tokens, SMALL, compute, documents=documents)
+    first, second = tokens[:1, :10], tokens[:1, 10:]
+    np.testing.assert_allclose(
+        packed[:1, :10], logits(params, first, SMALL, FLOAT32), rtol=0, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        packed[:1, 10:], logits(params, second, SMALL, FLOAT32), rtol=0, atol=1e-5
+    )
+    joined = logits(params, tokens, SMALL, FLOAT32)
+    assert jnp.abs(packed - joined)[:1, 10:].max() > 1e-2  # what plain concatenation computes
+
+
+def test_one_document_a_row_is_no_document_at_all() -> None:
+    tokens = tokens_of(SMALL)
+    whole = Documents(
+        jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), tokens.shape)
+    )
+    found = logits(random_params(SMALL), tokens, SMALL, FLOAT32, documents=whole)
+    expected = logits(random_params(SMALL), tokens, SMALL, FLOAT32)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["rope_theta", "llama3_scaling", "norm_eps"])

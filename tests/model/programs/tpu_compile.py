@@ -33,9 +33,13 @@ def kernels_and_collectives(compiled: jax.stages.Compiled) -> dict[str, object]:
     }
 
 
-def attention_gradient(mesh: Mesh, head_dim: int, length: int, kv_heads: int) -> dict[str, object]:
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        out = causal_attention(q, k, v, "splash", jax.lax.Precision.DEFAULT)
+def attention_gradient(
+    mesh: Mesh, head_dim: int, length: int, kv_heads: int, segmented: bool = False
+) -> dict[str, object]:
+    def loss(
+        q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BxS: jax.Array | None
+    ) -> jax.Array:
+        out = causal_attention(q, k, v, "splash", jax.lax.Precision.DEFAULT, segment_ids_BxS)
         return jnp.square(out.astype(jnp.float32)).sum()
 
     by_heads = sharding(mesh, ("batch", "heads", "length", "head_dim"))
@@ -43,9 +47,11 @@ def attention_gradient(mesh: Mesh, head_dim: int, length: int, kv_heads: int) ->
         jax.ShapeDtypeStruct((4, heads, length, head_dim), jnp.bfloat16, sharding=by_heads)
         for heads in (4, kv_heads)
     )
-    return kernels_and_collectives(
-        jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k).compile()
-    )
+    rows = sharding(mesh, ("batch", "length"))
+    segment_ids_BxS = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    lowered = gradient.lower(q, k, k, segment_ids_BxS if segmented else None)
+    return kernels_and_collectives(lowered.compile())
 
 
 def model_gradient(mesh: Mesh, remat: str) -> dict[str, object]:
@@ -80,6 +86,7 @@ def main() -> None:
             )
             for head_dim, length, kv_heads in ((64, 1024, 2), (128, 640, 4), (64, 128, 4))
         }
+        report["attention segmented"] = attention_gradient(mesh, 64, 256, 2, segmented=True)
         report |= {
             f"model remat={remat}": model_gradient(mesh, remat) for remat in ("none", "full")
         }

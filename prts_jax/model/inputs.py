@@ -1,0 +1,38 @@
+"""What the model is given beside tokens: documents that share a row, and gates of what is new."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Documents(NamedTuple):
+    """Which document each token of a row belongs to.
+
+    Tokens attend to earlier ones of their own segment, and rotary embeddings turn by position.
+
+    Attributes:
+      segment_ids_BxS: int32; only equality within a row counts.
+      positions_BxS: int32, the place within the document: 0 at its first token.
+    """
+
+    segment_ids_BxS: jax.Array
+    positions_BxS: jax.Array
+
+
+class Gates(NamedTuple):
+    """Factors c of what growth added, `Y = X + f(Norm(X)) ⊙ c` (arXiv 2405.15319, App. A).
+
+    0 is shut (the model computes what its source computed), 1 open; None is open everywhere, and
+    costs nothing. Each multiplies values where they are summed.
+
+    Attributes:
+      layers_L: float32, of both outputs of a layer.
+      embed_E: float32, of the token embedding and of every output into the residual stream.
+      mlp_M: float32, of the hidden units of the MLP.
+      heads_H: float32, of what each query head attends to.
+    """
+
+    layers_L: jax.Array | None = None
+    embed_E: jax.Array | None = None
+    mlp_M: jax.Array | None = None
+    heads_H: jax.Array | None = None
