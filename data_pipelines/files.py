@@ -1,13 +1,17 @@
 """Arrays in files of one folder, on local disk or on gs://, read in parts.
 
-Locally an array is a memory map. On object storage a part is one range request, and nothing is
-kept but what the caller keeps, so memory is bounded whatever the folder's size.
+A part is one read of the disk, or one range request, of just so many bytes; nothing is kept but
+what the caller keeps, so memory is bounded whatever the folder's size. Parts are not memory-mapped:
+a page fault reads ahead, far more than a window that lies anywhere in a store. A whole array that
+is searched is a memory map where it can be.
 """
 
+import mmap
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,7 +19,7 @@ import numpy as np
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
 
-OPEN_MAPS = 256  # a map holds a file descriptor, and a process may have as few as 1,024
+OPEN_FILES = 256  # a process may have as few as 1,024
 REQUESTS = 16  # at once; a request to object storage mostly waits
 
 Item = TypeVar("Item")
@@ -31,6 +35,9 @@ class Files(Protocol):
     def read(self, name: str, dtype: np.dtype, start: int, stop: int) -> np.ndarray:
         """Returns items [start, stop) of a file; stop is not beyond its end."""
 
+    def whole(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        """Returns a file of `count` items, of which only some will be looked at."""
+
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         """Returns the function of each item, at once where that hides waiting."""
 
@@ -40,12 +47,24 @@ def open_files(directory: str | os.PathLike[str]) -> Files:
     return RemoteFiles(os.fspath(directory)) if is_remote(directory) else LocalFiles(directory)
 
 
+class _OpenFile:
+    """A file descriptor that is closed when nobody reads from it any more."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 class LocalFiles:
     """Files on a disk of this machine."""
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self._directory = as_path(directory)
-        self._map = lru_cache(OPEN_MAPS)(self._open)
+        self._directory = Path(as_path(directory))
+        self._open = lru_cache(OPEN_FILES)(lambda name: _OpenFile(self._directory / name))
 
     def sizes(self) -> dict[str, int]:
         """Implements `Files.sizes`."""
@@ -56,18 +75,38 @@ class LocalFiles:
             return {}
 
     def read(self, name: str, dtype: np.dtype, start: int, stop: int) -> np.ndarray:
-        """Implements `Files.read`; a view into the file's memory map."""
-        if start == stop:  # an empty file cannot be mapped
+        """Implements `Files.read`.
+
+        Raises:
+          UserError: the file is gone, or shorter than it was.
+        """
+        size = dtype.itemsize
+        try:
+            # Held while it is read: another thread may push it out of the cache.
+            file = self._open(name)
+            content = os.pread(file.number, (stop - start) * size, start * size)
+        except OSError as error:
+            raise UserError(
+                f"cannot read {self._directory / name}: {error.strerror}; check that it is there"
+            ) from error
+        if len(content) != (stop - start) * size:
+            raise UserError(
+                f"cannot read {self._directory / name}: it ended early; copy the store there again"
+            )
+        return np.frombuffer(content, dtype)
+
+    def whole(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        """Implements `Files.whole`; a memory map."""
+        if not count:  # an empty file cannot be mapped
             return np.empty(0, dtype)
-        return self._map(name, dtype)[start:stop]
+        with open(self._directory / name, "rb") as file:
+            pages = mmap.mmap(file.fileno(), count * dtype.itemsize, access=mmap.ACCESS_READ)
+        pages.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(pages, dtype)
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         """Implements `Files.map`."""
         return [function(item) for item in items]
-
-    def _open(self, name: str, dtype: np.dtype) -> np.ndarray:
-        # As a plain array: slicing a np.memmap costs ten times as much.
-        return np.asarray(np.memmap(self._directory / name, dtype=dtype, mode="r"))
 
 
 class RemoteFiles:
@@ -107,6 +146,10 @@ class RemoteFiles:
         if len(content) != (stop - start) * size:
             raise UserError(f"cannot read {path}: it ended early; copy the store there again")
         return np.frombuffer(content, dtype)
+
+    def whole(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        """Implements `Files.whole`, as `read`."""
+        return self.read(name, dtype, 0, count)
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         """Implements `Files.map`, with `REQUESTS` threads."""

@@ -1,7 +1,11 @@
 """Batches as a pure function of (store, seed, position): any number of hosts, O(1) seek.
 
 A batch is a dictionary of NumPy arrays, each [rows, length]: `tokens` int32, `targets` int32 (the
-tokens that follow), `loss_weights` float32 and `source_ids` int32 (of the target).
+tokens that follow), `loss_weights` float32 and `source_ids` int32 (of the target). Where documents
+are kept apart there are also `segment_ids` and `positions`, int32: which of its row's documents a
+token belongs to, from 0, and how far it is into it. Both begin at 0 with the row, also where its
+first document began before: attention never leaves the row, and RoPE knows differences of positions
+only. A target that begins a document would be predicted from another's end, so its weight is 0.
 """
 
 from dataclasses import dataclass
@@ -14,6 +18,9 @@ from data_pipelines.store import TokenStore
 from prts_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+FIELDS = ("tokens", "targets", "loss_weights", "source_ids")
+DOCUMENT_FIELDS = ("segment_ids", "positions")
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class TrainBatches:
         shuffles the windows. Blocks are read in one piece each, which object storage needs, and a
         position stays exact when the length changes to another divisor of the block. Tokens after
         the last whole block are left out.
+      documents: whether documents are kept apart: batches say where they lie.
     """
 
     store: TokenStore
@@ -43,6 +51,7 @@ class TrainBatches:
     shuffle: bool = True
     overlap: bool = True
     block: int = 0
+    documents: bool = False
 
     def __post_init__(self) -> None:
         _check_sizes(self.length, self.batch)
@@ -63,6 +72,11 @@ class TrainBatches:
                 f"{self.store.tokens} tokens and length={self.length} needs "
                 f"{max(self.length, self.block) + 1}; give a shorter length or more text"
             )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of a batch's arrays."""
+        return FIELDS + DOCUMENT_FIELDS * self.documents
 
     @property
     def windows_per_epoch(self) -> int:
@@ -86,7 +100,7 @@ class TrainBatches:
           stop: row after the last.
 
         Returns:
-          tokens, targets, loss_weights (ones) and source_ids, each [stop - start, length].
+          The arrays named by `fields`, each [stop - start, length].
 
         Raises:
           UserError: the position is not between two windows (it was counted at another length).
@@ -98,30 +112,36 @@ class TrainBatches:
                 "that the position was counted with"
             )
         consumed = position // self.length + np.arange(start, stop, dtype=np.int64)
-        tokens, sources = self.windows(consumed)
-        return {
+        tokens, sources, *offsets = self.windows(consumed)
+        batch = {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],
             "loss_weights": np.ones((len(consumed), self.length), np.float32),
             "source_ids": sources[:, 1:],
         }
+        return _keep_documents_apart(batch, offsets[0]) if self.documents else batch
 
-    def windows(self, consumed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns tokens and source ids, int32 [n, length + 1], of the run's windows `consumed`."""
+    def windows(self, consumed: np.ndarray) -> np.ndarray:
+        """Reads the run's windows `consumed`.
+
+        Returns:
+          int32 [2 or 3, n, length + 1]: tokens, source ids and, where documents are kept apart,
+          how far each token is into its document.
+        """
         stride = self.length if self.overlap else self.length + 1
         starts = self._order(consumed) * stride
-        out = np.empty((2, len(starts), self.length + 1), np.int32)
+        out = np.empty((2 + self.documents, len(starts), self.length + 1), np.int32)
         # Windows that follow one another in the store are read in one piece.
         runs = np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts) != stride) + 1)
         runs = [run for run in runs if run.size]
         spans = [(int(starts[run[0]]), (len(run) - 1) * stride + self.length + 1) for run in runs]
-        for run, arrays in zip(runs, self.store.read_many(spans), strict=True):
+        for run, arrays in zip(runs, self.store.read_many(spans, self.documents), strict=True):
             for kind, array in enumerate(arrays):
                 if len(run) == 1:
                     out[kind, run[0]] = array
                 else:
                     out[kind, run] = sliding_window_view(array, self.length + 1)[::stride]
-        return out[0], out[1]
+        return out
 
     def _order(self, consumed: np.ndarray) -> np.ndarray:
         """Returns which window of the store each of the run's windows is; int64, the same shape."""
@@ -146,12 +166,14 @@ class EvalBatches:
       length: inputs of a row.
       batch: rows of a batch; what the last lacks is padded, with loss weight 0.
       limit_tokens: stop after so many targets.
+      documents: as in `TrainBatches`.
     """
 
     store: TokenStore
     length: int
     batch: int
     limit_tokens: int | None = None
+    documents: bool = False
 
     def __post_init__(self) -> None:
         _check_sizes(self.length, self.batch)
@@ -164,8 +186,13 @@ class EvalBatches:
             )
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of a batch's arrays."""
+        return FIELDS + DOCUMENT_FIELDS * self.documents
+
+    @property
     def target_tokens(self) -> int:
-        """Number of targets, the padding not counted."""
+        """Number of targets, the padding not counted; those of weight 0 are."""
         available = self.store.tokens - 1
         return available if self.limit_tokens is None else min(available, self.limit_tokens)
 
@@ -193,12 +220,40 @@ class EvalBatches:
             targets.reshape(-1)[:count] = block[1:]
             sources.reshape(-1)[:count] = self.store.source_ids(first + 1, count)
             weights.reshape(-1)[:count] = 1
-        return {
+        batch = {
             "tokens": tokens,
             "targets": targets,
             "loss_weights": weights,
             "source_ids": sources,
         }
+        if not self.documents:
+            return batch
+        # The padding is taken for a document that never ends.
+        offsets = np.ones((shape[0], self.length + 1), np.int32)
+        if count:
+            found = np.ones(shape[0] * self.length + 1, np.int32)
+            found[: count + 1] = self.store.document_offsets(first, count + 1)
+            offsets = sliding_window_view(found, self.length + 1)[:: self.length]
+        return _keep_documents_apart(batch, offsets)
+
+
+def _keep_documents_apart(batch: Batch, offsets: np.ndarray) -> Batch:
+    """Adds `segment_ids` and `positions`, and takes the loss off targets that begin a document.
+
+    Args:
+      batch: with the other arrays.
+      offsets: int32 [rows, length + 1]: how far each token, and the last target, is into its
+        document.
+    """
+    begins = offsets == 0
+    begins_token = begins[:, :-1].copy()
+    begins_token[:, 0] = False
+    places = np.arange(offsets.shape[1] - 1, dtype=np.int32)
+    return batch | {
+        "segment_ids": np.cumsum(begins_token, axis=1, dtype=np.int32),
+        "positions": np.minimum(offsets[:, :-1], places),
+        "loss_weights": batch["loss_weights"] * ~begins[:, 1:],
+    }
 
 
 def _check_sizes(length: int, batch: int) -> None:

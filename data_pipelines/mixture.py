@@ -51,6 +51,7 @@ class MixedBatches(TrainBatches):
                 self.shuffle,
                 self.overlap,
                 self.block,
+                self.documents,
             )
             for name, _ in self.weights
         )
@@ -92,14 +93,14 @@ class MixedBatches(TrainBatches):
         """Never: shares are of windows, so another length deals other tokens."""
         return False
 
-    def windows(self, consumed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def windows(self, consumed: np.ndarray) -> np.ndarray:
         """As `TrainBatches.windows`."""
         sets, places = self.deal(consumed)
-        out = np.empty((2, len(consumed), self.length + 1), np.int32)
+        out = np.empty((2 + self.documents, len(consumed), self.length + 1), np.int32)
         for number, part in enumerate(self._parts):
             here = np.flatnonzero(sets == number)
-            out[0, here], out[1, here] = part.windows(places[here])
-        return out[0], out[1]
+            out[:, here] = part.windows(places[here])
+        return out
 
     def deal(self, consumed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns of each of the run's windows its set and how many of that set came before it.
@@ -135,6 +136,7 @@ def train_batches(
     shuffle: bool = True,
     overlap: bool = True,
     block: int = 0,
+    documents: bool = False,
 ) -> TrainBatches:
     """Returns the batches of a mixture.
 
@@ -148,12 +150,13 @@ def train_batches(
       shuffle: see there.
       overlap: see there.
       block: see there.
+      documents: see there.
 
     Raises:
       UserError: a mixture that cannot be read, an unknown set, a store whose sets lie mixed, or a
         set smaller than a window.
     """
-    rest = (length, batch, seed, shuffle, overlap, block)
+    rest = (length, batch, seed, shuffle, overlap, block, documents)
     if mixture in ("", "natural"):
         return TrainBatches(store, *rest)
     if mixture in WITHOUT:

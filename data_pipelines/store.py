@@ -260,6 +260,7 @@ class TokenStore:
       documents: number of documents; of the whole store.
       sources: names of the sets; a source id is an index into them.
       layout: of `LAYOUTS`.
+      tokenizer: sha256 of the SentencePiece model that made the tokens.
     """
 
     def __init__(self, directory: str, index: Mapping[str, Any], files: Files):
@@ -271,12 +272,14 @@ class TokenStore:
         self.documents: int = index["documents"]
         self.sources: tuple[str, ...] = tuple(index["sources"])
         self.layout: str = index.get("layout", "mixed")
+        self.tokenizer: str = index["tokenizer_sha256"]
         self._files = files
         self._names = [shard["name"] for shard in index["shards"]]
         self._shard_documents = [shard["documents"] for shard in index["shards"]]
         self._per_source = np.array(
             [shard["tokens_per_source"] for shard in index["shards"]], np.int64
         ).reshape(len(self._names), len(self.sources))
+        self._section_ends = np.cumsum(self._per_source, axis=1)
         per_shard = self._per_source.sum(axis=1)
         self._take(np.arange(len(self._names)), np.zeros_like(per_shard), per_shard)
         self._descriptions = lru_cache(OPEN_DESCRIPTIONS)(self._read_descriptions)
@@ -325,7 +328,7 @@ class TokenStore:
                 "them when training"
             )
         some = copy(self)
-        begins = np.cumsum(self._per_source, axis=1) - self._per_source
+        begins = self._section_ends - self._per_source
         shards = np.repeat(np.arange(len(self._names)), len(chosen))
         some._take(shards, begins[:, chosen].ravel(), self._per_source[:, chosen].ravel())
         content = f"{self.fingerprint} {[self.sources[source] for source in chosen]}"
@@ -343,8 +346,8 @@ class TokenStore:
         """The token count after each document of a shard, and its source."""
         name, documents = self._names[shard], self._shard_documents[shard]
         return (
-            self._files.read(f"{name}.ends", END_DTYPE, 0, documents),
-            self._files.read(f"{name}.sources", SOURCE_DTYPE, 0, documents),
+            self._files.whole(f"{name}.ends", END_DTYPE, documents),
+            self._files.whole(f"{name}.sources", SOURCE_DTYPE, documents),
         )
 
     def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
@@ -374,12 +377,23 @@ class TokenStore:
             )
         return out
 
-    def read_many(self, spans: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def read_many(
+        self, spans: Sequence[tuple[int, int]], documents: bool = False
+    ) -> list[tuple[np.ndarray, ...]]:
         """Returns (tokens, source ids), each int32 [count], of every (start, count); see `read`.
 
         On object storage the requests are under way together.
+
+        Args:
+          spans: (start, count) of each.
+          documents: whether `document_offsets` are a third array.
         """
-        return self._files.map(lambda span: (self.read(*span), self.source_ids(*span)), list(spans))
+
+        def read(span: tuple[int, int]) -> tuple[np.ndarray, ...]:
+            both = self.read(*span), self.source_ids(*span)
+            return (*both, self.document_offsets(*span)) if documents else both
+
+        return self._files.map(read, list(spans))
 
     def source_ids(self, start: int, count: int) -> np.ndarray:
         """Returns the source id of the document that each token belongs to: int32 [count].
@@ -389,16 +403,45 @@ class TokenStore:
         """
         out = np.empty(count, np.int32)
         for shard, first, end, offset in self._pieces(start, count):
-            ends, sources = self._descriptions(shard)
-            document = int(np.searchsorted(ends, first, side="right"))
-            if ends[document] >= end:  # most windows lie in one document
-                out[offset : offset + end - first] = sources[document]
-                continue
-            last = int(np.searchsorted(ends, end - 1, side="right"))
-            borders = np.minimum(ends[document : last + 1].astype(np.int64), end)
-            lengths = np.diff(borders, prepend=first)
-            out[offset : offset + end - first] = np.repeat(sources[document : last + 1], lengths)
+            if self.layout == "by_set":
+                # From the index: a window on object storage is then a single request.
+                borders = np.clip(self._section_ends[shard], first, end)
+                sources, sizes = np.arange(len(borders)), np.diff(borders, prepend=first)
+            else:
+                _, sources, sizes = self._documents(shard, first, end)
+            # Most windows lie in one document.
+            ids = sources[0] if len(sources) == 1 else np.repeat(sources, sizes)
+            out[offset : offset + end - first] = ids
         return out
+
+    def document_offsets(self, start: int, count: int) -> np.ndarray:
+        """Returns how many tokens of its document come before each token: int32 [count].
+
+        Raises:
+          IndexError: beyond the store.
+        """
+        out = np.empty(count, np.int32)
+        for shard, first, end, offset in self._pieces(start, count):
+            begins, _, sizes = self._documents(shard, first, end)
+            begin = begins[0] if len(begins) == 1 else np.repeat(begins, sizes)
+            out[offset : offset + end - first] = np.arange(first, end) - begin
+        return out
+
+    def _documents(
+        self, shard: int, first: int, end: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each document that meets tokens [first, end) begins, its source, its part there."""
+        ends, sources = self._descriptions(shard)
+        document = int(np.searchsorted(ends, first, side="right"))
+        last = document
+        if ends[document] < end:
+            last = int(np.searchsorted(ends, end - 1, side="right"))
+        borders = ends[document : last + 1].astype(np.int64)
+        begins = np.empty_like(borders)
+        begins[0] = ends[document - 1] if document else 0
+        begins[1:] = borders[:-1]
+        sizes = np.minimum(borders, end) - np.maximum(begins, first)
+        return begins, sources[document : last + 1], sizes
 
 
 def file_sizes(shard: Mapping[str, Any], vocab_size: int) -> dict[str, int]:

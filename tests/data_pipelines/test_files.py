@@ -1,5 +1,6 @@
 """Stores on object storage against the same stores on disk, through a fake GCS server."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,6 @@ def test_a_block_is_one_request(
 ):
     _, remote = both
     batches = train_batches(remote, "", length=4, batch=12, seed=1, block=16)
-    batches.rows(0, 0, 12)  # descriptions of the shards are read once
     requests: list[str] = []
     read = remote._files.read
 
@@ -68,8 +68,22 @@ def test_a_block_is_one_request(
 
     monkeypatch.setattr(remote._files, "read", counting)
     batches.rows(0, 0, 12)
-    # Three blocks of four windows; one that crosses the border of two shards needs both.
-    assert 3 <= len([name for name in requests if name.endswith(".tokens")]) <= 6
+    # Three blocks of four windows; one that crosses the border of two shards needs both. Which set
+    # each token is of, the index knows.
+    assert 3 <= len(requests) <= 6
+    assert all(name.endswith(".tokens") for name in requests)
+
+
+def test_a_file_that_is_cut_or_gone_while_it_is_read_is_refused(make_store):
+    store = make_store([*SHARDS], vocab_size=200)
+    tokens = Path(store.directory) / "shard-00002.tokens"
+    os.truncate(tokens, 20)
+    store.read(0, 3 * 49 - 39)
+    with pytest.raises(UserError, match="cannot read .*shard-00002.tokens: it ended early"):
+        store.read(0, 3 * 49 - 38)
+    (Path(store.directory) / "shard-00003.tokens").unlink()
+    with pytest.raises(UserError, match="cannot read .*shard-00003.tokens: No such file"):
+        store.read(150, 1)
 
 
 def test_what_is_missing_or_cut_on_gs_is_refused(both: tuple[TokenStore, TokenStore]):
