@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prts_jax.checkpoint import layout, leaves
+from prts_jax.checkpoint.ancestry import stages
 from prts_jax.checkpoint.leaves import StoredLeaf
 from prts_jax.checkpoint.lineage import FORMAT, Lineage
-from prts_jax.cli import run
+from prts_jax.cli import family_tree, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.growth.map import GrowthMap
 
@@ -26,6 +27,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="CKPT",
         help="a checkpoint's directory, or a run's workdir with an optional @step",
     )
+    made.add_argument(
+        "--lineage",
+        action="store_true",
+        help="draw its family tree instead: the stages it was trained in, and how it grew",
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object")
     return made
 
@@ -38,7 +44,11 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parser().parse_args(argv)
     path = layout.resolve(arguments.checkpoint)
-    lineage, stored = layout.read_lineage(path), leaves.describe(path)
+    lineage = layout.read_lineage(path)
+    if arguments.lineage and not arguments.json:
+        print(family_tree.draw(path, lineage))
+        return 0
+    stored = leaves.describe(path)
     if arguments.json:
         print(json.dumps(as_json(lineage, stored)))
     else:
@@ -49,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
 def as_json(lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> dict[str, Any]:
     """Returns what `prts inspect --json` prints.
 
-    `lineage` lists the growths, oldest first; `digests` has one digest a path, which for a path
-    with layers combines theirs in order.
+    `lineage` lists the growths, oldest first, and `stages` what was trained between them; `digests`
+    has one digest a path, which for a path with layers combines theirs in order.
     """
     params = {
         path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "bytes": leaf.nbytes}
@@ -66,6 +76,7 @@ def as_json(lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> dict[str, Any
         "tokens": lineage.tokens,
         "flops": lineage.flops,
         "lineage": list(lineage.growth),
+        "stages": [stage.to_json() for stage in stages(lineage)],
         "digests": {path: combined(layers) for path, layers in lineage.digests.items()},
     }
 

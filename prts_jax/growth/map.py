@@ -178,11 +178,8 @@ class GrowthMap:
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def __str__(self) -> str:
-        """Draws the map: a row for each source layer, a column for each target layer.
-
-        A copy is ●, one with zero outputs ○, a fresh layer ◆ in a row of its own.
-        """
+    def summary(self) -> str:
+        """Returns the operator, the list of layers and what is kept, and a line a wider axis."""
         pairs = max(len(self.layers) - 1, 1)
         head = (
             f"{self.operator}: {self.source.layers} → {self.target.layers} layers "
@@ -198,7 +195,15 @@ class GrowthMap:
             f"{axis} {getattr(self.source, axis)} → {getattr(self.target, axis)} ({widening})"
             for axis, widening in self.widths.items()
         ]
-        return "\n".join([head, *widths, *_drawing(self.layers, self.zeroed, self.source.layers)])
+        return "\n".join([head, *widths])
+
+    def __str__(self) -> str:
+        """Draws the map: a row for each source layer, a column for each target layer.
+
+        A copy is ●, one with zero outputs ○, a fresh layer ◆ in a row of its own.
+        """
+        drawing = _drawing(self.layers, self.zeroed, self.source.layers)
+        return "\n".join([self.summary(), *drawing])
 
 
 def format_ranges(layers: tuple[int, ...]) -> str:

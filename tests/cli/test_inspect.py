@@ -1,5 +1,6 @@
 """`prts inspect` as a user and a program meet it."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -7,7 +8,7 @@ import re
 import pytest
 
 from prts_jax.checkpoint.layout import read_lineage
-from prts_jax.cli import grow, inspect, run
+from prts_jax.cli import family_tree, grow, inspect, run
 from prts_jax.model.llama import declare
 from tests.checkpoint.tiny import DECLARED, write_source
 
@@ -85,6 +86,34 @@ def test_the_table_shows_past_and_parameters(grown, capsys):
     assert "model      6 layers, 16 wide, 4 heads (2 kv) of 4, mlp 24, vocabulary 48" in out
     assert "grown      at step 7: stack: 3 → 6 layers" in out
     assert re.search(r"layers/attention/q +6×16×4×4 +float32 +6,144 B  [0-9a-f]{16}\n", out)
+
+
+def test_the_family_tree_shows_every_stage_and_how_it_grew(grown, capsys):
+    capsys.readouterr()
+    assert inspect.main([grown, "--lineage"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{grown}: 2 stages, 4,096 tokens, 1.500e+12 FLOPs",
+        "│",
+        "● 3 layers × 16, mlp 24, 4 heads  steps 0 to 7  4,096 tokens  1.500e+12 FLOPs  100.0%",
+        "│",
+        "├─ stack: 3 → 6 layers (0:3,0:3), connection rate 4/5",
+        "│",
+        "● 6 layers × 16, mlp 24, 4 heads  steps 7 to 7      0 tokens  0.000e+00 FLOPs    0.0%",
+    ]
+
+
+def test_changes_on_resume_stand_under_their_stage(grown):
+    change = {"step": 7, "key": "data.batch", "from": 8, "to": 16}
+    lineage = dataclasses.replace(read_lineage(grown), changes=(change,))
+    assert family_tree.draw(grown, lineage).endswith("changed at step 7: data.batch 8 → 16")
+
+
+def test_the_stages_are_in_the_json(grown, capsys):
+    first, second = as_json(grown, capsys)["stages"]
+    assert (first["growth"], first["first_step"], first["last_step"]) == (None, 0, 7)
+    assert second["model"]["layers"] == 6
+    assert second["growth"]["operator"] == "stack"
+    assert second["tokens"] == 0
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):

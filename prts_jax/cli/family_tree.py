@@ -1,0 +1,51 @@
+"""A checkpoint's family tree in the terminal: its stages from the first, and how each grew."""
+
+from prts_jax.checkpoint.ancestry import Stage, stages
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import ModelConfig
+
+
+def draw(path: str, lineage: Lineage) -> str:
+    """Returns the tree, oldest stage first: a dot a stage, with the growth that led to it above.
+
+    Args:
+      path: of the checkpoint, for the first line.
+      lineage: of the checkpoint.
+    """
+    found = stages(lineage)
+    rows = [
+        (
+            _shape(stage.model),
+            f"steps {stage.first_step:,} to {stage.last_step:,}",
+            f"{stage.tokens:,} tokens",
+            f"{stage.flops:.3e} FLOPs",
+            f"{stage.share:.1%}",
+        )
+        for stage in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{path}: {len(found)} {'stage' if len(found) == 1 else 'stages'}, "
+        f"{lineage.tokens:,} tokens, {lineage.flops:.3e} FLOPs"
+    ]
+    for stage, (shape, *numbers) in zip(found, rows, strict=True):
+        lines += _growth(stage)
+        counted = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
+        lines.append("  ".join([f"● {shape:<{widths[0]}}", *counted]))
+        lines += [
+            f"│   changed at step {change['step']:,}: {change['key']} {change['from']} → "
+            f"{change['to']}"
+            for change in stage.changes
+        ]
+    return "\n".join(lines)
+
+
+def _shape(model: ModelConfig) -> str:
+    return f"{model.layers} layers × {model.embed}, mlp {model.mlp}, {model.heads} heads"
+
+
+def _growth(stage: Stage) -> list[str]:
+    if stage.growth is None:
+        return ["│"]
+    first, *others = stage.growth.summary().splitlines()
+    return ["│", f"├─ {first}", *(f"│    {line}" for line in others), "│"]

@@ -1,0 +1,58 @@
+"""The stages of a checkpoint's past add up to its whole."""
+
+import dataclasses
+
+import pytest
+
+from prts_jax.checkpoint.ancestry import stages
+from prts_jax.growth.operators import make_map
+from tests.checkpoint.tiny import MODEL, lineage_of, random_params
+
+BASE = lineage_of(random_params())
+
+
+def later(lineage, steps):
+    return dataclasses.replace(
+        lineage,
+        step=lineage.step + steps,
+        stage_step=lineage.stage_step + steps,
+        tokens=lineage.tokens + 512 * steps,
+        flops=lineage.flops + 1e12 * steps,
+    )
+
+
+def test_a_model_that_never_grew_has_one_stage():
+    (only,) = stages(BASE)
+    assert (only.model, only.growth, only.share) == (MODEL, None, 1.0)
+    assert (only.first_step, only.last_step) == (0, BASE.step)
+    assert (only.tokens, only.flops) == (BASE.tokens, BASE.flops)
+
+
+def test_stages_follow_each_other_and_add_up():
+    stacked = make_map(MODEL, None, "stack", 2)
+    wider = make_map(stacked.target, None, "split", widths="mlp=48")
+    lineage = later(later(BASE.grown(stacked, {}), 3).grown(wider, {}), 5)
+    found = stages(lineage)
+    assert [stage.growth for stage in found] == [None, stacked, wider]
+    assert [stage.model for stage in found] == [MODEL, stacked.target, wider.target]
+    assert [(stage.first_step, stage.last_step) for stage in found] == [(0, 7), (7, 10), (10, 15)]
+    assert [stage.tokens for stage in found] == [BASE.tokens, 3 * 512, 5 * 512]
+    assert sum(stage.flops for stage in found) == lineage.flops
+    assert sum(stage.share for stage in found) == pytest.approx(1)
+
+
+def test_each_change_is_in_the_stage_that_it_began():
+    def change(step):
+        return {"step": step, "key": "data.batch", "from": 1, "to": 2}
+
+    grown = later(BASE.grown(make_map(MODEL, None, "stack", 2), {}), 3)
+    lineage = dataclasses.replace(grown, changes=(change(5), change(7), change(10)))
+    base, deep = stages(lineage)
+    assert base.changes == (change(5),)
+    assert deep.changes == (change(7), change(10))
+
+
+def test_a_checkpoint_that_was_grown_before_its_first_step_has_spent_nothing():
+    fresh = dataclasses.replace(BASE, step=0, stage_step=0, tokens=0, flops=0.0)
+    found = stages(fresh.grown(make_map(MODEL, None, "stack", 2), {}))
+    assert [stage.share for stage in found] == [0.0, 0.0]
