@@ -59,7 +59,8 @@ def resolve(spec: str) -> str:
     if is_complete(str(as_path(spec))):
         return str(as_path(spec))
     workdir, at, step = spec.rpartition("@")
-    if not at or not re.fullmatch(r"[0-9]+", step):
+    named_so = as_path(spec).exists()  # a directory may be called "runs@3"
+    if named_so or not at or not re.fullmatch(r"[0-9]+", step):
         workdir, step = spec, ""
     workdir = str(as_path(workdir))
     if not as_path(workdir).exists():

@@ -3,7 +3,9 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
@@ -15,7 +17,8 @@ LOCK_FILE = ".lock"
 def workdir_lock(directory: str) -> Iterator[None]:
     """Holds a local directory against a second writer while the block runs.
 
-    The kernel drops the lock with the process, so a killed one never blocks the next. Object
+    The kernel drops the lock with the process, so a killed one never blocks the next. Directories
+    that were made for a block that ends in a `UserError` go again if it wrote no file. Object
     stores have no locks: on gs:// this does nothing.
 
     Args:
@@ -28,6 +31,7 @@ def workdir_lock(directory: str) -> Iterator[None]:
         yield
         return
     path = as_path(directory) / LOCK_FILE
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -47,5 +51,16 @@ def workdir_lock(directory: str) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield
+    except UserError:
+        _remove_unused(made)
+        raise
     finally:
         os.close(descriptor)
+
+
+def _remove_unused(made: Sequence[os.PathLike[str]]) -> None:
+    """Removes directories, innermost first, as far as they hold no file but a lock."""
+    for folder in map(Path, made):
+        if any(path.name != LOCK_FILE for path in folder.rglob("*") if not path.is_dir()):
+            return
+        shutil.rmtree(folder, ignore_errors=True)

@@ -80,11 +80,14 @@ def _run_file(spec: str) -> ConfigDict:
     except SyntaxError as error:
         where = path if error.lineno is None else f"{path}, line {error.lineno}"
         raise UserError(f"--config: {where}: {error.msg}") from error
-    except Exception as error:  # whatever a user's file may raise
+    # Whatever a user's file may raise; SystemExit would end the command with a code of its own.
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         # None where the file cannot be read, or its get_config takes other arguments.
         lines = [f"line {frame.lineno}: " for frame in frames if frame.filename == path]
-        raise UserError(f"--config={spec}: {''.join(lines[-1:])}{_one_line(error)}") from error
+        ended = "it ends the command; return a config instead, or raise ValueError"
+        reason = ended if isinstance(error, SystemExit) else _one_line(error)
+        raise UserError(f"--config={spec}: {''.join(lines[-1:])}{reason}") from error
 
 
 def load_file(spec: str) -> config_lib.RunConfig:
@@ -111,4 +114,5 @@ def _one_line(error: BaseException) -> str:
     # ml_collections lists all keys of the section; the nearest one, which follows, is enough.
     text = re.sub(r'Other fields present: ".*}"', "", text.replace("\\n", " "), flags=re.DOTALL)
     text = " ".join(text.split())
-    return text[1:-1] if text[:1] == text[-1:] == "'" else text
+    # A KeyError's text is quoted as a whole; quotes around single words stay.
+    return text[1:-1] if re.fullmatch("'[^']*'", text) else text

@@ -165,6 +165,8 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); mend or remove it") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: is no JSON object; mend or remove it")
     return config

@@ -31,11 +31,14 @@ def read_metrics(workdir: str) -> list[Line]:
       workdir: of the run: `metrics.jsonl`, or on gs:// the segments in `metrics/`.
 
     Raises:
-      UserError: a line that is no metrics.
+      UserError: a line that is no metrics, or a file that cannot be read.
     """
     root = as_path(workdir)
     paths = _segments(workdir) if is_remote(workdir) else [root / "metrics.jsonl"]
-    contents = [path.read_bytes() for path in paths if path.exists()]
+    try:
+        contents = [path.read_bytes() for path in paths if path.exists()]
+    except OSError as error:
+        raise UserError(f"{root}: metrics cannot be read ({error.strerror})") from error
     lines = [line for content in contents for line in content.split(b"\n")[:-1]]
     try:
         # Segments may repeat lines where a process died between merging and dropping the old.

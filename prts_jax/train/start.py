@@ -1,6 +1,7 @@
 """The only place that decides where a run begins: resume | grow | start from | fresh."""
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
-from prts_jax.config import DataConfig, ModelConfig, RunConfig, nearest, to_dict
+from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -331,7 +332,10 @@ def _check_names(allow_change: Collection[str], config: RunConfig) -> None:
     known = [path.replace("/", ".") for path in tree.flatten(to_dict(config))] + ["data.store"]
     for key in allow_change:
         if key not in known:
-            raise UserError(f"--allow_change={key}: no such key; {nearest(key, known)}")
+            same_end = [name for name in known if name.endswith(f".{key}")]
+            close = same_end or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else "--print_config shows them all"
+            raise UserError(f"--allow_change={key}: no such key; {hint}")
 
 
 def _change(lineage: Lineage, key: str, old: Any, new: Any) -> dict[str, Any]:

@@ -40,6 +40,12 @@ def test_a_directory_may_have_an_at_sign_in_its_name(tmp_path):
     assert resolve(str(path)) == str(path)
 
 
+def test_a_workdir_whose_name_ends_like_a_step_is_a_workdir(workdir):
+    named = workdir.rename(workdir.with_name("run@9"))
+    assert resolve(str(named)) == str(named / "checkpoints" / "10")
+    assert resolve(f"{named}@2") == str(named / "checkpoints" / "2")
+
+
 def test_incomplete_and_temporary_checkpoints_do_not_count(workdir):
     assert complete_steps(str(workdir / "checkpoints")) == [2, 9, 10]
     assert not is_complete(str(workdir / "checkpoints" / "11"))

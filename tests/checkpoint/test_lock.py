@@ -53,6 +53,31 @@ def test_the_lock_can_be_taken_again_after_release(tmp_path):
             pass
 
 
+def refuse_after(directory, *writes):
+    with workdir_lock(str(directory)):
+        for path in writes:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("{}")
+        (directory / "checkpoints").mkdir()
+        raise UserError("no")
+
+
+def test_a_refusal_takes_along_the_directories_made_for_it(tmp_path):
+    with pytest.raises(UserError, match="no"):
+        refuse_after(tmp_path / "new" / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_leaves_what_was_there_before_or_was_written(tmp_path):
+    (tmp_path / "old").mkdir()
+    metrics = tmp_path / "new" / "run" / "metrics.jsonl"
+    for directory, writes in ((tmp_path / "old", ()), (metrics.parent, (metrics,))):
+        with pytest.raises(UserError, match="no"):
+            refuse_after(directory, *writes)
+        assert directory.exists()
+    assert metrics.exists()
+
+
 def test_a_home_directory_is_locked_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with workdir_lock("~/run"):

@@ -124,6 +124,8 @@ def test_a_mistake_in_the_flags_ends_in_one_line(capsys, arguments, message):
         ("1 / 0", "line 6: division by zero"),
         ("import nowhere", "No module named 'nowhere"),
         ("return 3", "get_config returns no ConfigDict"),
+        ("raise ValueError(\"'a' is not 'b'\")", "line 6: 'a' is not 'b'"),
+        ("import sys; sys.exit(3)", "line 6: it ends the command"),
     ],
 )
 def test_a_mistake_in_the_config_file_ends_in_one_line(capsys, tmp_path, body, message):
@@ -143,13 +145,18 @@ def test_a_config_file_without_get_config_is_refused(capsys, tmp_path):
         (["--config.data.train=/nowhere"], "no finished token store: /nowhere"),
         (["--config.init.grow_from=/nowhere"], "/nowhere: does not exist"),
         (["--allow_change=data.sede"], "--allow_change=data.sede: no such key; did you mean"),
+        (["--allow_change=batch"], "--allow_change=batch: no such key; did you mean 'data.batch'?"),
+        (["--allow_change=qqq"], "--allow_change=qqq: no such key; --print_config shows them all"),
         (["--config.mesh.tensor=4"], "config.mesh: data=1, fsdp=-1, tensor=4 does not fill 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_what_cannot_be_trained_ends_in_one_line(capsys, tmp_path, store, flags, message):
     train = f"--config.data.train={store}"
-    assert message in refusal(capsys, CONFIG, train, *flags, f"--workdir={tmp_path}")
+    assert message in refusal(
+        capsys, CONFIG, train, *flags, f"--workdir={tmp_path / 'new' / 'run'}"
+    )
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_workdir_that_cannot_be_written_ends_in_one_line(capsys, tmp_path, store):

@@ -131,6 +131,15 @@ def test_a_damaged_config_is_named(tmp_path, damaged):
         read_run(str(workdir), "run")
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_directory_in_the_place_of_a_file_is_refused(tmp_path, name):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100)
+    (workdir / name).unlink()
+    (workdir / name).mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        read_run(str(workdir), "run")
+
+
 def test_on_object_storage_a_sign_of_life_comes_with_each_checkpoint(tmp_path):
     run = read_run(str(write_run(tmp_path / "run", LOSS, steps=100)), "run")
     # 10 s for 100 steps, and segments are written every 1,000.
