@@ -1,40 +1,46 @@
-"""Times each executor of `prts grow` beside a plain copy of the bytes it makes, in the same run.
+"""Times each executor of `prts grow` beside a plain copy of the same bytes, in turns, in one run.
 
     python benchmarks/growth.py --folder=/big/disk --preset=paper_1.1b_base --factor=4
-    python benchmarks/growth.py --folder=/big/disk --preset=paper_7b --layers=8 --factor=4
+    python benchmarks/growth.py --folder=/big/disk --preset=llama2_7b --layers=8 --factor=4
 
 A source with random parameters is made once a run, layer by layer, so models larger than memory can
-be made. Each growth is a process of its own. The plain copy is `dd conv=fsync` of the streamed
-result's files. Prints one JSON object a line, growths last; everything made is removed.
+be made. Each growth is a process of its own. The plain copy is `dd conv=fsync` of the source's
+files, again and again up to the bytes that the growth writes; both find the source in the system's
+cache where it fits. Each is removed before the next starts, so the disk holds the source and one
+result. Prints one JSON object a line, the medians last; everything made is removed.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prts_jax.checkpoint import layout, leaves
+from prts_jax.checkpoint import grow, layout, leaves
 from prts_jax.checkpoint.digest import LayerDigest
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import CHUNK_BYTES
 from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.growth.operators import make_map
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.llama import declare
 from prts_jax.model.presets import preset
 
 
 def main() -> None:
-    """Makes a source, grows it by each mode, and prints what each took."""
+    """Makes a source, copies and grows it in turns, and prints what each took."""
     arguments = _parser().parse_args()
     model = preset(arguments.preset)
     if arguments.layers:
@@ -45,13 +51,21 @@ def main() -> None:
         write_source(source, model)
         made = {"model": to_dict(model), "seconds": time.monotonic() - start}
         _print({"source": made | {"bytes": _size(source)}})
-        streamed = _grow(source, f"{folder}/streamed", arguments.factor, "stream")
-        copied = _copy(f"{folder}/streamed", f"{folder}/copy")
-        _print(copied)
-        shutil.rmtree(f"{folder}/streamed")
-        linked = _grow(source, f"{folder}/linked", arguments.factor, "reference")
-        for report in (streamed, linked):
-            _print(report | {"ratio_to_copy": copied["seconds"] / report["seconds"]})
+        reports: dict[str, list[dict[str, Any]]] = {"copy": [], "stream": [], "reference": []}
+        written = 0
+        for turn in range(arguments.turns):
+            for mode, earlier in reports.items():
+                target = f"{folder}/{mode}"
+                if mode == "copy":
+                    written = written or _bytes_grown(source, arguments.factor)
+                    report = _copy(source, target, written)
+                else:
+                    report = _grow(source, target, arguments.factor, mode)
+                earlier.append(report)
+                _print({"turn": turn, "load_average": os.getloadavg()[0]} | report)
+                shutil.rmtree(target, ignore_errors=True)
+        for report in _medians(reports):
+            _print(report)
 
 
 def write_source(path: str, model: ModelConfig) -> None:
@@ -108,20 +122,45 @@ def _grow(source: str, target: str, factor: int, mode: str) -> dict[str, Any]:
     }
 
 
-def _copy(source: str, target: str) -> dict[str, Any]:
-    """Copies the bytes of a checkpoint's files into one file, down to the disk."""
-    files = [str(file) for file in Path(source).rglob("*") if file.is_file()]
-    start, used = time.monotonic(), _cpu_seconds()
-    read = subprocess.Popen(["cat", *files], stdout=subprocess.PIPE)
-    subprocess.run(
-        ["dd", f"of={target}", "bs=16M", "iflag=fullblock", "conv=fsync", "status=none"],
-        stdin=read.stdout,
-        check=True,
-    )
-    read.wait()
-    seconds, size = time.monotonic() - start, os.path.getsize(target)
-    os.unlink(target)
-    return {"mode": "copy", "seconds": seconds, "bytes": size, "cpu_seconds": _cpu_seconds() - used}
+def _bytes_grown(source: str, factor: int) -> int:
+    growth_map = make_map(layout.read_lineage(source).model, None, "stack", factor=factor)
+    return grow.plan(source, growth_map).bytes_written
+
+
+def _copy(source: str, target: str, size: int) -> dict[str, Any]:
+    """Copies files of a checkpoint, over and over up to `size` bytes, into one file on the disk."""
+    os.makedirs(target)
+    files = sorted(str(file) for file in Path(source).rglob("*") if file.is_file())
+    start, used, left = time.monotonic(), _cpu_seconds(), size
+    for file in itertools.cycle(files):
+        part = min(left, os.path.getsize(file))
+        left -= part
+        end = "conv=notrunc" if left else "conv=notrunc,fsync"
+        command = ["dd", f"if={file}", f"of={target}/copy", "bs=16M", f"count={part}", end]
+        flags = ["iflag=count_bytes", "oflag=append", "status=none"]
+        subprocess.run([*command, *flags], check=True)
+        if not left:
+            break
+    return {
+        "mode": "copy",
+        "seconds": time.monotonic() - start,
+        "bytes_written": size,
+        "cpu_seconds": _cpu_seconds() - used,
+    }
+
+
+def _medians(reports: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Yields for each mode the medians over the turns, and its rate as a share of the copy's."""
+    copy = statistics.median(report["seconds"] for report in reports["copy"])
+    for mode, turns in reports.items():
+        seconds = statistics.median(report["seconds"] for report in turns)
+        yield {
+            "mode": mode,
+            "median_seconds": seconds,
+            "median_cpu_seconds": statistics.median(report["cpu_seconds"] for report in turns),
+            "peak_rss_bytes": max(report.get("peak_rss_bytes", 0) for report in turns),
+            "rate_over_copy": copy / seconds,
+        }
 
 
 def _size(folder: str) -> int:
@@ -143,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", required=True, help="the model, by name (see presets.py)")
     parser.add_argument("--layers", type=int, default=0, help="of the source (default: preset's)")
     parser.add_argument("--factor", type=int, default=4, help="growth by stacking (default: 4)")
+    parser.add_argument("--turns", type=int, default=3, help="of each (default: 3)")
     return parser
 
 

@@ -54,12 +54,55 @@ class StoredLeaf:
 
     def blocks(self) -> Iterator[tuple[slice, ...]]:
         """Yields the boxes of the chunk grid, in row-major order."""
-        counts = [-(-size // step) for size, step in zip(self.shape, self.chunk, strict=True)]
-        for place in np.ndindex(*counts):
-            yield tuple(
-                slice(number * step, min((number + 1) * step, size))
-                for number, step, size in zip(place, self.chunk, self.shape, strict=True)
-            )
+        return boxes(self.shape, self.chunk)
+
+
+def boxes(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Yields boxes of shape `step` that tile a box of shape `shape`, in row-major order.
+
+    Those at the far sides are as small as they must be. A scalar is one box.
+    """
+    counts = [-(-size // side) for size, side in zip(shape, step, strict=True)]
+    for place in np.ndindex(*counts):
+        yield tuple(
+            slice(number * side, min((number + 1) * side, size))
+            for number, side, size in zip(place, step, shape, strict=True)
+        )
+
+
+def whole_chunks(shape: tuple[int, ...], chunk: tuple[int, ...], elements: int) -> tuple[int, ...]:
+    """Returns the largest box of whole chunks with at most `elements`, at least one chunk.
+
+    It is grown along the last axes first, so that it lies together on disk.
+
+    >>> whole_chunks((100, 8), (10, 4), 200)
+    (20, 8)
+    """
+    box = list(chunk)
+    for axis in reversed(range(len(shape))):
+        others = math.prod(box) // box[axis]
+        most = max(1, elements // (others * chunk[axis]))
+        box[axis] = min(shape[axis], most * chunk[axis])
+        if box[axis] < shape[axis]:
+            break
+    return tuple(box)
+
+
+def split_rows(box: tuple[int, ...], elements: int) -> tuple[int, ...]:
+    """Returns a box that tiles `box` along its first axis, with at most `elements` or one row.
+
+    >>> split_rows((12, 10), 50)
+    (4, 10)
+    """
+    if not box:
+        return box
+    row = math.prod(box[1:])
+    parts = next(
+        n
+        for n in range(1, box[0] + 1)
+        if box[0] % n == 0 and (box[0] // n * row <= elements or n == box[0])
+    )
+    return (box[0] // parts, *box[1:])
 
 
 def open_leaf(checkpoint: str, path: str) -> ts.TensorStore:

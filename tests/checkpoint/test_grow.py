@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from prts_jax.checkpoint import grow, leaves
+from prts_jax.checkpoint import grow, growth_plan, leaves
 from prts_jax.checkpoint.digest import digests
 from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.lock import workdir_lock
@@ -272,7 +272,7 @@ def test_an_existing_target_is_never_touched(source, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(grow, "free_bytes", lambda target: 10_000)
+    monkeypatch.setattr(growth_plan, "free_bytes", lambda target: 10_000)
     with pytest.raises(UserError, match=r"needs [0-9.]+ kB and [0-9.]+ k?B are free"):
         grow.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
     assert [child.name for child in tmp_path.iterdir()] == ["source"]

@@ -1,0 +1,151 @@
+"""What the growth of a checkpoint will do: checked and counted before it begins."""
+
+import dataclasses
+import math
+import os
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+
+from prts_jax.checkpoint import layout, leaves
+from prts_jax.checkpoint.leaves import StoredLeaf
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.errors import UserError
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.widening import NEW
+from prts_jax.model.declaration import Declaration
+from prts_jax.model.llama import declare
+from prts_jax.paths import as_path, is_remote
+from prts_jax.sizes import format_bytes
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """What a growth will do, checked but not begun.
+
+    Attributes:
+      source: the source checkpoint.
+      lineage: of the source.
+      growth_map: what is applied.
+      stored: path → the source's leaf on disk.
+      declarations: path → the target's leaf.
+      bytes_read: bytes of values that will be read.
+      bytes_written: bytes of values that will be written.
+    """
+
+    source: str
+    lineage: Lineage
+    growth_map: GrowthMap
+    stored: dict[str, StoredLeaf]
+    declarations: dict[str, Declaration]
+    bytes_read: int
+    bytes_written: int
+
+
+def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
+    """Checks that a checkpoint can be grown by a map, and counts the bytes.
+
+    Args:
+      source: a complete checkpoint (what `layout.resolve` returned).
+      growth_map: a valid map from the checkpoint's model.
+
+    Raises:
+      UserError: the checkpoint is of another model than the map's source (names the key), or
+        holds other leaves than its config says (names the leaf and both shapes).
+    """
+    lineage = layout.read_lineage(source)
+    _check_source(source, lineage, growth_map)
+    stored = leaves.describe(source)
+    _check_leaves(source, stored, declare(growth_map.source))
+    targets = declare(growth_map.target)
+    read = written = 0
+    for path, declaration in targets.items():
+        written += math.prod(declaration.shape) * np.dtype(declaration.dtype).itemsize
+        if not declaration.stacked:
+            read += stored[path].nbytes
+        elif copies := copied_layers(growth_map, declaration):
+            read += stored[path].nbytes // stored[path].shape[0] * len(copies)
+    return GrowthPlan(source, lineage, growth_map, stored, targets, read, written)
+
+
+def copied_layers(growth_map: GrowthMap, declaration: Declaration) -> dict[int, list[int]]:
+    """Returns source layer → target layers that come from it in a stacked leaf.
+
+    Zero outputs and new layers come from none.
+    """
+    zeroed = set(zeroed_layers(growth_map, declaration))
+    copies: dict[int, list[int]] = {}
+    for at, layer in enumerate(growth_map.layers):
+        if at not in zeroed and layer != NEW:
+            copies.setdefault(layer, []).append(at)
+    return dict(sorted(copies.items()))
+
+
+def zeroed_layers(growth_map: GrowthMap, declaration: Declaration) -> tuple[int, ...]:
+    """Returns the target layers that are zero in a stacked leaf."""
+    return growth_map.zeroed if declaration.writes_stream else ()
+
+
+def free_bytes(target: str) -> int | None:
+    """Returns the free space where `target` will be; None where nobody can tell (gs://)."""
+    return None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
+
+
+def existing_parent(target: str) -> str:
+    """Returns the innermost directory around a local `target` that exists."""
+    parent = os.path.dirname(str(as_path(target)))
+    while not os.path.isdir(parent):
+        parent = os.path.dirname(parent)
+    return parent
+
+
+def check_space(target: str, needed: int) -> None:
+    """Refuses a disk that is too small.
+
+    Args:
+      target: where a checkpoint will be.
+      needed: bytes of its values.
+
+    Raises:
+      UserError: says how much is needed and how much is free.
+    """
+    free = free_bytes(target)
+    if free is not None and free < needed * 1.01:
+        raise UserError(
+            f"{target}: needs {format_bytes(needed)} and {format_bytes(free)} are free; free space "
+            "or choose another disk"
+        )
+
+
+def _check_source(source: str, lineage: Lineage, growth_map: GrowthMap) -> None:
+    for field in dataclasses.fields(growth_map.source):
+        stored = getattr(lineage.model, field.name)
+        mapped = getattr(growth_map.source, field.name)
+        if stored != mapped:
+            raise UserError(
+                f"{source}: model.{field.name} is {stored}, but the growth map starts from "
+                f"{mapped}; make the map from the checkpoint's own config"
+            )
+
+
+def _check_leaves(
+    source: str, stored: dict[str, StoredLeaf], declared: dict[str, Declaration]
+) -> None:
+    # A model without layers stores none of their leaves.
+    declared = {path: leaf for path, leaf in declared.items() if math.prod(leaf.shape)}
+    for path in sorted(stored.keys() | declared.keys()):
+        if path not in stored or path not in declared:
+            where = "missing on disk" if path not in stored else "not part of its model"
+            raise UserError(f"{source}: {path}: is {where}; the checkpoint is damaged or foreign")
+        shapes = stored[path].shape, declared[path].shape
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{source}: {path}: has shape {shapes[0]} on disk and {shapes[1]} by its config; "
+                "the checkpoint is damaged"
+            )
+        if stored[path].dtype.name != declared[path].dtype:
+            raise UserError(
+                f"{source}: {path}: is {stored[path].dtype.name} on disk and "
+                f"{declared[path].dtype} by its config; the checkpoint is foreign"
+            )

@@ -1,0 +1,218 @@
+"""The work of streaming growth in pieces: one layer of one source leaf, and all that it becomes.
+
+A piece is read, grown and written in blocks of at most `BLOCK_BYTES` (or of the source's chunks
+where these are larger), so the memory that it takes does not depend on the size of the model.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from prts_jax.checkpoint import leaves
+from prts_jax.checkpoint.digest import LayerDigest, digest_of
+from prts_jax.checkpoint.growth_plan import GrowthPlan, copied_layers, zeroed_layers
+from prts_jax.errors import UserError
+from prts_jax.growth.leaf import fresh_layers, grow_layers, is_copied
+from prts_jax.growth.widening import NEW
+from prts_jax.model.declaration import Declaration
+
+BLOCK_BYTES = 2**26
+"""Bytes of a layer that are written at once, and of a chunk on disk."""
+
+Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a growth that one thread does at a time.
+
+    Attributes:
+      path: of the leaf.
+      layer: the source layer that is read (0 in a leaf without layers); `NEW` where none is.
+      targets: the target layers written.
+      zero: whether they become zero; without it and a source layer they are fresh.
+      nbytes: bytes of values written.
+    """
+
+    path: str
+    layer: int
+    targets: tuple[int, ...]
+    zero: bool
+    nbytes: int
+
+
+def pieces(work: GrowthPlan) -> list[Piece]:
+    """Divides a growth into pieces; together they write every layer of every leaf once."""
+    return [piece for path in work.declarations for piece in _pieces_of(work, path)]
+
+
+def _pieces_of(work: GrowthPlan, path: str) -> Iterator[Piece]:
+    declaration = work.declarations[path]
+    size = math.prod(layer_shape(declaration)) * np.dtype(declaration.dtype).itemsize
+    if not declaration.stacked:
+        yield Piece(path, 0, (0,), False, size)
+        return
+    for layer, targets in copied_layers(work.growth_map, declaration).items():
+        yield Piece(path, layer, tuple(targets), False, size * len(targets))
+    zeroed = zeroed_layers(work.growth_map, declaration)
+    if zeroed:
+        yield Piece(path, NEW, zeroed, True, size * len(zeroed))
+    for at, layer in enumerate(work.growth_map.layers):
+        if layer == NEW and at not in zeroed:
+            yield Piece(path, NEW, (at,), False, size)
+
+
+class LeafGrowth:
+    """A leaf that is being grown: its place in the source, in the target, and what lies between.
+
+    Args:
+      work: the growth.
+      directory: the database of the new checkpoint.
+      path: of the leaf.
+    """
+
+    def __init__(self, work: GrowthPlan, directory: str, path: str) -> None:
+        self._work, self._path = work, path
+        self._declaration = work.declarations[path]
+        self._source = leaves.open_leaf(work.source, path) if path in work.stored else None
+        self._read_shape, self._chunk = _block_shapes(work, path)
+        chunk = (1, *self._chunk) if self._declaration.stacked else self._chunk
+        self._target = leaves.create_leaf(directory, path, self._declaration, chunk)
+
+    def run(self, piece: Piece) -> dict[int, str]:
+        """Does a piece of this leaf.
+
+        Returns:
+          Target layer (0 of a leaf without layers) → digest of what was written.
+
+        Raises:
+          UserError: the source's layer is damaged or cannot be read.
+        """
+        if piece.zero:
+            return self._write_zeros(piece)
+        if piece.layer == NEW:
+            return {at: self._write(at, self._fresh(np.int32(at))) for at in piece.targets}
+        if is_copied(self._work.growth_map, self._declaration):
+            return self._copy(piece)
+        values = self._verified(piece.layer)
+        return {at: self._write(at, self._grown(values, np.int32(at))) for at in piece.targets}
+
+    def _copy(self, piece: Piece) -> dict[int, str]:
+        source = self._layer_of(self._source, piece.layer)
+        found = LayerDigest(layer_shape(self._declaration))
+        for box in leaves.boxes(layer_shape(self._declaration), self._read_shape):
+            values = self._read(source[box], piece.layer)
+            found.update(values, tuple(side.start for side in box))
+            for at in piece.targets:
+                self._write_box(at, box, values)
+        expected = self._expected_digest(piece.layer)
+        if found.hexdigest() != expected:
+            raise damaged(self._work.source, self._where(piece.layer))
+        return dict.fromkeys(piece.targets, expected)
+
+    def _write_zeros(self, piece: Piece) -> dict[int, str]:
+        # Written out, not left to the fill value: a whole checkpoint has every chunk.
+        digest = LayerDigest(layer_shape(self._declaration))
+        for box in leaves.boxes(layer_shape(self._declaration), self._chunk):
+            zeros = np.zeros([side.stop - side.start for side in box], self._declaration.dtype)
+            digest.update(zeros, tuple(side.start for side in box))
+            for at in piece.targets:
+                self._write_box(at, box, zeros)
+        return dict.fromkeys(piece.targets, digest.hexdigest())
+
+    def _verified(self, layer: int) -> np.ndarray:
+        values = self._read(self._layer_of(self._source, layer), layer)
+        if digest_of(values) != self._expected_digest(layer):
+            raise damaged(self._work.source, self._where(layer))
+        return values
+
+    @functools.cached_property
+    def _grown(self) -> Callable[[np.ndarray, np.int32], jax.Array]:
+        def grow(values: jax.Array, at: jax.Array) -> jax.Array:
+            growth_map = self._work.growth_map
+            return grow_layers(values[None], growth_map, self._path, self._declaration, at[None])[0]
+
+        return jax.jit(grow)
+
+    @functools.cached_property
+    def _fresh(self) -> Callable[[np.int32], jax.Array]:
+        def fresh(at: jax.Array) -> jax.Array:
+            return fresh_layers(self._work.growth_map, self._path, self._declaration, at[None])[0]
+
+        return jax.jit(fresh)
+
+    def _write(self, at: int, values: jax.Array) -> str:
+        array = np.asarray(values)
+        self._write_box(at, tuple(slice(0, size) for size in array.shape), array)
+        return digest_of(array)
+
+    def _write_box(self, at: int, box: Box, values: np.ndarray) -> None:
+        """Writes a box of a layer chunk by chunk: each write in flight holds a copy."""
+        target = self._layer_of(self._target, at)[box]
+        for part in leaves.boxes(values.shape, self._chunk):
+            # The box begins where a chunk does; `target` counts from the layer's origin.
+            place = tuple(
+                slice(side.start + whole.start, side.stop + whole.start)
+                for side, whole in zip(part, box, strict=True)
+            )
+            target[place].write(values[part], can_reference_source_data_indefinitely=True).result()
+
+    def _read(self, source: Any, layer: int) -> np.ndarray:
+        try:
+            values: np.ndarray = source.read().result()
+        except Exception as error:  # tensorstore raises a bare one for a failed read
+            raise leaves.unreadable(self._work.source, self._where(layer), error) from error
+        return values
+
+    def _layer_of(self, store: Any, layer: int) -> Any:
+        return store[layer] if self._declaration.stacked else store
+
+    def _expected_digest(self, layer: int) -> str:
+        return self._work.lineage.digests[self._path][layer]
+
+    def _where(self, layer: int) -> str:
+        return f"{self._path}, layer {layer}" if self._declaration.stacked else self._path
+
+
+def layer_shape(declaration: Declaration) -> tuple[int, ...]:
+    """Returns the shape of one layer, or of a leaf without layers."""
+    return declaration.shape[1:] if declaration.stacked else declaration.shape
+
+
+def piece_memory(work: GrowthPlan, path: str) -> int:
+    """Returns about how many bytes of memory a piece of a leaf takes for values."""
+    declaration = work.declarations[path]
+    itemsize = np.dtype(declaration.dtype).itemsize
+    read, chunk = _block_shapes(work, path)
+    if path in work.stored and is_copied(work.growth_map, declaration):
+        # Chunks as they lie on disk, maybe of several layers; their values; one being written.
+        on_disk = max(math.prod(work.stored[path].chunk), math.prod(read))
+        return (on_disk + math.prod(read) + math.prod(chunk)) * itemsize
+    # The source's layer, the target's, and as much again while it is computed.
+    return 3 * math.prod(layer_shape(declaration)) * itemsize
+
+
+def damaged(checkpoint: str, where: str) -> UserError:
+    """Returns the error of a layer whose values are not those that were saved."""
+    return UserError(
+        f"{checkpoint}: {where}: is not what was saved (digests differ); the files are damaged, "
+        "use another checkpoint"
+    )
+
+
+def _block_shapes(work: GrowthPlan, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns what of a layer is read at once, and the shape of its chunks in the target."""
+    declaration = work.declarations[path]
+    shape, itemsize = layer_shape(declaration), np.dtype(declaration.dtype).itemsize
+    if path in work.stored and is_copied(work.growth_map, declaration):
+        stored = work.stored[path].chunk
+        chunk = stored[1:] if declaration.stacked else stored
+        read = leaves.whole_chunks(shape, chunk, BLOCK_BYTES // itemsize)
+    else:
+        read = shape
+    return read, leaves.split_rows(read, BLOCK_BYTES // itemsize)
