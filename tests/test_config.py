@@ -21,6 +21,8 @@ from prts_jax.config import (
     RopeScaling,
     RunConfig,
     ScheduleConfig,
+    Stage,
+    TrainConfig,
     check_model,
     default_config,
     from_dict,
@@ -33,11 +35,18 @@ from prts_jax.errors import UserError
 sizes = st.integers(1, 10**6)
 positive = st.floats(1e-12, 1e12)
 shares = st.floats(0, 1, exclude_max=True)
+stages = st.builds(lambda steps, rate: Stage(steps=steps, schedule={"peak": rate}), sizes, positive)
 
 
 def section(section_type: type, **overrides: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Any value of each field's type that `overrides` does not say more of."""
-    by_type = {int: sizes, float: positive, str: st.text(max_size=8), bool: st.booleans()}
+    by_type: dict[Any, st.SearchStrategy[Any]] = {
+        int: sizes,
+        float: positive,
+        str: st.text(max_size=8),
+        bool: st.booleans(),
+        tuple[Stage, ...]: st.lists(stages, max_size=2).map(tuple),
+    }
     fields = {
         name: section(hint) if dataclasses.is_dataclass(hint) else by_type[hint]
         for name, hint in typing.get_type_hints(section_type).items()
@@ -93,6 +102,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 decay_start=st.integers(10, 20),
                 decay_end=st.integers(21, 10**6),
             ),
+            train=section(TrainConfig, trainable=choice("train.trainable")),
         )
     )
     data = dataclasses.replace(

@@ -36,6 +36,7 @@ class Lineage:
       digests: path → one digest a layer, or a single one where the leaf is not stacked.
       changes: changes made on resume: {"step", "key", "from", "to"}.
       versions: names and versions of what wrote it.
+      stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
     """
 
     step: int
@@ -50,6 +51,7 @@ class Lineage:
     digests: Digests
     changes: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: current_versions())
+    stage: int = 0
 
     @property
     def model(self) -> ModelConfig:
@@ -104,6 +106,7 @@ class Lineage:
                 "of prts_jax that wrote it"
             )
         fields = {field.name for field in dataclasses.fields(cls)}
+        values = {"stage": 0, **values}  # lineages of before runs had stages lack it
         missing = sorted(fields - values.keys())
         if missing:
             raise UserError(f"{where}: lacks {', '.join(missing)}; the checkpoint is damaged")

@@ -4,7 +4,7 @@ import os
 import re
 import runpy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -50,9 +50,9 @@ def load(argv: Sequence[str]) -> config_lib.RunConfig:
     if not files:
         raise UserError("--config: is missing; give --config=FILE.py, for example one of configs/")
     overrides = [argument for argument in argv if argument.startswith("--config.")]
-    for argument in overrides:
-        _check_key(argument)
     loaded = _run_file(files[-1])
+    for argument in overrides:
+        _check_key(argument, loaded)
     values = flags.FlagValues()
     arguments = ["prts", *overrides]
     config_flags.DEFINE_config_dict("config", loaded, flag_values=values, sys_argv=arguments)
@@ -95,18 +95,36 @@ def load_file(spec: str) -> config_lib.RunConfig:
     return load([f"--config={spec}"])
 
 
-def _check_key(argument: str) -> None:
+def _check_key(argument: str, loaded: ConfigDict) -> None:
     if "=" not in argument:
         raise UserError(f"{argument}: has no value; write {argument}=VALUE")
     key = argument.removeprefix("--config.").split("=", 1)[0]
     node: object = config_lib.RunConfig()
     walked = ""
     for name in key.split("."):
+        if walked == ".growth" and name.startswith("stages"):
+            return _check_stage_key(argument, loaded)
         known = list(vars(node)) if hasattr(node, "__dataclass_fields__") else []
         if name not in known:
             hint = config_lib.nearest(name, known) if known else "it is not a section"
             raise UserError(f"--config{walked}.{name}: no such key; {hint}")
         node, walked = getattr(node, name), f"{walked}.{name}"
+
+
+def _check_stage_key(argument: str, loaded: ConfigDict) -> None:
+    """Refuses an override of what no stage of the file names: ml_collections cannot add a key."""
+    key = argument.removeprefix("--config.growth.").split("=", 1)[0]
+    listed = re.fullmatch(r"stages\[(\d+)\]\.(.+)", key)
+    stages = loaded.growth.stages
+    if not listed:
+        raise UserError(f"{argument}: stages are listed in the file; name one, stages[0].steps=10")
+    if int(listed[1]) >= len(stages):
+        raise UserError(f"{argument}: the file has {len(stages)} stages, counted from 0")
+    node = stages[int(listed[1])]
+    for name in listed[2].split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            raise UserError(f"{argument}: the file's stage names no such key; add it there")
+        node = node[name]
 
 
 def _one_line(error: BaseException) -> str:

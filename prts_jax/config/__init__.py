@@ -28,8 +28,11 @@ from prts_jax.config.schema import (
     RopeScaling,
     RunConfig,
     ScheduleConfig,
+    Stage,
+    StagesConfig,
     TrainConfig,
 )
+from prts_jax.config.stages import check_stages, stage_configs
 from prts_jax.errors import UserError
 
 __all__ = [
@@ -48,6 +51,8 @@ __all__ = [
     "RopeScaling",
     "RunConfig",
     "ScheduleConfig",
+    "Stage",
+    "StagesConfig",
     "TrainConfig",
     "check_model",
     "default_config",
@@ -55,6 +60,7 @@ __all__ = [
     "get",
     "nearest",
     "resolve",
+    "stage_configs",
     "third_party_operators",
     "to_dict",
 ]
@@ -85,6 +91,11 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
         cannot work.
     """
     config = from_dict(RunConfig, values)
+    check_stages(config, _check)
+    return config
+
+
+def _check(config: RunConfig) -> None:
     for key, choices in CHOICES.items():
         if key == "init.growth.operator" and get(config, key) not in choices:
             choices = (*choices, *third_party_operators())
@@ -94,4 +105,3 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     check_model(config.model)
     check_numbers(config)
     check_combinations(config)
-    return config

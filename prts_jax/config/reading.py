@@ -9,15 +9,19 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from prts_jax.config.schema import RunConfig
+from prts_jax.config.schema import RunConfig, Stage
 from prts_jax.errors import UserError
 
 Section = TypeVar("Section")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config dataclass as nested plain dictionaries, as JSON would hold it."""
-    return dataclasses.asdict(config)
+    """Returns a config dataclass as nested plain dictionaries and lists, as JSON would hold it."""
+
+    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
+
+    return dataclasses.asdict(config, dict_factory=plain)
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -55,6 +59,8 @@ def _dotted(*names: str) -> str:
 def _typed(value: Any, kind: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value, where)
+    if kind == tuple[Stage, ...]:
+        return _stages(value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):
@@ -64,6 +70,24 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
             f"config.{where}: {value!r} is of type {type(value).__name__}; expected {kind.__name__}"
         )
     return value
+
+
+def _stages(value: Any, where: str) -> tuple[Stage, ...]:
+    """Reads a list of stages; what they change is checked by `prts_jax.config.stages`."""
+    if not isinstance(value, list | tuple):
+        raise UserError(f"config.{where}: is {value!r}; expected a list of stages")
+    for at, stage in enumerate(value):
+        if not isinstance(stage, Mapping | ml_collections.ConfigDict):
+            raise UserError(f"config.{where}[{at}]: is {stage!r}; expected a section with keys")
+    return tuple(Stage(_plain(stage)) for stage in value)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested = (Mapping, ml_collections.ConfigDict)
+    return {
+        name: _plain(value) if isinstance(value, nested) else value
+        for name, value in values.items()
+    }
 
 
 def get(config: RunConfig, key: str) -> Any:

@@ -1,6 +1,8 @@
 """The keys of a config and their defaults: the only list of them."""
 
 import dataclasses
+import json
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,24 @@ class TrainConfig:
 
     steps: int = 1000  # steps of this run since its start or growth
     accumulation: int = 1  # micro-batches a step's batch is split into
+    trainable: str = "all"  # all, or new: layers new since the growth, final norm and head
+
+
+class Stage(dict[str, Any]):
+    """What a stage changes in the run's config, as nested dictionaries, and its "steps".
+
+    Nobody changes one: a config has a hash.
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class StagesConfig:
+    """The stages of a run that grows on its way, see `prts_jax.config.stages`."""
+
+    stages: tuple[Stage, ...] = ()  # {"steps": 400, "model": {"layers": 2}}, …; one if empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +184,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     init: InitConfig = InitConfig()
+    growth: StagesConfig = StagesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -176,6 +197,7 @@ CHOICES = {
     "compute.remat": ("none", "dots", "full"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "init.kind": ("paper", "torch_default"),
+    "train.trainable": ("all", "new"),
     "init.growth.operator": (
         "stack",
         "layers",

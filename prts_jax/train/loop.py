@@ -30,6 +30,7 @@ from prts_jax.paths import as_path, write_atomically
 from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.record import Recorder
+from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import Start, begin
 from prts_jax.train.step import make_train_step
 
@@ -37,7 +38,7 @@ BATCH_FIELDS = ("tokens", "targets", "loss_weights")
 
 
 def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
-    """Runs training until `config.train.steps`, resuming what is in the workdir.
+    """Runs training to the end of its last stage, resuming what is in the workdir.
 
     Writes metrics.jsonl, checkpoints/<step>/, config.json and, at the end, DONE.
 
@@ -57,20 +58,32 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             "config.init.start_from"
         )
     with _lock(workdir), _sigterm() as stopping:
-        mesh = make_mesh(config.mesh)
-        batches = _train_batches(config, axis_size(mesh, "batch"))
-        keep = config.checkpoint
-        with (
-            jax.set_mesh(mesh),
-            contextlib.closing(
-                Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
-            ) as checkpoints,
-        ):
-            optimizer = make_optimizer(config.optimizer)
-            start = begin(config, mesh, optimizer, batches, checkpoints, allow_change)
-            if _finished(workdir, start.lineage, config):
-                return
-            _Run(config, workdir, mesh, batches, checkpoints, optimizer, start).run(stopping)
+        stages = remaining_stages(config, workdir)
+        for stage in stages[1:]:  # refused now, not when they begin
+            _check_batches(stage.config)
+        for stage in stages:
+            _train_stage(stage, workdir, allow_change, stopping)
+
+
+def _train_stage(
+    stage: Stage, workdir: str, allow_change: Collection[str], stopping: Callable[[int], bool]
+) -> None:
+    """Trains one stage to its end; what it held on the devices is given back when it returns."""
+    config = stage.config
+    mesh = make_mesh(config.mesh)
+    batches = _train_batches(config, axis_size(mesh, "batch"))
+    keep = config.checkpoint
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(
+            Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
+        ) as checkpoints,
+    ):
+        optimizer = make_optimizer(config.optimizer)
+        start = begin(config, mesh, optimizer, batches, checkpoints, allow_change, stage.index)
+        if _finished(workdir, start.lineage, stage):
+            return
+        _Run(stage, workdir, mesh, batches, checkpoints, optimizer, start).run(stopping)
 
 
 @contextlib.contextmanager
@@ -94,12 +107,12 @@ def _lock(workdir: str) -> Iterator[None]:
         yield
 
 
-def _finished(workdir: str, lineage: Lineage, config: RunConfig) -> bool:
+def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
     """Whether DONE stands and nothing is left; a run that is made longer loses its DONE."""
     done = as_path(workdir) / "DONE"
     if not done.exists():
         return False
-    if lineage.stage_step >= config.train.steps:
+    if stage.is_last and lineage.stage_step >= stage.config.train.steps:
         TerminalLine(0, jax.process_index() > 0).say(
             f"{workdir} is finished (step {lineage.step}); nothing to do"
         )
@@ -133,6 +146,25 @@ def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
     )
 
 
+def _check_batches(config: RunConfig) -> None:
+    """Refuses data and sizes of batches that a stage to come cannot train or evaluate on."""
+    parts = axis_size(make_mesh(config.mesh), "batch")
+    _train_batches(config, parts)
+    if config.data.validation:
+        _open_store(config.data.validation, config)
+        _evaluation_rows(config, parts)
+
+
+def _evaluation_rows(config: RunConfig, batch_parts: int) -> int:
+    rows = config.evaluation.batch or config.data.batch
+    if rows % batch_parts:
+        raise UserError(
+            f"config.evaluation.batch: {rows} does not divide among {batch_parts} data-parallel "
+            f"devices; make it a multiple of {batch_parts}"
+        )
+    return rows
+
+
 def _open_store(directory: str, config: RunConfig) -> TokenStore:
     store = TokenStore.open(directory)
     if store.vocab_size > config.model.vocab:
@@ -144,11 +176,11 @@ def _open_store(directory: str, config: RunConfig) -> TokenStore:
 
 
 class _Run:
-    """The run's parts, made once; `run` is the loop."""
+    """The parts of a stage, made once; `run` is the loop."""
 
     def __init__(
         self,
-        config: RunConfig,
+        stage: Stage,
         workdir: str,
         mesh: jax.sharding.Mesh,
         batches: TrainBatches,
@@ -156,7 +188,8 @@ class _Run:
         optimizer: Any,
         start: Start,
     ) -> None:
-        self.config, self.workdir, self.mesh = config, workdir, mesh
+        config = stage.config
+        self.stage, self.config, self.workdir, self.mesh = stage, config, workdir, mesh
         self.batches, self.checkpoints = batches, checkpoints
         self.state, self.model, self.declarations = start.state, start.model, start.declarations
         self.lineage = start.lineage
@@ -166,7 +199,7 @@ class _Run:
         self.train_step = make_train_step(start.model, config, optimizer)
         self.evaluate = self._evaluator()
         quiet = jax.process_index() > 0
-        self.terminal = TerminalLine(config.train.steps, quiet)
+        self.terminal = TerminalLine(config.train.steps, quiet, stage.name)
         self.log: MetricsLog | None = None
         if not quiet:
             restored = start.lineage.step if start.resumed else None
@@ -180,6 +213,8 @@ class _Run:
             f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
             f"{self.lineage.step}, mesh {dict(mesh.shape)}, {jax.process_count()} process(es)"
         )
+        if start.growth_map is not None:
+            self.terminal.say(str(start.growth_map))
 
     def run(self, stopping: Callable[[int], bool]) -> None:
         config = self.config
@@ -201,7 +236,8 @@ class _Run:
                 evaluating = last or _due(step, config.evaluation.every_steps)
                 # Checkpoints are named by, and kept by, the step of the whole lineage.
                 saving = last or _due(self.lineage.step, config.checkpoint.every_steps)
-                interrupted = stopping(step) and not last
+                # A stage that has ended may be stopped before the next one begins.
+                interrupted = stopping(self.lineage.step) and not (last and self.stage.is_last)
                 if evaluating or saving or interrupted or _due(step, config.logging.every_steps):
                     self.recorder.line_due(self.lineage)
                 if evaluating or saving or interrupted:
@@ -235,12 +271,7 @@ class _Run:
         data, evaluation = self.config.data, self.config.evaluation
         if not data.validation:
             return None
-        rows, parts = evaluation.batch or data.batch, axis_size(self.mesh, "batch")
-        if rows % parts:
-            raise UserError(
-                f"config.evaluation.batch: {rows} does not divide among {parts} data-parallel "
-                f"devices; make it a multiple of {parts}"
-            )
+        rows = _evaluation_rows(self.config, axis_size(self.mesh, "batch"))
         store = _open_store(data.validation, self.config)
         batches = EvalBatches(store, data.length, rows, evaluation.tokens or None)
         return make_evaluator(self.model, self.config.compute, batches, self.mesh)
@@ -297,6 +328,9 @@ class _Run:
         if self.log is None:
             return
         self.log.close()
+        if not self.stage.is_last:
+            self.terminal.say(f"{self.stage.name} is done: step {self.lineage.step}")
+            return
         done = {"step": self.lineage.step, "tokens": self.lineage.tokens}
         write_atomically(as_path(self.workdir) / "DONE", json.dumps(done) + "\n")
         self.terminal.say(

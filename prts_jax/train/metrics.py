@@ -51,6 +51,9 @@ def read_metrics(workdir: str) -> list[Line]:
 class MetricsLog:
     """Writes a run's lines: one JSON object each, no step twice.
 
+    The first line of a stage has the step at which the stage before ended. It takes that line's
+    place and holds it as `previous_stage`.
+
     On local disk a line is appended and flushed; on gs://, where nothing can be appended, lines
     gather into a segment that `flush` writes.
     """
@@ -71,11 +74,16 @@ class MetricsLog:
 
     def _drop_after(self, step: int) -> list[Line]:
         kept = [line for line in read_metrics(self._workdir) if line["step"] <= step]
+        self._rewrite(kept)
+        return kept
+
+    def _rewrite(self, kept: list[Line]) -> None:
+        """Makes `kept` all lines that there are."""
         text = "".join(json.dumps(line) + "\n" for line in kept)
         root = as_path(self._workdir)
         if not is_remote(self._workdir):
             write_atomically(root / "metrics.jsonl", text)
-            return kept
+            return
         (root / "metrics").mkdir(parents=True, exist_ok=True)
         merged = _segment_name(kept[0]["step"]) if kept else ""
         if kept:
@@ -83,7 +91,6 @@ class MetricsLog:
         for segment in _segments(self._workdir):
             if segment.name != merged:
                 segment.unlink()
-        return kept
 
     def _tensorboard(self, after_step: int | None) -> Any:
         from tensorboardX import SummaryWriter
@@ -94,7 +101,11 @@ class MetricsLog:
     def write(self, line: Line) -> None:
         """Adds a line; its keys include "step"."""
         text = json.dumps(line, allow_nan=False)
-        if is_remote(self._workdir):
+        if self.kept and self.kept[-1]["step"] == line["step"]:
+            last = self.kept.pop()
+            line = {**line, "previous_stage": last.get("previous_stage", last)}
+            self._rewrite([*self.kept, line])
+        elif is_remote(self._workdir):
             self._segment_step = self._segment_step if self._segment else line["step"]
             self._segment.append(text + "\n")
         else:
@@ -135,9 +146,10 @@ def _segment_name(step: int) -> str:
 class TerminalLine:
     """Step, loss, rate and time left on standard error: redrawn in a terminal, else a line each."""
 
-    def __init__(self, total_steps: int, quiet: bool) -> None:
-        """Args: total_steps of this run; quiet on all processes but the first."""
+    def __init__(self, total_steps: int, quiet: bool, stage: str = "") -> None:
+        """Args: total_steps of this stage; quiet on all processes but the first; stage's name."""
         self._total = total_steps
+        self._stage = [stage] if stage else []
         self._quiet = quiet
         self._redraw = sys.stderr.isatty()
 
@@ -151,7 +163,7 @@ class TerminalLine:
         """
         if self._quiet:
             return
-        parts = [f"step {run_step}/{self._total}"]
+        parts = [*self._stage, f"step {run_step}/{self._total}"]
         if "loss" in line:
             parts.append(f"loss {line['loss']:.4f}")
         if "validation_loss" in line:

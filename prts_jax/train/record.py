@@ -105,6 +105,7 @@ class Recorder:
         now = time.perf_counter()
         line: dict[str, Any] = {
             "step": lineage.step,
+            "stage": lineage.stage,
             "stage_step": lineage.stage_step,
             "tokens": lineage.tokens,
             "flops": lineage.flops,

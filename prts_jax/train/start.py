@@ -1,4 +1,4 @@
-"""The only place that decides where a run begins: resume | grow | start from | fresh."""
+"""The only place that decides where a stage begins: resume | next stage | grow | … | fresh."""
 
 import dataclasses
 import difflib
@@ -18,6 +18,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
 from prts_jax.errors import UserError
+from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import param_shardings
@@ -32,6 +33,8 @@ FREE_TO_CHANGE = (
     "evaluation.",
     "checkpoint.",
     "train.steps",
+    # What stages to come look like; the one that is trained is compared key by key.
+    "growth.stages",
     "compute.remat",
     "compute.attention",
     "compute.scan",
@@ -59,6 +62,7 @@ class Start:
       state: on the mesh.
       lineage: of the state, before the first step.
       resumed: whether it goes on from a checkpoint of its own.
+      growth_map: what has grown it just now, if anything.
     """
 
     how: str
@@ -67,6 +71,7 @@ class Start:
     state: TrainState
     lineage: Lineage
     resumed: bool = False
+    growth_map: GrowthMap | None = None
 
 
 def begin(
@@ -76,24 +81,27 @@ def begin(
     batches: TrainBatches,
     checkpoints: Checkpoints,
     allow_change: Collection[str] = (),
+    stage: int = 0,
 ) -> Start:
     """Makes the state that the run's next step starts from.
 
     The order is important:
       1. A run always goes on from its own newest checkpoint, whatever `config.init` says, so that
-         the command that started it also resumes it.
+         the command that started it also resumes it. Where that checkpoint ends the stage before
+         this one, this one begins there: grown if its model differs, otherwise as `start_from`.
       2. `init.grow_from`: parameters grown on the mesh, a fresh optimizer, data that go on at the
          next token.
       3. `init.start_from`: parameters as they are, and otherwise as after growth.
       4. Fresh parameters from `init.seed`.
 
     Args:
-      config: the run's.
+      config: the stage's.
       mesh: where the state will live.
       optimizer: for the optimizer's state.
       batches: the training data; its store's fingerprint must be the checkpoint's.
       checkpoints: of the run's workdir.
       allow_change: dotted config keys that may differ from the checkpoint's.
+      stage: index of the stage in the run.
 
     Raises:
       UserError: a checkpoint that does not match what the config asks for, or an unknown key.
@@ -101,11 +109,16 @@ def begin(
     _check_names(allow_change, config)
     newest = checkpoints.latest()
     if newest is not None:
-        return _resume(config, mesh, optimizer, batches, checkpoints.path(newest), allow_change)
+        path = checkpoints.path(newest)
+        if checkpoint_store.read_lineage(path).stage < stage:
+            return _next_stage(config, mesh, optimizer, batches, path, stage)
+        return _resume(config, mesh, optimizer, batches, path, allow_change)
     if config.init.grow_from:
-        return _grow(config, mesh, optimizer, batches, allow_change)
+        path = checkpoint_store.resolve(config.init.grow_from)
+        return _grow(config, mesh, optimizer, batches, path, allow_change)
     if config.init.start_from:
-        return _start_from(config, mesh, optimizer, batches, allow_change)
+        path = checkpoint_store.resolve(config.init.start_from)
+        return _start_from(config, mesh, optimizer, batches, path, allow_change)
     declarations = declare(config.model)
     shardings = param_shardings(mesh, declarations)
     params = init_params(
@@ -132,11 +145,15 @@ def with_grown_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
 
     Exact growth of the stream's width scales it, and the command that grew must also resume.
     """
-    before = [record["map"]["source"]["norm_eps"] for record in lineage.growth]
-    if config.model.norm_eps not in before:
+    if config.model.norm_eps not in epsilons_before_growth(lineage):
         return config
     model = dataclasses.replace(config.model, norm_eps=lineage.model.norm_eps)
     return dataclasses.replace(config, model=model)
+
+
+def epsilons_before_growth(lineage: Lineage) -> set[float]:
+    """Returns the norm epsilons of the models that were grown along a lineage."""
+    return {record["map"]["source"]["norm_eps"] for record in lineage.growth}
 
 
 def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
@@ -183,14 +200,32 @@ def _resume(
     return Start(how, model, declarations, state, lineage, resumed=True)
 
 
+def _next_stage(
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+    path: str,
+    stage: int,
+) -> Start:
+    """Goes on from the checkpoint that ended the stage before; the config is leave for its data."""
+    lineage = checkpoint_store.read_lineage(path)
+    config = with_grown_epsilon(config, lineage)
+    same_model = lineage.model == config.model
+    go_on = _start_from if same_model else _grow
+    start = go_on(config, mesh, optimizer, batches, path, ("data.store",))
+    lineage = dataclasses.replace(start.lineage, stage=stage)
+    return dataclasses.replace(start, lineage=lineage, resumed=True)
+
+
 def _grow(
     config: RunConfig,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     batches: TrainBatches,
+    path: str,
     allow_change: Collection[str],
 ) -> Start:
-    path = checkpoint_store.resolve(config.init.grow_from)
     source = checkpoint_store.read_lineage(path)
     growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
     source_declarations = declare(source.model)
@@ -202,9 +237,10 @@ def _grow(
         source_params, growth_map, declarations, param_shardings(mesh, declarations)
     )
     lineage = source.grown(growth_map, digests={})  # taken when it is saved
-    return _after(
+    start = _after(
         config, mesh, optimizer, batches, allow_change, params, lineage, f"grown from {path}"
     )
+    return dataclasses.replace(start, growth_map=growth_map)
 
 
 def _start_from(
@@ -212,9 +248,9 @@ def _start_from(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     batches: TrainBatches,
+    path: str,
     allow_change: Collection[str],
 ) -> Start:
-    path = checkpoint_store.resolve(config.init.start_from)
     lineage = dataclasses.replace(checkpoint_store.read_lineage(path), stage_step=0)
     _same_model(lineage.model, config.model, path)
     declarations = declare(lineage.model)
@@ -245,6 +281,7 @@ def _after(
         position=position,
         store=batches.store.fingerprint,
         changes=(*lineage.changes, *changes),
+        stage=0,
     )
     state = fresh_state(params, optimizer, mesh)
     return Start(f"{how}; {note}", model, declare(model), state, lineage)

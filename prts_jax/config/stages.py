@@ -1,0 +1,99 @@
+"""A run in stages: each says its length and what it changes in the config of the whole run.
+
+    c.growth.stages = (
+        {"steps": 400, "model": {"layers": 2}},
+        {"steps": 400, "model": {"layers": 4}, "init": {"growth": {"operator": "last"}}},
+        {"steps": 800},
+    )
+
+A stage changes any key but `growth`, its own steps aside; what it leaves out is the whole run's
+(not the previous stage's). An ordinary run is a run of one stage.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prts_jax.config.reading import from_dict, nearest, to_dict
+from prts_jax.config.schema import RunConfig
+from prts_jax.errors import UserError
+
+_FROM_OUTSIDE = ("grow_from", "start_from")
+
+
+def stage_configs(config: RunConfig) -> tuple[RunConfig, ...]:
+    """Returns the config of each stage, its steps in `train.steps`; at least one.
+
+    Raises:
+      UserError: a stage without steps, an unknown key, or a value of another type.
+    """
+    stages = config.growth.stages
+    if not stages:
+        return (config,)
+    return tuple(_stage_config(config, stage, at) for at, stage in enumerate(stages))
+
+
+def check_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
+    """Checks the config of every stage, or of the run where it has one stage.
+
+    Args:
+      config: of the run.
+      check: raises `UserError` for a config that cannot work.
+
+    Raises:
+      UserError: what `check` or `stage_configs` raised, naming the stage.
+    """
+    for at, stage in enumerate(stage_configs(config)):
+        try:
+            check(stage)
+        except UserError as error:
+            if not config.growth.stages:
+                raise
+            raise UserError(f"config.growth.stages[{at}]: {error}") from error
+
+
+def _stage_config(config: RunConfig, stage: Mapping[str, Any], at: int) -> RunConfig:
+    where = f"growth.stages[{at}]"
+    steps = stage.get("steps")
+    if type(steps) is not int or steps < 1:
+        raise UserError(f"config.{where}.steps: is {steps!r}; give the stage's steps, at least 1")
+    changes = {name: values for name, values in stage.items() if name != "steps"}
+    _check_names(RunConfig, changes, where)
+    if "growth" in changes:
+        raise UserError(f"config.{where}.growth: a stage has no stages of its own; leave it out")
+    if "steps" in changes.get("train", {}):
+        raise UserError(f"config.{where}.train.steps: write 'steps' beside 'train' instead")
+    named = [name for name in _FROM_OUTSIDE if at and changes.get("init", {}).get(name)]
+    if named:
+        raise UserError(
+            f"config.{where}.init.{named[0]}: a stage goes on from the one before it; only the "
+            "first may start from another checkpoint"
+        )
+    values = _merged(to_dict(config), changes)
+    values["train"]["steps"] = steps
+    try:
+        return from_dict(RunConfig, values)
+    except UserError as error:
+        raise UserError(f"config.{where}: {error}") from error
+
+
+def _check_names(section: type, changes: Any, where: str) -> None:
+    """Refuses keys that a section lacks, before they are merged into it."""
+    if not isinstance(changes, Mapping):
+        raise UserError(f"config.{where}: is {changes!r}; expected a section with keys")
+    hints = typing.get_type_hints(section)
+    for name, value in changes.items():
+        if name not in hints:
+            known = [*hints, "steps"] if section is RunConfig else list(hints)
+            raise UserError(f"config.{where}.{name}: no such key; {nearest(name, known)}")
+        if dataclasses.is_dataclass(hints[name]):
+            _check_names(typing.cast(type, hints[name]), value, f"{where}.{name}")
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for name, change in changes.items():
+        nested = isinstance(change, Mapping)
+        merged[name] = _merged(values[name], change) if nested else change
+    return merged

@@ -1,0 +1,272 @@
+"""Runs in stages: one command, one lineage, one file of metrics; resumable in every stage."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
+from prts_jax.config import to_dict
+from prts_jax.errors import Interrupted, UserError
+from prts_jax.model.counts import training_flops_per_token
+from prts_jax.model.llama import declare
+from prts_jax.train import loop
+from prts_jax.train.stages import remaining_stages
+from tests.train import tiny
+from tests.train.tiny import assert_same, curve, read_lines, stored_params
+
+STEP_TOKENS = 8 * 16
+LAST = {"growth": {"operator": "last"}}
+# The whole run is of four layers; the first two stages say that they are shallower.
+GRADUAL = [
+    {"steps": 3, "model": {"layers": 1}},
+    {"steps": 3, "model": {"layers": 2}},
+    {"steps": 3, "init": LAST, "schedule": {"peak": 1e-3}},
+]
+CHANGES = {"model": tiny.deeper(4), "growth__stages": GRADUAL, "checkpoint__every_steps": 5}
+
+
+def flops_per_step(layers: int) -> int:
+    model = tiny.deeper(layers)
+    return STEP_TOKENS * training_flops_per_token(model, declare(model), 16)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, stores) -> Path:
+    """1 → 2 → 4 layers, three steps each, that nobody interrupts; made once."""
+    workdir = tmp_path_factory.mktemp("staged") / "undisturbed"
+    paths = {"data__train": stores.train, "data__validation": stores.validation}
+    loop.train(tiny.run_config(**paths, **CHANGES), str(workdir))
+    return workdir
+
+
+def without_stage(lines):
+    return [{key: line[key] for key in ("step", "loss", "flops", "position")} for line in lines]
+
+
+def test_a_run_grows_on_its_way_in_one_lineage(undisturbed):
+    lines = read_lines(undisturbed)
+    assert [line["step"] for line in lines] == list(range(10))
+    assert [line["stage"] for line in lines] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert [line["stage_step"] for line in lines] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 3]
+    assert [line["position"] for line in lines] == [step * STEP_TOKENS for step in range(10)]
+    spent = [0, *[flops_per_step(layers) for layers in (1, 1, 1, 2, 2, 2, 4, 4, 4)]]
+    assert [line["flops"] for line in lines] == [sum(spent[: at + 1]) for at in range(10)]
+    assert [line["step"] for line in lines if "growth" in line] == [3, 6]
+    assert [line["learning_rate"] for line in lines[-2:]] == pytest.approx([1e-3, 1e-3])
+    assert (undisturbed / "DONE").exists()
+
+    lineage = read_lineage(resolve(str(undisturbed)))
+    assert (lineage.step, lineage.stage, lineage.stage_step) == (9, 2, 3)
+    assert [record["at_step"] for record in lineage.growth] == [3, 6]
+    assert [record["map"]["operator"] for record in lineage.growth] == ["stack", "last"]
+    assert lineage.growth[1]["map"]["layers"] == [0, 1, 0, 1]
+    assert lineage.config["schedule"]["peak"] == 1e-3
+
+
+def test_the_line_of_growth_holds_what_the_model_was_worth_before(undisturbed):
+    first, second = [line for line in read_lines(undisturbed) if "growth" in line]
+    before = first["previous_stage"]
+    assert (before["step"], before["stage"], before["stage_step"]) == (3, 0, 3)
+    assert before["flops"] == first["flops"]
+    assert before["validation_loss"] != first["validation_loss"]
+    assert before["loss"] > 0
+    assert "loss" not in first  # no step of this stage yet
+    assert second["previous_stage"]["stage"] == 1
+    assert "previous_stage" not in second["previous_stage"]
+
+
+@pytest.mark.slow
+def test_stages_are_what_runs_grown_one_from_another_are(undisturbed, run, tmp_path):
+    """The same by three commands: a base, and twice a run that grows from the one before."""
+    run(tmp_path / "base", model=tiny.deeper(1), train__steps=3)
+    run(tmp_path / "two", model=tiny.deeper(2), train__steps=3, init__grow_from=f"{tmp_path}/base")
+    lines = run(
+        tmp_path / "four",
+        model=tiny.deeper(4),
+        train__steps=3,
+        schedule__peak=1e-3,
+        init__grow_from=f"{tmp_path}/two",
+        init__growth__operator="last",
+    )
+    staged = read_lines(undisturbed)[-4:]
+    assert [line["validation_loss"] for line in (lines[0], lines[-1])] == [
+        line["validation_loss"] for line in (staged[0], staged[-1])
+    ]
+    assert without_stage(lines[1:]) == without_stage(staged[1:])
+    assert_same(stored_params(tmp_path / "four"), stored_params(undisturbed))
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, step: int, what: str) -> None:
+    """Makes the run die when `what` (a method of the loop) is called at a step of the lineage."""
+    original = getattr(loop._Run, what)
+
+    def dying(self, *arguments):
+        if self.lineage.step == step:
+            raise Killed
+        return original(self, *arguments)
+
+    monkeypatch.setattr(loop._Run, what, dying)
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (4, "_advance"),  # the line of growth is written; no checkpoint of the stage yet
+        pytest.param(6, "_finish", marks=pytest.mark.slow),  # between two stages
+        pytest.param(8, "_advance", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_in_any_stage_the_run_is_the_same_to_the_bit(
+    undisturbed, configure, tmp_path, monkeypatch, step, what
+):
+    config = configure(**CHANGES)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step, what)
+        with pytest.raises(Killed):
+            loop.train(config, str(tmp_path))
+    assert not (tmp_path / "DONE").exists()
+    loop.train(config, str(tmp_path))
+    assert without_clock(read_lines(tmp_path)) == without_clock(read_lines(undisturbed))
+    assert_same(stored_params(tmp_path), stored_params(undisturbed))
+
+
+def without_clock(lines):
+    before = [curve([line["previous_stage"]]) for line in lines if "previous_stage" in line]
+    return before, [{**line, "previous_stage": 0} for line in curve(lines)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3, 4, 8])
+def test_stopped_in_any_stage_the_run_is_the_same_to_the_bit(
+    undisturbed, configure, tmp_path, monkeypatch, step
+):
+    config = configure(**CHANGES)
+    advance = loop._Run._advance
+
+    def stopping(self, lineage):
+        if lineage.step == step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return advance(self, lineage)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_advance", stopping)
+        with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {step} and saved"):
+            loop.train(config, str(tmp_path))
+    assert complete_steps(str(tmp_path / "checkpoints"))[-1] == step
+    assert not (tmp_path / "DONE").exists()
+    loop.train(config, str(tmp_path))
+    assert_same(stored_params(tmp_path), stored_params(undisturbed))
+
+
+def test_a_stage_is_compiled_once(configure, tmp_path, monkeypatch, capsys):
+    compiled = []
+    compile_together = loop.compile_together
+
+    def counting(*arguments):
+        compiled.append(arguments)
+        return compile_together(*arguments)
+
+    monkeypatch.setattr(loop, "compile_together", counting)
+    stages = [{"steps": 2, "model": {"layers": 1}}, {"steps": 2}]
+    loop.train(configure(growth__stages=stages, data__validation=""), str(tmp_path))
+    assert len(compiled) == 2
+    shown = capsys.readouterr().err
+    assert "stage 2 of 2  step 2/2" in shown
+    assert "stack: 1 → 2 layers" in shown  # the map, drawn
+    assert "source 0 ●●" in shown
+    assert "stage 1 of 2 is done: step 2" in shown
+
+
+def test_a_stage_of_the_same_model_goes_on_with_it(configure, tmp_path):
+    """Other rows a step, another rate; the data go on at the next token."""
+    stages = [{"steps": 2}, {"steps": 2, "data": {"batch": 4}, "schedule": {"peak": 1e-4}}]
+    loop.train(configure(growth__stages=stages), str(tmp_path))
+    lines = read_lines(tmp_path)
+    assert [line["stage"] for line in lines] == [0, 0, 1, 1, 1]
+    assert [line["position"] // 16 for line in lines] == [0, 8, 16, 20, 24]
+    before = lines[2]["previous_stage"]["validation_loss"]
+    assert lines[2]["validation_loss"] == pytest.approx(before, rel=1e-6)  # batches of 4, not of 8
+    assert all("growth" not in line for line in lines)
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_may_begin_with_no_layers(configure, tmp_path, monkeypatch, killed):
+    stages = [
+        {"steps": 2, "model": {"layers": 0}},
+        {"steps": 2, "init": {"growth": {"operator": "random"}}},
+    ]
+    config = configure(growth__stages=stages, checkpoint__every_steps=1)
+    with monkeypatch.context() as patch:
+        kill_at(patch, killed, "_validate" if killed == 1 else "_advance")
+        patch.setattr(loop, "_due", lambda step, every: True)
+        with pytest.raises(Killed):
+            loop.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
+    lines = read_lines(tmp_path)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    assert read_lineage(resolve(str(tmp_path))).growth[0]["map"]["layers"] == [-1, -1]
+    assert all(abs(leaf).max() > 0 for leaf in stored_params(tmp_path).values())
+
+
+# What may change, and what is refused
+
+
+def test_stages_to_come_may_change_and_the_one_that_is_trained_may_not(configure, tmp_path):
+    stages = [{"steps": 2, "model": {"layers": 1}}, {"steps": 1}]
+    loop.train(configure(growth__stages=stages[:1]), str(tmp_path))
+    longer = configure(growth__stages=stages)
+    (stage,) = remaining_stages(longer, str(tmp_path))
+    assert (stage.index, stage.config.train.steps, stage.config.model.layers) == (1, 1, 2)
+    stages[0] = {"steps": 3, "model": {"layers": 1}, "optimizer": {"b1": 0.8}}
+    with pytest.raises(UserError, match=r"config\.optimizer\.b1: was 0\.9 in the checkpoint"):
+        loop.train(configure(growth__stages=stages), str(tmp_path))
+    loop.train(longer, str(tmp_path))
+    assert json.loads((tmp_path / "DONE").read_text())["step"] == 3
+    with pytest.raises(UserError, match=r"are of stage 2, and the config has 1"):
+        loop.train(configure(growth__stages=stages[:1]), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"steps": 1}, {"steps": 1, "model": {"layers": 1}}], r"stages\[1\]: .*no multiple"),
+        (
+            [{"steps": 1}, {"steps": 1, "model": {"layers": 4}, "init": {"growth": {"block": 2}}}],
+            r"stages\[1\]: growth\.block: is 2, but the operator 'stack' takes no block",
+        ),
+        (
+            [{"steps": 1}, {"steps": 1, "model": {"mlp": 64}}],
+            r"stages\[1\]: config\.model\.mlp: 48 in the source, 64 in the target",
+        ),
+        ([{"steps": 1}, {"steps": 1, "data": {"length": 5000}}], "smaller than one window"),
+        ([{"steps": 1}, {"steps": 1, "data": {"validation": "/nowhere"}}], "/nowhere"),
+    ],
+    ids=["fewer layers", "operator", "width", "data", "validation"],
+)
+def test_what_a_later_stage_cannot_do_is_refused_before_the_first(
+    configure, tmp_path, stages, message
+):
+    with pytest.raises(UserError, match=message):
+        loop.train(configure(growth__stages=stages), str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+@pytest.mark.slow
+def test_exact_growth_in_width_and_then_in_depth(configure, tmp_path):
+    """The first scales the norm's epsilon, of which the config of the second knows nothing."""
+    wide = to_dict(tiny.MODEL) | {"embed": 64}
+    stages = [
+        {"steps": 1},
+        {"steps": 1, "model": wide, "init": {"growth": {"operator": "zero_width"}}},
+        {"steps": 1, "model": wide | {"layers": 4}},
+    ]
+    loop.train(configure(growth__stages=stages, evaluation__every_steps=0), str(tmp_path))
+    model = read_lineage(resolve(str(tmp_path))).model
+    assert (model.layers, model.embed) == (4, 64)
+    assert model.norm_eps == tiny.MODEL.norm_eps / 2
