@@ -103,7 +103,8 @@ def _check_key(argument: str, loaded: ConfigDict) -> None:
     walked = ""
     for name in key.split("."):
         if walked == ".growth" and name.startswith("stages"):
-            return _check_stage_key(argument, loaded)
+            _check_stage_key(argument, loaded)
+            return
         known = list(vars(node)) if hasattr(node, "__dataclass_fields__") else []
         if name not in known:
             hint = config_lib.nearest(name, known) if known else "it is not a section"
