@@ -137,13 +137,14 @@ def start_distributed(
     Raises:
       UserError: an incomplete set of arguments, or another number of processes than given.
     """
+    # Decides nothing where there are accelerators; on CPUs nothing else works across processes.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if coordinator:
         if processes < 1 or not 0 <= process < processes:
             raise UserError(
                 "--coordinator: needs --processes=N and --process=0…N-1 as well; "
                 f"got {processes} and {process}"
             )
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, processes, process)
     elif process >= 0:
         raise UserError("--process: only with --coordinator=HOST:PORT; leave it out")

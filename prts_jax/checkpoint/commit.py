@@ -23,6 +23,12 @@ def refuse_existing(target: str) -> None:
         raise UserError(f"{target}: exists already and is never overwritten; name a new directory")
 
 
+def directory_to_fill(target: str) -> str:
+    """Returns the directory that `new_checkpoint` gives, on whatever process asks."""
+    final = as_path(target)
+    return target if is_remote(target) else str(final.parent / f".{final.name}.growing")
+
+
 @contextlib.contextmanager
 def new_checkpoint(target: str) -> Iterator[str]:
     """Gives a directory to fill; it becomes `target` at the end, or goes when the block fails.
@@ -45,7 +51,7 @@ def new_checkpoint(target: str) -> Iterator[str]:
         return
     final = as_path(target)
     refuse_existing(target)
-    temporary = final.parent / f".{final.name}.growing"
+    temporary = as_path(directory_to_fill(target))
     with workdir_lock(str(temporary)):
         refuse_existing(target)
         _empty(temporary)

@@ -2,8 +2,11 @@
 
 import dataclasses
 import logging
+from typing import Any
 
-from prts_jax.checkpoint import grow, reference
+import jax
+
+from prts_jax.checkpoint import grow, hosts, reference, shared_growth
 from prts_jax.checkpoint.grow import GrowthPlan, GrowthReport, Progress
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
@@ -21,6 +24,9 @@ def grow_checkpoint(
 ) -> GrowthReport:
     """Grows a checkpoint into a new one; all executors give the same parameters.
 
+    Under `jax.distributed` every process calls it: they share the work of streaming, and the first
+    one grows by reference.
+
     Args:
       source: a complete checkpoint (what `layout.resolve` returned).
       target: directory of the new checkpoint, which must not exist.
@@ -33,19 +39,28 @@ def grow_checkpoint(
       UserError: no such mode, the mode cannot do it, or the growth cannot be done at all.
     """
     _check_mode(mode)
+    stream = grow.stream if jax.process_count() == 1 else shared_growth.stream_together
     if mode == "stream":
-        return grow.stream(source, target, growth_map, progress=progress)
-    try:
-        return reference.link(source, target, growth_map)
-    except reference.CannotReferenceError as error:
-        if mode == "reference":
-            raise
-        reason = error.reason
+        return stream(source, target, growth_map, progress=progress)
+    linked = hosts.first_alone(lambda: _link(source, target, growth_map))
+    if "mode" in linked:
+        return GrowthReport(**linked | {"layers": tuple(linked["layers"])})
+    reason = linked["reason"]
+    if mode == "reference":
+        raise reference.CannotReferenceError(source, reason)
     logging.getLogger(__name__).warning(
         "streaming, for it cannot be grown by reference: %s", reason
     )
-    streamed = grow.stream(source, target, growth_map, progress=progress)
+    streamed = stream(source, target, growth_map, progress=progress)
     return dataclasses.replace(streamed, reason=reason)
+
+
+def _link(source: str, target: str, growth_map: GrowthMap) -> dict[str, Any]:
+    """Returns the report of a growth by reference, or only the reason why it cannot be."""
+    try:
+        return reference.link(source, target, growth_map).to_json()
+    except reference.CannotReferenceError as error:
+        return {"reason": error.reason}
 
 
 def expected_mode(work: GrowthPlan, target: str, mode: str = "auto") -> tuple[str, str]:

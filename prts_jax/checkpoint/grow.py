@@ -106,7 +106,12 @@ def stream(
     target = str(as_path(target))
     check_space(target, work.bytes_written)
     with new_checkpoint(target) as directory:
-        digests = _write(work, directory, pieces(work), progress or (lambda done, total: None))
+        digests = write_pieces(
+            work,
+            directory,
+            pieces(work),
+            lambda done: progress(done, work.bytes_written) if progress else None,
+        )
         leaves.write_tree(directory, work.declarations)
         layout.write_lineage(directory, work.lineage.grown(growth_map, digests))
     return GrowthReport(
@@ -119,11 +124,27 @@ def stream(
     )
 
 
-def _write(work: GrowthPlan, directory: str, parts: Sequence[Piece], progress: Progress) -> Digests:
+def write_pieces(
+    work: GrowthPlan,
+    directory: str,
+    parts: Sequence[Piece],
+    step: Callable[[int], None],
+    database: str = "",
+) -> Digests:
     """Does pieces of a growth, several at a time where cores and memory allow it.
 
+    Args:
+      work: the growth.
+      directory: of the checkpoint in the making.
+      parts: of `pieces(work)`.
+      step: called after each with the bytes written so far; what it raises ends the work.
+      database: see `leaves.create_leaf`.
+
     Returns:
-      The digests of what was written.
+      The digests of what was written, "" for layers of other pieces.
+
+    Raises:
+      UserError: a source layer is damaged or cannot be read.
     """
     done = 0
     digests = {
@@ -131,7 +152,8 @@ def _write(work: GrowthPlan, directory: str, parts: Sequence[Piece], progress: P
         for path, declaration in work.declarations.items()
     }
     growths = {
-        path: LeafGrowth(work, directory, path) for path in {part.path: None for part in parts}
+        path: LeafGrowth(work, directory, path, database)
+        for path in {part.path: None for part in parts}
     }
     with ThreadPoolExecutor(_workers(work)) as pool:
         tasks = {pool.submit(growths[part.path].run, part): part for part in parts}
@@ -140,7 +162,7 @@ def _write(work: GrowthPlan, directory: str, parts: Sequence[Piece], progress: P
                 for at, digest in task.result().items():
                     digests[tasks[task].path][at] = digest
                 done += tasks[task].nbytes
-                progress(done, work.bytes_written)
+                step(done)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -153,7 +153,11 @@ def describe(checkpoint: str) -> dict[str, StoredLeaf]:
 
 
 def create_leaf(
-    checkpoint: str, path: str, declaration: Declaration, chunk: tuple[int, ...]
+    checkpoint: str,
+    path: str,
+    declaration: Declaration,
+    chunk: tuple[int, ...],
+    database: str = "",
 ) -> ts.TensorStore:
     """Creates a leaf and opens it for writing.
 
@@ -162,6 +166,7 @@ def create_leaf(
       path: path of the leaf.
       declaration: its shape and dtype.
       chunk: shape of a chunk.
+      database: `process_database` of this process where several write; "" where one does.
     """
     metadata = {
         "shape": list(declaration.shape),
@@ -170,8 +175,32 @@ def create_leaf(
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "fill_value": 0,
     }
-    spec = _spec(checkpoint, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+    spec = _spec(checkpoint, path, database) | {
+        "metadata": metadata,
+        "store_data_equal_to_fill_value": True,
+    }
     return ts.open(spec, create=True, write=True, context=_CONTEXT).result()
+
+
+def process_database(process: int) -> str:
+    """Returns the folder of a process's own database, below the parameters; Orbax's name for it."""
+    return f"ocdbt.process_{process}/"
+
+
+def merge_databases(checkpoint: str, processes: int) -> None:
+    """Makes the one database that points to all values in those of the processes, which stay.
+
+    Args:
+      checkpoint: directory of a checkpoint in the making.
+      processes: how many have written; all of them are done.
+    """
+    context = ts.Context()  # pointers can be copied only within one
+    whole = _open_database(checkpoint, "", context)
+    parts = [_open_database(checkpoint, process_database(n), context) for n in range(processes)]
+    with ts.Transaction(atomic=True) as transaction:
+        writing = whole.with_transaction(transaction)
+        for copied in [part.experimental_copy_range_to(writing) for part in parts]:
+            copied.result()
 
 
 def write_tree(checkpoint: str, declarations: Mapping[str, Declaration]) -> None:
@@ -207,12 +236,21 @@ def folder_in_database(path: str) -> str:
     return path.replace("/", ".") + "/"
 
 
-def _spec(checkpoint: str, path: str) -> dict[str, Any]:
-    directory = f"{checkpoint}/{PARAMS}/"
+def _spec(checkpoint: str, path: str, database: str = "") -> dict[str, Any]:
+    folder = folder_in_database(path)
+    kvstore = {"driver": "ocdbt", "base": _base(checkpoint, database), "path": folder}
+    return {"driver": "zarr3", "kvstore": kvstore}
+
+
+def _open_database(checkpoint: str, database: str, context: ts.Context) -> ts.KvStore:
+    spec = {"driver": "ocdbt", "base": _base(checkpoint, database)}
+    return ts.KvStore.open(spec, context=context).result()
+
+
+def _base(checkpoint: str, database: str) -> dict[str, Any]:
+    """Returns where the files of a database lie, as tensorstore says it."""
+    directory = f"{checkpoint}/{PARAMS}/{database}"
     if is_remote(checkpoint):
         bucket, _, inside = directory.removeprefix("gs://").partition("/")
-        base = {"driver": "gcs", "bucket": bucket, "path": inside}
-    else:
-        base = {"driver": "file", "path": directory}
-    database = {"driver": "ocdbt", "base": base, "path": folder_in_database(path)}
-    return {"driver": "zarr3", "kvstore": database}
+        return {"driver": "gcs", "bucket": bucket, "path": inside}
+    return {"driver": "file", "path": directory}

@@ -72,17 +72,18 @@ class LeafGrowth:
 
     Args:
       work: the growth.
-      directory: the database of the new checkpoint.
+      directory: of the new checkpoint.
       path: of the leaf.
+      database: see `leaves.create_leaf`.
     """
 
-    def __init__(self, work: GrowthPlan, directory: str, path: str) -> None:
+    def __init__(self, work: GrowthPlan, directory: str, path: str, database: str = "") -> None:
         self._work, self._path = work, path
         self._declaration = work.declarations[path]
         self._source = leaves.open_leaf(work.source, path) if path in work.stored else None
         self._read_shape, self._chunk = _block_shapes(work, path)
         chunk = (1, *self._chunk) if self._declaration.stacked else self._chunk
-        self._target = leaves.create_leaf(directory, path, self._declaration, chunk)
+        self._target = leaves.create_leaf(directory, path, self._declaration, chunk, database)
 
     def run(self, piece: Piece) -> dict[int, str]:
         """Does a piece of this leaf.

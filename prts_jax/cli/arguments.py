@@ -16,3 +16,17 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would print, as a `UserError`."""
         raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def add_host_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `prts_jax.mesh.start_distributed` takes, as attributes of its names."""
+    parser.add_argument(
+        "--multihost",
+        action="store_true",
+        help="join the other hosts of this TPU slice; every host starts the same command",
+    )
+    parser.add_argument(
+        "--coordinator", default="", help="HOST:PORT of process 0, where --multihost finds none"
+    )
+    parser.add_argument("--processes", type=int, default=0, help="processes expected")
+    parser.add_argument("--process", type=int, default=-1, help="index of this process")

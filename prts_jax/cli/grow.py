@@ -1,23 +1,27 @@
 """`prts grow`: grow a checkpoint, sharing its files or layer by layer."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 
-from prts_jax.checkpoint import executors, grow, layout
+from prts_jax.checkpoint import executors, grow, hosts, layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.forecast import forecast
 from prts_jax.cli import EXIT_FAILED, growth_text, run
-from prts_jax.cli.arguments import OneLineParser
+from prts_jax.cli.arguments import OneLineParser, add_host_flags
 from prts_jax.config import GrowthConfig, ModelConfig
+from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
+from prts_jax.mesh import start_distributed
 from prts_jax.paths import as_path
 from prts_jax.sizes import format_bytes
 
@@ -115,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"
     )
+    add_host_flags(made)
     return made
 
 
@@ -127,15 +132,24 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     # The work is the host's: an accelerator may be busy with a run, and is left alone.
     jax.config.update("jax_platforms", "cpu")
-    source = layout.resolve(arguments.source)
-    target = str(as_path(arguments.target))
-    refuse_existing(target)
-    growth_map = make_map(
-        layout.read_lineage(source).model,
-        _target_model(arguments.target_config),
-        arguments.operator or ("layers" if arguments.layers else "stack"),
-        **{name: getattr(arguments, name) for name in _OPTION_HELP},
-    )
+    with _standard_output_on_error():
+        processes, process = start_distributed(
+            arguments.multihost, arguments.coordinator, arguments.processes, arguments.process
+        )
+        with hosts.together():
+            pass  # the first exchange, before which nothing is connected
+    if processes > 1 and (arguments.dry_run or arguments.verify is not None):
+        raise UserError("--dry_run, --verify: are for one process; leave --multihost out")
+    with hosts.together():
+        source = layout.resolve(arguments.source)
+        target = str(as_path(arguments.target))
+        refuse_existing(target)
+        growth_map = make_map(
+            layout.read_lineage(source).model,
+            _target_model(arguments.target_config),
+            arguments.operator or ("layers" if arguments.layers else "stack"),
+            **{name: getattr(arguments, name) for name in _OPTION_HELP},
+        )
     if arguments.dry_run:
         work = grow.plan(source, growth_map)
         expected = forecast(work, target, arguments.mode)
@@ -145,7 +159,9 @@ def main(argv: Sequence[str]) -> int:
             print(growth_text.dry_run(growth_map, work, target, expected))
         return 0
     if arguments.verify is None:
-        _print(_grow(source, target, growth_map, arguments), target, growth_map, arguments.json)
+        report = _grow(source, target, growth_map, arguments)
+        if process == 0:
+            _print(report, target, growth_map, arguments.json)
         return 0
     from prts_jax.evaluate import agreement  # Orbax and the model, which nothing else here needs
 
@@ -169,7 +185,11 @@ def _grow(
     source: str, target: str, growth_map: GrowthMap, arguments: argparse.Namespace
 ) -> grow.GrowthReport:
     return executors.grow_checkpoint(
-        source, target, growth_map, arguments.mode, progress=_Progress()
+        source,
+        target,
+        growth_map,
+        arguments.mode,
+        progress=_Progress() if jax.process_index() == 0 else None,
     )
 
 
@@ -196,6 +216,19 @@ def _target_model(spec: str) -> ModelConfig | None:
     from prts_jax.cli import config_flags  # absl's flags, which only this option needs
 
     return config_flags.load_file(spec).model
+
+
+@contextlib.contextmanager
+def _standard_output_on_error() -> Iterator[None]:
+    """Sends what libraries print to standard error: gloo greets, and --json is for one object."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class _Progress:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from prts_jax.cli import config_flags, run
-from prts_jax.cli.arguments import OneLineParser
+from prts_jax.cli.arguments import OneLineParser, add_host_flags
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 
@@ -29,14 +29,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--print_config", action="store_true", help="print the resolved config as JSON and stop"
     )
-    flags.add_argument(
-        "--multihost", action="store_true", help="join the other hosts of this TPU slice"
-    )
-    flags.add_argument(
-        "--coordinator", default="", help="HOST:PORT of process 0, where --multihost finds none"
-    )
-    flags.add_argument("--processes", type=int, default=0, help="processes expected")
-    flags.add_argument("--process", type=int, default=-1, help="index of this process")
+    add_host_flags(flags)
     return flags
 
 

@@ -1,0 +1,120 @@
+"""Streaming growth by several processes: each writes its share, and the first makes it whole.
+
+Every process runs this under `jax.distributed` and sees the same source and target. Pieces are
+dealt out by their bytes. Each process writes a database of its own, `params/ocdbt.process_N`, as
+Orbax's own saves do; at the end the first one makes the checkpoint's database, which points into
+them, and commits.
+"""
+
+import contextlib
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from prts_jax.checkpoint import layout, leaves
+from prts_jax.checkpoint.commit import directory_to_fill, new_checkpoint
+from prts_jax.checkpoint.grow import GrowthReport, Progress, write_pieces
+from prts_jax.checkpoint.growth_plan import GrowthPlan, check_space, plan
+from prts_jax.checkpoint.hosts import Reports, together
+from prts_jax.checkpoint.lineage import Digests
+from prts_jax.checkpoint.pieces import Piece, pieces
+from prts_jax.growth.map import GrowthMap
+from prts_jax.paths import as_path
+
+
+def stream_together(
+    source: str, target: str, growth_map: GrowthMap, *, progress: Progress | None = None
+) -> GrowthReport:
+    """Grows a checkpoint as `grow.stream` does, each process a share of the layers.
+
+    Every process calls it with the same arguments. The values and their digests are those that one
+    process would write. An error on any process ends all of them, and nothing is left behind.
+
+    Args:
+      source: a complete checkpoint that every process sees.
+      target: directory of the new checkpoint, on a disk that all processes share, or on gs://.
+      growth_map: a valid map from the checkpoint's model.
+      progress: told of every layer that this process wrote, and of its share in all.
+
+    Returns:
+      What all of them did together; the largest memory of a process.
+
+    Raises:
+      UserError: see `grow.stream`; of another process, or a target that not all of them see.
+    """
+    start = time.monotonic()
+    target = str(as_path(target))
+    first = jax.process_index() == 0
+    with together(), contextlib.ExitStack() as checkpoint:
+        with together():
+            work = plan(source, growth_map)
+            if first:
+                check_space(target, work.bytes_written)
+                checkpoint.enter_context(new_checkpoint(target))
+        directory = directory_to_fill(target)
+        with together():
+            reports = Reports(directory)
+        found = _write_share(work, directory, reports, progress or (lambda done, total: None))
+        with together():
+            pass  # all have read the reports, so the first may remove them
+        if first:
+            reports.remove()
+            written = _merged([report["digests"] for report in found], work)
+            leaves.merge_databases(directory, len(found))
+            leaves.write_tree(directory, work.declarations)
+            layout.write_lineage(directory, work.lineage.grown(growth_map, written))
+    return GrowthReport(
+        mode="stream",
+        seconds=time.monotonic() - start,
+        bytes_read=work.bytes_read,
+        bytes_written=work.bytes_written,
+        peak_rss_bytes=max(report["peak_rss_bytes"] for report in found),
+        layers=growth_map.layers,
+    )
+
+
+def shares(parts: Sequence[Piece], processes: int) -> list[list[Piece]]:
+    """Deals pieces out to processes: the largest first, each to the one that has the least.
+
+    The same on every process. No share has more bytes than an equal one and the largest piece.
+    """
+    dealt: list[list[Piece]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    for part in sorted(parts, key=lambda part: -part.nbytes):
+        least = loads.index(min(loads))
+        dealt[least].append(part)
+        loads[least] += part.nbytes
+    return dealt
+
+
+def _write_share(
+    work: GrowthPlan, directory: str, reports: Reports, progress: Progress
+) -> list[dict[str, Any]]:
+    """Writes this process's share and returns what all of them report."""
+    own = shares(pieces(work), jax.process_count())[jax.process_index()]
+    total = sum(part.nbytes for part in own)
+
+    def step(done: int) -> None:
+        reports.check()
+        progress(done, total)
+
+    try:
+        database = leaves.process_database(jax.process_index())
+        digests = write_pieces(work, directory, own, step, database)
+    except BaseException as error:
+        reports.fail(error)
+        raise
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    reports.write({"digests": digests, "peak_rss_bytes": peak})
+    return reports.wait()
+
+
+def _merged(found: Sequence[Digests], work: GrowthPlan) -> Digests:
+    """Returns the digests of all layers, each from the process that wrote it."""
+    return {
+        path: tuple(max(layer) for layer in zip(*(one[path] for one in found), strict=True))
+        for path in work.declarations
+    }
