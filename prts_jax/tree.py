@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of a nested dictionary under their slash-joined paths, in sorted order.
@@ -36,3 +38,14 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of any tree by path: "1/mu/layers/mlp/up" for optax's Adam in a chain.
+
+    The order is that of `jax.tree.leaves`.
+    """
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -98,6 +98,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
             schedule=section(
                 ScheduleConfig,
                 kind=choice("schedule.kind"),
+                after_growth=choice("schedule.after_growth"),
                 warmup_steps=st.integers(0, 10),
                 decay_start=st.integers(10, 20),
                 decay_end=st.integers(21, 10**6),

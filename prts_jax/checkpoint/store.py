@@ -16,10 +16,11 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
 from prts_jax.model.declaration import LAYERS, Declaration
 from prts_jax.paths import as_path
-from prts_jax.tree import flatten, unflatten
+from prts_jax.tree import flatten, named_leaves, unflatten
 
 __all__ = [
     "Checkpoints",
+    "has_optimizer",
     "read_leaves",
     "read_lineage",
     "resolve",
@@ -198,6 +199,11 @@ def read_leaves(
     return {name: np.asarray(values[name]) for name in chosen}
 
 
+def has_optimizer(path: str) -> bool:
+    """Returns whether a checkpoint (what `resolve` returned) holds an optimizer's state."""
+    return as_path(f"{path}/{OPTIMIZER}").exists()
+
+
 def restore_optimizer(path: str, abstract: Any) -> Any:
     """Reads optimizer state into the tree and the shardings of `abstract`.
 
@@ -212,12 +218,12 @@ def restore_optimizer(path: str, abstract: Any) -> Any:
       UserError: the checkpoint holds none, or that of another optimizer (names the leaf).
     """
     directory = f"{path}/{OPTIMIZER}"
-    if not as_path(directory).exists():
+    if not has_optimizer(path):
         raise UserError(
-            f"{path}: holds no optimizer state (a grown checkpoint has none); start a run from it "
-            "with config.init.start_from"
+            f"{path}: holds no optimizer state (a grown checkpoint has none by default); start a "
+            "run from it with config.init.start_from, and config.init.growth.optimizer=reset"
         )
-    named = _named_leaves(abstract)
+    named = named_leaves(abstract)
     values = _restore(directory, named)
     return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in named])
 
@@ -235,7 +241,7 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
 def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> ocp.args.Composite:
     items = {PARAMS: _tree_save(flatten(params)), LINEAGE: ocp.args.JsonSave(lineage.to_json())}
     if optimizer is not None:
-        items[OPTIMIZER] = _tree_save(_named_leaves(optimizer))
+        items[OPTIMIZER] = _tree_save(named_leaves(optimizer))
     return ocp.args.Composite(**items)
 
 
@@ -250,14 +256,6 @@ def _tree_save(leaves: Mapping[str, Any]) -> ocp.args.PyTreeSave:
         for path in stored
     }
     return ocp.args.PyTreeSave(unflatten(stored), save_args=unflatten(options))
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of any tree by path: "1/0/mu/layers/mlp/up" for optax's AdamW."""
-    return {
-        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:

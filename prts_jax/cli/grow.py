@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "(default: stack, or layers with --layers)",
     )
     for option in dataclasses.fields(GrowthConfig):
-        if option.name != "operator":
+        if option.name in _OPTION_HELP:
             made.add_argument(
                 f"--{option.name}",
                 type=type(option.default),

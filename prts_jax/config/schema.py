@@ -79,9 +79,10 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over the steps since the last growth (`stage_step`)."""
+    """Learning rate over steps: since the last growth, or as `after_growth` says."""
 
     kind: str = "cosine"  # cosine, wsd or constant, each after a linear warm-up
+    after_growth: str = "restart"  # or rewarm (warm-up again, onto the old curve), or keep
     peak: float = 3e-4
     final: float = 0.1  # the last rate as a share of the peak
     warmup_steps: int = 3000
@@ -108,6 +109,7 @@ class GrowthConfig:
     noise: float = 0.0  # any: share of noise mixed into what is copied, 0.2 in the paper
     seed: int = 0  # of what is drawn
     options: str = ""  # of another package's operator: "name=value,name=value"
+    optimizer: str = "reset"  # its state: reset, or copy (moments through the same map)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +198,10 @@ CHOICES = {
     "compute.attention": ("auto", "xla", "splash", "cudnn"),
     "compute.remat": ("none", "dots", "full"),
     "schedule.kind": ("cosine", "wsd", "constant"),
+    "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),
     "train.trainable": ("all", "new"),
+    "init.growth.optimizer": ("reset", "copy"),
     "init.growth.operator": (
         "stack",
         "layers",

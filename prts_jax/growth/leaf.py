@@ -81,16 +81,16 @@ def _widen(
 ) -> jax.Array:
     grown = values
     is_new = {True: np.zeros((), bool), False: np.zeros((), bool)}  # by "contracted"
-    for at, axis in _inner_axes(declaration):
+    for at, axis in inner_axes(declaration):
         if axis not in growth_map.widths:
             continue
         widening = growth_map.widths[axis]
         index = np.asarray(widening.index)
         grown = jnp.take(grown, np.maximum(index, 0), axis=at)
-        contracted = _sums_over(declaration, axis)
+        contracted = sums_over(declaration, axis)
         if contracted:
-            grown = grown * _along(np.asarray(widening.weights, grown.dtype), at, grown.ndim)
-        is_new[contracted] = is_new[contracted] | _along(index == NEW, at, grown.ndim)
+            grown = grown * along(np.asarray(widening.weights, grown.dtype), at, grown.ndim)
+        is_new[contracted] = is_new[contracted] | along(index == NEW, at, grown.ndim)
     grown = grown * _factor(growth_map, declaration)
     if growth_map.pair_noise:
         grown = grown + _paired_noise(growth_map, path, declaration, targets, values.shape)
@@ -135,19 +135,21 @@ def _normal(
     )(targets)
 
 
-def _inner_axes(declaration: Declaration) -> list[tuple[int, str]]:
+def inner_axes(declaration: Declaration) -> list[tuple[int, str]]:
     """Returns (dimension, logical axis) of `[n, …]` arrays."""
     axes = declaration.axes[1:] if declaration.stacked else declaration.axes
     return list(enumerate(axes, start=1))
 
 
-def _sums_over(declaration: Declaration, axis: str) -> bool:
+def sums_over(declaration: Declaration, axis: str) -> bool:
+    """Returns whether growth weights the copies along an axis, which the parameter sums over."""
     # A tied embedding also contracts its width, but what it produces must be whole copies: the
     # weights go into the norm before the head.
     return axis in declaration.contracts and not declaration.looks_up
 
 
-def _along(vector: np.ndarray, at: int, ndim: int) -> np.ndarray:
+def along(vector: np.ndarray, at: int, ndim: int) -> np.ndarray:
+    """Returns a vector as an array of `ndim` dimensions that lies along one of them."""
     return vector.reshape([-1 if axis == at else 1 for axis in range(ndim)])
 
 
@@ -175,8 +177,8 @@ def _paired_noise(
     """Returns noise that cancels between the copies of each contracted position."""
     split = [
         (at, growth_map.widths[axis])
-        for at, axis in _inner_axes(declaration)
-        if axis in growth_map.widths and _sums_over(declaration, axis)
+        for at, axis in inner_axes(declaration)
+        if axis in growth_map.widths and sums_over(declaration, axis)
     ]
     if not split:
         return 0.0
@@ -187,6 +189,6 @@ def _paired_noise(
     for at, widening in split:
         noise = jnp.take(noise, np.maximum(np.asarray(widening.index), 0), axis=at)
         signs = np.asarray(widening.pair_signs(), np.float32)
-        noise = noise * _along(signs, at, noise.ndim)
+        noise = noise * along(signs, at, noise.ndim)
     scale = standard_deviation(declaration, growth_map.target.layers, "paper")
     return noise * np.float32(scale * growth_map.pair_noise)

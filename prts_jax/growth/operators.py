@@ -68,6 +68,7 @@ def make_map(
     defaults = dataclasses.asdict(GrowthConfig())
     options |= {"factor": factor, "layers": layers}
     given = {name: value for name, value in options.items() if value != defaults[name]}
+    given.pop("optimizer", None)  # a map says nothing of it: the executors do
     noise = given.pop("noise", 0.0)
     taken = {name: value for name, value in given.items() if not (noise and name == "seed")}
     if operator in OPERATORS:

@@ -196,7 +196,8 @@ class _Run:
         self.flops_per_token = training_flops_per_token(
             start.model, start.declarations, config.data.length
         )
-        self.train_step = make_train_step(start.model, config, optimizer)
+        grown_at = start.lineage.step - start.lineage.stage_step
+        self.train_step = make_train_step(start.model, config, optimizer, grown_at)
         self.evaluate = self._evaluator()
         quiet = jax.process_index() > 0
         self.terminal = TerminalLine(config.train.steps, quiet, stage.name)

@@ -24,22 +24,33 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def learning_rate(config: ScheduleConfig, stage_step: jax.Array | int) -> jax.Array:
+def learning_rate(
+    config: ScheduleConfig, stage_step: jax.Array | int, grown_at: int = 0
+) -> jax.Array:
     """Learning rate of the step after `stage_step` steps since the last growth.
 
     A linear warm-up to `peak`, reached at step `warmup_steps`; then, by `kind`: "cosine" falls to
     final · peak at `decay_end`; "wsd" stays until `decay_start` and falls linearly to final · peak
     at `decay_end`; "constant" stays. Past the decay the rate stays at its end.
 
+    Which step these count from is `after_growth`: "restart" counts all from the growth (Du et al.,
+    arXiv 2405.15319), "keep" all from the beginning of the lineage, and "rewarm" the warm-up from
+    the growth and the rest from the beginning, so that it climbs onto the curve of a run that was
+    never grown. Before any growth the three are one.
+
     Args:
       config: the schedule.
       stage_step: whole number, traced or not.
+      grown_at: step of the lineage at which the stage began.
 
     Returns:
       Scalar float32.
     """
-    step = jnp.asarray(stage_step, jnp.float32)
-    warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+    since_growth = jnp.asarray(stage_step, jnp.float32)
+    since_beginning = jnp.asarray(stage_step + grown_at, jnp.float32)
+    step = since_growth if config.after_growth == "restart" else since_beginning
+    warm = since_beginning if config.after_growth == "keep" else since_growth
+    warmup = jnp.minimum(1.0, (warm + 1) / max(config.warmup_steps, 1))
     if config.kind == "constant":
         return config.peak * warmup
     begin = config.warmup_steps if config.kind == "cosine" else config.decay_start

@@ -19,13 +19,18 @@ from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_mesh import grow_params
-from prts_jax.growth.operators import make_map
 from prts_jax.mesh import param_shardings
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare
-from prts_jax.train.state import TrainState, abstract_optimizer, fresh_state, stage_step_array
+from prts_jax.train.ancestor import Ancestor, grow_from, start_from
+from prts_jax.train.state import (
+    TrainState,
+    abstract_optimizer,
+    abstract_params,
+    fresh_state,
+    stage_step_array,
+)
 
 FREE_TO_CHANGE = (
     "mesh.",
@@ -89,8 +94,8 @@ def begin(
       1. A run always goes on from its own newest checkpoint, whatever `config.init` says, so that
          the command that started it also resumes it. Where that checkpoint ends the stage before
          this one, this one begins there: grown if its model differs, otherwise as `start_from`.
-      2. `init.grow_from`: parameters grown on the mesh, a fresh optimizer, data that go on at the
-         next token.
+      2. `init.grow_from`: parameters grown on the mesh, a fresh optimizer or, by
+         `init.growth.optimizer`, one grown with them, data that go on at the next token.
       3. `init.start_from`: parameters as they are, and otherwise as after growth.
       4. Fresh parameters from `init.seed`.
 
@@ -115,10 +120,10 @@ def begin(
         return _resume(config, mesh, optimizer, batches, path, allow_change)
     if config.init.grow_from:
         path = checkpoint_store.resolve(config.init.grow_from)
-        return _grow(config, mesh, optimizer, batches, path, allow_change)
+        return _after(grow_from(config, mesh, optimizer, path), config, batches, allow_change)
     if config.init.start_from:
         path = checkpoint_store.resolve(config.init.start_from)
-        return _start_from(config, mesh, optimizer, batches, path, allow_change)
+        return _after(start_from(config, mesh, optimizer, path), config, batches, allow_change)
     declarations = declare(config.model)
     shardings = param_shardings(mesh, declarations)
     params = init_params(
@@ -154,17 +159,6 @@ def with_grown_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
 def epsilons_before_growth(lineage: Lineage) -> set[float]:
     """Returns the norm epsilons of the models that were grown along a lineage."""
     return {record["map"]["source"]["norm_eps"] for record in lineage.growth}
-
-
-def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
-    """Returns the parameters as shapes with shardings, without making them."""
-    shardings = param_shardings(mesh, declarations)
-    return tree.unflatten(
-        {
-            path: jax.ShapeDtypeStruct(d.shape, d.dtype, sharding=shardings[path])
-            for path, d in declarations.items()
-        }
-    )
 
 
 def _resume(
@@ -211,80 +205,32 @@ def _next_stage(
     """Goes on from the checkpoint that ended the stage before; the config is leave for its data."""
     lineage = checkpoint_store.read_lineage(path)
     config = with_grown_epsilon(config, lineage)
-    same_model = lineage.model == config.model
-    go_on = _start_from if same_model else _grow
-    start = go_on(config, mesh, optimizer, batches, path, ("data.store",))
+    go_on = start_from if lineage.model == config.model else grow_from
+    start = _after(go_on(config, mesh, optimizer, path), config, batches, ("data.store",))
     lineage = dataclasses.replace(start.lineage, stage=stage)
     return dataclasses.replace(start, lineage=lineage, resumed=True)
 
 
-def _grow(
-    config: RunConfig,
-    mesh: Mesh,
-    optimizer: optax.GradientTransformation,
-    batches: TrainBatches,
-    path: str,
-    allow_change: Collection[str],
-) -> Start:
-    source = checkpoint_store.read_lineage(path)
-    growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
-    source_declarations = declare(source.model)
-    source_params = checkpoint_store.restore_params(
-        path, abstract_params(source_declarations, mesh), source_declarations
-    )
-    declarations = declare(growth_map.target)
-    params = grow_params(
-        source_params, growth_map, declarations, param_shardings(mesh, declarations)
-    )
-    lineage = source.grown(growth_map, digests={})  # taken when it is saved
-    start = _after(
-        config, mesh, optimizer, batches, allow_change, params, lineage, f"grown from {path}"
-    )
-    return dataclasses.replace(start, growth_map=growth_map)
-
-
-def _start_from(
-    config: RunConfig,
-    mesh: Mesh,
-    optimizer: optax.GradientTransformation,
-    batches: TrainBatches,
-    path: str,
-    allow_change: Collection[str],
-) -> Start:
-    lineage = dataclasses.replace(checkpoint_store.read_lineage(path), stage_step=0)
-    _same_model(lineage.model, config.model, path)
-    declarations = declare(lineage.model)
-    params = checkpoint_store.restore_params(
-        path, abstract_params(declarations, mesh), declarations
-    )
-    return _after(
-        config, mesh, optimizer, batches, allow_change, params, lineage, f"started from {path}"
-    )
-
-
 def _after(
+    ancestor: Ancestor,
     config: RunConfig,
-    mesh: Mesh,
-    optimizer: optax.GradientTransformation,
     batches: TrainBatches,
     allow_change: Collection[str],
-    params: Any,
-    lineage: Lineage,
-    how: str,
 ) -> Start:
-    """A fresh optimizer over parameters from a checkpoint; data go on at the next token."""
-    model = lineage.model
-    position, note, changes = data_position(lineage, config, batches, allow_change)
+    """A new stage on what an ancestor left; data go on at the next token."""
+    model = ancestor.lineage.model
+    position, note, changes = data_position(ancestor.lineage, config, batches, allow_change)
     lineage = dataclasses.replace(
-        lineage,
+        ancestor.lineage,
         config=_with_model(config, model),
         position=position,
         store=batches.store.fingerprint,
-        changes=(*lineage.changes, *changes),
+        changes=(*ancestor.lineage.changes, *changes),
         stage=0,
     )
-    state = fresh_state(params, optimizer, mesh)
-    return Start(f"{how}; {note}", model, declare(model), state, lineage)
+    how = f"{ancestor.how}; {note}"
+    start = Start(how, model, declare(model), ancestor.state, lineage)
+    return dataclasses.replace(start, growth_map=ancestor.growth_map)
 
 
 def data_position(
@@ -381,13 +327,3 @@ def _change(lineage: Lineage, key: str, old: Any, new: Any) -> dict[str, Any]:
 
 def _with_model(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
     return to_dict(dataclasses.replace(config, model=model))
-
-
-def _same_model(checkpoint: ModelConfig, config: ModelConfig, path: str) -> None:
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
-        if ours != theirs:
-            raise UserError(
-                f"config.model.{field.name}: is {ours}, but {path} has {theirs}; use the "
-                "checkpoint's, or init.grow_from to grow it"
-            )

@@ -1,5 +1,6 @@
 """What a training step reads and writes: parameters, optimizer state, the step of this stage."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prts_jax import tree
+from prts_jax.mesh import param_shardings
+from prts_jax.model.declaration import Declaration
 
 
 class TrainState(NamedTuple):
@@ -27,6 +30,17 @@ class TrainState(NamedTuple):
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
+    """Returns the parameters as shapes with shardings, without making them."""
+    shardings = param_shardings(mesh, declarations)
+    return tree.unflatten(
+        {
+            path: jax.ShapeDtypeStruct(d.shape, d.dtype, sharding=shardings[path])
+            for path, d in declarations.items()
+        }
+    )
 
 
 def abstract_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:

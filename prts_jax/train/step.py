@@ -38,13 +38,16 @@ def _micro_batches(batch: Batch, count: int) -> Batch:
 
 
 def make_train_step(
-    model: ModelConfig, config: RunConfig, optimizer: optax.GradientTransformation
+    model: ModelConfig,
+    config: RunConfig,
+    optimizer: optax.GradientTransformation,
+    grown_at: int = 0,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch) → (state, StepMetrics); the state is donated.
 
     The batch has tokens and targets [batch, length] int32 and loss_weights [batch, length]
     float32. The loss is the weighted mean over all tokens of the batch, also when it is
-    accumulated over micro-batches.
+    accumulated over micro-batches. `grown_at` is the step of the lineage at which the stage began.
     """
 
     def summed_loss(params: Any, batch: Batch) -> jax.Array:
@@ -69,7 +72,7 @@ def make_train_step(
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
-        rate = learning_rate(config.schedule, state.stage_step)
+        rate = learning_rate(config.schedule, state.stage_step, grown_at)
         params = apply_updates(state.params, updates, rate)
         metrics = StepMetrics(loss / tokens, optax.global_norm(gradient), rate)
         return TrainState(params, opt_state, state.stage_step + 1), metrics

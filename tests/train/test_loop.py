@@ -158,6 +158,54 @@ def test_a_grown_run_reads_the_batches_that_the_base_would_have_read(base, share
     assert same[1]["loss"] == longer[7]["loss"]
 
 
+AS_IF_NOT_GROWN = {
+    "init__growth__factor": 1,
+    "init__growth__optimizer": "copy",
+    "schedule__after_growth": "keep",
+    "schedule__kind": "cosine",
+    "schedule__decay_end": 12,
+}
+"""Growth that adds nothing and forgets nothing."""
+
+
+@pytest.mark.slow
+def test_growth_that_adds_and_forgets_nothing_is_the_run_going_on(shared, run):
+    """Bit for bit: losses, learning rates, parameters; also when it is stopped and resumed."""
+    cosine = {key: AS_IF_NOT_GROWN[key] for key in ("schedule__kind", "schedule__decay_end")}
+    whole = run(shared / "whole", train__steps=10, checkpoint__keep_every_steps=6, **cosine)
+    grown = {"init__grow_from": f"{shared / 'whole'}@6", **AS_IF_NOT_GROWN}
+    run(shared / "grown_by_nothing", train__steps=2, **grown)
+    lines = run(shared / "grown_by_nothing", train__steps=4, **grown)
+    for ours, theirs in zip(lines[1:], whole[7:], strict=True):
+        for key in ("step", "position", "tokens", "flops", "loss", "learning_rate"):
+            assert ours[key] == theirs[key], key
+    assert_same(stored_params(shared / "grown_by_nothing"), stored_params(shared / "whole"))
+
+
+def test_a_batch_that_changes_at_growth_leaves_no_token_out(base, shared, run):
+    """Positions count tokens: two steps of half the batch read what one step would have read."""
+    lines = run(
+        shared / "halved",
+        init__grow_from=str(base.workdir),
+        init__growth__factor=1,
+        data__batch=4,
+        train__steps=2,
+        schedule__peak=0.0,
+        evaluation__every_steps=0,
+    )
+    assert [line["position"] for line in lines] == [768, 768 + 64, 768 + 128]
+    whole = run(
+        shared / "not_halved",
+        init__grow_from=str(base.workdir),
+        init__growth__factor=1,
+        train__steps=1,
+        schedule__peak=0.0,
+        evaluation__every_steps=0,
+    )
+    halves = (lines[1]["loss"] + lines[2]["loss"]) / 2
+    assert halves == pytest.approx(whole[1]["loss"], rel=1e-6)
+
+
 @pytest.mark.slow
 def test_a_grown_model_grows_again(grown, run, tmp_path):
     lines = run(tmp_path, model=tiny.deeper(12), init__grow_from=f"{grown}@10", train__steps=1)

@@ -145,3 +145,68 @@ def test_the_rate_is_the_same_traced_and_not():
     traced = jax.jit(lambda step: learning_rate(config, step))
     for step in (0, 2, 3, 17, 40):
         assert float(traced(step)) == pytest.approx(float(learning_rate(config, step)), rel=1e-6)
+
+
+# After growth. Each expected rate is written out from the step that the mode counts from.
+
+GROWN_AT = 40
+COSINE = {"kind": "cosine", "peak": 2.0, "final": 0.1, "warmup_steps": 10, "decay_end": 110}
+
+
+def cosine_share(step: int) -> float:
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 100))
+
+
+@pytest.mark.parametrize("stage_step", [0, 4, 9, 10, 30, 69])
+def test_restart_knows_nothing_of_the_base(stage_step):
+    config = ScheduleConfig(after_growth="restart", **COSINE)
+    assert float(learning_rate(config, stage_step, GROWN_AT)) == float(
+        learning_rate(config, stage_step)
+    )
+
+
+@pytest.mark.parametrize("stage_step", [0, 4, 9, 10, 30, 69])
+def test_rewarm_climbs_onto_the_curve_of_the_whole_lineage(stage_step):
+    config = ScheduleConfig(after_growth="rewarm", **COSINE)
+    climbed = min(1.0, (stage_step + 1) / 10)
+    expected = 2.0 * climbed * cosine_share(GROWN_AT + stage_step)
+    assert float(learning_rate(config, stage_step, GROWN_AT)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("stage_step", [0, 4, 9, 10, 30, 69])
+def test_keep_goes_on_as_if_nothing_had_grown(stage_step):
+    config = ScheduleConfig(after_growth="keep", **COSINE)
+    expected = 2.0 * cosine_share(GROWN_AT + stage_step)
+    assert float(learning_rate(config, stage_step, GROWN_AT)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_keep_finishes_a_warm_up_that_growth_cut_short():
+    config = ScheduleConfig(after_growth="keep", **COSINE)
+    rates = [float(learning_rate(config, step, grown_at=6)) for step in range(5)]
+    np.testing.assert_allclose(rates, [1.4, 1.6, 1.8, 2.0, 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("after_growth", ["rewarm", "keep"])
+def test_wsd_grown_late_stays_at_the_peak_and_falls_when_the_lineage_does(after_growth):
+    config = ScheduleConfig(
+        kind="wsd",
+        after_growth=after_growth,
+        peak=2.0,
+        final=0.25,
+        warmup_steps=10,
+        decay_start=100,
+        decay_end=140,
+    )
+    first = 0.2 if after_growth == "rewarm" else 2.0
+    found = {step: float(learning_rate(config, step, grown_at=80)) for step in (0, 9, 20, 40, 60)}
+    halfway = 2.0 * (0.25 + 0.75 * 0.5)
+    assert found == pytest.approx({0: first, 9: 2.0, 20: 2.0, 40: halfway, 60: 0.5}, rel=1e-6)
+
+
+def test_before_any_growth_the_three_are_one():
+    for step in (0, 5, 9, 10, 60, 200):
+        rates = {
+            float(learning_rate(ScheduleConfig(after_growth=mode, **COSINE), step))
+            for mode in ("restart", "rewarm", "keep")
+        }
+        assert len(rates) == 1

@@ -13,9 +13,12 @@ import pytest
 from data_pipelines.loader import TrainBatches
 from data_pipelines.store import TokenStore
 from prts_jax import tree
+from prts_jax.checkpoint import executors
+from prts_jax.checkpoint.layout import resolve
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
+from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.llama import declare
@@ -190,6 +193,39 @@ def test_growth_stacks_the_layers_and_forgets_the_optimizer(base, tmp_path):
     assert int(begun.state.stage_step) == 0
 
 
+def test_growth_may_copy_the_optimizers_moments_and_its_count(base, tmp_path):
+    config = changed(
+        base.config,
+        model=SIX_LAYERS,
+        init__grow_from=str(base.workdir),
+        init__growth__optimizer="copy",
+    )
+    begun = start(config, tmp_path)
+    before = start(base.config, base.workdir).state.optimizer[1]
+    after = begun.state.optimizer[1]
+    for old, new in ((before.mu, after.mu), (before.nu, after.nu)):
+        for path, leaf in tree.flatten(old).items():
+            expected = np.concatenate([leaf] * 3) if path.startswith("layers/") else leaf
+            np.testing.assert_array_equal(tree.flatten(new)[path], expected, err_msg=path)
+    assert int(after.count) == STEPS
+    assert int(begun.state.stage_step) == 0
+
+
+def test_an_optimizer_that_is_not_there_cannot_be_copied(base, tmp_path):
+    grown = tmp_path / "grown"
+    path = resolve(str(base.workdir))
+    executors.grow_checkpoint(path, str(grown), make_map(tiny.MODEL, None, "stack", 3))
+    for name, layers in (("init__grow_from", 12), ("init__start_from", 6)):
+        config = changed(
+            base.config,
+            model=tiny.deeper(layers),
+            init__growth__optimizer="copy",
+            **{name: str(grown)},
+        )
+        with pytest.raises(UserError, match=r"grown: holds no optimizer state .*optimizer=reset"):
+            start(config, tmp_path / "run")
+
+
 def test_growth_goes_on_counting(base, tmp_path):
     config = changed(base.config, model=SIX_LAYERS, init__grow_from=str(base.workdir))
     lineage = start(config, tmp_path).lineage
@@ -276,6 +312,15 @@ def test_a_run_may_start_from_a_checkpoint(base, tmp_path):
     assert (begun.lineage.step, begun.lineage.stage_step) == (STEPS, 0)
     assert begun.lineage.position == STEPS * 8 * 16
     assert {float(abs(leaf).max()) for leaf in jax.tree.leaves(begun.state.optimizer)} == {0.0}
+
+
+def test_a_run_may_take_the_optimizer_of_the_checkpoint_too(base, tmp_path):
+    config = changed(
+        base.config, init__start_from=str(base.workdir), init__growth__optimizer="copy"
+    )
+    begun = start(config, tmp_path)
+    assert "with its optimizer state" in begun.how
+    assert (int(begun.state.optimizer[1].count), begun.lineage.stage_step) == (STEPS, 0)
 
 
 def test_starting_from_another_shape_is_refused(base, tmp_path):

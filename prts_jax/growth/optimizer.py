@@ -1,0 +1,320 @@
+"""Growth of an optimizer's state: each moment goes through the map of its parameter.
+
+A moment is an average of powers of gradients, so it grows as the gradient does. Where growth keeps
+the function and copies a position k times with weights w (summing to one, in what sums over it):
+
+* a parameter that makes the position gets the share w of the gradient in each copy: `g' = w g`;
+* a parameter that sums over it sees the same input in each copy: `g' = g`;
+* a new entry, and every entry of a layer with zero outputs, starts at zero.
+
+The second moment takes the squares. Exact for even splits, for mlp and heads also for uneven ones;
+with uneven weights on the stream RMS norms mix the copies, and it is an approximation.
+
+Leaves are told apart by their paths alone ("1/mu/layers/mlp/up"), so this knows no optimizer
+library, and a state on disk grows like one in memory.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prts_jax.errors import UserError
+from prts_jax.growth.leaf import along, inner_axes, sums_over
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.widening import NEW
+from prts_jax.model.declaration import Declaration
+from prts_jax.tree import named_leaves
+
+POWERS: Mapping[str, int] = {
+    "mu": 1,
+    "trace": 1,
+    "acc_grads": 1,
+    "nu": 2,
+    "nu_max": 2,
+    "sum_of_squares": 2,
+}
+"""Field of an optimizer's state → power of the gradient that it averages or sums (optax's)."""
+
+SCHEDULES = ("reset", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A leaf that holds powers of a parameter's gradient.
+
+    Attributes:
+      parameter: path of the parameter.
+      power: of the gradient.
+    """
+
+    parameter: str
+    power: int
+
+
+KEPT = "kept"
+"""A count of what the moments beside it hold: it stays, as bias correction divides by it."""
+
+SCHEDULE = "schedule"
+"""A count that drives a schedule."""
+
+FRESH = "fresh"
+"""A value that the config sets, such as an injected learning rate."""
+
+Role = Moment | str
+
+
+def roles(
+    leaves: Mapping[str, Any],
+    declarations: Mapping[str, Declaration],
+    powers: Mapping[str, int] = POWERS,
+) -> dict[str, Role]:
+    """Says what each leaf of an optimizer's state is.
+
+    Args:
+      leaves: path → anything with shape and dtype.
+      declarations: path → declaration of the parameters that the state belongs to.
+      powers: field name → power of the gradient. Adamax keeps its first-power maximum under "nu",
+        so it needs {"mu": 1, "nu": 1}.
+
+    Returns:
+      path → `Moment`, `KEPT`, `SCHEDULE` or `FRESH`.
+
+    Raises:
+      UserError: a leaf that is none of these: factored moments, say.
+    """
+    found: dict[str, Role] = {}
+    for path, leaf in leaves.items():
+        parameter = _parameter_of(path, declarations)
+        if parameter is not None:
+            found[path] = _moment(path, leaf, parameter, declarations[parameter], powers)
+    holders = {
+        path.removesuffix(role.parameter).rstrip("/").rpartition("/")[0]
+        for path, role in found.items()
+        if isinstance(role, Moment)
+    }
+    for path, leaf in leaves.items():
+        if path not in found:
+            found[path] = _scalar_role(path, leaf, holders)
+    return {path: found[path] for path in leaves}
+
+
+def grow_optimizer(
+    state: Any,
+    growth_map: GrowthMap,
+    declarations: Mapping[str, Declaration],
+    init: Callable[[Any], Any],
+    params: Any,
+    shardings: Any,
+    schedule: str = "reset",
+    powers: Mapping[str, int] = POWERS,
+) -> Any:
+    """Grows an optimizer's state where it lives, in one jitted function.
+
+    Args:
+      state: the source's: any tree that `init` made for the source's parameters and that went on
+        from there (optax: adamw, chains, masks, MultiSteps, inject_hyperparams).
+      growth_map: what became of the parameters.
+      declarations: path → declaration in the target model.
+      init: makes a fresh state from parameters (`optax.GradientTransformation.init`); fixes the
+        structure, shapes and dtypes of what is returned.
+      params: the grown parameters, nested.
+      shardings: of the grown state, in its own structure; None leaves them to the compiler.
+      schedule: "reset" sets counts that drive a schedule to zero, "keep" keeps them. Counts beside
+        moments are kept with them either way.
+      powers: see `roles`.
+
+    Returns:
+      The grown state.
+
+    Raises:
+      UserError: a leaf that cannot be grown (see `roles`), or another tree or shape than growth of
+        the source's state gives.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} is none of {SCHEDULES}")
+    abstract = jax.eval_shape(init, params)
+    wanted, source = named_leaves(abstract), named_leaves(state)
+    found = roles(wanted, declarations, powers)
+    _check(source, wanted, found, growth_map, declarations)
+    structure = jax.tree.structure(abstract)
+
+    def grow(source: dict[str, Any], params: Any) -> Any:
+        fresh = named_leaves(init(params))
+
+        def leaf(path: str) -> Any:
+            role = found[path]
+            if isinstance(role, Moment):
+                declaration = declarations[role.parameter]
+                return _grow_moment(
+                    source.get(path), growth_map, declaration, role.power, wanted[path].dtype
+                )
+            kept = role == KEPT or (role == SCHEDULE and schedule == "keep")
+            return source[path] if kept else fresh[path]
+
+        return jax.tree.unflatten(structure, [leaf(path) for path in wanted])
+
+    return jax.jit(grow, out_shardings=shardings)(source, params)
+
+
+def grow_moment_layers(
+    values: jax.Array, growth_map: GrowthMap, declaration: Declaration, power: int
+) -> jax.Array:
+    """Widens layers of a moment: copied along every axis, weighted where copies share a gradient.
+
+    Args:
+      values: source layers `[n, …]`; n is 1 for a leaf without layers.
+      growth_map: what becomes of them.
+      declaration: of the parameter in the target.
+      power: of the gradient: 1 or 2, say.
+
+    Returns:
+      `[n, …]` in the target's shape, new entries zero.
+    """
+    grown = values
+    for at, axis in inner_axes(declaration):
+        if axis not in growth_map.widths:
+            continue
+        widening = growth_map.widths[axis]
+        index = np.asarray(widening.index)
+        grown = jnp.take(grown, np.maximum(index, 0), axis=at)
+        shared = not (sums_over(declaration, axis) or _carries_weights(growth_map, declaration))
+        weights = np.asarray(widening.weights) if shared else np.ones(len(index))
+        scale = np.where(index == NEW, 0.0, weights**power).astype(np.float32)
+        grown = grown * along(scale, at, grown.ndim)
+    factor = np.float32(_gradient_factor(growth_map, declaration) ** power)
+    return (grown * factor).astype(values.dtype)
+
+
+def blank_layers(growth_map: GrowthMap) -> np.ndarray:
+    """Returns which target layers have zero moments: `[layers]` bool.
+
+    Those that copy none; and those with zero outputs, as nothing they make reaches the loss (their
+    output projections do get a gradient, but one that the source has never seen).
+    """
+    layers = np.asarray(growth_map.layers)
+    return (layers == NEW) | np.isin(np.arange(len(layers)), growth_map.zeroed)
+
+
+def _grow_moment(
+    values: jax.Array | None,
+    growth_map: GrowthMap,
+    declaration: Declaration,
+    power: int,
+    dtype: Any,
+) -> jax.Array:
+    if values is None:  # of a source without layers
+        return jnp.zeros(declaration.shape, dtype)
+    if not declaration.stacked:
+        return grow_moment_layers(values[None], growth_map, declaration, power)[0]
+    layers = np.maximum(np.asarray(growth_map.layers, np.int32), 0)
+    grown = grow_moment_layers(jnp.take(values, layers, axis=0), growth_map, declaration, power)
+    blank = blank_layers(growth_map)
+    if not blank.any():
+        return grown
+    return jnp.where(blank.reshape(-1, *[1] * (grown.ndim - 1)), 0, grown).astype(dtype)
+
+
+def _carries_weights(growth_map: GrowthMap, declaration: Declaration) -> bool:
+    """Whether a norm's scale holds the weights of the sum after it: the one before a tied head."""
+    return growth_map.target.tied and declaration.scales_stream and not declaration.stacked
+
+
+def _gradient_factor(growth_map: GrowthMap, declaration: Declaration) -> float:
+    """Returns what the gradient of norms and queries is multiplied by beside the copies' weights.
+
+    A norm divides by the root of the mean square, which new zero components lower: its scale's
+    gradient rises by as much. Queries of a head that is k times as wide are √k times as large, and
+    scores are divided by √k more.
+    """
+    factor = 1.0
+    if declaration.scales_stream and "embed" in growth_map.widths:
+        index = growth_map.widths["embed"].index
+        factor *= math.sqrt(len(index) / sum(place != NEW for place in index))
+    if declaration.makes_queries and "head_dim" in growth_map.widths:
+        factor *= math.sqrt(growth_map.source.head_dim / growth_map.target.head_dim)
+    return factor
+
+
+def _parameter_of(path: str, declarations: Mapping[str, Declaration]) -> str | None:
+    """Returns the parameter whose path a leaf's path ends with."""
+    parts = path.split("/")
+    ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
+    return next((end for end in ends if end in declarations), None)
+
+
+def _moment(
+    path: str,
+    leaf: Any,
+    parameter: str,
+    declaration: Declaration,
+    powers: Mapping[str, int],
+) -> Moment:
+    field = path.removesuffix(f"/{parameter}").rpartition("/")[2]
+    if field not in powers:
+        raise _cannot(
+            path, f"{field!r} is no known power of the gradient (Adafactor's is factored)"
+        )
+    if tuple(leaf.shape) != declaration.shape:
+        raise _cannot(
+            path, f"has shape {tuple(leaf.shape)}, not its parameter's {declaration.shape}"
+        )
+    return Moment(parameter, powers[field])
+
+
+def _scalar_role(path: str, leaf: Any, holders: set[str]) -> str:
+    parent, _, name = path.rpartition("/")
+    if "hyperparams" in path.split("/"):
+        return FRESH
+    if leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer):
+        if parent in holders:
+            return KEPT
+        if name == "count":
+            return SCHEDULE
+    raise _cannot(path, "is neither a moment of a parameter nor a count")
+
+
+def _check(
+    source: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    found: Mapping[str, Role],
+    growth_map: GrowthMap,
+    declarations: Mapping[str, Declaration],
+) -> None:
+    """Compares the source's state with the one that must come out of it."""
+    for path in sorted(source.keys() - wanted.keys()):
+        raise _cannot(path, "is in the source's state but not in the grown one's")
+    for path in wanted:
+        role = found[path]
+        if path not in source:
+            if isinstance(role, Moment) and growth_map.source.layers == 0:
+                continue
+            raise _cannot(path, "is in the grown state but not in the source's")
+        expected = tuple(wanted[path].shape)
+        if isinstance(role, Moment):
+            expected = source_shape(growth_map, declarations[role.parameter])
+        if tuple(source[path].shape) != expected:
+            raise _cannot(
+                path, f"has shape {tuple(source[path].shape)} in the source, not {expected}"
+            )
+
+
+def source_shape(growth_map: GrowthMap, declaration: Declaration) -> tuple[int, ...]:
+    """Returns the shape in the source of a parameter declared in the target."""
+    sizes = {"layers": growth_map.source.layers} | {
+        axis: getattr(growth_map.source, axis) for axis in growth_map.widths
+    }
+    return tuple(
+        sizes.get(axis, size)
+        for axis, size in zip(declaration.axes, declaration.shape, strict=True)
+    )
+
+
+def _cannot(path: str, reason: str) -> UserError:
+    return UserError(
+        f"growth.optimizer: {path}: {reason}; it cannot be copied through growth, use 'reset'"
+    )

@@ -1,0 +1,125 @@
+"""What a stage takes from a checkpoint that it does not resume: grown into its model, or as it is."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.errors import UserError
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.on_mesh import grow_params
+from prts_jax.growth.operators import make_map
+from prts_jax.growth.optimizer import grow_optimizer
+from prts_jax.mesh import param_shardings
+from prts_jax.model.llama import declare
+from prts_jax.train.state import (
+    TrainState,
+    abstract_optimizer,
+    abstract_params,
+    fresh_state,
+    stage_step_array,
+)
+
+
+class Ancestor(NamedTuple):
+    """What a stage takes from a checkpoint that it does not resume.
+
+    Attributes:
+      state: on the mesh.
+      lineage: right after growth, or the checkpoint's with a new stage.
+      how: for the user to read.
+      growth_map: None where nothing grew.
+    """
+
+    state: TrainState
+    lineage: Lineage
+    how: str
+    growth_map: GrowthMap | None = None
+
+
+def grow_from(
+    config: RunConfig, mesh: Mesh, optimizer: optax.GradientTransformation, path: str
+) -> Ancestor:
+    """Grows a checkpoint into the config's model, on the mesh.
+
+    Args:
+      config: of the stage that begins; `init.growth` says how, and what becomes of the optimizer.
+      mesh: where the state will live.
+      optimizer: of the stage.
+      path: of the checkpoint (what `resolve` returned).
+
+    Raises:
+      UserError: a growth that cannot be, or an optimizer's state that is not there to be copied.
+    """
+    source = checkpoint_store.read_lineage(path)
+    growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
+    old, new = declare(source.model), declare(growth_map.target)
+    abstract = abstract_params(old, mesh)
+    params = grow_params(
+        checkpoint_store.restore_params(path, abstract, old),
+        growth_map,
+        new,
+        param_shardings(mesh, new),
+    )
+    if config.init.growth.optimizer == "copy":
+        moments = checkpoint_store.restore_optimizer(
+            path, abstract_optimizer(optimizer, abstract, mesh)
+        )
+        target = abstract_optimizer(optimizer, params, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+        grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, shardings)
+        state = TrainState(params, grown, stage_step_array(0, mesh))
+    else:
+        state = fresh_state(params, optimizer, mesh)
+    lineage = source.grown(growth_map, digests={})  # taken when it is saved
+    return Ancestor(state, lineage, f"grown from {path}", growth_map)
+
+
+def start_from(
+    config: RunConfig, mesh: Mesh, optimizer: optax.GradientTransformation, path: str
+) -> Ancestor:
+    """Takes a checkpoint of the config's model as it is, with a fresh optimizer.
+
+    With the checkpoint's own where `init.growth.optimizer` is "copy", and where the checkpoint was
+    grown with one.
+
+    Args:
+      config: of the stage that begins.
+      mesh: where the state will live.
+      optimizer: of the stage.
+      path: of the checkpoint (what `resolve` returned).
+
+    Raises:
+      UserError: the checkpoint is of another model (names the key), or has no optimizer's state.
+    """
+    lineage = checkpoint_store.read_lineage(path)
+    _same_model(lineage.model, config.model, path)
+    declarations = declare(lineage.model)
+    abstract = abstract_params(declarations, mesh)
+    params = checkpoint_store.restore_params(path, abstract, declarations)
+    how = f"started from {path}"
+    # A checkpoint right after growth has an optimizer's state because somebody asked for it.
+    just_grown = lineage.stage_step == 0 and checkpoint_store.has_optimizer(path)
+    if config.init.growth.optimizer == "copy" or just_grown:
+        target = abstract_optimizer(optimizer, abstract, mesh)
+        restored = checkpoint_store.restore_optimizer(path, target)
+        state = TrainState(params, restored, stage_step_array(0, mesh))
+        how = f"{how} with its optimizer state"
+    else:
+        state = fresh_state(params, optimizer, mesh)
+    return Ancestor(state, dataclasses.replace(lineage, stage_step=0), how)
+
+
+def _same_model(checkpoint: ModelConfig, config: ModelConfig, path: str) -> None:
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
+        if ours != theirs:
+            raise UserError(
+                f"config.model.{field.name}: is {ours}, but {path} has {theirs}; use the "
+                "checkpoint's, or init.grow_from to grow it"
+            )
