@@ -92,7 +92,11 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 InitConfig,
                 kind=choice("init.kind"),
                 start_from=st.just(""),
-                growth=section(GrowthConfig, operator=st.just("stack")),
+                growth=section(
+                    GrowthConfig,
+                    operator=st.just("stack"),
+                    optimizer=choice("init.growth.optimizer"),
+                ),
             ),
             optimizer=section(OptimizerConfig, b1=shares, b2=shares),
             schedule=section(

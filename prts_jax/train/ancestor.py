@@ -1,4 +1,4 @@
-"""What a stage takes from a checkpoint that it does not resume: grown into its model, or as it is."""
+"""What a stage takes from a checkpoint that it does not resume: grown, or as it is."""
 
 import dataclasses
 from typing import NamedTuple
