@@ -58,6 +58,7 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
     _check_source(source, lineage, growth_map)
     stored = leaves.describe(source)
     _check_leaves(source, stored, declare(growth_map.source))
+    _check_digests(source, lineage, declare(growth_map.source))
     targets = declare(growth_map.target)
     read = written = 0
     for path, declaration in targets.items():
@@ -126,6 +127,16 @@ def _check_source(source: str, lineage: Lineage, growth_map: GrowthMap) -> None:
             raise UserError(
                 f"{source}: model.{field.name} is {stored}, but the growth map starts from "
                 f"{mapped}; make the map from the checkpoint's own config"
+            )
+
+
+def _check_digests(source: str, lineage: Lineage, declared: dict[str, Declaration]) -> None:
+    for path, leaf in declared.items():
+        expected = leaf.shape[0] if leaf.stacked else 1
+        if len(lineage.digests.get(path, ())) != expected:
+            raise UserError(
+                f"{source}: {path}: has {len(lineage.digests.get(path, ()))} digests and "
+                f"{expected} parts; the checkpoint is damaged"
             )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ class Lineage:
           where: file it came from, for messages.
 
         Raises:
-          UserError: another format, or keys missing.
+          UserError: another format, keys missing, or values that are none of a lineage.
         """
         found = values.get("format") if isinstance(values, Mapping) else None
         if found != FORMAT:
@@ -105,16 +106,35 @@ class Lineage:
                 f"{where}: has format {found!r} and this version reads {FORMAT}; use the version "
                 "of prts_jax that wrote it"
             )
-        fields = {field.name for field in dataclasses.fields(cls)}
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
         values = {"stage": 0, **values}  # lineages of before runs had stages lack it
-        missing = sorted(fields - values.keys())
+        missing = sorted(fields.keys() - values.keys())
         if missing:
             raise UserError(f"{where}: lacks {', '.join(missing)}; the checkpoint is damaged")
         known = {name: values[name] for name in fields}
+        for name, kind in fields.items():
+            if not _is_stored_as(kind, known[name]):
+                raise UserError(
+                    f"{where}: {name} is {known[name]!r:.80}; the checkpoint is damaged"
+                )
         known["growth"] = tuple(known["growth"])
         known["changes"] = tuple(known["changes"])
         known["digests"] = {path: tuple(layers) for path, layers in known["digests"].items()}
-        return cls(**known)
+        lineage = cls(**known)
+        try:
+            prts_jax.config.check_model(lineage.model)
+        except (KeyError, UserError) as error:
+            raise UserError(
+                f"{where}: holds no model ({error}); the checkpoint is damaged"
+            ) from error
+        return lineage
+
+
+def _is_stored_as(kind: Any, value: Any) -> bool:
+    """Whether JSON gave back what a field of this type was written as."""
+    plain = typing.get_origin(kind) or kind
+    in_json: dict[Any, Any] = {tuple: list, float: (int, float)}
+    return isinstance(value, in_json.get(plain, plain))
 
 
 def current_versions() -> dict[str, str]:

@@ -36,6 +36,8 @@ _ARRAY = "zarr.json"
 _CHUNKS = "c"
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 """What file systems answer that have no hard links, or not these or not so many."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk, quota or file answers; tensorstore hands on the text alone."""
 
 
 class CannotReferenceError(UserError):
@@ -147,6 +149,9 @@ def _expecting_layout(source: str) -> Iterator[None]:
         reason = f"the file system makes no hard links there ({error.strerror})"
         raise CannotReferenceError(source, reason) from error
     except Exception as error:
+        for code in _FULL:
+            if os.strerror(code) in str(error):
+                raise OSError(code, os.strerror(code)) from error
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise CannotReferenceError(
             source, f"its files are not laid out as known ({type(error).__name__}: {reason})"

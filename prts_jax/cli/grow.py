@@ -165,10 +165,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from prts_jax.evaluate import agreement  # Orbax and the model, which nothing else here needs
 
-    # Read before anything is grown: a store that does not fit shall leave nothing behind.
+    # Before anything is grown: a wrong store or a damaged source shall leave nothing behind.
     batch = agreement.choose_batch(layout.read_lineage(source), arguments.verify)
+    before = agreement.apply(source, batch)
     report = _grow(source, target, growth_map, arguments)
-    found = agreement.compare(source, target, batch)
+    found = agreement.compare(before, agreement.apply(target, batch), batch)
     _print(report, target, growth_map, arguments.json, found)
     if not growth_map.function_preserving() or found.relative_difference <= agreement.TOLERANCE:
         return 0

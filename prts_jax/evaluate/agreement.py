@@ -47,6 +47,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """What a model makes of a batch.
+
+    Attributes:
+      logits: [rows, length, vocab] float32, on the host.
+      loss: mean over the targets, nats.
+    """
+
+    logits: np.ndarray
+    loss: float
+
+
+@dataclass(frozen=True)
 class Agreement:
     """What became of the logits and the loss.
 
@@ -111,44 +124,18 @@ def choose_batch(lineage: Lineage, store: str = "") -> Batch:
     )
 
 
-def compare(source: str, target: str, batch: Batch) -> Agreement:
-    """Computes both models in float32, one after the other, so that one at a time is in memory.
+def apply(checkpoint: str, batch: Batch) -> Outputs:
+    """Computes a checkpoint's model in float32; its parameters are freed again.
 
     Every value read is compared with its digest.
 
     Args:
-      source: the checkpoint that was grown (what `layout.resolve` returned).
-      target: the grown one.
-      batch: what to compute them on.
+      checkpoint: what `layout.resolve` returned.
+      batch: what to compute it on.
 
     Raises:
-      UserError: a checkpoint is damaged.
+      UserError: the checkpoint is damaged.
     """
-    before, loss_before = _apply(source, batch)
-    after, loss_after = _apply(target, batch)
-    return Agreement(
-        data=batch.origin,
-        tokens=int(batch.weights.sum()),
-        largest_difference=float(np.abs(after - before).max()),
-        largest_logit=float(np.abs(before).max()),
-        loss_before=loss_before,
-        loss_after=loss_after,
-    )
-
-
-def _read(directory: str, model: ModelConfig, length: int) -> Batch:
-    store = TokenStore.open(directory)
-    if store.vocab_size > model.vocab:
-        raise UserError(
-            f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
-            f"{model.vocab}; give a store of the model's tokenizer"
-        )
-    rows = EvalBatches(store, length, ROWS).rows(0, 0, ROWS)
-    return Batch(rows["tokens"], rows["targets"], rows["loss_weights"], f"the start of {directory}")
-
-
-def _apply(checkpoint: str, batch: Batch) -> tuple[np.ndarray, float]:
-    """Returns logits [rows, length, vocab] and the mean loss; the parameters are freed."""
     model = checkpoint_store.read_lineage(checkpoint).model
     declarations = declare(model)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -167,4 +154,27 @@ def _apply(checkpoint: str, batch: Batch) -> tuple[np.ndarray, float]:
         return found, (losses * batch.weights).sum() / batch.weights.sum()
 
     found, loss = forward(params)
-    return np.asarray(found), float(loss)
+    return Outputs(np.asarray(found), float(loss))
+
+
+def compare(before: Outputs, after: Outputs, batch: Batch) -> Agreement:
+    """Compares what source and grown model made of the same batch."""
+    return Agreement(
+        data=batch.origin,
+        tokens=int(batch.weights.sum()),
+        largest_difference=float(np.abs(after.logits - before.logits).max()),
+        largest_logit=float(np.abs(before.logits).max()),
+        loss_before=before.loss,
+        loss_after=after.loss,
+    )
+
+
+def _read(directory: str, model: ModelConfig, length: int) -> Batch:
+    store = TokenStore.open(directory)
+    if store.vocab_size > model.vocab:
+        raise UserError(
+            f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
+            f"{model.vocab}; give a store of the model's tokenizer"
+        )
+    rows = EvalBatches(store, length, ROWS).rows(0, 0, ROWS)
+    return Batch(rows["tokens"], rows["targets"], rows["loss_weights"], f"the start of {directory}")

@@ -12,7 +12,15 @@ from prts_jax.checkpoint.grow import stream
 from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.config import ComputeConfig
 from prts_jax.errors import UserError
-from prts_jax.evaluate.agreement import LENGTH, ROWS, TOLERANCE, Agreement, choose_batch, compare
+from prts_jax.evaluate.agreement import (
+    LENGTH,
+    ROWS,
+    TOLERANCE,
+    Agreement,
+    apply,
+    choose_batch,
+    compare,
+)
 from prts_jax.growth.operators import make_map
 from prts_jax.model.llama import logits
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params, write_source
@@ -40,10 +48,14 @@ def source(tmp_path_factory):
     return str(path), write_source(path)
 
 
+def both(source, target, batch):
+    return compare(apply(source, batch), apply(str(target), batch), batch)
+
+
 def test_growth_with_zero_outputs_changes_no_logit(source, tmp_path):
     growth_map = make_map(MODEL, None, "zero", 2)
     stream(source[0], str(tmp_path / "grown"), growth_map)
-    found = compare(source[0], str(tmp_path / "grown"), choose_batch(with_data()))
+    found = both(source[0], tmp_path / "grown", choose_batch(with_data()))
     assert found.largest_difference == 0
     assert found.relative_difference == 0
     assert found.loss_before == found.loss_after
@@ -53,7 +65,7 @@ def test_the_difference_and_the_losses_are_those_of_the_two_models(source, store
     growth_map = make_map(MODEL, None, "stack", 2)
     stream(source[0], str(tmp_path / "grown"), growth_map)
     batch = choose_batch(with_data(), store)
-    found = compare(source[0], str(tmp_path / "grown"), batch)
+    found = both(source[0], tmp_path / "grown", batch)
 
     compute = ComputeConfig(dtype="float32", attention="xla")
     doubled = tree.unflatten(
@@ -114,5 +126,5 @@ def test_a_model_that_is_broken_everywhere_does_not_pass(source, tmp_path):
     }
     params = tree.unflatten({path: jnp.asarray(leaf) for path, leaf in broken.items()})
     save_checkpoint(str(tmp_path / "broken"), params, lineage_of(params))
-    found = compare(source[0], str(tmp_path / "broken"), choose_batch(with_data()))
+    found = both(source[0], tmp_path / "broken", choose_batch(with_data()))
     assert not found.relative_difference <= TOLERANCE
