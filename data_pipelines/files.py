@@ -50,10 +50,10 @@ def open_files(directory: str | os.PathLike[str]) -> Files:
 class _OpenFile:
     """A file descriptor that is closed when nobody reads from it any more."""
 
-    def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY)
+    def __init__(self, number: int):
+        self.number = number
         if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
         os.close(self.number)
@@ -64,7 +64,9 @@ class LocalFiles:
 
     def __init__(self, directory: str | os.PathLike[str]):
         self._directory = Path(as_path(directory))
-        self._open = lru_cache(OPEN_FILES)(lambda name: _OpenFile(self._directory / name))
+        self._open = lru_cache(OPEN_FILES)(
+            lambda name: _OpenFile(os.open(self._directory / name, os.O_RDONLY))
+        )
 
     def sizes(self) -> dict[str, int]:
         """Implements `Files.sizes`."""

@@ -13,10 +13,9 @@ from data_pipelines.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.feed import place, prefetch
 from prts_jax.mesh import compile_together
+from prts_jax.model.inputs import documents_of
 from prts_jax.model.llama import logits
 from prts_jax.model.loss import loss_by_source, token_losses
-
-FIELDS = ("tokens", "targets", "loss_weights", "source_ids")
 
 LARGEST_EXPONENT = 700.0
 """Beyond it a perplexity is no float64, and JSON has no infinity."""
@@ -63,14 +62,16 @@ def make_evaluator(
 
     @jax.jit
     def eval_step(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        losses = token_losses(logits(params, batch["tokens"], model, compute), batch["targets"])
+        documents = documents_of(batch)
+        out = logits(params, batch["tokens"], model, compute, documents=documents)
+        losses = token_losses(out, batch["targets"])
         return loss_by_source(losses, batch["loss_weights"], batch["source_ids"], len(sources))
 
     def batch_at(index: int) -> dict[str, jax.Array]:
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
             return batches.rows(index, start, stop)
 
-        return place(mesh, rows, (batches.batch, batches.length), FIELDS)
+        return place(mesh, rows, (batches.batch, batches.length), batches.fields)
 
     compiled: list[jax.stages.Compiled] = []
 

@@ -1,5 +1,6 @@
 """What the model is given beside tokens: documents that share a row, and gates of what is new."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,17 @@ class Documents(NamedTuple):
 
     segment_ids_BxS: jax.Array
     positions_BxS: jax.Array
+
+
+def documents_of(batch: Mapping[str, jax.Array]) -> Documents | None:
+    """Returns where the documents of a batch lie, or None where it does not say.
+
+    Args:
+      batch: of `data_pipelines.loader`.
+    """
+    if "segment_ids" not in batch:
+        return None
+    return Documents(batch["segment_ids"], batch["positions"])
 
 
 class Gates(NamedTuple):

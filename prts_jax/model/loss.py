@@ -35,4 +35,5 @@ def loss_by_source(
     """
     one_hot = jax.nn.one_hot(source_ids_BxS, sources, dtype=jnp.float32)
     weighted = one_hot * weights_BxS[..., None]
-    return jnp.einsum("bs,bsn->n", losses_BxS, weighted), weighted.sum((0, 1))
+    # Not a matrix product, which TPUs would round to bfloat16.
+    return (losses_BxS[..., None] * weighted).sum((0, 1)), weighted.sum((0, 1))

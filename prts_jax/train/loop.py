@@ -34,8 +34,6 @@ from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import Start, begin
 from prts_jax.train.step import make_train_step
 
-BATCH_FIELDS = ("tokens", "targets", "loss_weights")
-
 
 def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
     """Runs training to the end of its last stage, resuming what is in the workdir.
@@ -143,6 +141,7 @@ def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
         data.shuffle,
         data.overlap,
         data.block,
+        data.documents,
     )
 
 
@@ -197,7 +196,10 @@ class _Run:
             start.model, start.declarations, config.data.length
         )
         grown_at = start.lineage.step - start.lineage.stage_step
-        self.train_step = make_train_step(start.model, config, optimizer, grown_at)
+        sources = batches.store.sources
+        self.train_step = make_train_step(
+            start.model, config, optimizer, grown_at, sources=len(sources)
+        )
         self.evaluate = self._evaluator()
         quiet = jax.process_index() > 0
         self.terminal = TerminalLine(config.train.steps, quiet, stage.name)
@@ -208,7 +210,7 @@ class _Run:
             resolved = to_dict(dataclasses.replace(config, model=start.model))
             write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
         self.recorder = Recorder(
-            self.log, self.terminal, mesh.devices, self.flops_per_token, start.lineage
+            self.log, self.terminal, mesh.devices, self.flops_per_token, start.lineage, sources
         )
         self.terminal.say(
             f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
@@ -256,7 +258,7 @@ class _Run:
             self.mesh,
             lambda start, stop: self.batches.rows(position, start, stop),
             (data.batch, data.length),
-            BATCH_FIELDS,
+            self.batches.fields,
         )
 
     def _compile(self, origin: Lineage) -> Any:
@@ -274,7 +276,7 @@ class _Run:
             return None
         rows = _evaluation_rows(self.config, axis_size(self.mesh, "batch"))
         store = _open_store(data.validation, self.config)
-        batches = EvalBatches(store, data.length, rows, evaluation.tokens or None)
+        batches = EvalBatches(store, data.length, rows, evaluation.tokens or None, data.documents)
         return make_evaluator(self.model, self.config.compute, batches, self.mesh)
 
     def _validate(self) -> dict[str, float]:

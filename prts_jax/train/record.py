@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,8 @@ from prts_jax.train.step import StepMetrics
 class Recorder:
     """Reads a step's scalars after the next one is dispatched, and writes the lines that are due.
 
-    A line's loss is the mean over the steps since the last line. A line is written at every
+    A line's loss is the mean over the steps since the last line, a source's the mean over the
+    source's tokens of these steps, left out where it had none. A line is written at every
     checkpoint, so a resumed run writes the same lines as one that was never stopped.
     """
 
@@ -28,6 +29,7 @@ class Recorder:
         devices: np.ndarray,
         flops_per_token: int,
         origin: Lineage,
+        sources: Sequence[str] = (),
     ) -> None:
         """Makes a recorder.
 
@@ -37,6 +39,7 @@ class Recorder:
           devices: of the mesh, for rates per device and MFU.
           flops_per_token: of training, see `prts_jax.model.counts`.
           origin: lineage before the first step.
+          sources: names of those whose losses the steps tell one by one.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -45,6 +48,8 @@ class Recorder:
         self._unread: StepMetrics | None = None
         self._due: Lineage | None = None
         self._losses: list[float] = []
+        self._sources = sources
+        self._by_source = np.zeros((2, len(sources)))  # losses, tokens
         self._latest: StepMetrics | None = None
         kept = log.kept if log is not None else []
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
@@ -86,6 +91,7 @@ class Recorder:
             self._step += 1
             self._refuse_divergence(self._latest._asdict())
             self._losses.append(float(self._latest.loss))
+            self._by_source += (self._latest.source_losses, self._latest.source_tokens)
             self._unread = None
         if self._due is not None:
             self._refuse_divergence(extra)
@@ -94,7 +100,7 @@ class Recorder:
 
     def _refuse_divergence(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, float | np.ndarray | np.generic) and not np.isfinite(value):
+            if isinstance(value, float | np.ndarray | np.generic) and not np.isfinite(value).all():
                 raise UserError(
                     f"{name}: is {value} at step {self._step}: training has diverged; lower "
                     "config.schedule.peak or lengthen warmup_steps, and begin again from a "
@@ -116,6 +122,9 @@ class Recorder:
         seconds_per_step = 0.0
         if self._losses and self._latest is not None:
             line["loss"] = float(np.mean(self._losses))
+            for name, loss, tokens in zip(self._sources, *self._by_source, strict=True):
+                if tokens:
+                    line[f"loss/{name}"] = float(loss / tokens)
             line["gradient_norm"] = float(self._latest.gradient_norm)
             line["learning_rate"] = float(self._latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
@@ -126,6 +135,7 @@ class Recorder:
                 line["mfu"] = rate * self._flops_per_token / self._peak
         line |= extra
         self._losses, self._last_tokens, self._line_clock = [], lineage.tokens, now
+        self._by_source[:] = 0
         if self._log is not None:
             self._log.write(line)
         self._terminal.show(lineage.stage_step, line, seconds_per_step)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from prts_jax.config import ModelConfig, RunConfig
+from prts_jax.model.inputs import documents_of
 from prts_jax.model.llama import logits
-from prts_jax.model.loss import token_losses
+from prts_jax.model.loss import loss_by_source, token_losses
 from prts_jax.train.optim import apply_updates, learning_rate
 from prts_jax.train.state import TrainState
 
@@ -16,17 +17,21 @@ Batch = dict[str, jax.Array]
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step, float32, on the devices until somebody reads them.
+    """What one step tells, float32, on the devices until somebody reads them.
 
     Attributes:
       loss: mean over the batch's tokens, nats.
       gradient_norm: global norm before clipping.
       learning_rate: of this step.
+      source_losses: [sources], summed over the tokens of each source, nats.
+      source_tokens: [sources], the sum of their weights.
     """
 
     loss: jax.Array
     gradient_norm: jax.Array
     learning_rate: jax.Array
+    source_losses: jax.Array
+    source_tokens: jax.Array
 
 
 def _micro_batches(batch: Batch, count: int) -> Batch:
@@ -42,39 +47,52 @@ def make_train_step(
     config: RunConfig,
     optimizer: optax.GradientTransformation,
     grown_at: int = 0,
+    sources: int = 0,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch) → (state, StepMetrics); the state is donated.
 
-    The batch has tokens and targets [batch, length] int32 and loss_weights [batch, length]
-    float32. The loss is the weighted mean over all tokens of the batch, also when it is
-    accumulated over micro-batches. `grown_at` is the step of the lineage at which the stage began.
+    The batch is one of `data_pipelines.loader`, each array [batch, length]. The loss is the
+    weighted mean over all tokens of the batch, also when it is accumulated over micro-batches.
+
+    Args:
+      model: the model's shape.
+      config: how it is computed, and how it is trained.
+      optimizer: of the state.
+      grown_at: step of the lineage at which the stage began.
+      sources: how many sources' losses are summed one by one; 0: none are.
     """
 
-    def summed_loss(params: Any, batch: Batch) -> jax.Array:
-        out = logits(params, batch["tokens"], model, config.compute)
-        return jnp.sum(token_losses(out, batch["targets"]) * batch["loss_weights"])
+    def summed_loss(params: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        out = logits(params, batch["tokens"], model, config.compute, documents=documents_of(batch))
+        losses, weights = token_losses(out, batch["targets"]), batch["loss_weights"]
+        by_source = loss_by_source(losses, weights, batch["source_ids"], sources)
+        return jnp.sum(losses * weights), by_source
 
-    def summed_gradient(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    with_gradient = jax.value_and_grad(summed_loss, has_aux=True)
+
+    def summed_gradient(params: Any, batch: Batch) -> Any:
         count = config.train.accumulation
         if count == 1:
-            return jax.value_and_grad(summed_loss)(params, batch)
+            return with_gradient(params, batch)
 
         def add(total: Any, micro: Batch) -> tuple[Any, None]:
-            one = jax.value_and_grad(summed_loss)(params, micro)
-            return jax.tree.map(jnp.add, total, one), None
+            return jax.tree.map(jnp.add, total, with_gradient(params, micro)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, _micro_batches(batch, count))
+        micro_batches = _micro_batches(batch, count)
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        shapes = jax.eval_shape(with_gradient, params, first)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zero, micro_batches)
         return total
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        loss, gradient = summed_gradient(state.params, batch)
+        (loss, by_source), gradient = summed_gradient(state.params, batch)
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         params = apply_updates(state.params, updates, rate)
-        metrics = StepMetrics(loss / tokens, optax.global_norm(gradient), rate)
+        metrics = StepMetrics(loss / tokens, optax.global_norm(gradient), rate, *by_source)
         return TrainState(params, opt_state, state.stage_step + 1), metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.loader import TrainBatches
+from data_pipelines.store import TokenStore
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
@@ -96,12 +98,26 @@ def test_without_validation_nothing_is_validated(run, tmp_path):
     assert [line["step"] for line in lines] == [0, 1, 2]
 
 
-def test_a_line_has_the_mean_loss_since_the_last_one(base, run, tmp_path):
+def test_a_line_has_the_mean_losses_since_the_last_one(base, run, tmp_path):
     lines = run(tmp_path, logging__every_steps=4, checkpoint__every_steps=6)
     assert [line["step"] for line in lines] == [0, 3, 4, 6]  # 3 and 6 are evaluated
-    losses = {line["step"]: line["loss"] for line in read_lines(base.workdir)[1:]}
+    single = {line["step"]: line for line in read_lines(base.workdir)[1:]}
+    data = base.config.data
+    batches = TrainBatches(TokenStore.open(data.train), data.length, data.batch, data.seed)
+    sources = {s: batches.rows((s - 1) * STEP_TOKENS, 0, 8)["source_ids"] for s in single}
     for line, part in zip(lines[1:], ([1, 2, 3], [4], [5, 6]), strict=True):
-        assert line["loss"] == np.mean([losses[step] for step in part])
+        assert line["loss"] == np.mean([single[step]["loss"] for step in part])
+        for number, name in enumerate(tiny.SOURCES):
+            losses = [single[step][f"loss/{name}"] for step in part]
+            tokens = [(sources[step] == number).sum() for step in part]
+            assert line[f"loss/{name}"] == pytest.approx(np.average(losses, weights=tokens))
+
+
+def test_a_source_without_tokens_has_no_loss(run, tmp_path):
+    store = tiny.write_store(tmp_path / "store", documents=[(np.arange(300) % 64, 0)])
+    lines = run(tmp_path / "run", train__steps=1, data__train=str(store.directory))
+    assert [key for key in lines[1] if key.startswith("loss")] == ["loss", "loss/prose"]
+    assert lines[1]["loss/prose"] == pytest.approx(lines[1]["loss"], rel=1e-6)
 
 
 def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(run, tmp_path):

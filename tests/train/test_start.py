@@ -111,6 +111,7 @@ def test_what_may_change_on_resume(base, free):
         ("data.seed", 5),
         ("data.batch", 4),
         ("data.length", 8),
+        ("data.documents", True),
         ("init.seed", 5),
         ("train.accumulation", 2),
         ("compute.dtype", "bfloat16"),

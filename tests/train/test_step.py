@@ -23,6 +23,7 @@ def make_batch(rows: int = 8, length: int = 16, weights=None) -> dict[str, jax.A
         "tokens": jnp.asarray(tokens[:, :-1]),
         "targets": jnp.asarray(tokens[:, 1:]),
         "loss_weights": jnp.ones((rows, length)) if weights is None else jnp.asarray(weights),
+        "source_ids": jnp.asarray(random.integers(0, 3, (rows, length)), jnp.int32),
     }
 
 
@@ -83,6 +84,24 @@ def test_micro_batches_change_only_rounding(count):
     ):
         scale = float(jnp.abs(theirs).max())
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_losses_by_source_are_those_of_each_sources_tokens(count):
+    config = tiny.run_config(train__accumulation=count, **NO_CLIP)
+    batch = make_batch(weights=uneven_weights())
+    state, _ = start(config)
+    step = make_train_step(tiny.MODEL, config, make_optimizer(config.optimizer), sources=4)
+    weights, ids = np.asarray(batch["loss_weights"]), np.asarray(batch["source_ids"])
+    alone = [batch | {"loss_weights": jnp.asarray(weights * (ids == i))} for i in range(3)]
+    expected = [mean_loss(state.params, one, config) for one in alone]
+    _, metrics = step(state, batch)
+    # The fourth source has no tokens.
+    tokens = [float(weights[ids == i].sum()) for i in range(4)]
+    assert metrics.source_tokens.tolist() == tokens
+    assert tokens[3] == metrics.source_losses[3] == 0
+    found = metrics.source_losses[:3] / metrics.source_tokens[:3]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_batch_is_learned_by_heart():
