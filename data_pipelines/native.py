@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from data_pipelines.rows import Fault, read_rows
+from data_pipelines.rows import Document, Fault, read_rows
 from data_pipelines.tokenizer import Tokenizer
 
 # SentencePiece needs about 50 bytes of memory for each byte that it is given at once, and is twice
@@ -102,9 +102,13 @@ def _encoder(model: bytes) -> Encoder:
     return Encoder(model)
 
 
+RowReader = Callable[[str, Collection[str]], Iterator[Document | Fault]]
+"""Gives a file's documents, and faults where a row is none or of none of the sets."""
+
+
 @dataclass(frozen=True)
 class NativeTask:
-    """One split of a corpus as `cache.FileTask`, tokenized here; may be sent to other processes.
+    """One split of a corpus as `build.FileTask`, tokenized here; may be sent to other processes.
 
     Attributes:
       name: of the seqio task that defines it.
@@ -113,6 +117,8 @@ class NativeTask:
       sources: names of all of the corpus's sets.
       chosen: the sets to tokenize; the others' rows are passed over.
       tokenizer: a SentencePiece model.
+      read: a function of a module, or a `functools.partial` of one.
+      file_sets: the set of each file's documents, where its rows do not say.
     """
 
     name: str
@@ -121,6 +127,8 @@ class NativeTask:
     sources: tuple[str, ...]
     chosen: frozenset[str]
     tokenizer: Tokenizer
+    read: RowReader = read_rows
+    file_sets: tuple[str, ...] = ()
 
     def documents(self, index: int) -> Iterator[Encoded | Fault]:
         """Yields file `index`'s documents and faults, in order.
@@ -130,9 +138,11 @@ class NativeTask:
         """
         encoder = _encoder(self.tokenizer.model)
         ids = {name: number for number, name in enumerate(self.sources)}
-        for row in read_rows(self.files[index], ids):
+        for row in self.read(self.files[index], ids):
             if isinstance(row, Fault):
                 yield row
-            elif row.set_name in self.chosen:
+                continue
+            set_name = self.file_sets[index] if row.set_name is None else row.set_name
+            if set_name in self.chosen:
                 tokens = encoder.encode(row.text)
-                yield Encoded(tokens, ids[row.set_name], len(row.text.encode()))
+                yield Encoded(tokens, ids[set_name], len(row.text.encode()))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from data_pipelines.store import Shard
+from data_pipelines.store_writer import Shard
 
 REPORT_SECONDS = 10.0
 

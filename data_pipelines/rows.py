@@ -1,45 +1,59 @@
-"""Reads the rows of `.jsonl.zst` files so that nothing is lost without a word.
+"""Reads the rows of JSON lines so that nothing is lost without a word.
 
 What cannot be a document is a `Fault` with its kind and its line, between the documents that are
 good; the caller decides whether a fault ends the run or is left out and counted.
 """
 
-import itertools
 import json
 import os
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import zstandard
-
+from data_pipelines.lines import Damage, numbered_lines
 from prts_jax.errors import UserError
 
 TEXT_FIELD = "text"
 SET_FIELD = "redpajama_set_name"
-READ_BYTES = 1 << 16  # compressed; zstandard may return a thousand times as much at once
 MAX_LINE_BYTES = 1 << 27  # far above any book, far below memory
 
 FAULTS = {
-    "truncated_file": "the file ends within a zstandard frame; fetch it again",
-    "corrupt_file": "the file is not zstandard from here on; fetch it again",
-    "enormous_line": f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; split its document",
-    "invalid_utf8": "the line is not UTF-8",
+    "truncated_file": "the file ends before its compressed data does; fetch it again",
+    "corrupt_file": "the file cannot be decoded from here on; fetch it again",
+    "enormous_line": f"it is longer than {MAX_LINE_BYTES >> 20} MiB; split its document",
+    "invalid_utf8": "it is not UTF-8",
     "bad_json": "the line is not a JSON object",
-    "missing_text": f"the row has no field {TEXT_FIELD!r}",
-    "text_not_a_string": f"the row's {TEXT_FIELD!r} is not a string",
+    "missing_text": "the row has no such field for its text",
+    "text_not_a_string": "the row's text is not a string",
     "lone_surrogate": "the text holds half of a surrogate pair, which is no character",
     "empty_text": "the text is empty",
-    "missing_set": f"the row has no field 'meta.{SET_FIELD}'",
-    "unknown_set": f"the row's 'meta.{SET_FIELD}' is none of the corpus's sets",
+    "missing_set": "the row has no such field for its set",
+    "unknown_set": "the row's set is none of those that there are",
 }
 """Kinds of bad input, and what is wrong. A store's index lists lines by these names."""
 
 
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a row are read; a dot leads into a field's fields.
+
+    Attributes:
+      text: the document.
+      set: the name of its set; None where rows do not say.
+    """
+
+    text: str = TEXT_FIELD
+    set: str | None = f"meta.{SET_FIELD}"
+
+
+SLIMPAJAMA_FIELDS = Fields()
+
+
 class Document(NamedTuple):
-    """One row: its text and the set it belongs to (`RedPajamaC4`, …)."""
+    """One row: its text, and its set (`RedPajamaC4`, …; None where it does not say)."""
 
     text: str
-    set_name: str
+    set_name: str | None
 
 
 class Fault(NamedTuple):
@@ -47,7 +61,8 @@ class Fault(NamedTuple):
 
     Attributes:
       kind: a key of `FAULTS`.
-      line: of the decompressed file, from 1; for a damaged file the first line that is lost.
+      line: of the decompressed file, from 1 (in parquet, the row); for a damaged file the first
+        that is lost.
       detail: what the parser said, or the unknown name.
     """
 
@@ -68,25 +83,24 @@ def read_rows(
     path: str | os.PathLike[str],
     sets: Collection[str] | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
+    fields: Fields = SLIMPAJAMA_FIELDS,
 ) -> Iterator[Document | Fault]:
     """Yields a file's documents and faults, one for each line that is not blank, in order.
 
     Args:
-      path: a `.zst` file of JSON lines, of any number of frames.
+      path: a file of JSON lines, `.zst` (of any number of frames), `.gz` or plain.
       sets: the set names there are; None takes any.
       max_line_bytes: longer lines are faults and are never held in memory.
+      fields: where a row has its text and its set.
 
     Raises:
       UserError: the file cannot be opened or read from the disk.
     """
-    for number, line in _numbered_lines(path, max_line_bytes):
-        if isinstance(line, Fault):
-            yield line
-            continue
-        row = parse_row(line, number)
-        if sets is not None and isinstance(row, Document) and row.set_name not in sets:
-            row = Fault("unknown_set", number, repr(row.set_name[:80]))
-        yield row
+    for number, line in numbered_lines(path, max_line_bytes):
+        if isinstance(line, Damage):
+            yield Fault(line, number)
+        else:
+            yield known_set(parse_row(line, number, fields), number, sets)
 
 
 def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
@@ -101,8 +115,8 @@ def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
         yield row
 
 
-def parse_row(line: bytes, number: int) -> Document | Fault:
-    """Returns the document of one line `{"text": …, "meta": {"redpajama_set_name": …}}`."""
+def parse_row(line: bytes, number: int, fields: Fields = SLIMPAJAMA_FIELDS) -> Document | Fault:
+    """Returns the document of one line, `{"text": …, "meta": {"redpajama_set_name": …}}`."""
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -112,65 +126,49 @@ def parse_row(line: bytes, number: int) -> Document | Fault:
         return Fault("bad_json", number, str(error))
     if not isinstance(row, dict):
         return Fault("bad_json", number, f"a {type(row).__name__}")
-    if TEXT_FIELD not in row:
-        return Fault("missing_text", number)
-    text, meta = row[TEXT_FIELD], row.get("meta")
+    return document_of(row, number, fields)
+
+
+def document_of(row: Mapping[str, Any], number: int, fields: Fields) -> Document | Fault:
+    """Returns the document of one row, as JSON or parquet gave it."""
+    text = field_of(row, fields.text)
+    if text is MISSING:
+        return Fault("missing_text", number, fields.text)
     if not isinstance(text, str):
-        return Fault("text_not_a_string", number)
+        return Fault("text_not_a_string", number, type(text).__name__)
     try:
         text.encode()
     except UnicodeEncodeError:
         return Fault("lone_surrogate", number)
     if not text:
         return Fault("empty_text", number)
-    if not isinstance(meta, dict) or SET_FIELD not in meta:
-        return Fault("missing_set", number)
-    if not isinstance(meta[SET_FIELD], str):
+    if fields.set is None:
+        return Document(text, None)
+    set_name = field_of(row, fields.set)
+    if set_name is MISSING:
+        return Fault("missing_set", number, fields.set)
+    if not isinstance(set_name, str):
         return Fault("unknown_set", number, "not a string")
-    return Document(text, meta[SET_FIELD])
+    return Document(text, set_name)
 
 
-def _numbered_lines(
-    path: str | os.PathLike[str], max_line_bytes: int
-) -> Iterator[tuple[int, bytes | Fault]]:
-    """Yields (number, line without its end); blank lines are left out, damage comes last."""
-    number, size = 1, 0
-    held: list[bytes] = []
-    for piece in itertools.chain(_decompress(path), [b"\n"]):
-        if isinstance(piece, str):
-            # What is held of a line is lost with the rest of the file.
-            yield number, Fault(piece, number)
-            return
-        *ended, rest = piece.split(b"\n")
-        for part in ended:
-            if size + len(part) > max_line_bytes:
-                yield number, Fault("enormous_line", number)
-            elif (line := b"".join([*held, part])).strip():
-                yield number, line
-            number, size, held = number + 1, 0, []
-        size += len(rest)
-        held = [*held, rest] if size <= max_line_bytes else []
+def known_set(row: Document | Fault, number: int, sets: Collection[str] | None) -> Document | Fault:
+    """Returns the row, or a fault in its place if it is of a set that there is not."""
+    if sets is None or isinstance(row, Fault) or row.set_name is None or row.set_name in sets:
+        return row
+    return Fault("unknown_set", number, repr(row.set_name[:80]))
 
 
-def _decompress(path: str | os.PathLike[str]) -> Iterator[bytes | str]:
-    """Yields the content of every frame in pieces, and the kind of damage where there is one.
+MISSING = object()
 
-    zstandard's own stream reader ends quietly where a truncated file ends, so the frames are
-    decompressed by hand and each must reach its end.
-    """
-    frame = None
-    try:
-        with open(path, "rb") as file:
-            while data := file.read(READ_BYTES):
-                while data:
-                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                    yield frame.decompress(data)
-                    data = frame.unused_data if frame.eof else b""
-                    frame = None if frame.eof else frame
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend it, start again") from error
-    except zstandard.ZstdError:
-        yield "corrupt_file"
-        return
-    if frame is not None:
-        yield "truncated_file"
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """Returns a row's field, `MISSING` without it; a dot leads into a field's fields."""
+    if name in row:
+        return row[name]
+    found: Any = row
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return MISSING
+        found = found[part]
+    return found

@@ -5,12 +5,13 @@ A corpus is a folder of `.jsonl.zst` files, `train/chunk*/example_train_*` and
 """
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.inputs import glob_files
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path
 
 SPLIT_GLOBS = {
     "train": "train/chunk*/example_train_*.jsonl.zst",
@@ -54,6 +55,47 @@ SHAKESPEARE = Corpus(
 )
 CORPORA = (SLIMPAJAMA, SHAKESPEARE)
 EMBEDDED_SHAKESPEARE = Path(__file__).parent / "shakespeare"
+HOMES = {SHAKESPEARE.name: EMBEDDED_SHAKESPEARE, SLIMPAJAMA.name: Path("slimpajama")}
+TOKENIZER = "tokenizer.model"
+
+
+def tasks_of(corpus: Corpus) -> dict[str, tuple[str, ...]]:
+    """Returns the short names of the sets that each task of a corpus reads, by the task's name."""
+    everything = tuple(corpus.sets)
+    tasks = {corpus.name: everything, f"{corpus.name}_natural": everything}
+    tasks |= {f"{corpus.name}_{short_name}": (short_name,) for short_name in everything}
+    if corpus is SLIMPAJAMA:
+        paper = tuple(name for name in everything if name != "github")
+        tasks |= {"slimpajama_all_but_github": paper, "slimpajama_no_github": paper}
+    return tasks
+
+
+def corpus_of(task: str) -> Corpus | None:
+    """Returns the corpus that a task is of, by the beginning of its name."""
+    for corpus in CORPORA:
+        if task == corpus.name or task.startswith(f"{corpus.name}_"):
+            return corpus
+    return None
+
+
+def located(
+    corpus: Corpus,
+    directory: str | os.PathLike[str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+) -> tuple[str, str]:
+    """Returns a corpus's folder and tokenizer.
+
+    Args:
+      corpus: which.
+      directory: its folder; by default its home.
+      tokenizer: a SentencePiece model; by default the one in the folder, else in its home.
+    """
+    home = HOMES[corpus.name]
+    folder = os.fspath(directory or home)
+    beside, shipped = as_path(folder) / TOKENIZER, home / TOKENIZER
+    if tokenizer is None:
+        tokenizer = shipped if shipped.exists() and not beside.exists() else beside
+    return folder, os.fspath(tokenizer)
 
 
 def list_files(directory: str | os.PathLike[str], split: str) -> list[str]:
@@ -64,14 +106,10 @@ def list_files(directory: str | os.PathLike[str], split: str) -> list[str]:
     """
     if split not in SPLIT_GLOBS:
         raise UserError(f"no split {split!r}: give one of {', '.join(SPLIT_GLOBS)}")
-    files = [str(path) for path in Path(directory).glob(SPLIT_GLOBS[split])]
+    files = glob_files(directory, SPLIT_GLOBS[split])
     if not files:
         raise UserError(
-            f"no text found: {Path(directory) / SPLIT_GLOBS[split]}; give the folder that holds "
-            "train/ and validation/"
+            f"no text found: {os.path.join(directory, SPLIT_GLOBS[split])}; give the folder that "
+            "holds train/ and validation/"
         )
-    return sorted(files, key=_by_number)
-
-
-def _by_number(path: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+    return files

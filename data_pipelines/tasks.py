@@ -17,21 +17,21 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.native import Encoded, NativeTask
 from data_pipelines.rows import Fault, read_rows
 from data_pipelines.sources import (
     CORPORA,
-    EMBEDDED_SHAKESPEARE,
-    SHAKESPEARE,
-    SLIMPAJAMA,
+    HOMES,
     SPLIT_GLOBS,
+    TOKENIZER,
     Corpus,
+    corpus_of,
     list_files,
+    located,
+    tasks_of,
 )
-from data_pipelines.store import TOKENIZER
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from prts_jax.errors import UserError
 
@@ -122,16 +122,13 @@ def register(
       tokenizer: a SentencePiece model; read when a task is first used.
     """
     _registered[corpus.name] = (directory, tokenizer)
-    everything = list(corpus.sets)
-    tasks = {corpus.name: everything}
-    tasks |= {f"{corpus.name}_{short_name}": [short_name] for short_name in everything}
-    mixtures = {f"{corpus.name}_natural": corpus.name}
-    if corpus is SLIMPAJAMA:
-        tasks["slimpajama_all_but_github"] = [name for name in everything if name != "github"]
-        mixtures["slimpajama_no_github"] = "slimpajama_all_but_github"
+    tasks = tasks_of(corpus)
+    mixtures = {name: task for name, task in MIXTURES.items() if name in tasks}
 
     vocabulary = LoadedOnce(os.fspath(tokenizer))
     for name, sets in tasks.items():
+        if name in mixtures:
+            continue
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
             name,
@@ -164,7 +161,7 @@ class LoadedOnce(seqio.SentencePieceVocabulary):
 
 
 class SeqioFileTask:
-    """One split of any seqio task as `cache.FileTask`: its documents file by file, in order.
+    """One split of any seqio task as `build.FileTask`: its documents file by file, in order.
 
     Any task will do whose source is a `seqio.FileDataSource` and whose `targets` come from a
     SentencePiece vocabulary. Documents of a foreign one all belong to one source, of its name.
@@ -313,16 +310,11 @@ def _pointed_at(
         yield
         return
     _find(name)
-    for corpus in CORPORA:
-        if name == corpus.name or name.startswith(f"{corpus.name}_"):
-            break
-    else:
+    corpus = corpus_of(name)
+    if corpus is None:
         raise UserError(f"task {name!r} has its own input and tokenizer: leave both out")
-    folder, home = Path(directory or HOMES[corpus.name]), HOMES[corpus.name]
-    beside, shipped = folder / TOKENIZER, home / TOKENIZER
-    default = shipped if shipped.exists() and not beside.exists() else beside
     before = _registered[corpus.name]
-    register(corpus, folder, tokenizer or default)
+    register(corpus, *located(corpus, directory, tokenizer))
     try:
         yield
     finally:
@@ -332,6 +324,12 @@ def _pointed_at(
 _registered: dict[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] = {}
 """Corpus → folder and tokenizer that seqio's registry, which is global, has for it now."""
 
-HOMES = {SHAKESPEARE.name: EMBEDDED_SHAKESPEARE, SLIMPAJAMA.name: Path("slimpajama")}
+MIXTURES = {
+    "shakespeare_natural": "shakespeare",
+    "slimpajama_natural": "slimpajama",
+    "slimpajama_no_github": "slimpajama_all_but_github",
+}
+"""Each is one task, for the sets' shares are those of the text."""
+
 for _corpus in CORPORA:
     register(_corpus, HOMES[_corpus.name], HOMES[_corpus.name] / TOKENIZER)

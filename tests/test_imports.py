@@ -33,11 +33,15 @@ OWNERS = {
     "seqio": ["data_pipelines/tasks.py"],
     "tensorflow": ["data_pipelines/tasks.py"],
     "tensorflow_datasets": ["data_pipelines/tasks.py"],
+    "apache_beam": ["data_pipelines/beam.py"],
+    "pyarrow": ["data_pipelines/parquet.py"],
     "orbax": ["prts_jax/checkpoint/store.py"],
     "flax": ["prts_jax/model/"],
 }
 # Only an extra installs these. The plain install trains, grows and reports without them.
 OPTIONAL = {
+    "apache_beam",
+    "pyarrow",
     "seqio",
     "sentencepiece",
     "tensorflow",
@@ -48,13 +52,19 @@ OPTIONAL = {
     "safetensors",
 }
 NOT_IN_GROWTH = {"flax", "orbax", "optax", "tensorflow", "torch"}
-# What prepares text, with the extra [data].
+# What prepares text, with the extra [data] or [beam].
 PREPARES_TEXT = {
     f"data_pipelines/{name}.py"
     for name in (
+        "beam",
+        "build",
         "cache",
+        "folders",
+        "lines",
         "litgpt_bin",
         "native",
+        "parquet",
+        "plain",
         "rows",
         "shakespeare_corpus",
         "tasks",

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import progress
-from data_pipelines.cache import Options, cache
+from data_pipelines.build import Rules
+from data_pipelines.cache import cache
 from data_pipelines.native import Encoded
 from data_pipelines.rows import Fault
 from data_pipelines.store import TokenStore
@@ -159,9 +160,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_cache import Slow
-from data_pipelines.cache import Options, cache
+from data_pipelines.build import Rules
+from data_pipelines.cache import cache
 
-cache(Slow(Path(sys.argv[2])), sys.argv[3], lambda line: None, Options(workers=int(sys.argv[4])))
+cache(Slow(Path(sys.argv[2])), sys.argv[3], lambda line: None, workers=int(sys.argv[4]))
 """
 
 
@@ -242,8 +244,8 @@ def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, layout: st
     folder = corpus_of_many_files(tmp_path / "input")
     made = []
     for workers in (1, 3, 20):
-        options = Options(workers, skip_bad=True, max_bad_fraction=0.1, layout=layout)
-        cache(Bytes(folder), tmp_path / f"{workers}", silent, options)
+        rules = Rules(skip_bad=True, max_bad_fraction=0.1, layout=layout)
+        cache(Bytes(folder), tmp_path / f"{workers}", silent, rules, workers)
         made.append(contents(tmp_path / f"{workers}"))
     assert made[0] == made[1] == made[2]
 
@@ -251,7 +253,7 @@ def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, layout: st
 def test_an_error_in_a_process_is_the_parents_and_what_is_done_is_kept(tmp_path: Path):
     folder = corpus_of_many_files(tmp_path / "input")
     with pytest.raises(UserError, match=rf"bad_json: {folder}/3, line 22: "):
-        cache(Bytes(folder), tmp_path / "store", silent, Options(workers=2))
+        cache(Bytes(folder), tmp_path / "store", silent, workers=2)
     assert (tmp_path / "store" / "shard-00000.json").exists()
     assert not (tmp_path / "store" / "index.json").exists()
 
@@ -264,7 +266,7 @@ class Dying(Bytes):
 
 def test_a_process_that_is_killed_is_one_line(inputs: Path, tmp_path: Path):
     with pytest.raises(UserError, match="a worker process died"):
-        cache(Dying(inputs), tmp_path / "store", silent, Options(workers=2))
+        cache(Dying(inputs), tmp_path / "store", silent, workers=2)
 
 
 def test_bad_rows_are_left_out_and_listed(tmp_path: Path):
@@ -272,14 +274,14 @@ def test_bad_rows_are_left_out_and_listed(tmp_path: Path):
     folder.mkdir()
     (folder / "a").write_text("one\nbad\ntwo\nbad\n")
     (folder / "b").write_text("three\n")
-    options = Options(skip_bad=True, max_bad_fraction=0.4)
-    store = cache(Bytes(folder), tmp_path / "store", silent, options)
+    rules = Rules(skip_bad=True, max_bad_fraction=0.4)
+    store = cache(Bytes(folder), tmp_path / "store", silent, rules)
     assert bytes(store.read(0, store.tokens).astype(np.uint8)) == b"one\ntwo\nthree\n"
     index = json.loads((tmp_path / "store" / "index.json").read_bytes())
     assert (index["rows"], index["bad"]) == (5, {"bad_json": 2})
     assert [shard["bad"] for shard in index["shards"]] == [{"bad_json": [2, 4]}, {}]
     lines: list[str] = []
-    cache(Bytes(folder), tmp_path / "store", lines.append, options)
+    cache(Bytes(folder), tmp_path / "store", lines.append, rules)
     assert lines[0].endswith("2 bad rows left out")
 
 
@@ -296,7 +298,7 @@ def test_too_many_bad_rows_make_no_store_and_lose_no_work(tmp_path: Path):
     folder.mkdir()
     (folder / "a").write_text("one\ntwo\nbad\n")
     (folder / "b").write_text("three\n")
-    few = Options(skip_bad=True, max_bad_fraction=0.2)
+    few = Rules(skip_bad=True, max_bad_fraction=0.2)
     with pytest.raises(UserError, match="1 of 4 rows, .*=0.2; the first is bad_json at a, line 3"):
         cache(Bytes(folder), tmp_path / "store", silent, few)
     with pytest.raises(UserError, match="no finished token store"):
@@ -306,7 +308,7 @@ def test_too_many_bad_rows_make_no_store_and_lose_no_work(tmp_path: Path):
     with pytest.raises(UserError, match="bad_json: .*line 3"):
         cache(Bytes(folder), tmp_path / "store", silent)
     task = Bytes(folder)
-    cache(task, tmp_path / "store", silent, Options(skip_bad=True, max_bad_fraction=0.25))
+    cache(task, tmp_path / "store", silent, Rules(skip_bad=True, max_bad_fraction=0.25))
     assert task.read == []
 
 
@@ -315,20 +317,19 @@ def test_by_set_puts_each_sets_documents_together_in_file_order(tmp_path: Path):
     folder.mkdir()
     (folder / "a").write_text("aa\nb\ncc\nd\n")
     (folder / "b").write_text("ee\nf\n")
-    store = cache(Bytes(folder), tmp_path / "store", silent, Options(layout="by_set"))
+    store = cache(Bytes(folder), tmp_path / "store", silent, Rules(layout="by_set"))
     assert bytes(store.read(0, store.tokens).astype(np.uint8)) == b"b\nd\naa\ncc\nf\nee\n"
     assert store.source_ids(0, store.tokens).tolist() == [0] * 4 + [1] * 6 + [0] * 2 + [1] * 3
     with pytest.raises(UserError, match="another store is in the way: .* differs in layout"):
         cache(Bytes(folder), tmp_path / "store", silent)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"workers": 0}, "--workers=0"), ({"max_bad_fraction": 1.5}, "--max_bad_fraction=1.5")],
-)
-def test_options_must_make_sense(options: dict[str, float], message: str):
-    with pytest.raises(UserError, match=message):
-        Options(**options)
+def test_rules_and_workers_must_make_sense(inputs: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="--max_bad_fraction=1.5"):
+        Rules(max_bad_fraction=1.5)
+    with pytest.raises(UserError, match="--workers=0"):
+        cache(Bytes(inputs), tmp_path / "store", silent, workers=0)
+    assert not (tmp_path / "store").exists()
 
 
 class OtherTask(Bytes):
@@ -386,7 +387,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(inputs: Path, tmp_path: Pat
 
 
 def test_a_store_on_gs_is_copied_there(inputs: Path):
-    with pytest.raises(UserError, match="give a local --output, then copy it"):
+    with pytest.raises(UserError, match="give a local --output and copy it"):
         cache(Bytes(inputs), "gs://bucket/store", silent)
 
 

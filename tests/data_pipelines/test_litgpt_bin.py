@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.cache import Options, cache
+from data_pipelines.cache import cache
 from data_pipelines.litgpt_bin import open_litgpt, read_tokens
 from data_pipelines.sources import EMBEDDED_SHAKESPEARE
 from data_pipelines.store import TokenStore
@@ -39,7 +39,7 @@ def test_documents_begin_at_the_begin_of_text_and_the_filling_is_left_out(
     found = [[d.tokens.tolist() for d in task.documents(index)] for index in range(3)]
     assert found == [[[BOS, 5, 6], [BOS, 7, 8]], [[9], [BOS, 10]], []]
     stores = [
-        cache(task, tmp_path / f"store{workers}", lambda line: None, Options(workers))
+        cache(task, tmp_path / f"store{workers}", lambda line: None, workers=workers)
         for workers in (1, 2)
     ]
     assert stores[0].read(0, 9).tolist() == [BOS, 5, 6, BOS, 7, 8, 9, BOS, 10]

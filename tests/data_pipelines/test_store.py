@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.store import TokenStore, token_dtype, write_shard
+from data_pipelines.store import TokenStore, token_dtype
+from data_pipelines.store_writer import write_shard
 from prts_jax.errors import UserError
 
 MakeStore = Callable[..., TokenStore]

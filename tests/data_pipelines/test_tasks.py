@@ -11,7 +11,8 @@ import pytest
 import sentencepiece
 import zstandard
 
-from data_pipelines.cache import Options, cache
+from data_pipelines.build import Rules
+from data_pipelines.cache import cache
 from data_pipelines.native import NativeTask
 from data_pipelines.rows import Fault, read_documents
 from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA, list_files
@@ -320,7 +321,7 @@ def test_a_task_of_the_users_own_caches_with_any_number_of_processes(
     spoil(next(slimpajama.glob("train/chunk2/*.zst")))
     task = tasks.open_task("backwards", "train", modules=["tasks_of_a_user"])
     stores = [
-        cache(task, tmp_path / f"store{workers}", lambda line: None, Options(workers, True, 0.5))
+        cache(task, tmp_path / f"store{workers}", lambda line: None, Rules(True, 0.5), workers)
         for workers in (1, 2)
     ]
     assert stores[0].fingerprint == stores[1].fingerprint

@@ -12,7 +12,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from data_pipelines.store import TokenStore, write_index, write_shard
+from data_pipelines.store import TokenStore
+from data_pipelines.store_writer import write_index, write_shard
 from prts_jax import config, tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.checkpoint.store import restore_params
