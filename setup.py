@@ -56,8 +56,8 @@ EXTRAS = {
         "tensorflow-datasets>=4.9.9",
         "zstandard>=0.23",
     ],
-    # Preparing text on many machines, in an environment without [data]: Beam needs protobuf < 7, and
-    # a newer sentencepiece needs protobuf 7.
+    # Preparing text on many machines, in an environment without [data]: Beam needs protobuf < 7,
+    # and a newer sentencepiece needs protobuf 7.
     "beam": [
         "apache-beam[gcp]>=2.65",
         "google-crc32c>=1.6",

@@ -120,9 +120,9 @@ def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) 
         f"{build.task.name}/{build.task.split}: {made:,} of {files:,} files made, {tokens:,} tokens"
     )
     if failure.exists():
-        error = json.loads(failure.read_bytes())["error"]
+        reason = json.loads(failure.read_bytes())["error"]
         failure.unlink()
-        raise UserError(error)
+        raise UserError(reason)
 
 
 def _make(build: Build, number: int) -> Made:
