@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data_pipelines.loader import EvalBatches, TrainBatches
 from data_pipelines.mixture import train_batches
-from data_pipelines.store import TokenStore, fingerprint, read_index, write_json
+from data_pipelines.store import TokenStore, fingerprint, read_index
+from data_pipelines.store_writer import write_json
 
 MakeStore = Callable[..., TokenStore]
 Batch = dict[str, np.ndarray]
