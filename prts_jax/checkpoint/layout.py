@@ -3,6 +3,7 @@
     <workdir>/checkpoints/<step>/params/       parameters: Orbax, OCDBT, zarr3, a chunk a layer
                                  optimizer/    optimizer state; a grown checkpoint has none
                                  lineage/lineage.json
+                                 tokenizer/    of an imported model: the files beside its weights
                                  commit_success.txt
 
 A local checkpoint gets its name by a rename when all of it is there. Object stores have no rename:
@@ -20,6 +21,7 @@ CHECKPOINTS = "checkpoints"
 PARAMS = "params"
 OPTIMIZER = "optimizer"
 LINEAGE = "lineage"
+TOKENIZER = "tokenizer"
 LINEAGE_FILE = "lineage.json"
 COMMIT_MARKER = "commit_success.txt"
 """Orbax's name for the file that ends a checkpoint where there is no rename."""

@@ -53,6 +53,7 @@ class Lineage:
     changes: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: current_versions())
     stage: int = 0
+    imported: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -107,7 +108,7 @@ class Lineage:
                 "of prts_jax that wrote it"
             )
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        values = {"stage": 0, **values}  # lineages of before runs had stages lack it
+        values = {"stage": 0, "imported": {}, **values}  # keys that came later
         missing = sorted(fields.keys() - values.keys())
         if missing:
             raise UserError(f"{where}: lacks {', '.join(missing)}; the checkpoint is damaged")

@@ -11,6 +11,7 @@ COMMANDS = {
     "data": "prepare text: cache a seqio task into a token store, train a tokenizer",
     "train": "train a model, resuming or growing what is there",
     "grow": "grow a checkpoint into a deeper one",
+    "convert": "models of Hugging Face and lit-gpt in, models for Hugging Face out",
     "inspect": "show what a checkpoint holds",
     "plan": "when to grow, from what, and what it saves",
     "report": "compare runs over tokens, FLOPs and time",

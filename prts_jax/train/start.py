@@ -249,6 +249,8 @@ def data_position(
       UserError: another store without leave.
     """
     fingerprint = batches.store.fingerprint
+    if not lineage.store:
+        return 0, "data start at the beginning", ()  # an imported model has read none of ours
     if lineage.store != fingerprint:
         if "data.store" not in allow_change:
             raise UserError(

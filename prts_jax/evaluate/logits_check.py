@@ -1,0 +1,92 @@
+"""Whether two formats of a model compute the same: logits in float32, by two programs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prts_jax import tree
+from prts_jax.checkpoint.foreign import ForeignModel, pieces
+from prts_jax.config import ComputeConfig
+from prts_jax.errors import UserError
+from prts_jax.model.llama import declare, logits
+
+TOKENS = 64
+
+
+@dataclass(frozen=True)
+class LogitsComparison:
+    """How two models' logits differ.
+
+    Attributes:
+      largest_difference: max |a - b| over all positions and entries.
+      largest_logit: max |a|.
+      same_arg_max: share of positions at which both prefer the same token.
+    """
+
+    largest_difference: float
+    largest_logit: float
+    same_arg_max: float
+
+
+def compare(one: ForeignModel, other: ForeignModel, seed: int = 0) -> LogitsComparison:
+    """Runs two models on the same random tokens.
+
+    A model in Hugging Face's format is run by transformers, any other by ours. Each is in memory
+    as a whole, one after the other.
+
+    Args:
+      one: a model.
+      other: a model of the same vocabulary.
+      seed: of the tokens.
+
+    Raises:
+      UserError: transformers is needed and not installed.
+    """
+    vocab = min(one.model.vocab, other.model.vocab)
+    tokens = np.random.default_rng(seed).integers(0, vocab, (1, TOKENS))
+    first, second = (_logits(model, tokens)[..., :vocab] for model in (one, other))
+    return LogitsComparison(
+        largest_difference=float(np.abs(first - second).max()),
+        largest_logit=float(np.abs(first).max()),
+        same_arg_max=float((first.argmax(-1) == second.argmax(-1)).mean()),
+    )
+
+
+def load_params(model: ForeignModel) -> dict[str, Any]:
+    """Returns a model's parameters as nested float32 arrays of NumPy, `[layers, …]` where stacked.
+
+    Raises:
+      UserError: what reading it raises.
+    """
+    leaves = {path: np.empty(d.shape, np.float32) for path, d in declare(model.model).items()}
+    for path, layer in pieces(model.model):
+        leaves[path][... if layer is None else layer] = model.read(path, layer)
+    return tree.unflatten(leaves)
+
+
+def _logits(model: ForeignModel, tokens_BxS: np.ndarray) -> np.ndarray:
+    if model.format == "hf":
+        return _transformers_logits(model.path, tokens_BxS)
+    compute = ComputeConfig(dtype="float32", attention="xla")
+    params = jax.tree.map(jnp.asarray, load_params(model))
+    ids = jnp.asarray(tokens_BxS, jnp.int32)
+    run = jax.jit(logits, static_argnums=(2, 3))
+    return np.asarray(run(params, ids, model.model, compute))
+
+
+def _transformers_logits(folder: str, tokens_BxS: np.ndarray) -> np.ndarray:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UserError(
+            "--verify=logits runs transformers; pip install 'prts_jax[hf]', or use --verify=weights"
+        ) from None
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    with torch.no_grad():
+        return np.asarray(model.eval()(torch.tensor(tokens_BxS)).logits.numpy())
