@@ -5,6 +5,7 @@ The rows of `attn.attn.weight` are per query group [q … q, k, v]. Facts from l
 unpickling anything but tensors.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -108,10 +109,7 @@ def open_model(path: str, preset_name: str = "") -> ForeignModel:
         values = as_numpy(tensor)
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
 
-    described = {
-        name: TensorShape(tuple(tensor.shape), _dtype(tensor), tensor.nbytes)
-        for name, tensor in tensors.items()
-    }
+    described = _shapes(tensors)
     return ForeignModel(
         format="litgpt",
         path=str(root),
@@ -122,6 +120,16 @@ def open_model(path: str, preset_name: str = "") -> ForeignModel:
         length=length,
         folder=str(file.parent),
     )
+
+
+def describe(path: str) -> dict[str, TensorShape]:
+    """Returns name → tensor of a folder or a bare file, whatever model it is.
+
+    Raises:
+      UserError: torch is not installed, or the file is missing, damaged or needs pickle.
+    """
+    root = as_path(path)
+    return _shapes(_load(str(root / WEIGHTS if root.is_dir() else root)))
 
 
 def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, int]:
@@ -223,6 +231,15 @@ def _load(file: str) -> dict[str, Any]:
     return {_bare(name): tensor for name, tensor in content.items()}
 
 
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, TensorShape]:
+    return {
+        name: TensorShape(
+            tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes
+        )
+        for name, tensor in tensors.items()
+    }
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
@@ -235,8 +252,6 @@ def _bare(name: str) -> str:
 
 def _with_rows(model: ModelConfig, tensors: Mapping[str, Any], file: str) -> ModelConfig:
     """Gives a preset the vocabulary that the file holds: lit-gpt pads it."""
-    import dataclasses
-
     embedding = tensors.get(NAMES["token_embedding"][0])
     if embedding is None or embedding.ndim != 2:
         check_shape(file, NAMES["token_embedding"][0], None, (model.vocab, model.embed))
@@ -270,7 +285,3 @@ def _part_of_fused(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:
         "layers/attention/v": lambda: groups[:, queries + 1],
     }
     return as_numpy(rows[leaf]().reshape(-1, model.embed))
-
-
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,110 @@
+"""Tiny models as other projects write them: transformers and lit-gpt."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prts_jax.config import ModelConfig
+
+HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
+
+
+def shape(heads: str = "gqa", tied: bool = False) -> ModelConfig:
+    queries, keys = HEADS[heads]
+    return ModelConfig(
+        vocab=40, layers=2, embed=16, heads=queries, kv_heads=keys, head_dim=8, mlp=24, tied=tied
+    )
+
+
+def transformers_model(model: ModelConfig, dtype: str = "float32", **extra: Any) -> Any:
+    """A LlamaForCausalLM with weights as large as training makes them, norms among them."""
+    import torch
+    import transformers
+
+    options: dict[str, Any] = {
+        "vocab_size": model.vocab,
+        "hidden_size": model.embed,
+        "intermediate_size": model.mlp,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "rms_norm_eps": model.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "tie_word_embeddings": model.tied,
+        "max_position_embeddings": 64,
+        "attn_implementation": "eager",
+    }
+    torch.manual_seed(0)
+    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(options | extra)))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            # Values that bfloat16 holds, so that every dtype here says the same.
+            values = torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1)
+            parameter.copy_(values.to(torch.bfloat16).float())
+    return made.to(getattr(torch, dtype)).eval()
+
+
+def save_transformers(
+    folder: Path, model: ModelConfig, dtype: str = "float32", **extra: Any
+) -> Any:
+    made = transformers_model(model, dtype, **extra)
+    made.save_pretrained(folder)
+    return made
+
+
+def logits_of(made: Any, tokens: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(made.float()(torch.tensor(tokens)).logits.numpy())
+
+
+def litgpt_state(made: Any, model: ModelConfig, swiglu: bool) -> dict[str, Any]:
+    """The same weights under lit-gpt's names, query groups fused row by row."""
+    import torch
+
+    weights = made.state_dict()
+    state = {
+        "transformer.wte.weight": weights["model.embed_tokens.weight"],
+        "transformer.ln_f.weight": weights["model.norm.weight"],
+        "lm_head.weight": weights["lm_head.weight"],
+    }
+    mlp = ("swiglu.w1", "swiglu.w2", "swiglu.w3") if swiglu else ("fc_1", "fc_2", "proj")
+    size, group = model.head_dim, model.heads // model.kv_heads
+    for layer in range(model.layers):
+        theirs, ours = f"model.layers.{layer}.", f"transformer.h.{layer}."
+        q, k, v = (weights[f"{theirs}self_attn.{name}_proj.weight"] for name in "qkv")
+        rows = []
+        for key in range(model.kv_heads):
+            for query in range(key * group, (key + 1) * group):
+                rows.append(q[query * size : (query + 1) * size])
+            rows += [k[key * size : (key + 1) * size], v[key * size : (key + 1) * size]]
+        state[f"{ours}attn.attn.weight"] = torch.cat(rows)
+        state[f"{ours}attn.proj.weight"] = weights[f"{theirs}self_attn.o_proj.weight"]
+        state[f"{ours}norm_1.weight"] = weights[f"{theirs}input_layernorm.weight"]
+        state[f"{ours}norm_2.weight"] = weights[f"{theirs}post_attention_layernorm.weight"]
+        for name, hf in zip(mlp, ("gate", "up", "down"), strict=True):
+            state[f"{ours}mlp.{name}.weight"] = weights[f"{theirs}mlp.{hf}_proj.weight"]
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def litgpt_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "block_size": 64,
+        "vocab_size": model.vocab - 3,
+        "padded_vocab_size": model.vocab,
+        "n_layer": model.layers,
+        "n_head": model.heads,
+        "n_embd": model.embed,
+        "head_size": model.head_dim,
+        "n_query_groups": model.kv_heads,
+        "intermediate_size": model.mlp,
+        "norm_eps": model.norm_eps,
+        "rotary_percentage": 1.0,
+        "parallel_residual": False,
+        "bias": False,
+        "_norm_class": "FusedRMSNorm",
+        "_mlp_class": "LLaMAMLP",
+    }
