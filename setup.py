@@ -66,6 +66,8 @@ EXTRAS = {
         "zstandard>=0.23",
     ],
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
+    # With [hf]: transformers reads GGUF, in which a package ships real weights for the tests.
+    "gguf": ["accelerate>=1.0", "gguf>=0.10"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "test": TEST,

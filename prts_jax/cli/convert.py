@@ -11,8 +11,9 @@ from prts_jax.checkpoint.convert import ConversionReport
 from prts_jax.checkpoint.foreign import ForeignModel
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.cli.progress import Progress, format_bytes
+from prts_jax.cli.progress import Progress
 from prts_jax.errors import UserError
+from prts_jax.sizes import format_bytes
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""`prts inspect CKPT`: what a checkpoint holds, without reading its values."""
+"""`prts inspect A [B]`: what a model holds, without reading its weights; how two of them differ."""
 
 import argparse
 import hashlib
@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prts_jax.checkpoint import layout, leaves
+from prts_jax.checkpoint import inspection, layout, leaves
 from prts_jax.checkpoint.ancestry import stages
 from prts_jax.checkpoint.leaves import StoredLeaf
 from prts_jax.checkpoint.lineage import FORMAT, Lineage
-from prts_jax.cli import family_tree, run
+from prts_jax.cli import family_tree, foreign_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.growth.map import GrowthMap
 
@@ -20,12 +20,21 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
     made = OneLineParser(
         prog="prts inspect",
-        description="Show a checkpoint's model, past, parameters and digests.",
+        description="Show a checkpoint's model, past, parameters and digests; the tensors of a "
+        "model in another format; or what two models, of any formats, differ in.",
     )
     made.add_argument(
         "checkpoint",
         metavar="CKPT",
-        help="a checkpoint's directory, or a run's workdir with an optional @step",
+        help="a checkpoint's directory, a run's workdir with an optional @step, a folder of "
+        "transformers or lit-gpt, or a .pth or .safetensors file",
+    )
+    made.add_argument(
+        "other",
+        nargs="?",
+        default="",
+        metavar="CKPT",
+        help="say what differs from this one; values of foreign formats are read for it",
     )
     made.add_argument(
         "--lineage",
@@ -43,6 +52,12 @@ def main(argv: Sequence[str]) -> int:
       UserError: no such checkpoint, or a damaged one.
     """
     arguments = parser().parse_args(argv)
+    if arguments.other:
+        return _compare(arguments.checkpoint, arguments.other, arguments.json)
+    if inspection.format_of(arguments.checkpoint) != "orbax":
+        shown = foreign_text.describe(arguments.checkpoint)
+        print(json.dumps(shown) if arguments.json else foreign_text.table(shown))
+        return 0
     path = layout.resolve(arguments.checkpoint)
     lineage = layout.read_lineage(path)
     if arguments.lineage and not arguments.json:
@@ -53,6 +68,15 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(as_json(lineage, stored)))
     else:
         print("\n".join(_table(path, lineage, stored)))
+    return 0
+
+
+def _compare(one: str, other: str, as_json: bool) -> int:
+    differences = inspection.compare(inspection.open_any(one), inspection.open_any(other))
+    if as_json:
+        print(json.dumps(differences.to_json()))
+    else:
+        print(foreign_text.differences(one, other, differences))
     return 0
 
 

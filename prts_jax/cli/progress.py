@@ -3,17 +3,7 @@
 import sys
 import time
 
-
-def format_bytes(count: float) -> str:
-    """Writes bytes in the largest decimal unit that leaves a number above one.
-
-    >>> format_bytes(1.5e9)
-    '1.50 GB'
-    """
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:.0f} B"
+from prts_jax.sizes import format_bytes
 
 
 class Progress:

@@ -1,0 +1,67 @@
+"""What `prts inspect` says of models in other formats, and of two models."""
+
+from typing import Any
+
+from prts_jax.checkpoint import huggingface, inspection
+from prts_jax.checkpoint.inspection import Differences
+from prts_jax.config import to_dict
+from prts_jax.growth.map import format_ranges
+from prts_jax.sizes import format_bytes
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Returns format, model (None where the file does not say it) and params of a foreign model.
+
+    Raises:
+      UserError: it is damaged or nothing that is known.
+    """
+    kind, tensors = inspection.tensors_of(path)
+    model = None
+    if kind == "hf":
+        values = huggingface.read_config_file(path)
+        model = to_dict(huggingface.read_config(values, f"{path}/{huggingface.CONFIG}"))
+    return {
+        "format": kind,
+        "path": path,
+        "config": None if model is None else {"model": model},
+        "params": {
+            name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "bytes": tensor.nbytes}
+            for name, tensor in tensors.items()
+        },
+    }
+
+
+def table(shown: dict[str, Any]) -> str:
+    """Returns what `describe` found as text: a line a tensor."""
+    params = shown["params"]
+    total = sum(tensor["bytes"] for tensor in params.values())
+    lines = [shown["path"], f"format     {shown['format']}"]
+    if shown["config"] is not None:
+        model = shown["config"]["model"]
+        lines.append("model      " + ", ".join(f"{key}={value}" for key, value in model.items()))
+    lines.append(f"tensors    {len(params)} ({format_bytes(total)})")
+    width = max(map(len, params), default=0)
+    shapes = {name: "×".join(map(str, tensor["shape"])) for name, tensor in params.items()}
+    columns = max(map(len, shapes.values()), default=0)
+    for name, tensor in params.items():
+        lines.append(
+            f"  {name:<{width}}  {shapes[name]:<{columns}}  {tensor['dtype']}  "
+            f"{tensor['bytes']:>14,} B"
+        )
+    return "\n".join(lines)
+
+
+def differences(one: str, other: str, found: Differences) -> str:
+    """Returns what two models differ in as text, the first name's value first."""
+    if found.same:
+        return f"{one} and {other} are the same model: {found.compared} leaves, all values equal"
+    lines = [f"A = {one}", f"B = {other}"]
+    lines += [f"  {key}: {a} in A, {b} in B" for key, (a, b) in found.config.items()]
+    lines += [f"  {path}: only in {'AB'[where]}" for path, where in found.only.items()]
+    lines += [f"  {path}: {list(a)} in A, {list(b)} in B" for path, (a, b) in found.shapes.items()]
+    for path, layers in found.values.items():
+        where = f" in layers {format_ranges(layers)}" if layers else ""
+        lines.append(f"  {path}: other values{where}")
+    equal = found.compared - len(found.values)
+    lines.append(f"{equal} of {found.compared} leaves of equal shape have equal values")
+    return "\n".join(lines)
