@@ -38,6 +38,7 @@ class Lineage:
       changes: changes made on resume: {"step", "key", "from", "to"}.
       versions: names and versions of what wrote it.
       stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
+      imported: of a model that began elsewhere: {"format", "path", "dtype", "length"}.
     """
 
     step: int
