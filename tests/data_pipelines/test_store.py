@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.store import TokenStore, token_dtype
-from data_pipelines.store_writer import write_shard
 from prts_jax.errors import UserError
 
 MakeStore = Callable[..., TokenStore]
@@ -107,17 +106,6 @@ def test_an_index_changed_by_hand_is_refused(make_store: MakeStore):
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="does not match its fingerprint"):
         TokenStore.open(folder)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "source", "message"),
-    [([1, 100], 0, "out of range"), ([-1], 0, "out of range"), ([1], 2, "source id 2 of 2")],
-)
-def test_ids_out_of_range_are_refused(tmp_path: Path, tokens: list[int], source: int, message: str):
-    documents = [(np.array([1, 2]), 0), (np.array(tokens), source)]
-    with pytest.raises(UserError, match=message):
-        write_shard(tmp_path, "shard", "file.zst", 1, documents, 100, 2)
-    assert not (tmp_path / "shard.tokens").exists()
 
 
 def test_more_shards_than_a_process_may_open_files(make_store: MakeStore):
