@@ -84,7 +84,8 @@ def stream(
 
     Each source layer is read once, compared with its digest, and written to every target layer
     that comes from it, widened where the map widens it (a leaf without layers at once); zero
-    outputs are written without reading. The grown checkpoint has no optimizer state; its lineage
+    outputs are written without reading. Layers of a dense map mix all source layers, which are read
+    again for every few of them. The grown checkpoint has no optimizer state; its lineage
     continues the source's.
     Killed at any moment it leaves nothing that looks like a checkpoint and can be run again.
 

@@ -12,12 +12,17 @@ from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.leaves import StoredLeaf
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
+from prts_jax.growth import dense
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.matrices import Arrays
 from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.llama import declare
 from prts_jax.paths import as_path, is_remote
 from prts_jax.sizes import format_bytes
+
+MIXTURE_BYTES = 2**29
+"""Bytes of mixtures of source layers that are held at once."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class GrowthPlan:
       declarations: path → the target's leaf.
       bytes_read: bytes of values that will be read.
       bytes_written: bytes of values that will be written.
+      arrays: the matrices of a dense map.
     """
 
     source: str
@@ -41,6 +47,7 @@ class GrowthPlan:
     declarations: dict[str, Declaration]
     bytes_read: int
     bytes_written: int
+    arrays: Arrays
 
 
 def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
@@ -52,7 +59,8 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
 
     Raises:
       UserError: the checkpoint is of another model than the map's source (names the key), or
-        holds other leaves than its config says (names the leaf and both shapes).
+        holds other leaves than its config says (names the leaf and both shapes); or the matrices
+        of a dense map are missing or of other models.
     """
     lineage = layout.read_lineage(source)
     _check_source(source, lineage, growth_map)
@@ -65,9 +73,24 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
         written += math.prod(declaration.shape) * np.dtype(declaration.dtype).itemsize
         if not declaration.stacked:
             read += stored[path].nbytes
+        elif growth_map.matrices is not None:
+            read += stored[path].nbytes * len(mixed_together(growth_map, stored[path]))
         elif copies := copied_layers(growth_map, declaration):
             read += stored[path].nbytes // stored[path].shape[0] * len(copies)
-    return GrowthPlan(source, lineage, growth_map, stored, targets, read, written)
+    arrays = dense.arrays_of(growth_map, targets)
+    return GrowthPlan(source, lineage, growth_map, stored, targets, read, written, arrays)
+
+
+def mixed_together(growth_map: GrowthMap, leaf: StoredLeaf) -> list[tuple[int, ...]]:
+    """Groups the target layers of a dense map: for each group all source layers are read once.
+
+    Args:
+      growth_map: of which every target layer mixes all source layers.
+      leaf: the source's, with layers.
+    """
+    at_once = max(1, MIXTURE_BYTES // (leaf.nbytes // leaf.shape[0]))
+    layers = range(growth_map.target.layers)
+    return [tuple(layers[at : at + at_once]) for at in range(0, len(layers), at_once)]
 
 
 def copied_layers(growth_map: GrowthMap, declaration: Declaration) -> dict[int, list[int]]:

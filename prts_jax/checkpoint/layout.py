@@ -4,17 +4,20 @@
                                  optimizer/    optimizer state; a grown checkpoint has none
                                  lineage/lineage.json
                                  tokenizer/    of an imported model: the files beside its weights
+                                 matrices/<digest>.npz       of learned growth, if there was any
                                  commit_success.txt
 
 A local checkpoint gets its name by a rename when all of it is there. Object stores have no rename:
 there `commit_success.txt` is written last, and nothing counts before it.
 """
 
+import dataclasses
 import json
 import re
 
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
+from prts_jax.growth.matrices import Matrices
 from prts_jax.paths import as_path, is_remote
 
 CHECKPOINTS = "checkpoints"
@@ -23,6 +26,7 @@ OPTIMIZER = "optimizer"
 LINEAGE = "lineage"
 TOKENIZER = "tokenizer"
 LINEAGE_FILE = "lineage.json"
+MATRICES = "matrices"
 COMMIT_MARKER = "commit_success.txt"
 """Orbax's name for the file that ends a checkpoint where there is no rename."""
 
@@ -87,7 +91,7 @@ def read_lineage(path: str) -> Lineage:
       path: what `resolve` returned.
 
     Raises:
-      UserError: no such file, not JSON, or of another format.
+      UserError: no such file, not JSON, of another format, or matrices that are not what was saved.
     """
     file = as_path(path) / LINEAGE / LINEAGE_FILE
     try:
@@ -96,7 +100,49 @@ def read_lineage(path: str) -> Lineage:
         raise UserError(f"{path}: is no checkpoint of prts_jax: it has no {LINEAGE}") from None
     except ValueError as error:
         raise UserError(f"{file}: is damaged ({error}); use another checkpoint") from error
-    return Lineage.from_json(values, str(file))
+    lineage = Lineage.from_json(values, str(file))
+    maps = [record["map"] for record in lineage.growth]
+    digests = {m["matrices"]["digest"] for m in maps if "matrices" in m} - {""}
+    matrices = {digest: read_matrices(matrices_file(path, digest), digest) for digest in digests}
+    return dataclasses.replace(lineage, matrices=matrices)
+
+
+def matrices_file(path: str, digest: str) -> str:
+    """Returns where a checkpoint keeps the matrices with this digest."""
+    return f"{path}/{MATRICES}/{digest}.npz"
+
+
+def read_matrices(file: str, digest: str = "") -> Matrices:
+    """Reads the matrices of a learned map.
+
+    Args:
+      file: of a checkpoint, or wherever it was copied.
+      digest: what they must be; "" takes any.
+
+    Raises:
+      UserError: the file is missing, no such file, or not what was saved.
+    """
+    try:
+        data = as_path(file).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({type(error).__name__}); matrices of learned growth belong "
+            "there, use another checkpoint or file"
+        ) from error
+    matrices = Matrices.from_bytes(data, file)
+    if digest and matrices.digest != digest:
+        raise UserError(
+            f"{file}: is not what was saved (digests differ); it is damaged, use another checkpoint"
+        )
+    return matrices
+
+
+def write_matrices(path: str, lineage: Lineage) -> None:
+    """Writes the matrices of a lineage into a checkpoint in the making."""
+    for digest, matrices in lineage.matrices.items():
+        file = as_path(matrices_file(path, digest))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(matrices.to_bytes())
 
 
 def write_lineage(path: str, lineage: Lineage) -> None:
@@ -106,6 +152,7 @@ def write_lineage(path: str, lineage: Lineage) -> None:
       path: the checkpoint's directory.
       lineage: with the digests of its parameters.
     """
+    write_matrices(path, lineage)
     folder = as_path(path) / LINEAGE
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LINEAGE_FILE).write_text(json.dumps(lineage.to_json()))

@@ -13,6 +13,7 @@ import prts_jax.config
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.matrices import Matrices
 
 FORMAT = 1
 """Version of the layout on disk; raised when an older reader would misunderstand it."""
@@ -39,6 +40,7 @@ class Lineage:
       versions: names and versions of what wrote it.
       stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
       imported: of a model that began elsewhere: {"format", "path", "dtype", "length"}.
+      matrices: digest → the matrices of dense maps among `growth`; kept in files of their own.
     """
 
     step: int
@@ -55,18 +57,22 @@ class Lineage:
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: current_versions())
     stage: int = 0
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
+    matrices: Mapping[str, Matrices] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
         """The model of this checkpoint."""
         return prts_jax.config.from_dict(ModelConfig, self.config["model"], "model")
 
-    def grown(self, growth_map: GrowthMap, digests: Digests) -> "Lineage":
+    def grown(
+        self, growth_map: GrowthMap, digests: Digests, learning: Mapping[str, Any] | None = None
+    ) -> "Lineage":
         """Returns the lineage right after growth: spent and read as before, a new stage begins.
 
         Args:
           growth_map: the map that was applied.
           digests: of the grown parameters.
+          learning: what learning the map took, of a learned one.
         """
         record = {
             "at_step": self.step,
@@ -74,6 +80,10 @@ class Lineage:
             "flops": self.flops,
             "map": growth_map.to_json(),
         }
+        if learning:
+            record["learning"] = dict(learning)
+        dense = growth_map.matrices
+        learned = {dense.digest: dense} if dense is not None and dense.digest else {}
         return dataclasses.replace(
             self,
             stage_step=0,
@@ -81,11 +91,13 @@ class Lineage:
             growth=(*self.growth, record),
             digests=digests,
             versions=current_versions(),
+            matrices={**self.matrices, **learned},
         )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the lineage as JSON would hold it, with the number of its format."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, matrices={}))
+        del values["matrices"]
         for name in ("growth", "changes"):
             values[name] = list(values[name])
         values["digests"] = {path: list(layers) for path, layers in self.digests.items()}
@@ -93,7 +105,7 @@ class Lineage:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "lineage") -> "Lineage":
-        """Reads what `to_json` returned.
+        """Reads what `to_json` returned; matrices are not in it.
 
         Args:
           values: the parsed JSON.
@@ -109,6 +121,7 @@ class Lineage:
                 "of prts_jax that wrote it"
             )
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        del fields["matrices"]
         values = {"stage": 0, "imported": {}, **values}  # keys that came later
         missing = sorted(fields.keys() - values.keys())
         if missing:

@@ -15,14 +15,23 @@ import numpy as np
 
 from prts_jax.checkpoint import leaves
 from prts_jax.checkpoint.digest import LayerDigest, digest_of
-from prts_jax.checkpoint.growth_plan import GrowthPlan, copied_layers, zeroed_layers
+from prts_jax.checkpoint.growth_plan import (
+    GrowthPlan,
+    copied_layers,
+    mixed_together,
+    zeroed_layers,
+)
 from prts_jax.errors import UserError
+from prts_jax.growth import dense
 from prts_jax.growth.leaf import fresh_layers, grow_layers, is_copied
 from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 
 BLOCK_BYTES = 2**26
 """Bytes of a layer that are written at once, and of a chunk on disk."""
+
+ALL = -2
+"""Stands for the source layer of target layers that mix all of them."""
 
 Box = tuple[slice, ...]
 
@@ -33,7 +42,8 @@ class Piece:
 
     Attributes:
       path: of the leaf.
-      layer: the source layer that is read (0 in a leaf without layers); `NEW` where none is.
+      layer: the source layer that is read (0 in a leaf without layers); `NEW` where none is,
+        `ALL` where all are.
       targets: the target layers written.
       zero: whether they become zero; without it and a source layer they are fresh.
       nbytes: bytes of values written.
@@ -56,6 +66,10 @@ def _pieces_of(work: GrowthPlan, path: str) -> Iterator[Piece]:
     size = math.prod(layer_shape(declaration)) * np.dtype(declaration.dtype).itemsize
     if not declaration.stacked:
         yield Piece(path, 0, (0,), False, size)
+        return
+    if work.growth_map.matrices is not None:
+        for mixed in mixed_together(work.growth_map, work.stored[path]):
+            yield Piece(path, ALL, mixed, False, size * len(mixed))
         return
     for layer, targets in copied_layers(work.growth_map, declaration).items():
         yield Piece(path, layer, tuple(targets), False, size * len(targets))
@@ -98,6 +112,8 @@ class LeafGrowth:
             return self._write_zeros(piece)
         if piece.layer == NEW:
             return {at: self._write(at, self._fresh(np.int32(at))) for at in piece.targets}
+        if piece.layer == ALL:
+            return self._mix(piece)
         if is_copied(self._work.growth_map, self._declaration):
             return self._copy(piece)
         values = self._verified(piece.layer)
@@ -115,6 +131,18 @@ class LeafGrowth:
         if found.hexdigest() != expected:
             raise damaged(self._work.source, self._where(piece.layer))
         return dict.fromkeys(piece.targets, expected)
+
+    def _mix(self, piece: Piece) -> dict[int, str]:
+        depth = self._work.arrays[dense.depth_name(self._path)]
+        mixtures: list[Any] = [np.float32(0)] * len(piece.targets)
+        for layer in range(self._work.growth_map.source.layers):
+            values = self._verified(layer)
+            for number, at in enumerate(piece.targets):
+                mixtures[number] = mixtures[number] + depth[at, layer] * values
+        return {
+            at: self._write(at, self._grown(mixture, np.int32(at)))
+            for at, mixture in zip(piece.targets, mixtures, strict=True)
+        }
 
     def _write_zeros(self, piece: Piece) -> dict[int, str]:
         # Written out, not left to the fill value: a whole checkpoint has every chunk.
@@ -134,11 +162,15 @@ class LeafGrowth:
 
     @functools.cached_property
     def _grown(self) -> Callable[[np.ndarray, np.int32], jax.Array]:
-        def grow(values: jax.Array, at: jax.Array) -> jax.Array:
-            growth_map = self._work.growth_map
-            return grow_layers(values[None], growth_map, self._path, self._declaration, at[None])[0]
+        path, declaration, growth_map = self._path, self._declaration, self._work.growth_map
+        names = dense.width_names(growth_map, path, declaration) if self._work.arrays else {}
+        arrays = {name: self._work.arrays[name] for name in names.values()}
 
-        return jax.jit(grow)
+        @jax.jit
+        def grow(values: jax.Array, at: jax.Array, arrays: dense.Arrays) -> jax.Array:
+            return grow_layers(values[None], growth_map, path, declaration, at[None], arrays)[0]
+
+        return lambda values, at: grow(values, at, arrays)
 
     @functools.cached_property
     def _fresh(self) -> Callable[[np.int32], jax.Array]:
@@ -195,7 +227,12 @@ def piece_memory(work: GrowthPlan, path: str) -> int:
         on_disk = max(math.prod(work.stored[path].chunk), math.prod(read))
         return (on_disk + math.prod(read) + math.prod(chunk)) * itemsize
     # The source's layer, the target's, and as much again while it is computed.
-    return 3 * math.prod(layer_shape(declaration)) * itemsize
+    computed = 3 * math.prod(layer_shape(declaration)) * itemsize
+    if work.growth_map.matrices is not None and declaration.stacked:
+        stored = work.stored[path]
+        at_once = len(mixed_together(work.growth_map, stored)[0])
+        return computed + (at_once + 2) * stored.nbytes // stored.shape[0]
+    return computed
 
 
 def damaged(checkpoint: str, where: str) -> UserError:

@@ -1,6 +1,7 @@
 """Saving and restoring checkpoints with Orbax: the only file that imports it."""
 
 import contextlib
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import orbax.checkpoint as ocp
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.digest import digests, first_difference
-from prts_jax.checkpoint.layout import LINEAGE, OPTIMIZER, PARAMS, read_lineage, resolve
+from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, read_lineage, resolve
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
 from prts_jax.model.declaration import LAYERS, Declaration
@@ -31,6 +32,34 @@ __all__ = [
 
 CHUNK_BYTES = 64 * 2**20
 """Largest chunk of a leaf that is not stacked, so that growth reads a vocabulary piece by piece."""
+
+
+@dataclasses.dataclass
+class _FilesSave(ocp.args.CheckpointArgs):
+    """Names → contents of files that one process writes as they are."""
+
+    files: Mapping[str, bytes] = dataclasses.field(repr=False)
+
+
+class _FilesHandler(ocp.AsyncCheckpointHandler):
+    """Writes `_FilesSave`; `prts_jax.checkpoint.layout` reads the files."""
+
+    async def async_save(self, directory: Any, args: _FilesSave) -> list[Any]:  # type: ignore[override]
+        async def write() -> None:
+            if jax.process_index() == 0:
+                for name, contents in args.files.items():
+                    (directory / name).write_bytes(contents)
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="files")]
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("saved in the background only")
+
+    def restore(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("read by prts_jax.checkpoint.layout")
+
+
+ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)(_FilesSave)
 
 
 class Checkpoints:
@@ -234,7 +263,12 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
         return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
 
     lineage = ocp.JsonCheckpointHandler(filename=layout.LINEAGE_FILE)
-    handlers = {PARAMS: arrays(), OPTIMIZER: arrays(), LINEAGE: lineage}
+    handlers = {
+        PARAMS: arrays(),
+        OPTIMIZER: arrays(),
+        LINEAGE: lineage,
+        MATRICES: _FilesHandler(),
+    }
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
 
 
@@ -242,6 +276,9 @@ def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> ocp.args.Compos
     items = {PARAMS: _tree_save(flatten(params)), LINEAGE: ocp.args.JsonSave(lineage.to_json())}
     if optimizer is not None:
         items[OPTIMIZER] = _tree_save(named_leaves(optimizer))
+    if lineage.matrices:
+        files = {f"{digest}.npz": m.to_bytes() for digest, m in lineage.matrices.items()}
+        items[MATRICES] = _FilesSave(files)
     return ocp.args.Composite(**items)
 
 

@@ -19,9 +19,11 @@ from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser, add_host_flags
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.errors import UserError
+from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
 from prts_jax.mesh import start_distributed
+from prts_jax.model.llama import declare
 from prts_jax.paths import as_path
 from prts_jax.sizes import format_bytes
 
@@ -47,6 +49,11 @@ _OPTION_HELP = {
     "(default: exact)",
     "noise": "any: share of noise mixed into what is copied, 0.2 in the paper (default: 0)",
     "seed": "of whatever is drawn (default: 0)",
+    "learn_steps": "learned: must be 0 here, for the matrices' initial value, unless --matrices is "
+    "given; `prts train` learns them (default: 100)",
+    "learn_rate": "learned: of `prts train`'s learning",
+    "matrices": "learned: file of matrices that a run has learned, "
+    "CKPT/matrices/….npz in its checkpoints",
     "options": "another package's operator: its options, as 'name=value,name=value'",
 }
 """What each key of `GrowthConfig` is for."""
@@ -150,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
             arguments.operator or ("layers" if arguments.layers else "stack"),
             **{name: getattr(arguments, name) for name in _OPTION_HELP},
         )
+        growth_map = _with_matrices(growth_map, arguments.matrices, arguments.learn_steps)
     if arguments.dry_run:
         work = grow.plan(source, growth_map)
         expected = forecast(work, target, arguments.mode)
@@ -209,6 +217,22 @@ def _print(
     print(f"{target}: {growth_text.report_text(report)}")
     if found is not None:
         print(growth_text.agreement_text(found))
+
+
+def _with_matrices(growth_map: GrowthMap, file: str, learn_steps: int) -> GrowthMap:
+    """Gives a dense map the matrices of a file; learning them takes data, and a run."""
+    if growth_map.matrices is None:
+        return growth_map
+    if file:
+        arrays = layout.read_matrices(file).arrays or {}
+        return with_arrays(growth_map, declare(growth_map.target), arrays)
+    if learn_steps:
+        raise UserError(
+            "--operator=learned: nothing to learn from here; grow in a run "
+            "(config.init.grow_from with init.growth.operator='learned'), or give --matrices of "
+            "one that did, or --learn_steps=0 for the matrices that learning starts from"
+        )
+    return growth_map
 
 
 def _target_model(spec: str) -> ModelConfig | None:

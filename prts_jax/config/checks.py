@@ -73,6 +73,8 @@ _AT_LEAST_ZERO = (
     "init.growth.pair_noise",
     "init.growth.noise",
     "init.growth.seed",
+    "init.growth.learn_steps",
+    "init.growth.learn_rate",
 )
 
 

@@ -22,6 +22,8 @@ def reasons(growth_map: GrowthMap) -> list[str]:
         found.append("fresh layers add to the stream")
     if [layer for layer in kept if layer != NEW] != list(range(source.layers)):
         found.append("the stream passes through copied layers more than once or in another order")
+    if growth_map.matrices is not None:
+        found.append("matrices mix layers and positions")
     if growth_map.noise:
         found.append(f"{growth_map.noise:.0%} noise is mixed in")
     if growth_map.new == "random" and any(widening.has_new for widening in widths.values()):
@@ -47,6 +49,7 @@ def changes(growth_map: GrowthMap, declarations: Mapping[str, Declaration]) -> d
     done: dict[str, list[str]] = {
         "kept": [],
         "layers copied": [],
+        "layers mixed": [],
         "layers drawn": [],
         "outputs zeroed": [],
         "widened": [],
@@ -55,7 +58,10 @@ def changes(growth_map: GrowthMap, declarations: Mapping[str, Declaration]) -> d
     for path, leaf in declarations.items():
         widens = any(axis in growth_map.widths for axis in leaf.axes)
         copied = is_copied(growth_map, leaf)
-        if leaf.stacked and deepens and has_copies:
+        mixed = leaf.stacked and growth_map.matrices is not None
+        if mixed:
+            done["layers mixed"].append(path)
+        if leaf.stacked and deepens and has_copies and not mixed:
             done["layers copied"].append(path)
         if leaf.stacked and NEW in growth_map.layers:
             done["layers drawn"].append(path)

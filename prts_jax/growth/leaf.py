@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax.growth import dense
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.matrices import Arrays
 from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.initialise import init_leaf, leaf_key, standard_deviation
@@ -15,7 +17,8 @@ from prts_jax.model.initialise import init_leaf, leaf_key, standard_deviation
 def is_copied(growth_map: GrowthMap, declaration: Declaration) -> bool:
     """Returns whether a leaf's copied layers keep their values (or become zero)."""
     widens = any(axis in growth_map.widths for axis in declaration.axes)
-    return not widens and not _is_noisy(growth_map, declaration)
+    mixes = growth_map.matrices is not None and declaration.stacked
+    return not widens and not mixes and not _is_noisy(growth_map, declaration)
 
 
 def fresh_layers(
@@ -44,6 +47,7 @@ def grow_layers(
     path: str,
     declaration: Declaration,
     targets: jax.Array,
+    arrays: Arrays | None = None,
 ) -> jax.Array:
     """Widens layers of a leaf, then mixes noise into it: `W ← (1-α) W + α ε` (App. I.2).
 
@@ -52,20 +56,24 @@ def grow_layers(
       zero:   `W' = [[W, A], [0, C]]`, embedding `[E, 0]`, norm `[√(d/D) μ, 1]`
       random: `W' = [[W, A], [B, C]]`, embedding `[E, ε]`, norm `[√(d/D) μ, 1]`
     with A, B, C, ε fresh from the initialiser: functions of (seed, path, target layer).
+    A dense map widens by its matrices instead (`prts_jax.growth.dense`).
 
     Args:
-      values: source layers `[n, …]`, the one that each of n target layers copies; n is 1 for a
-        leaf without layers.
+      values: source layers `[n, …]`, the one that each of n target layers copies (or, of a dense
+        map, the mixture that it is); n is 1 for a leaf without layers.
       growth_map: what becomes of them.
       path: path of the leaf.
       declaration: of the leaf in the target.
       targets: `[n]` int32, the target layers.
+      arrays: the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
 
     Returns:
       `[n, …]` in the target's shape.
     """
     grown = values
-    if any(axis in growth_map.widths for axis in declaration.axes):
+    if growth_map.matrices is not None:
+        grown = dense.mix_positions(values, growth_map, path, declaration, arrays or {})
+    elif any(axis in growth_map.widths for axis in declaration.axes):
         grown = _widen(values, growth_map, path, declaration, targets)
     if _is_noisy(growth_map, declaration):
         grown = _with_noise(grown, growth_map, path, declaration, targets)

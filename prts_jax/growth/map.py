@@ -12,6 +12,7 @@ import prts_jax.config
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth import exact
+from prts_jax.growth.matrices import Matrices
 from prts_jax.growth.widening import NEW, Widening, runs
 from prts_jax.model.declaration import STREAM
 
@@ -40,6 +41,9 @@ class GrowthMap:
         one copy of a contracted position and taken from the next.
       noise: α of `W ← (1-α) W + α ε`, on all copied leaves but norms; zero outputs stay zero.
       seed: of everything random.
+      matrices: of a dense map (`prts_jax.growth.dense`): leaves with layers and axes that widen are
+        mixed by them. `layers` then names the strongest source layer of each, and `widths` the
+        split that the matrices started from.
     """
 
     operator: str
@@ -54,6 +58,7 @@ class GrowthMap:
     pair_noise: float = 0.0
     noise: float = 0.0
     seed: int = 0
+    matrices: Matrices | None = None
 
     def validate(self) -> None:
         """Checks that the map can be executed.
@@ -98,7 +103,8 @@ class GrowthMap:
         """
         zeroed = set(self.zeroed)
         kept = tuple(layer for at, layer in enumerate(self.layers) if at not in zeroed)
-        return kept == tuple(range(self.source.layers)) and self._keeps_function_in_width()
+        in_order = kept == tuple(range(self.source.layers))
+        return self.matrices is None and in_order and self._keeps_function_in_width()
 
     def _keeps_function_in_width(self) -> bool:
         has_new = any(widening.has_new for widening in self.widths.values())
@@ -121,10 +127,12 @@ class GrowthMap:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the map as JSON would hold it; what growth leaves alone is left out."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, matrices=None))
         values |= {"options": dict(self.options), "layers": list(self.layers)}
         values["zeroed"] = list(self.zeroed)
         values["widths"] = {axis: widening.to_json() for axis, widening in self.widths.items()}
+        if self.matrices is not None:
+            values["matrices"] = self.matrices.to_json()
         # Maps of before these were there stay what they were, to the digest.
         unchanged: dict[str, Any] = {
             "zeroed": [],
@@ -134,6 +142,7 @@ class GrowthMap:
             "pair_noise": 0.0,
             "noise": 0.0,
             "seed": 0,
+            "matrices": None,
         }
         return {
             name: value
@@ -143,7 +152,7 @@ class GrowthMap:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "GrowthMap":
-        """Reads what `to_json` returned, and validates it.
+        """Reads what `to_json` returned, and validates it; arrays of matrices are not in it.
 
         Raises:
           UserError: a map that this version cannot read, or that cannot be executed.
@@ -165,6 +174,7 @@ class GrowthMap:
                 pair_noise=float(values.get("pair_noise", 0.0)),
                 noise=float(values.get("noise", 0.0)),
                 seed=int(values.get("seed", 0)),
+                matrices=Matrices.from_json(values["matrices"]) if "matrices" in values else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -190,6 +200,8 @@ class GrowthMap:
             head += f", outputs of {len(self.zeroed)} layers zero"
         if self.noise:
             head += f", {self.noise:.0%} noise"
+        if self.matrices is not None:
+            head += ", strongest of mixed layers" if self.matrices.digest else ", before learning"
         head += ", function preserving" if self.function_preserving() else ""
         widths = [
             f"{axis} {getattr(self.source, axis)} → {getattr(self.target, axis)} ({widening})"

@@ -7,7 +7,7 @@ from typing import Any
 
 from prts_jax.config import GrowthConfig, ModelConfig, nearest, third_party_operators
 from prts_jax.errors import UserError
-from prts_jax.growth import depth, width
+from prts_jax.growth import depth, learned, width
 from prts_jax.growth.map import GrowthMap
 
 Make = Callable[[ModelConfig, ModelConfig | None, Mapping[str, Any]], GrowthMap]
@@ -40,6 +40,9 @@ OPERATORS: dict[str, Operator] = {
     "split": Operator(width.split, ("widths", "factor", "weights", "pair_noise", "seed", "norm")),
     "zero_width": Operator(width.zero_width, ("widths", "factor", "seed", "norm")),
     "random_width": Operator(width.random_width, ("widths", "factor", "seed", "norm")),
+    "learned": Operator(
+        learned.learned, ("factor", "widths", "learn_steps", "learn_rate", "matrices")
+    ),
 }
 
 
@@ -68,7 +71,8 @@ def make_map(
     defaults = dataclasses.asdict(GrowthConfig())
     options |= {"factor": factor, "layers": layers}
     given = {name: value for name, value in options.items() if value != defaults[name]}
-    given.pop("optimizer", None)  # a map says nothing of it: the executors do
+    # A map says nothing of the optimizer: the executors do.
+    copies_moments = given.pop("optimizer", "reset") == "copy"
     noise = given.pop("noise", 0.0)
     taken = {name: value for name, value in given.items() if not (noise and name == "seed")}
     if operator in OPERATORS:
@@ -88,6 +92,11 @@ def make_map(
     if noise:
         made = dataclasses.replace(made, noise=noise, seed=given.get("seed", made.seed))
     made.validate()
+    if copies_moments and made.matrices is not None:
+        raise UserError(
+            f"growth.optimizer: is 'copy', but {operator!r} mixes layers, and moments of mixed "
+            "gradients are not known; use 'reset'"
+        )
     return made
 
 

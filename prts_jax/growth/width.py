@@ -45,7 +45,7 @@ def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
       UserError: no or an unknown axis, an axis that shrinks, head_dim (its rotary frequencies and
         softmax scale allow no split), fewer queries a group, or an unknown option.
     """
-    wide = _wide_target(source, target, options)
+    wide = wide_target(source, target, options)
     if wide.head_dim != source.head_dim:
         raise UserError(
             f"growth.widths: head_dim from {source.head_dim} to {wide.head_dim}: splitting it is "
@@ -123,7 +123,7 @@ def _with_new(
     target: ModelConfig | None,
     options: Mapping[str, Any],
 ) -> GrowthMap:
-    wide = _wide_target(source, target, options)
+    wide = wide_target(source, target, options)
     exact = source.norm_eps * source.embed / wide.embed
     if math.isclose(wide.norm_eps, exact):
         exact = wide.norm_eps  # to the last bit: a config is compared with its checkpoint's
@@ -188,7 +188,7 @@ def _rotary_index(old: int, new: int) -> list[int]:
     return index
 
 
-def _wide_target(
+def wide_target(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> ModelConfig:
     """Returns the target's shape: the given one, or the source with the sizes of "widths"."""

@@ -17,6 +17,7 @@ from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import grow_optimizer
 from prts_jax.mesh import param_shardings
 from prts_jax.model.llama import declare
+from prts_jax.train.learn import Learn
 from prts_jax.train.state import (
     TrainState,
     abstract_optimizer,
@@ -43,7 +44,11 @@ class Ancestor(NamedTuple):
 
 
 def grow_from(
-    config: RunConfig, mesh: Mesh, optimizer: optax.GradientTransformation, path: str
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    path: str,
+    learn: Learn,
 ) -> Ancestor:
     """Grows a checkpoint into the config's model, on the mesh.
 
@@ -52,6 +57,7 @@ def grow_from(
       mesh: where the state will live.
       optimizer: of the stage.
       path: of the checkpoint (what `resolve` returned).
+      learn: learns the matrices of the map, where it has any.
 
     Raises:
       UserError: a growth that cannot be, or an optimizer's state that is not there to be copied.
@@ -60,12 +66,9 @@ def grow_from(
     growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
     old, new = declare(source.model), declare(growth_map.target)
     abstract = abstract_params(old, mesh)
-    params = grow_params(
-        checkpoint_store.restore_params(path, abstract, old),
-        growth_map,
-        new,
-        param_shardings(mesh, new),
-    )
+    source_params = checkpoint_store.restore_params(path, abstract, old)
+    growth_map, source, learning = learn(growth_map, source_params, source)
+    params = grow_params(source_params, growth_map, new, param_shardings(mesh, new))
     if config.init.growth.optimizer == "copy":
         moments = checkpoint_store.restore_optimizer(
             path, abstract_optimizer(optimizer, abstract, mesh)
@@ -76,7 +79,7 @@ def grow_from(
         state = TrainState(params, grown, stage_step_array(0, mesh))
     else:
         state = fresh_state(params, optimizer, mesh)
-    lineage = source.grown(growth_map, digests={})  # taken when it is saved
+    lineage = source.grown(growth_map, {}, learning)  # digests are taken when it is saved
     return Ancestor(state, lineage, f"grown from {path}", growth_map)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -23,6 +24,8 @@ from prts_jax.model.declaration import Declaration
 from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare
 from prts_jax.train.ancestor import Ancestor, grow_from, start_from
+from prts_jax.train.learn import Learn, Learned, learn
+from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.state import (
     TrainState,
     abstract_optimizer,
@@ -48,6 +51,7 @@ FREE_TO_CHANGE = (
     # Read at the beginning of a run, and never again.
     "init.grow_from",
     "init.start_from",
+    "init.growth.matrices",
 )
 """Keys that a resume may change without being asked."""
 
@@ -119,7 +123,9 @@ def begin(
         return _resume(config, mesh, optimizer, batches, path, allow_change)
     if config.init.grow_from:
         path = checkpoint_store.resolve(config.init.grow_from)
-        return _after(grow_from(config, mesh, optimizer, path), config, batches, allow_change)
+        learning = _learning(config, mesh, batches, allow_change)
+        ancestor = grow_from(config, mesh, optimizer, path, learning)
+        return _after(ancestor, config, batches, allow_change)
     if config.init.start_from:
         path = checkpoint_store.resolve(config.init.start_from)
         return _after(start_from(config, mesh, optimizer, path), config, batches, allow_change)
@@ -204,10 +210,36 @@ def _next_stage(
     """Goes on from the checkpoint that ended the stage before; the config is leave for its data."""
     lineage = checkpoint_store.read_lineage(path)
     config = with_grown_epsilon(config, lineage)
-    go_on = start_from if lineage.model == config.model else grow_from
-    start = _after(go_on(config, mesh, optimizer, path), config, batches, ("data.store",))
+    if lineage.model == config.model:
+        ancestor = start_from(config, mesh, optimizer, path)
+    else:
+        learning = _learning(config, mesh, batches, ("data.store",))
+        ancestor = grow_from(config, mesh, optimizer, path, learning)
+    start = _after(ancestor, config, batches, ("data.store",))
     lineage = dataclasses.replace(start.lineage, stage=stage)
     return dataclasses.replace(start, lineage=lineage, resumed=True)
+
+
+def _learning(
+    config: RunConfig, mesh: Mesh, batches: TrainBatches, allow_change: Collection[str]
+) -> Learn:
+    """Returns what learns the matrices of a growth map, where it has any, on this run's data."""
+
+    def on_our_data(growth_map: GrowthMap, source_params: Any, source: Lineage) -> Learned:
+        if growth_map.matrices is None:
+            return Learned(growth_map, source, {})
+        position, _, changes = data_position(source, config, batches, allow_change)
+        source = dataclasses.replace(
+            source,
+            config={**source.config, "data": to_dict(config.data)},
+            position=position,
+            store=batches.store.fingerprint,
+            changes=(*source.changes, *changes),
+        )
+        say = TerminalLine(0, jax.process_index() > 0).say
+        return learn(config, mesh, batches, growth_map, source_params, source, say)
+
+    return on_our_data
 
 
 def _after(

@@ -34,7 +34,7 @@ class StepMetrics(NamedTuple):
     source_tokens: jax.Array
 
 
-def _micro_batches(batch: Batch, count: int) -> Batch:
+def micro_batches(batch: Batch, count: int) -> Batch:
     """[B, S] → [count, B / count, S], every device keeping the rows it has."""
     return {
         name: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
@@ -78,11 +78,11 @@ def make_train_step(
         def add(total: Any, micro: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, with_gradient(params, micro)), None
 
-        micro_batches = _micro_batches(batch, count)
-        first = jax.tree.map(lambda x: x[0], micro_batches)
+        parts = micro_batches(batch, count)
+        first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(with_gradient, params, first)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zero, micro_batches)
+        total, _ = jax.lax.scan(add, zero, parts)
         return total
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:

@@ -207,7 +207,7 @@ def test_what_else_cannot_be_shared_is_said_before_anything_is_written(source, t
 def test_a_map_says_nothing_that_pointers_cannot_do():
     """Sharing looks at `layers` alone: what else a map may ask for belongs into `obstacle`."""
     fields = {field.name for field in dataclasses.fields(GrowthMap)}
-    drawn = {"widths", "new", "norm_scale", "pair_noise", "noise", "seed"}
+    drawn = {"widths", "new", "norm_scale", "pair_noise", "noise", "seed", "matrices"}
     assert fields == {"operator", "options", "source", "target", "layers", "zeroed"} | drawn
 
 

@@ -1,0 +1,88 @@
+"""The matrices of a learned map: arrays by name, known by their digest, kept in a file."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prts_jax.errors import UserError
+
+Arrays = Mapping[str, Any]
+"""Name of a matrix (`prts_jax.growth.dense`) → float32 array `[target size, source size]`."""
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices of a map; two are equal if their values are.
+
+    A map's JSON holds digest and shapes; the arrays are in a file beside the lineage.
+
+    Attributes:
+      digest: SHA-256 of names, shapes and values; "" stands for the initial value, which is a
+        function of the map (`prts_jax.growth.dense.initial`) and needs no file.
+      shapes: name → (target size, source size).
+      arrays: the values; None where only the JSON was read.
+    """
+
+    digest: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    arrays: Arrays | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> "Matrices":
+        """Takes arrays as they are, float32."""
+        kept = {name: np.ascontiguousarray(arrays[name], "<f4") for name in sorted(arrays)}
+        shapes = {name: tuple(array.shape) for name, array in kept.items()}
+        digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode())
+        for array in kept.values():
+            digest.update(array.tobytes())
+        return cls(digest.hexdigest(), shapes, kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns digest and shapes."""
+        return {"digest": self.digest, "shapes": {n: list(s) for n, s in self.shapes.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Matrices":
+        """Reads what `to_json` returned; the arrays are not in it.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is something else.
+        """
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in values["shapes"].items()}
+        return cls(str(values["digest"]), shapes)
+
+    def to_bytes(self) -> bytes:
+        """Returns the arrays as the bytes of a NumPy archive (.npz)."""
+        file = io.BytesIO()
+        np.savez(file, **dict(self.arrays or {}))
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "Matrices":
+        """Reads what `to_bytes` returned.
+
+        Args:
+          data: the file's.
+          where: its name, for messages.
+
+        Raises:
+          UserError: it is no such archive, or holds something else than float32.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as e:
+            raise UserError(
+                f"{where}: holds no matrices ({type(e).__name__}); give the .npz file in the "
+                "folder matrices of a checkpoint that grew by the operator 'learned'"
+            ) from e
+        for name, array in arrays.items():
+            if array.dtype != np.float32:
+                raise UserError(f"{where}: {name} is {array.dtype}, not float32; use another file")
+        return cls.of(arrays)

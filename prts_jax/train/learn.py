@@ -1,0 +1,229 @@
+"""Learned growth: the matrices of a map are trained on the loss of the model that they make.
+
+G_learn of Du et al., arXiv 2405.15319, App. A; LiGO (arXiv 2303.00980), which takes 100 steps.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from data_pipelines.loader import TrainBatches
+from prts_jax import tree
+from prts_jax.checkpoint.layout import read_matrices
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import RunConfig
+from prts_jax.errors import UserError
+from prts_jax.feed import place, prefetch
+from prts_jax.growth import dense
+from prts_jax.growth.learned import with_arrays
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.on_mesh import grow_leaves
+from prts_jax.mesh import compile_together, param_shardings, sharding
+from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
+from prts_jax.model.declaration import Declaration
+from prts_jax.model.inputs import documents_of
+from prts_jax.model.llama import declare, logits
+from prts_jax.model.loss import token_losses
+from prts_jax.train.optim import apply_updates, make_optimizer
+from prts_jax.train.state import TrainState, fresh_state, replicated
+from prts_jax.train.step import Batch, micro_batches
+
+
+class Learned(NamedTuple):
+    """What learning gives.
+
+    Attributes:
+      growth_map: with the learned matrices.
+      lineage: the source's, with the tokens and FLOPs that learning took, before the growth.
+      record: of the learning, for the lineage's record of the growth; empty if there was none.
+    """
+
+    growth_map: GrowthMap
+    lineage: Lineage
+    record: Mapping[str, Any]
+
+
+Learn = Callable[[GrowthMap, Any, Lineage], Learned]
+"""(map, source parameters, source's lineage) → what learning gives."""
+
+
+def learn(
+    config: RunConfig,
+    mesh: Mesh,
+    batches: TrainBatches,
+    growth_map: GrowthMap,
+    source_params: Any,
+    lineage: Lineage,
+    say: Callable[[str], None],
+) -> Learned:
+    """Trains the matrices of a dense map; the source's parameters are frozen.
+
+    `init.growth.learn_steps` steps of the run's AdamW (without weight decay, which would pull the
+    map to nothing) at the constant rate `init.growth.learn_rate`, on the run's batches from the
+    lineage's position on. These tokens are trained on: position, tokens and FLOPs advance, steps
+    do not. A pure function of its arguments; what kills it loses it, and nothing is written.
+
+    Args:
+      config: the run's. With `init.growth.matrices` the matrices are read and nothing is trained;
+        with learn_steps=0 the map stays as it is.
+      mesh: where the source's parameters live.
+      batches: the training data.
+      growth_map: from the lineage's model to the run's, see `prts_jax.growth.learned`.
+      source_params: nested dict of arrays.
+      lineage: of the source, at the position in this run's data.
+      say: told of the progress.
+
+    Raises:
+      UserError: a file of matrices that cannot be read or is of other models; or the loss diverged.
+    """
+    growth = config.init.growth
+    declarations = declare(growth_map.target)
+    if growth.matrices:
+        arrays = read_matrices(growth.matrices).arrays or {}
+        return Learned(with_arrays(growth_map, declarations, arrays), lineage, {})
+    if not growth.learn_steps:
+        return Learned(growth_map, lineage, {})
+    state, losses = _train(config, mesh, batches, growth_map, source_params, lineage, say)
+    gather = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
+    arrays = {name: np.asarray(array) for name, array in gather(state.params).items()}
+    tokens = growth.learn_steps * config.data.batch * config.data.length
+    flops = tokens * training_flops_per_token(growth_map.target, declarations, config.data.length)
+    flops += growth.learn_steps * dense.learning_flops(growth_map, declarations)
+    spent = dataclasses.replace(
+        lineage,
+        position=lineage.position + tokens,
+        tokens=lineage.tokens + tokens,
+        flops=lineage.flops + flops,
+        flops_6nd=lineage.flops_6nd + tokens * six_n_d_per_token(declarations),
+    )
+    record = {
+        "steps": growth.learn_steps,
+        "tokens": tokens,
+        "flops": flops,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+    }
+    return Learned(with_arrays(growth_map, declarations, arrays), spent, record)
+
+
+def make_learn_step(
+    config: RunConfig,
+    growth_map: GrowthMap,
+    declarations: Mapping[str, Declaration],
+    optimizer: optax.GradientTransformation,
+    shardings: Mapping[str, Any],
+) -> jax.stages.Wrapped:
+    """Returns the jitted step (state, source leaves, batch) → (state, loss); the state is donated.
+
+    The state's parameters are the matrices. The grown model is made once a step, also when the loss
+    is accumulated over micro-batches.
+
+    Args:
+      config: the run's.
+      growth_map: what the matrices belong to.
+      declarations: path → declaration in the target.
+      optimizer: of the matrices.
+      shardings: path → sharding of the grown leaves.
+    """
+
+    def grown(arrays: Any, source: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        leaves = grow_leaves(source, growth_map, declarations, arrays)
+        return jax.lax.with_sharding_constraint(leaves, dict(shardings))
+
+    def summed_loss(leaves: dict[str, jax.Array], batch: Batch) -> jax.Array:
+        params = tree.unflatten(leaves)
+        documents = documents_of(batch)
+        out = logits(
+            params, batch["tokens"], growth_map.target, config.compute, documents=documents
+        )
+        return jnp.sum(token_losses(out, batch["targets"]) * batch["loss_weights"])
+
+    def summed_gradient(leaves: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, Any]:
+        def add(total: Any, micro: Batch) -> tuple[Any, None]:
+            one = jax.value_and_grad(summed_loss)(leaves, micro)
+            return jax.tree.map(jnp.add, total, one), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, leaves))
+        total, _ = jax.lax.scan(add, zero, micro_batches(batch, config.train.accumulation))
+        return total
+
+    def learn_step(
+        state: TrainState, source: Mapping[str, jax.Array], batch: Batch
+    ) -> tuple[TrainState, jax.Array]:
+        leaves, to_matrices = jax.vjp(lambda arrays: grown(arrays, source), state.params)
+        loss, leaf_gradient = summed_gradient(leaves, batch)
+        tokens = jnp.sum(batch["loss_weights"])
+        (gradient,) = to_matrices(jax.tree.map(lambda g: g / tokens, leaf_gradient))
+        updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+        rate = jnp.asarray(config.init.growth.learn_rate, jnp.float32)
+        params = apply_updates(state.params, updates, rate)
+        return TrainState(params, opt_state, state.stage_step + 1), loss / tokens
+
+    return jax.jit(learn_step, donate_argnums=0)
+
+
+def matrices_on_mesh(
+    growth_map: GrowthMap, declarations: Mapping[str, Declaration], mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Places the initial matrices: rows split as the axis that they make, D whole everywhere."""
+    arrays = dense.initial(growth_map, declarations)
+    placed: dict[str, jax.Array] = {}
+    for name, shape in dense.matrix_shapes(growth_map, declarations).items():
+        where = sharding(mesh, (shape.axis, "features"))
+        placed[name] = jax.make_array_from_callback(
+            arrays[name].shape, where, arrays[name].__getitem__
+        )
+    return placed
+
+
+def _train(
+    config: RunConfig,
+    mesh: Mesh,
+    batches: TrainBatches,
+    growth_map: GrowthMap,
+    source_params: Any,
+    lineage: Lineage,
+    say: Callable[[str], None],
+) -> tuple[TrainState, list[float]]:
+    data, steps = config.data, config.init.growth.learn_steps
+    declarations = declare(growth_map.target)
+    optimizer = make_optimizer(dataclasses.replace(config.optimizer, weight_decay=0.0))
+    state = fresh_state(matrices_on_mesh(growth_map, declarations, mesh), optimizer, mesh)
+    shardings = param_shardings(mesh, declarations)
+    learn_step = make_learn_step(config, growth_map, declarations, optimizer, shardings)
+    source = tree.flatten(source_params)
+
+    def batch_of(step: int) -> Batch:
+        position = lineage.position + step * data.batch * data.length
+        return place(
+            mesh,
+            lambda start, stop: batches.rows(position, start, stop),
+            (data.batch, data.length),
+            batches.fields,
+        )
+
+    compiled = compile_together(learn_step, state, source, batch_of(0))
+    losses: list[jax.Array] = []
+    with contextlib.closing(prefetch(batch_of, 0, steps)) as stream:
+        for step, batch in enumerate(stream, start=1):
+            state, loss = compiled(state, source, batch)
+            losses.append(loss)
+            if step % config.logging.every_steps == 0 or step in (1, steps):
+                _refuse_divergence(float(loss), step)
+                say(f"learning the growth map: step {step}/{steps}  loss {float(loss):.4f}")
+    return state, [float(loss) for loss in losses]
+
+
+def _refuse_divergence(loss: float, step: int) -> None:
+    if not np.isfinite(loss):
+        raise UserError(
+            f"loss: is {loss} at step {step} of learning the growth map: it has diverged; lower "
+            "config.init.growth.learn_rate"
+        )

@@ -1,0 +1,155 @@
+"""Learning a growth map: what trains, what stays, what it costs, and that it can be repeated."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from prts_jax import tree
+from prts_jax.checkpoint.layout import matrices_file, read_lineage, read_matrices, resolve
+from prts_jax.errors import UserError
+from prts_jax.growth import dense
+from prts_jax.growth.operators import make_map
+from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
+from prts_jax.model.llama import declare
+from prts_jax.train.learn import make_learn_step, matrices_on_mesh
+from prts_jax.train.optim import make_optimizer
+from prts_jax.train.state import fresh_state
+from tests.train import tiny
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def wide_and_deep(base) -> dict:
+    """Changes of the tiny run's config that grow the base by learned matrices, twice as deep."""
+    model = dataclasses.replace(
+        tiny.MODEL, layers=4, embed=40, mlp=64, heads=8, kv_heads=4, norm_eps=tiny.MODEL.norm_eps
+    )
+    return {
+        "model": model,
+        "init__grow_from": str(base.workdir),
+        "init__growth__operator": "learned",
+        "init__growth__learn_steps": STEPS,
+        "train__steps": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def learned_run(base, stores, wide_and_deep, tmp_path_factory) -> Path:
+    """One step of a model grown by matrices that were learned before it."""
+    from prts_jax.train.loop import train
+
+    workdir = tmp_path_factory.mktemp("learned") / "run"
+    paths = {"data__train": stores.train, "data__validation": stores.validation}
+    train(tiny.run_config(**(paths | wide_and_deep)), str(workdir))
+    return workdir
+
+
+def test_learning_lowers_the_loss_on_held_out_text(run, tmp_path, learned_run, wide_and_deep):
+    changes = wide_and_deep | {"init__growth__learn_steps": 0}
+    before = run(tmp_path / "run", **changes)[0]["validation_loss"]
+    after = tiny.read_lines(learned_run)[0]["validation_loss"]
+    assert after < before - 0.01
+
+
+def test_every_matrix_has_learned(learned_run):
+    lineage = read_lineage(resolve(str(learned_run)))
+    (matrices,) = lineage.matrices.values()
+    growth_map = make_map(tiny.MODEL, lineage.model, "learned")
+    for name, start in dense.initial(growth_map, declare(lineage.model)).items():
+        assert (matrices.arrays[name] != start).all(), name
+
+
+def test_tokens_position_and_flops_of_learning_are_booked(learned_run, base):
+    before = read_lineage(resolve(str(base.workdir)))
+    lines = tiny.read_lines(learned_run)
+    target = read_lineage(resolve(str(learned_run))).model
+    declarations = declare(target)
+    tokens = STEPS * 8 * 16
+    flops = tokens * training_flops_per_token(target, declarations, 16)
+    flops += STEPS * dense.learning_flops(make_map(tiny.MODEL, target, "learned"), declarations)
+    assert lines[0]["tokens"] == before.tokens + tokens
+    assert lines[0]["position"] == before.position + tokens
+    assert lines[0]["flops"] == before.flops + flops
+    assert lines[0]["flops_6nd"] == before.flops_6nd + tokens * six_n_d_per_token(declarations)
+    assert lines[0]["step"] == before.step
+    learning = lines[0]["growth"]["learning"]
+    assert (learning["steps"], learning["tokens"], learning["flops"]) == (STEPS, tokens, flops)
+    assert learning["last_loss"] < learning["first_loss"]
+
+
+def test_the_matrices_are_kept_by_digest_and_the_record_is_small(learned_run):
+    path = resolve(str(learned_run))
+    record = read_lineage(path).growth[-1]
+    digest = record["map"]["matrices"]["digest"]
+    assert read_matrices(matrices_file(path, digest)).digest == digest
+    assert len(json.dumps(record)) < 10_000
+
+
+def test_the_same_run_learns_the_same_bits_and_a_file_gives_them_again(
+    run, tmp_path, learned_run, wide_and_deep
+):
+    run(tmp_path / "again", **wide_and_deep)
+    stored = tiny.stored_params(learned_run)
+    tiny.assert_same(tree.unflatten(tiny.stored_params(tmp_path / "again")), stored)
+
+    path = resolve(str(learned_run))
+    (digest,) = read_lineage(path).matrices
+    given = wide_and_deep | {"init__growth__matrices": matrices_file(path, digest)}
+    lines = run(tmp_path / "given", **given)
+    learned = tiny.read_lines(learned_run)
+    assert lines[0]["validation_loss"] == learned[0]["validation_loss"]
+    assert lines[0]["tokens"] == learned[0]["tokens"] - STEPS * 8 * 16  # nothing was trained
+    assert "learning" not in lines[0]["growth"]
+
+
+def test_a_finished_learning_is_resumed_from_not_repeated(run, tmp_path, wide_and_deep, capsys):
+    run(tmp_path / "run", **wide_and_deep)
+    said = "learning the growth map: step 20/20"
+    assert said in capsys.readouterr().err
+    lines = run(tmp_path / "run", **(wide_and_deep | {"train__steps": 3}))
+    assert said not in capsys.readouterr().err
+    assert [line["step"] for line in lines] == [6, 7, 8, 9]
+
+
+def test_accumulated_micro_batches_learn_the_same(configure):
+    target = dataclasses.replace(tiny.MODEL, layers=4)
+    growth_map = make_map(tiny.MODEL, target, "learned")
+    declarations = declare(target)
+    rng = np.random.default_rng(0)
+    source = {
+        path: np.asarray(rng.normal(size=leaf.shape) * 0.1, np.float32)
+        for path, leaf in declare(tiny.MODEL).items()
+    }
+    tokens = rng.integers(0, 64, (8, 17)).astype(np.int32)
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "loss_weights": np.ones((8, 16), np.float32),
+    }
+    learned = []
+    for accumulation in (1, 4):
+        config = configure(train__accumulation=accumulation)
+        mesh = make_mesh(config.mesh)
+        optimizer = make_optimizer(config.optimizer)
+        state = fresh_state(matrices_on_mesh(growth_map, declarations, mesh), optimizer, mesh)
+        step = make_learn_step(
+            config, growth_map, declarations, optimizer, param_shardings(mesh, declarations)
+        )
+        learned.append(jax.device_get(step(state, source, batch)))
+    (one, loss), (four, same_loss) = learned
+    np.testing.assert_allclose(loss, same_loss, rtol=1e-5)
+    for name, array in one.optimizer[1].mu.items():
+        np.testing.assert_allclose(array, four.optimizer[1].mu[name], rtol=1e-3, atol=1e-7)
+
+
+def test_a_diverged_learning_says_so_and_writes_nothing(run, tmp_path, wide_and_deep):
+    changes = wide_and_deep | {"init__growth__learn_rate": 1e30}
+    with pytest.raises(UserError, match=r"has diverged; lower config\.init\.growth\.learn_rate"):
+        run(tmp_path / "run", **changes)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
