@@ -48,6 +48,7 @@ EXAMPLES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "split": (SIX, {"widths": WIDER}),
     "zero_width": (SIX, {"widths": WIDER}),
     "random_width": (SIX, {"widths": WIDER}),
+    "learned": (SIX, {"factor": 4}),
 }
 """Operator → the source and the options that its picture shows."""
 
