@@ -125,6 +125,19 @@ class GrowthMap:
         pairs = list(zip(self.layers, self.layers[1:], strict=False))
         return sum(b == a + 1 and a != NEW for a, b in pairs) / len(pairs) if pairs else 1.0
 
+    def new_layers(self) -> tuple[int, ...]:
+        """Returns the target layers that the source had not: fresh, silent, or copied once more.
+
+        Of several copies of a layer the first is the layer itself.
+        """
+        new, kept = [], set()
+        for at, layer in enumerate(self.layers):
+            if layer == NEW or at in self.zeroed or layer in kept:
+                new.append(at)
+            else:
+                kept.add(layer)
+        return tuple(new)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the map as JSON would hold it; what growth leaves alone is left out."""
         values = dataclasses.asdict(dataclasses.replace(self, matrices=None))

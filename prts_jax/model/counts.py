@@ -1,7 +1,7 @@
 """Parameters and FLOPs, counted from declarations. The one definition of training FLOPs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from prts_jax.config import ModelConfig
@@ -46,19 +46,34 @@ def attention_flops_per_token(model: ModelConfig, length: int) -> int:
 
 
 def training_flops_per_token(
-    model: ModelConfig, declarations: Mapping[str, Declaration], length: int
+    model: ModelConfig,
+    declarations: Mapping[str, Declaration],
+    length: int,
+    frozen: Collection[int] | None = None,
 ) -> int:
     """FLOPs of one training token: 6 × matmul parameters + causal attention, forward and back.
 
-    Norms, softmax, the loss, rematerialisation, evaluation and padding are not counted.
+    Norms, softmax, the loss, rematerialisation, evaluation and padding are not counted. Of a frozen
+    layer the gradient of its parameters is not computed (2 of the 6), and below the lowest trained
+    layer nothing is but the forward pass.
 
     Args:
       model: the model's shape.
       declarations: of its parameters.
       length: tokens of a training sequence.
+      frozen: layers that are not trained.
     """
     matmul = count_parameters(declarations).matmul
-    return 6 * matmul + 3 * attention_flops_per_token(model, length)
+    whole = 6 * matmul + 3 * attention_flops_per_token(model, length)
+    if not frozen:
+        return whole
+    in_layers = {path: d for path, d in declarations.items() if d.stacked}
+    matmul_of_layer = count_parameters(in_layers).matmul // model.layers
+    attention_of_layer = attention_flops_per_token(model, length) // model.layers
+    below = min(set(range(model.layers)) - set(frozen), default=model.layers)
+    above = sum(layer > below for layer in frozen)
+    spared = below * (4 * matmul_of_layer + 2 * attention_of_layer) + above * 2 * matmul_of_layer
+    return whole - spared
 
 
 def six_n_d_per_token(declarations: Mapping[str, Declaration]) -> int:

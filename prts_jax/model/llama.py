@@ -1,5 +1,6 @@
 """The Llama model: tokens in, float32 logits out. The only place that declares its parameters."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from prts_jax.model.inputs import Documents, Gates
 from prts_jax.model.layers import (
     Block,
     Declared,
+    Rope,
     declare_param,
     gated,
     matmul_precision,
@@ -36,6 +38,7 @@ class Llama(nn.Module):
 
     model: ModelConfig
     compute: ComputeConfig
+    frozen: tuple[int, ...] | None = None
 
     @nn.compact
     def __call__(
@@ -51,15 +54,15 @@ class Llama(nn.Module):
         )
         x_BxSxE = gated(table_VxE.astype(dtype)[tokens_BxS], gates.embed_E)
         x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
+        if self.frozen is not None:
+            x_BxSxE = jax.lax.stop_gradient(x_BxSxE)
         if documents is None:
             rope = rope_tables(jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32), m)
         else:
             rope = rope_tables(documents.positions_BxS[:, None], m)
         if m.layers:
             segment_ids_BxS = None if documents is None else documents.segment_ids_BxS
-            x_BxSxE, _ = self._blocks()(m, self.compute, name=LAYERS)(
-                x_BxSxE, rope, segment_ids_BxS, gates._replace(layers_L=None), gates.layers_L
-            )
+            x_BxSxE = self._through_layers(x_BxSxE, rope, segment_ids_BxS, gates)
         final_norm = declare_param(self, "final_norm", embed, init="ones")
         x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
         if m.tied:
@@ -75,7 +78,32 @@ class Llama(nn.Module):
         )
         return constrain(logits_BxSxV, ("batch", "length", "vocab"))
 
-    def _blocks(self) -> Any:
+    def _through_layers(
+        self, x_BxSxE: jax.Array, rope: Rope, segment_ids_BxS: jax.Array | None, gates: Gates
+    ) -> jax.Array:
+        m, shared = self.model, gates._replace(layers_L=None)
+        if not self.frozen:
+            blocks = self._blocks(m.layers)(m, self.compute, name=LAYERS)
+            x_BxSxE, _ = blocks(x_BxSxE, rope, segment_ids_BxS, shared, gates.layers_L)
+            return x_BxSxE
+        # A scan goes backward through all of its layers or none: one for each run of layers that
+        # are frozen or trained together. Up to the first trained one, none goes backward.
+        stacked = self.variables["params"][LAYERS]
+        is_frozen = [layer in self.frozen for layer in range(m.layers)]
+        for frozen, group in itertools.groupby(range(m.layers), is_frozen.__getitem__):
+            layers = list(group)
+            part = slice(layers[0], layers[-1] + 1)
+            params = jax.tree.map(lambda leaf, part=part: leaf[part], stacked)
+            if frozen:
+                params = jax.lax.stop_gradient(params)
+            gate = None if gates.layers_L is None else gates.layers_L[part]
+            blocks = self._blocks(len(layers))(m, self.compute, parent=None)
+            x_BxSxE, _ = blocks.apply(
+                {"params": params}, x_BxSxE, rope, segment_ids_BxS, shared, gate
+            )
+        return x_BxSxE
+
+    def _blocks(self, layers: int) -> Any:
         block: Any = Block
         if self.compute.remat != "none":
             block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[self.compute.remat])
@@ -84,8 +112,8 @@ class Llama(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=self.model.layers,
-            unroll=1 if self.compute.scan else self.model.layers,
+            length=layers,
+            unroll=1 if self.compute.scan else layers,
             metadata_params={meta.PARTITION_NAME: LAYERS},
         )
 
@@ -119,6 +147,7 @@ def logits(
     *,
     documents: Documents | None = None,
     gates: Gates | None = None,
+    frozen: tuple[int, ...] | None = None,
 ) -> jax.Array:
     """Applies the model.
 
@@ -129,11 +158,12 @@ def logits(
       compute: dtype, attention, remat and scan.
       documents: where each row holds several; None: a row is one document.
       gates: of what growth added; None: all open.
+      frozen: layers without a gradient; neither has the embedding's look-up. None: all have one.
 
     Returns:
       [B, S, vocab] float32: position s scores the token at s + 1.
     """
-    out: jax.Array = Llama(model, compute).apply(  # type: ignore[assignment]
+    out: jax.Array = Llama(model, compute, frozen).apply(  # type: ignore[assignment]
         {"params": params}, tokens_BxS, documents, gates or OPEN
     )
     return out

@@ -27,6 +27,7 @@ from prts_jax.feed import place, prefetch
 from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.paths import as_path, write_atomically
+from prts_jax.train.freezing import frozen_layers
 from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.record import Recorder
@@ -192,13 +193,14 @@ class _Run:
         self.batches, self.checkpoints = batches, checkpoints
         self.state, self.model, self.declarations = start.state, start.model, start.declarations
         self.lineage = start.lineage
+        frozen = frozen_layers(config, start.lineage)
         self.flops_per_token = training_flops_per_token(
-            start.model, start.declarations, config.data.length
+            start.model, start.declarations, config.data.length, frozen
         )
         grown_at = start.lineage.step - start.lineage.stage_step
         sources = batches.store.sources
         self.train_step = make_train_step(
-            start.model, config, optimizer, grown_at, sources=len(sources)
+            start.model, config, optimizer, grown_at, sources=len(sources), frozen=frozen
         )
         self.evaluate = self._evaluator()
         quiet = jax.process_index() > 0

@@ -11,6 +11,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from prts_jax.paths import as_path
+from prts_jax.train.freezing import layers_kept
 from prts_jax.train.start import epsilons_before_growth
 
 
@@ -88,9 +89,13 @@ def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:
             continue  # it resumes, and grows no more
         if model is None and not stage.config.init.grow_from:
             model = stage.config.model
+            if stage.config.train.trainable == "new" and not stage.config.init.start_from:
+                layers_kept(None)
             continue
         try:
             growth_map = _growth_map(stage.config, model, epsilons)
+            if stage.config.train.trainable == "new":
+                layers_kept(growth_map)
         except UserError as error:
             where = f"config.growth.stages[{stage.index}]: " if stage.name else ""
             raise UserError(f"{where}{error}") from error

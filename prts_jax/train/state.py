@@ -57,12 +57,20 @@ def abstract_optimizer(optimizer: optax.GradientTransformation, params: Any, mes
     shardings = {path: leaf.sharding for path, leaf in tree.flatten(params).items()}
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-        where = shardings.get("/".join(names), replicated(mesh))
+        where = shardings.get(parameter_path(path), replicated(mesh))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     abstract = jax.eval_shape(optimizer.init, params)
     return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def parameter_path(path: tuple[Any, ...]) -> str:
+    """Returns which parameter a leaf of a state belongs to ("layers/mlp/up"); "" for none.
+
+    Args:
+      path: of the leaf, as `jax.tree_util` gives it.
+    """
+    return "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def fresh_state(

@@ -8,8 +8,9 @@ import optax
 
 from prts_jax.config import ModelConfig, RunConfig
 from prts_jax.model.inputs import documents_of
-from prts_jax.model.llama import logits
+from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import loss_by_source, token_losses
+from prts_jax.train.freezing import keep_frozen, trained_parts
 from prts_jax.train.optim import apply_updates, learning_rate
 from prts_jax.train.state import TrainState
 
@@ -48,6 +49,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     grown_at: int = 0,
     sources: int = 0,
+    frozen: tuple[int, ...] | None = None,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch) → (state, StepMetrics); the state is donated.
 
@@ -60,10 +62,16 @@ def make_train_step(
       optimizer: of the state.
       grown_at: step of the lineage at which the stage began.
       sources: how many sources' losses are summed one by one; 0: none are.
+      frozen: layers that stay as they are, with the look-up (`prts_jax.train.freezing`); the
+        gradient's norm is that of the others. None: everything is trained.
     """
+    parts = {} if frozen is None else trained_parts(declare(model), frozen)
 
     def summed_loss(params: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        out = logits(params, batch["tokens"], model, config.compute, documents=documents_of(batch))
+        documents = documents_of(batch)
+        out = logits(
+            params, batch["tokens"], model, config.compute, documents=documents, frozen=frozen
+        )
         losses, weights = token_losses(out, batch["targets"]), batch["loss_weights"]
         by_source = loss_by_source(losses, weights, batch["source_ids"], sources)
         return jnp.sum(losses * weights), by_source
@@ -93,6 +101,7 @@ def make_train_step(
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         params = apply_updates(state.params, updates, rate)
         metrics = StepMetrics(loss / tokens, optax.global_norm(gradient), rate, *by_source)
-        return TrainState(params, opt_state, state.stage_step + 1), metrics
+        after = TrainState(params, opt_state, state.stage_step + 1)
+        return keep_frozen(state, after, parts) if parts else after, metrics
 
     return jax.jit(train_step, donate_argnums=0)

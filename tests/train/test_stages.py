@@ -1,9 +1,11 @@
 """Runs in stages: one command, one lineage, one file of metrics; resumable in every stage."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
@@ -195,6 +197,39 @@ def test_a_stage_of_the_same_model_goes_on_with_it(configure, tmp_path):
     assert all("growth" not in line for line in lines)
 
 
+@pytest.mark.slow
+def test_a_stage_may_train_only_what_is_new_and_is_charged_for_that(
+    configure, tmp_path, monkeypatch
+):
+    """MSLT, killed and resumed in the stage that trains the two new layers of four."""
+    new = {"train": {"trainable": "new"}, "init": LAST}
+    stages = [{"steps": 2, "model": {"layers": 2}}, {"steps": 3} | new, {"steps": 1}]
+    config = configure(model=tiny.deeper(4), growth__stages=stages, checkpoint__every_steps=1)
+    keep = dataclasses.replace(config.checkpoint, keep_every_steps=1)
+    config = dataclasses.replace(config, checkpoint=keep)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4, "_advance")
+        with pytest.raises(Killed):
+            loop.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
+
+    params = [stored_params(f"{tmp_path}@{step}") for step in (2, 3, 5, 6)]
+    for path, (grew, first, last, after) in {
+        path: [leaves[path] for leaves in params] for path in params[0]
+    }.items():
+        if path.startswith("layers/"):
+            np.testing.assert_array_equal(last[:2], grew, err_msg=path)
+            assert (last[2:] != first[2:]).any(), path
+        elif path == "token_embedding":
+            np.testing.assert_array_equal(last, grew, err_msg=path)
+        assert (after != last).any(), path  # the last stage trains everything
+    declarations = declare(tiny.deeper(4))
+    frozen = training_flops_per_token(tiny.deeper(4), declarations, 16, frozen=(0, 1))
+    spent = np.diff([line["flops"] for line in read_lines(tmp_path)])
+    whole = [flops_per_step(layers) for layers in (2, 2)]
+    assert list(spent) == [*whole, *[frozen * STEP_TOKENS] * 3, flops_per_step(4)]
+
+
 @pytest.mark.parametrize("killed", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_may_begin_with_no_layers(configure, tmp_path, monkeypatch, killed):
     stages = [
@@ -244,10 +279,23 @@ def test_stages_to_come_may_change_and_the_one_that_is_trained_may_not(configure
             [{"steps": 1}, {"steps": 1, "model": {"mlp": 64}}],
             r"stages\[1\]: config\.model\.mlp: 48 in the source, 64 in the target",
         ),
+        (
+            [{"steps": 1}, {"steps": 1, "train": {"trainable": "new"}}],
+            r"stages\[1\]: config\.train\.trainable: is 'new'",
+        ),
+        ([{"steps": 1, "train": {"trainable": "new"}}], r"config\.train\.trainable: is 'new'"),
         ([{"steps": 1}, {"steps": 1, "data": {"length": 5000}}], "smaller than one window"),
         ([{"steps": 1}, {"steps": 1, "data": {"validation": "/nowhere"}}], "/nowhere"),
     ],
-    ids=["fewer layers", "operator", "width", "data", "validation"],
+    ids=[
+        "fewer layers",
+        "operator",
+        "width",
+        "freezing",
+        "freezing at first",
+        "data",
+        "validation",
+    ],
 )
 def test_what_a_later_stage_cannot_do_is_refused_before_the_first(
     configure, tmp_path, stages, message

@@ -1,0 +1,86 @@
+"""`train.trainable = "new"`: which parameters a stage leaves alone, and leaving them alone.
+
+Multi-stage layerwise training (MSLT; Yang et al., "Progressively Stacking 2.0", arXiv 2011.13635):
+after growth only the new layers, the final norm and the head are trained. A tied embedding is
+trained as the head that it is, and not as the look-up.
+"""
+
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import RunConfig
+from prts_jax.errors import UserError
+from prts_jax.growth.map import GrowthMap
+from prts_jax.model.declaration import Declaration
+from prts_jax.train.state import TrainState, parameter_path
+
+
+def frozen_layers(config: RunConfig, lineage: Lineage) -> tuple[int, ...] | None:
+    """Returns the layers that a stage leaves alone, rising; None where everything is trained.
+
+    Args:
+      config: of the stage.
+      lineage: of its parameters; the growth that began the stage says what is new.
+
+    Raises:
+      UserError: only what is new shall be trained, and nothing is.
+    """
+    if config.train.trainable == "all":
+        return None
+    began = lineage.step - lineage.stage_step
+    grown = [record["map"] for record in lineage.growth if record["at_step"] == began]
+    return layers_kept(GrowthMap.from_json(grown[-1]) if grown else None)
+
+
+def layers_kept(growth_map: GrowthMap | None) -> tuple[int, ...]:
+    """Returns the target's layers that are not new.
+
+    Args:
+      growth_map: what began the stage; None if nothing has grown.
+
+    Raises:
+      UserError: there are no new layers, or other axes have grown too.
+    """
+    new = set(growth_map.new_layers()) if growth_map is not None else set()
+    if growth_map is None or not new or growth_map.widths:
+        raise UserError(
+            "config.train.trainable: is 'new', and the stage does not begin with a growth in depth "
+            "alone, so there are no new layers to train; set it to 'all'"
+        )
+    return tuple(layer for layer in range(growth_map.target.layers) if layer not in new)
+
+
+def trained_parts(
+    declarations: Mapping[str, Declaration], frozen: Collection[int]
+) -> dict[str, np.ndarray]:
+    """Returns path → bool array that broadcasts against the leaf, true where it is trained.
+
+    Leaves that are trained whole are left out.
+    """
+    parts = {}
+    for path, declaration in declarations.items():
+        if declaration.stacked:
+            trains = ~np.isin(np.arange(declaration.shape[0]), list(frozen))
+            parts[path] = trains.reshape(-1, *[1] * (len(declaration.shape) - 1))
+        elif declaration.looks_up and not declaration.contracts:
+            parts[path] = np.zeros((), bool)
+    return parts
+
+
+def keep_frozen(
+    before: TrainState, after: TrainState, parts: Mapping[str, np.ndarray]
+) -> TrainState:
+    """Returns `after`, with frozen parameters and their moments, to the bit, as `before`.
+
+    A frozen parameter has no gradient, but weight decay and the decay of moments would change it.
+    """
+
+    def keep(path: tuple[object, ...], old: jax.Array, new: jax.Array) -> jax.Array:
+        trained = parts.get(parameter_path(path))
+        return new if trained is None else jnp.where(trained, new, old)
+
+    return jax.tree_util.tree_map_with_path(keep, before, after)

@@ -1,0 +1,97 @@
+"""What becomes of grown parameters once they are trained (the paper's operators, App. A)."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from prts_jax import tree
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.on_mesh import grow_params
+from prts_jax.growth.operators import make_map
+from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.model.initialise import init_params
+from prts_jax.model.llama import declare
+from prts_jax.train.optim import make_optimizer
+from prts_jax.train.state import TrainState, fresh_state
+from prts_jax.train.step import make_train_step
+from tests.train import tiny
+from tests.train.test_step import make_batch
+
+DEEPER = dataclasses.replace(tiny.MODEL, layers=4)
+WIDER = dataclasses.replace(tiny.MODEL, mlp=2 * tiny.MODEL.mlp)
+CONFIG = tiny.run_config(optimizer__clip=0.0)
+
+
+def trained(growth_map: GrowthMap, steps: int) -> tuple[dict, TrainState]:
+    """Grows fresh parameters and trains them. Returns leaves before and the state after."""
+    mesh, source, target = make_mesh(CONFIG.mesh), growth_map.source, growth_map.target
+    declarations = {model: declare(model) for model in (source, target)}
+    shardings = {model: param_shardings(mesh, declarations[model]) for model in (source, target)}
+    params = init_params(declarations[source], source.layers, "paper", 0, shardings[source])
+    params = grow_params(params, growth_map, declarations[target], shardings[target])
+    before = host(params)
+    optimizer = make_optimizer(CONFIG.optimizer)
+    state = fresh_state(params, optimizer, mesh)
+    step = make_train_step(target, CONFIG, optimizer)
+    for _ in range(steps):
+        state, _ = step(state, make_batch())
+    return before, state
+
+
+def host(values) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in tree.flatten(values).items()}
+
+
+def layers_of(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path: leaf for path, leaf in leaves.items() if path.startswith("layers/")}
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["stack", *[pytest.param(name, marks=pytest.mark.slow) for name in ("interpolate", "random")]],
+)
+def test_every_layer_is_trained_and_copies_part(operator):
+    """The original's stage-wise operators left new layers out of the optimizer."""
+    growth_map = make_map(tiny.MODEL, DEEPER, operator=operator)
+    before, state = trained(growth_map, steps=2)
+    for path, after in layers_of(host(state.params)).items():
+        for layer in range(4):
+            assert (after[layer] != before[path][layer]).any(), (path, layer)
+            # Without a decay that big, only a gradient moves a parameter as far as the rate.
+            moved = np.abs(after[layer] - before[path][layer]).max()
+            assert moved > 0.5 * CONFIG.schedule.peak, (path, layer)
+        for one, other in zip(*np.triu_indices(4, 1), strict=True):
+            assert (after[one] != after[other]).any(), (path, one, other)
+
+
+def test_of_silent_layers_only_the_outputs_have_a_gradient_at_first():
+    """Nothing that a zero projection multiplies can change the loss, and what it writes can."""
+    growth_map = make_map(tiny.MODEL, DEEPER, operator="zero")
+    _, state = trained(growth_map, steps=1)
+    # After one step without a clip the first moments are (1 - b1) times the gradient.
+    gradients = layers_of(jax.tree.map(np.asarray, host(state.optimizer[1].mu)))
+    outputs = {"layers/attention/o", "layers/mlp/down"}
+    assert outputs < gradients.keys()
+    for path, gradient in gradients.items():
+        for layer in range(4):
+            has_gradient = bool(np.abs(gradient[layer]).max() > 0)
+            is_silent = layer in growth_map.zeroed
+            assert has_gradient == (not is_silent or path in outputs), (path, layer)
+
+
+def test_even_copies_stay_equal_and_uneven_ones_part():
+    """Two halves of a hidden layer that give and get the same can never learn anything else."""
+    for weights, equal in (("even", True), ("uneven", False)):
+        growth_map = make_map(tiny.MODEL, WIDER, operator="split", weights=weights)
+        _, state = trained(growth_map, steps=5)
+        leaves = host(state.params)
+        index = np.asarray(growth_map.widths["mlp"].index)
+        copies = [np.flatnonzero(index == source) for source in range(tiny.MODEL.mlp)]
+        for path, axis in (("gate", 2), ("up", 2), ("down", 1)):
+            leaf = leaves[f"layers/mlp/{path}"]
+            first, second = (
+                leaf.take([copy[which] for copy in copies], axis=axis) for which in (0, 1)
+            )
+            assert (first == second).all() == equal, (weights, path)
