@@ -1,14 +1,17 @@
-"""What preparing and reading tokens costs in CPU time, which other work changes least.
+"""What preparing and reading tokens costs, beside what others take for the same work.
 
-    python benchmarks/data.py [--tokenizer=tokenizer.model] [--seconds=40]
+    pip install grain
+    python benchmarks/data.py [--tokenizer=tokenizer.model] [--seconds=160]
 
 Preparing: `prts data cache`'s work on a file (decompress, parse, tokenize, write, hash) against
-SentencePiece alone on the same texts, on one core. Reading: batches in several orders against a
-memory map read from begin to end. Contenders take turns, so that a change of the machine's speed
-meets them all; a figure is the median of its turns, with the lowest and the highest.
+SentencePiece alone on the same texts, on one core; and two workers against one. Reading: batches
+in several orders against a memory map read from begin to end, seqio's cached tasks and Grain.
+Steps: see `data_steps.py`. Contenders take turns, so that a change of the machine's speed meets
+them all; a figure is the median of its turns, with the lowest and the highest.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import tempfile
@@ -19,58 +22,72 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from data_steps import train_in_turns
+from numpy.lib.stride_tricks import sliding_window_view
+from other_readers import grain_over_memory_map, seqio_cached
 
 from data_pipelines.build import Rules
 from data_pipelines.cache import cache
+from data_pipelines.loader import TrainBatches
 from data_pipelines.mixture import train_batches
 from data_pipelines.native import NativeTask
 from data_pipelines.rows import read_documents
 from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files
-from data_pipelines.store import TokenStore
 from data_pipelines.tokenizer import load_tokenizer
 
-LENGTH, BATCH = 1024, 128
+LENGTH, BATCH, TURN = 1024, 128, 8
 
 
-def race(contenders: dict[str, Callable[[], int]], seconds: float) -> dict[str, list[float]]:
+def race(
+    contenders: dict[str, Callable[[], int]],
+    seconds: float,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
     """Runs each contender in turn until the time is over.
 
     Args:
       contenders: by name; each returns how many tokens it dealt with.
       seconds: of wall time, at least one turn each.
+      clock: CPU time of all threads, which other work changes least; or wall time.
 
     Returns:
-      Million tokens per CPU-second of each turn.
+      Million tokens per second of the clock, of each turn.
     """
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     end = time.monotonic() + seconds
     while time.monotonic() < end or not all(rates.values()):
         for name, contender in contenders.items():
-            begin = time.process_time()
+            begin = clock()
             tokens = contender()
-            rates[name].append(tokens / (time.process_time() - begin) / 1e6)
+            rates[name].append(tokens / (clock() - begin) / 1e6)
     return rates
 
 
 def show(title: str, rates: dict[str, list[float]], baseline: str) -> None:
     """Prints a table, with each median as a share of the baseline's."""
-    print(f"\n{title}\n{'':32} {'median':>8} {'lowest':>8} {'highest':>8}  of {baseline}")
+    print(f"\n{title}\n{'':36} {'median':>8} {'lowest':>8} {'highest':>8}  of {baseline}")
     base = statistics.median(rates[baseline])
     for name, turns in rates.items():
         median = statistics.median(turns)
-        print(f"{name:32} {median:8.3f} {min(turns):8.3f} {max(turns):8.3f}  {median / base:6.1%}")
+        print(f"{name:36} {median:8.3f} {min(turns):8.3f} {max(turns):8.3f}  {median / base:6.1%}")
+
+
+def shakespeare(tokenizer_file: Path, files: int | None = None) -> NativeTask:
+    """Returns the embedded corpus, or its first files, as a task of all its sets."""
+    sources = tuple(SHAKESPEARE.sets.values())
+    return NativeTask(
+        name="shakespeare",
+        split="train",
+        files=tuple(list_files(EMBEDDED_SHAKESPEARE, "train"))[:files],
+        sources=sources,
+        chosen=frozenset(sources),
+        tokenizer=load_tokenizer(tokenizer_file),
+    )
 
 
 def preparing(tokenizer_file: Path, folder: Path, seconds: float) -> None:
     """Native caching against SentencePiece alone."""
-    task = NativeTask(
-        name="shakespeare",
-        split="train",
-        files=tuple(list_files(EMBEDDED_SHAKESPEARE, "train"))[:2],
-        sources=tuple(SHAKESPEARE.sets.values()),
-        chosen=frozenset(SHAKESPEARE.sets.values()),
-        tokenizer=load_tokenizer(tokenizer_file),
-    )
+    task = shakespeare(tokenizer_file, files=2)
     texts = [document.text for file in task.files for document in read_documents(file)]
     processor = sentencepiece.SentencePieceProcessor(model_proto=task.tokenizer.model)
     turn = iter(range(10**9))
@@ -86,21 +103,31 @@ def preparing(tokenizer_file: Path, folder: Path, seconds: float) -> None:
     show("Preparing, million tokens per CPU-second", rates, "SentencePiece alone")
 
 
+def workers(tokenizer_file: Path, folder: Path, seconds: float) -> None:
+    """Two workers against one, by the clock on the wall; the start of the processes counts."""
+    task = shakespeare(tokenizer_file)
+    turn = iter(range(10**9))
+
+    def cached(count: int) -> Callable[[], int]:
+        def run() -> int:
+            directory = folder / f"workers{next(turn)}"
+            return cache(task, directory, lambda line: None, workers=count).tokens
+
+        return run
+
+    rates = race({"one worker": cached(1), "two workers": cached(2)}, seconds, time.perf_counter)
+    show("Preparing, million tokens per second", rates, "one worker")
+
+
 def reading(tokenizer_file: Path, folder: Path, seconds: float) -> None:
-    """Orders of reading against a memory map from begin to end."""
-    sources = tuple(SHAKESPEARE.sets.values())
-    task = NativeTask(
-        name="shakespeare",
-        split="train",
-        files=tuple(list_files(EMBEDDED_SHAKESPEARE, "train")),
-        sources=sources,
-        chosen=frozenset(sources),
-        tokenizer=load_tokenizer(tokenizer_file),
-    )
+    """Orders of reading against a memory map from begin to end, seqio and Grain."""
+    task = shakespeare(tokenizer_file)
     store = cache(task, folder / "store", lambda line: None, Rules(layout="by_set"))
     flat = folder / "flat"
-    store.read(0, store.tokens).astype(np.uint16).tofile(flat)
-    steps = iter(range(10**9))
+    everything = store.read(0, store.tokens)
+    everything.astype(np.uint16).tofile(flat)
+    examples = sliding_window_view(everything, LENGTH + 1)[::LENGTH]
+    step = iter(range(10**9))
 
     def sequential() -> int:
         tokens = np.memmap(flat, np.uint16, "r")
@@ -109,36 +136,58 @@ def reading(tokenizer_file: Path, folder: Path, seconds: float) -> None:
             tokens[first * LENGTH : (first + BATCH) * LENGTH].astype(np.int32)
         return windows // BATCH * BATCH * LENGTH
 
-    def batches(store: TokenStore, mixture: str, block: int) -> Callable[[], int]:
-        reader = train_batches(store, mixture, LENGTH, BATCH, seed=0, block=block)
+    def batches(mixture: str = "", block: int = 0, documents: bool = False) -> Callable[[], int]:
+        reader = train_batches(
+            store, mixture, LENGTH, BATCH, seed=0, block=block, documents=documents
+        )
 
         def read() -> int:
-            for _ in range(8):
-                reader.rows(next(steps) * BATCH * LENGTH, 0, BATCH)
-            return 8 * BATCH * LENGTH
+            for _ in range(TURN):
+                reader.rows(next(step) * BATCH * LENGTH, 0, BATCH)
+            return TURN * BATCH * LENGTH
 
         return read
 
-    shares = ",".join(f"{name}={number}" for number, name in enumerate(sources, 1))
+    shares = ",".join(f"{name}={number}" for number, name in enumerate(task.sources, 1))
     rates = race(
         {
-            "memory map in order": sequential,
-            "windows shuffled": batches(store, "", 0),
-            "blocks of 16,384 shuffled": batches(store, "", 16384),
-            "shares of sets, windows shuffled": batches(store, shares, 0),
+            "memory map in order, tokens alone": sequential,
+            "windows shuffled": batches(),
+            "blocks of 16,384 shuffled": batches(block=16384),
+            "windows shuffled, documents apart": batches(documents=True),
+            "shares of sets, windows shuffled": batches(shares),
+            "seqio, cached windows": seqio_cached(examples, folder / "seqio", BATCH, TURN),
+            "Grain over a memory map": grain_over_memory_map(flat, LENGTH, BATCH, TURN),
         },
         seconds,
     )
     show(
-        f"Reading batches of {BATCH} × {LENGTH} with targets, weights and source ids, million "
-        "tokens per CPU-second",
+        f"Reading batches of {BATCH} × {LENGTH}, million tokens per CPU-second",
         rates,
-        "memory map in order",
+        "memory map in order, tokens alone",
     )
+    _show_seek(train_batches(store, "", LENGTH, BATCH, seed=0))
+
+
+def _show_seek(batches: TrainBatches) -> None:
+    """Prints what the first batch takes at the first step and at a late one, store open."""
+    for step in (0, 10**7):
+        times = []
+        for turn in range(20):
+            begin = time.process_time()
+            batches.rows((step + turn) * BATCH * LENGTH, 0, BATCH)
+            times.append(time.process_time() - begin)
+        print(f"a batch at step {step:,}: {statistics.median(times) * 1e3:.2f} ms")
+
+
+def training(tokenizer_file: Path, folder: Path, seconds: float) -> None:
+    """The quickstart's training steps, on a store made by its own tokenizer."""
+    task = shakespeare(EMBEDDED_SHAKESPEARE / "tokenizer.model")
+    train_in_turns(cache(task, folder / "trained", lambda line: None), seconds)
 
 
 def main() -> None:
-    """Prints both tables, and what they were measured on."""
+    """Prints the tables, and what they were measured on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--tokenizer",
@@ -147,16 +196,19 @@ def main() -> None:
         help="SentencePiece model (default: the embedded one)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=40, help="wall time of both parts together (default: 40)"
+        "--seconds", type=float, default=160, help="wall time of all parts together (default: 160)"
     )
-    parser.add_argument("--only", choices=["preparing", "reading"], help="one part alone")
+    parts = {part.__name__: part for part in (preparing, workers, reading, training)}
+    parser.add_argument("--only", choices=parts, help="one part alone")
     arguments = parser.parse_args()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "sentencepiece"))
+    names = ("numpy", "sentencepiece", "jax", "seqio", "tensorflow", "grain")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
     print(f"Python {platform.python_version()}, {packages}, {platform.machine()}")
+    print(f"{os.cpu_count()} cores, load averages of 1, 5 and 15 minutes before: {load}")
     with tempfile.TemporaryDirectory() as folder:
-        for part in (preparing, reading):
-            if arguments.only in (None, part.__name__):
-                part(arguments.tokenizer, Path(folder), arguments.seconds / 2)
+        for name in [arguments.only] if arguments.only else parts:
+            parts[name](arguments.tokenizer, Path(folder), arguments.seconds / len(parts))
 
 
 if __name__ == "__main__":
