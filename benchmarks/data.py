@@ -207,8 +207,9 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {packages}, {platform.machine()}")
     print(f"{os.cpu_count()} cores, load averages of 1, 5 and 15 minutes before: {load}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in [arguments.only] if arguments.only else parts:
-            parts[name](arguments.tokenizer, Path(folder), arguments.seconds / len(parts))
+        chosen = [arguments.only] if arguments.only else list(parts)
+        for name in chosen:
+            parts[name](arguments.tokenizer, Path(folder), arguments.seconds / len(chosen))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def seqio_cached(windows: np.ndarray, folder: Path, batch: int, turn: int) -> Re
     }
     (cache / "info.train.json").write_text(json.dumps(info))
     (cache / "stats.train.json").write_text(json.dumps({"examples": len(windows)}))
+    (cache / "COMPLETED").touch()
     seqio.add_global_cache_dirs([str(folder)])
     task = seqio.TaskRegistry.add(
         name,

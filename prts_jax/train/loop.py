@@ -149,9 +149,9 @@ def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
 def _check_batches(config: RunConfig) -> None:
     """Refuses data and sizes of batches that a stage to come cannot train or evaluate on."""
     parts = axis_size(make_mesh(config.mesh), "batch")
-    _train_batches(config, parts)
+    batches = _train_batches(config, parts)
     if config.data.validation:
-        _open_store(config.data.validation, config)
+        _validation_store(config, batches.store)
         _evaluation_rows(config, parts)
 
 
@@ -171,6 +171,17 @@ def _open_store(directory: str, config: RunConfig) -> TokenStore:
         raise UserError(
             f"config.model.vocab: {config.model.vocab} is less than the {store.vocab_size} "
             f"entries of the tokenizer of {directory}; raise it, or give another store"
+        )
+    return store
+
+
+def _validation_store(config: RunConfig, trained_on: TokenStore) -> TokenStore:
+    store = _open_store(config.data.validation, config)
+    if store.tokenizer != trained_on.tokenizer:
+        raise UserError(
+            f"config.data.validation: the tokens of {config.data.validation} are of another "
+            f"tokenizer (sha256 {store.tokenizer[:12]}) than those of {config.data.train} "
+            f"({trained_on.tokenizer[:12]}); cache both with the same --tokenizer"
         )
     return store
 
@@ -277,7 +288,7 @@ class _Run:
         if not data.validation:
             return None
         rows = _evaluation_rows(self.config, axis_size(self.mesh, "batch"))
-        store = _open_store(data.validation, self.config)
+        store = _validation_store(self.config, self.batches.store)
         batches = EvalBatches(store, data.length, rows, evaluation.tokens or None, data.documents)
         return make_evaluator(self.model, self.config.compute, batches, self.mesh)
 

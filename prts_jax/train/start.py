@@ -176,8 +176,9 @@ def _resume(
 ) -> Start:
     lineage = checkpoint_store.read_lineage(path)
     config = with_grown_epsilon(config, lineage)
-    changes = config_changes(lineage, config, batches.store.fingerprint, allow_change)
+    # First, for it knows why the store is another.
     position, note, _ = data_position(lineage, config, batches, allow_change)
+    changes = config_changes(lineage, config, batches.store.fingerprint, allow_change)
     # What the file says is what was trained, or a difference that was asked for.
     model = config.model
     declarations = declare(model)
@@ -285,10 +286,13 @@ def data_position(
         return 0, "data start at the beginning", ()  # an imported model has read none of ours
     if lineage.store != fingerprint:
         if "data.store" not in allow_change:
+            mixture = lineage.config["data"].get("mixture", "")
+            # Sets that are left out make another store.
+            key = "train" if mixture == config.data.mixture else "mixture"
             raise UserError(
-                f"config.data.train: {config.data.train} is not the store that the checkpoint was "
-                f"trained on (fingerprint {fingerprint[:12]}, not {lineage.store[:12]}); give that "
-                "store, or pass --allow_change=data.store to start this one from its beginning"
+                f"config.data.{key}: {getattr(config.data, key)!r} is not what the checkpoint was "
+                f"trained on (fingerprint {fingerprint[:12]}, not {lineage.store[:12]}); set it "
+                "back, or pass --allow_change=data.store to start from its beginning"
             )
         change = _change(lineage, "data.store", lineage.store, fingerprint)
         return 0, "data start at the beginning of another store", (change,)

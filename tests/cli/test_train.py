@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.store import TokenStore
 from prts_jax import cli
 from prts_jax.config import to_dict
 from tests.conftest import ROOT, RunPrts, prts_environment
@@ -157,6 +158,39 @@ def test_what_cannot_be_trained_ends_in_one_line(capsys, tmp_path, store, flags,
         capsys, CONFIG, train, *flags, f"--workdir={tmp_path / 'new' / 'run'}"
     )
     assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_store_ends_in_one_line_and_changes_nothing(capsys, tmp_path, store):
+    """Other text or another tokenizer, on resume, when starting from it, and to validate on."""
+    text, tokenizer = (
+        str(tiny.write_store(tmp_path / name, 2000, seed, tokenizer=sha256).directory)
+        for name, seed, sha256 in (("text", 5, "0"), ("tokenizer", 0, "1" * 64))
+    )
+    run, new = tmp_path / "run", f"--workdir={tmp_path / 'new'}"
+    train = f"--config.data.train={store}"
+    resume = [CONFIG, "--config.train.steps=1", f"--workdir={run}"]
+    start_from = [CONFIG, f"--config.init.start_from={run}", new]
+    assert cli.main(["train", *resume, train]) == 0
+    capsys.readouterr()
+
+    def files() -> dict[Path, int]:
+        found = (path for path in run.rglob("*") if path.name != ".lock")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = files()
+    for other in (text, tokenizer):
+        fingerprints = [TokenStore.open(folder).fingerprint[:12] for folder in (other, store)]
+        for flags in (resume, start_from):
+            assert refusal(capsys, *flags, f"--config.data.train={other}") == (
+                f"prts train: config.data.train: {other!r} is not what the checkpoint was trained "
+                f"on (fingerprint {fingerprints[0]}, not {fingerprints[1]}); set it back, or pass "
+                "--allow_change=data.store to start from its beginning"
+            )
+    assert refusal(capsys, CONFIG, train, f"--config.data.validation={tokenizer}", new) == (
+        f"prts train: config.data.validation: the tokens of {tokenizer} are of another tokenizer "
+        f"(sha256 111111111111) than those of {store} (0); cache both with the same --tokenizer"
+    )
+    assert files() == before
 
 
 def test_a_workdir_that_cannot_be_written_ends_in_one_line(capsys, tmp_path, store):

@@ -174,6 +174,43 @@ def test_a_grown_run_reads_the_batches_that_the_base_would_have_read(base, share
     assert same[1]["loss"] == longer[7]["loss"]
 
 
+def test_in_blocks_a_grown_run_of_another_length_and_batch_reads_on_at_the_next_token(
+    run, configure, tmp_path, monkeypatch
+):
+    """What both runs read, in a row, is what one reader of whole blocks reads."""
+    read: dict[int, np.ndarray] = {}
+    rows = TrainBatches.rows
+
+    def remembering(batches, position, start, stop):
+        batch = rows(batches, position, start, stop)
+        read[position + start * batches.length] = batch["tokens"].reshape(-1)
+        return batch
+
+    monkeypatch.setattr(TrainBatches, "rows", remembering)
+    quick = {"data__block": 64, "data__validation": "", "model__layers": 1}
+    run(tmp_path / "base", train__steps=3, **quick)
+    lines = run(
+        tmp_path / "grown",
+        init__grow_from=str(tmp_path / "base"),
+        train__steps=2,
+        **quick | {"data__length": 32, "data__batch": 6, "model__layers": 2},
+    )
+    monkeypatch.undo()
+    assert [line["position"] for line in lines] == [384, 384 + 192, 384 + 2 * 192]
+    found = np.concatenate([read[position] for position in sorted(read)])
+    blocks = TrainBatches(TokenStore.open(configure().data.train), 64, 12, seed=0, block=64)
+    assert found.tolist() == blocks.rows(0, 0, 12)["tokens"].reshape(-1).tolist()
+
+
+@pytest.mark.slow
+def test_without_blocks_another_length_begins_an_epoch_and_the_run_says_so(
+    run, base, tmp_path, capsys
+):
+    lines = run(tmp_path, init__grow_from=str(base.workdir), train__steps=1, data__length=32)
+    assert lines[0]["position"] == 3999 // 32 * 32
+    assert "data.length changed, so data start epoch 2 in a new order" in capsys.readouterr().err
+
+
 AS_IF_NOT_GROWN = {
     "init__growth__factor": 1,
     "init__growth__optimizer": "copy",

@@ -164,7 +164,7 @@ def test_another_order_of_the_data_by_leave_begins_an_epoch(base):
 
 def test_another_store_is_refused_on_resume(base, other_store):
     config = changed(base.config, data__train=other_store)
-    with pytest.raises(UserError, match=r"--allow_change=data\.store"):
+    with pytest.raises(UserError, match=r"config.data.train: .*--allow_change=data\.store"):
         start(config, base.workdir)
     begun = start(config, base.workdir, allow_change=("data.store",))
     assert begun.lineage.position == 0
@@ -395,7 +395,9 @@ def test_shares_of_sets_that_change_begin_an_epoch(base, stores):
 
 
 def test_another_store_needs_leave(base, other_store, tmp_path):
-    with pytest.raises(UserError, match=r"not the store that the checkpoint was trained on"):
+    with pytest.raises(
+        UserError, match=r"config.data.train: .* is not what the checkpoint was trained on"
+    ):
         grown(base, tmp_path, data__train=other_store)
     begun = grown(base, tmp_path, ("data.store",), data__train=other_store)
     assert begun.lineage.position == 0

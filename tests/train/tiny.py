@@ -66,6 +66,7 @@ def write_store(
     seed: int = 0,
     vocab: int = MODEL.vocab,
     documents: Sequence[tuple[np.ndarray, int]] | None = None,
+    tokenizer: str = "0",
 ) -> TokenStore:
     """Writes a store of two shards whose documents take turns between the sources.
 
@@ -82,7 +83,7 @@ def write_store(
     identity: Mapping[str, Any] = {
         "task": "tiny",
         "split": "train",
-        "tokenizer_sha256": "0",
+        "tokenizer_sha256": tokenizer,
         "inputs": [],
     }
     write_index(
