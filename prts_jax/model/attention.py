@@ -51,7 +51,34 @@ def causal_attention(
         return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
     if implementation == "cudnn":
         return _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
-    return _xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision, segment_ids_BxS)
+    seen = jnp.tril(jnp.ones((q_BxHxSxD.shape[2],) * 2, bool))
+    if segment_ids_BxS is not None:
+        seen = seen & _same_segment(segment_ids_BxS)[:, None, None]
+    return _xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision, seen)
+
+
+def cached_attention(
+    q_BxHxSxD: jax.Array,
+    k_BxKxTxD: jax.Array,
+    v_BxKxTxD: jax.Array,
+    positions_BxS: jax.Array,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """Attention of some tokens to the keys and values kept of all up to them.
+
+    Args:
+      q_BxHxSxD: queries; head h reads key/value head h // (H / K).
+      k_BxKxTxD: keys by position.
+      v_BxKxTxD: values by position.
+      positions_BxS: int32, the query's own; it reads keys 0 to its position.
+      precision: of the matrix products.
+
+    Returns:
+      [B, H, S, D] in the dtype of `q`.
+    """
+    places_T = jnp.arange(k_BxKxTxD.shape[2])
+    seen = (places_T <= positions_BxS[:, :, None])[:, None, None]
+    return _xla(q_BxHxSxD, k_BxKxTxD, v_BxKxTxD, precision, seen)
 
 
 def _same_segment(segment_ids_BxS: jax.Array) -> jax.Array:
@@ -64,7 +91,7 @@ def _xla(
     k_BxKxSxD: jax.Array,
     v_BxKxSxD: jax.Array,
     precision: jax.lax.Precision,
-    segment_ids_BxS: jax.Array | None,
+    seen: jax.Array,
 ) -> jax.Array:
     batch, heads, length, head_dim = q_BxHxSxD.shape
     groups = k_BxKxSxD.shape[1]
@@ -76,9 +103,6 @@ def _xla(
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    seen = jnp.tril(jnp.ones((length, length), bool))
-    if segment_ids_BxS is not None:
-        seen = seen & _same_segment(segment_ids_BxS)[:, None, None]
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     out = jnp.einsum(
         "bkgst,bktd->bkgsd", weights.astype(v_BxKxSxD.dtype), v_BxKxSxD, precision=precision

@@ -31,6 +31,32 @@ def documents_of(batch: Mapping[str, jax.Array]) -> Documents | None:
     return Documents(batch["segment_ids"], batch["positions"])
 
 
+class Cache(NamedTuple):
+    """Keys (rotated) and values of earlier tokens by position, T of them at most.
+
+    Attributes:
+      k_LxBxKxTxD: in the dtype of the activations.
+      v_LxBxKxTxD: the same.
+    """
+
+    k_LxBxKxTxD: jax.Array
+    v_LxBxKxTxD: jax.Array
+
+
+class Cached(NamedTuple):
+    """Where tokens stand in rows whose earlier tokens are in a cache.
+
+    Attributes:
+      cache: of the earlier tokens.
+      positions_BxS: int32, of these tokens, in [0, T).
+      scored_B: int32 in [0, S), the token whose successor is asked for.
+    """
+
+    cache: Cache
+    positions_BxS: jax.Array
+    scored_B: jax.Array
+
+
 class Gates(NamedTuple):
     """Factors c of what growth added, `Y = X + f(Norm(X)) ⊙ c` (arXiv 2405.15319, App. A).
 

@@ -14,8 +14,8 @@ from flax.core import meta
 
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.mesh import constrain
-from prts_jax.model.attention import causal_attention
-from prts_jax.model.inputs import Gates
+from prts_jax.model.attention import cached_attention, causal_attention
+from prts_jax.model.inputs import Cache, Gates
 
 Rope = tuple[jax.Array, jax.Array]
 """Cosines and sines of the positions' angles."""
@@ -136,6 +136,14 @@ def gated(x: jax.Array, gate: jax.Array | None) -> jax.Array:
     return x if gate is None else x * gate.astype(x.dtype)
 
 
+def put(kept_BxKxTxD: jax.Array, new_BxKxSxD: jax.Array, positions_BxS: jax.Array) -> jax.Array:
+    """Returns what is kept of one layer, with new values at their positions."""
+    kept_BxKxTxD = jax.vmap(lambda kept, new, at: kept.at[:, at].set(new))(
+        kept_BxKxTxD, new_BxKxSxD, positions_BxS
+    )
+    return constrain(kept_BxKxTxD, ("batch", "kv_heads", "length", "head_dim"))
+
+
 class Attention(nn.Module):
     """Causal grouped-query self-attention with rotary positions; no biases."""
 
@@ -149,8 +157,10 @@ class Attention(nn.Module):
         rope: Rope,
         segment_ids_BxS: jax.Array | None,
         gate_H: jax.Array | None,
-    ) -> jax.Array:
-        """Maps [B, S, E] to [B, S, E]."""
+        cache: Cache | None,
+        positions_BxS: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Maps [B, S, E] to [B, S, E], and one layer's cache to what it is after these tokens."""
         m = self.model
         dtype = jnp.dtype(self.compute.dtype)
         precision = matmul_precision(self.compute.dtype)
@@ -168,12 +178,20 @@ class Attention(nn.Module):
         q_BxHxSxD = apply_rope(project(w_q, "heads"), *rope)
         k_BxKxSxD = apply_rope(project(w_k, "kv_heads"), *rope)
         v_BxKxSxD = project(w_v, "kv_heads")
-        out_BxHxSxD = causal_attention(
-            q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision, segment_ids_BxS
-        )
+        if cache is None or positions_BxS is None:
+            out_BxHxSxD = causal_attention(
+                q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision, segment_ids_BxS
+            )
+        else:
+            cache = Cache(
+                put(cache.k_LxBxKxTxD, k_BxKxSxD, positions_BxS),
+                put(cache.v_LxBxKxTxD, v_BxKxSxD, positions_BxS),
+            )
+            out_BxHxSxD = cached_attention(q_BxHxSxD, *cache, positions_BxS, precision)
         if gate_H is not None:
             out_BxHxSxD = gated(out_BxHxSxD, gate_H[:, None, None])
-        return jnp.einsum("bhsd,hde->bse", out_BxHxSxD, w_o.astype(dtype), precision=precision)
+        out_BxSxE = jnp.einsum("bhsd,hde->bse", out_BxHxSxD, w_o.astype(dtype), precision=precision)
+        return out_BxSxE, cache
 
 
 class Mlp(nn.Module):
@@ -199,7 +217,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer, shaped for `nn.scan`: (carry, …) → (carry, nothing)."""
+    """One pre-norm transformer layer, shaped for `nn.scan`: (carry, …) → (carry, cache)."""
 
     model: ModelConfig
     compute: ComputeConfig
@@ -211,16 +229,20 @@ class Block(nn.Module):
         rope: Rope,
         segment_ids_BxS: jax.Array | None,
         gates: Gates,
+        positions_BxS: jax.Array | None,
         layer_gate: jax.Array | None,
-    ) -> tuple[jax.Array, None]:
-        """Maps the residual stream [B, S, E] to itself, with nothing to stack.
+        cache: Cache | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Maps the residual stream [B, S, E] to itself, and this layer's cache to the new one.
 
         Args:
           x_BxSxE: the residual stream.
           rope: what `rope_tables` returned.
           segment_ids_BxS: see `Documents`.
           gates: those of width.
+          positions_BxS: of the tokens, with a cache.
           layer_gate: scalar, this layer's.
+          cache: this layer's, [B, K, T, D] each; None: the row is all there is.
         """
         m = self.model
         attention_norm = declare_param(self, "attention_norm", {"embed": m.embed}, init="ones")
@@ -233,6 +255,9 @@ class Block(nn.Module):
             return constrain(x_BxSxE, ("batch", "length", "features"))
 
         normed = rms_norm(x_BxSxE, attention_norm, m.norm_eps)
-        x_BxSxE = add(x_BxSxE, attention(normed, rope, segment_ids_BxS, gates.heads_H))
+        out_BxSxE, cache = attention(
+            normed, rope, segment_ids_BxS, gates.heads_H, cache, positions_BxS
+        )
+        x_BxSxE = add(x_BxSxE, out_BxSxE)
         normed = rms_norm(x_BxSxE, mlp_norm, m.norm_eps)
-        return add(x_BxSxE, mlp(normed, gates.mlp_M)), None
+        return add(x_BxSxE, mlp(normed, gates.mlp_M)), cache

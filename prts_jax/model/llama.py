@@ -13,7 +13,7 @@ from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.mesh import constrain
 from prts_jax.model.declaration import LAYERS, Declaration
-from prts_jax.model.inputs import Documents, Gates
+from prts_jax.model.inputs import Cache, Cached, Documents, Gates
 from prts_jax.model.layers import (
     Block,
     Declared,
@@ -42,9 +42,13 @@ class Llama(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BxS: jax.Array, documents: Documents | None = None, gates: Gates = OPEN
-    ) -> jax.Array:
-        """Returns logits [B, S, vocab] float32 for int32 token ids [B, S]."""
+        self,
+        tokens_BxS: jax.Array,
+        documents: Documents | None = None,
+        gates: Gates = OPEN,
+        cached: Cached | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns logits [B, S, vocab] float32 for int32 token ids [B, S], and the new cache."""
         m = self.model
         dtype = jnp.dtype(self.compute.dtype)
         vocab, embed = {"vocab": m.vocab}, {"embed": m.embed}
@@ -56,13 +60,18 @@ class Llama(nn.Module):
         x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
         if self.frozen is not None:
             x_BxSxE = jax.lax.stop_gradient(x_BxSxE)
-        if documents is None:
+        if cached is not None:
+            rope = rope_tables(cached.positions_BxS[:, None], m)
+        elif documents is None:
             rope = rope_tables(jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32), m)
         else:
             rope = rope_tables(documents.positions_BxS[:, None], m)
+        cache = None if cached is None else cached.cache
         if m.layers:
             segment_ids_BxS = None if documents is None else documents.segment_ids_BxS
-            x_BxSxE = self._through_layers(x_BxSxE, rope, segment_ids_BxS, gates)
+            x_BxSxE, cache = self._through_layers(x_BxSxE, rope, segment_ids_BxS, gates, cached)
+        if cached is not None:  # a vocabulary's logits are large: of the places asked for alone
+            x_BxSxE = jnp.take_along_axis(x_BxSxE, cached.scored_B[:, None, None], axis=1)
         final_norm = declare_param(self, "final_norm", embed, init="ones")
         x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
         if m.tied:
@@ -76,16 +85,24 @@ class Llama(nn.Module):
             precision=matmul_precision(self.compute.dtype),
             preferred_element_type=jnp.float32,
         )
-        return constrain(logits_BxSxV, ("batch", "length", "vocab"))
+        return constrain(logits_BxSxV, ("batch", "length", "vocab")), cache
 
     def _through_layers(
-        self, x_BxSxE: jax.Array, rope: Rope, segment_ids_BxS: jax.Array | None, gates: Gates
-    ) -> jax.Array:
+        self,
+        x_BxSxE: jax.Array,
+        rope: Rope,
+        segment_ids_BxS: jax.Array | None,
+        gates: Gates,
+        cached: Cached | None,
+    ) -> tuple[jax.Array, Cache | None]:
         m, shared = self.model, gates._replace(layers_L=None)
+        cache, positions_BxS = (None, None) if cached is None else cached[:2]
         if not self.frozen:
             blocks = self._blocks(m.layers)(m, self.compute, name=LAYERS)
-            x_BxSxE, _ = blocks(x_BxSxE, rope, segment_ids_BxS, shared, gates.layers_L)
-            return x_BxSxE
+            out: tuple[jax.Array, Cache | None] = blocks(
+                x_BxSxE, rope, segment_ids_BxS, shared, positions_BxS, gates.layers_L, cache
+            )
+            return out
         # A scan goes backward through all of its layers or none: one for each run of layers that
         # are frozen or trained together. Up to the first trained one, none goes backward.
         stacked = self.variables["params"][LAYERS]
@@ -99,9 +116,9 @@ class Llama(nn.Module):
             gate = None if gates.layers_L is None else gates.layers_L[part]
             blocks = self._blocks(len(layers))(m, self.compute, parent=None)
             x_BxSxE, _ = blocks.apply(
-                {"params": params}, x_BxSxE, rope, segment_ids_BxS, shared, gate
+                {"params": params}, x_BxSxE, rope, segment_ids_BxS, shared, None, gate, None
             )
-        return x_BxSxE
+        return x_BxSxE, None
 
     def _blocks(self, layers: int) -> Any:
         block: Any = Block
@@ -111,7 +128,7 @@ class Llama(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=layers,
             unroll=1 if self.compute.scan else layers,
             metadata_params={meta.PARTITION_NAME: LAYERS},
@@ -163,7 +180,54 @@ def logits(
     Returns:
       [B, S, vocab] float32: position s scores the token at s + 1.
     """
-    out: jax.Array = Llama(model, compute, frozen).apply(  # type: ignore[assignment]
+    out: tuple[jax.Array, None] = Llama(model, compute, frozen).apply(  # type: ignore[assignment]
         {"params": params}, tokens_BxS, documents, gates or OPEN
     )
-    return out
+    return out[0]
+
+
+def empty_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: int) -> Cache:
+    """Returns a cache for `length` positions of `batch` rows.
+
+    Args:
+      model: the model's shape.
+      compute: its dtype is the cache's.
+      batch: rows.
+      length: positions a row has at most.
+    """
+    shape = (model.layers, batch, model.kv_heads, length, model.head_dim)
+    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
+    zeros = constrain(jnp.zeros(shape, jnp.dtype(compute.dtype)), axes)
+    return Cache(zeros, zeros)
+
+
+def next_logits(
+    params: Mapping[str, Any],
+    tokens_BxS: jax.Array,
+    cached: Cached,
+    model: ModelConfig,
+    compute: ComputeConfig,
+    *,
+    gates: Gates | None = None,
+) -> tuple[jax.Array, Cache]:
+    """Applies the model to the next tokens of rows whose earlier ones are in a cache.
+
+    Rows may be of different lengths: what pads a row on the right is overwritten by the tokens
+    that come at its places, and seen by none before.
+
+    Args:
+      params: as `logits` takes them.
+      tokens_BxS: int32, the next tokens of each row.
+      cached: earlier keys and values, and the places of these tokens.
+      model: the model's shape.
+      compute: dtype, remat and scan; attention is XLA's.
+      gates: of what growth added; None: all open.
+
+    Returns:
+      ([B, vocab] float32: the scores of what follows the token `scored_B` of each row; the cache
+      with these tokens in it).
+    """
+    out: tuple[jax.Array, Cache] = Llama(model, compute).apply(  # type: ignore[assignment]
+        {"params": params}, tokens_BxS, None, gates or OPEN, cached
+    )
+    return out[0][:, 0], out[1]

@@ -11,9 +11,10 @@ import pytest
 
 from prts_jax.checkpoint import convert
 from prts_jax.cli import convert as convert_command
-from prts_jax.cli import grow
+from prts_jax.cli import generate, grow
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.evaluate.logits_check import load_params
+from prts_jax.evaluate.text import open_tokenizer
 from prts_jax.model.llama import logits
 from tests.checkpoint import smollm2
 
@@ -78,6 +79,23 @@ def test_logits_of_real_weights(smol: tuple[Path, Any, np.ndarray]) -> None:
     assert np.abs(expected).max() > 20
     np.testing.assert_allclose(found, expected, atol=5e-4)
     np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
+
+
+def test_greedy_text_is_that_of_transformers(
+    smol: tuple[Path, Any, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    root, model, tokens = smol
+    prompt = list(map(int, tokens[0, :20]))
+    opened = open_tokenizer(str(root / "hf" / "tokenizer.json"))
+    flags = ["--tokens=24", "--dtype=float32", "--json", f"--prompt={opened.decode(prompt)}"]
+    assert generate.main([f"--checkpoint={root / 'ours'}", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ids = torch.tensor([opened.encode(found["prompt"])])
+    expected = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert found["tokens"] == expected[: len(found["tokens"])]
+    assert len(found["tokens"]) == 24 or expected[len(found["tokens"])] == opened.eos
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

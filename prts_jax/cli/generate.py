@@ -1,0 +1,150 @@
+"""`prts generate`: text from a checkpoint, as it is made."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+import jax
+
+from prts_jax.cli import run
+from prts_jax.cli.arguments import OneLineParser
+from prts_jax.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's argument parser."""
+    made = OneLineParser(
+        prog="prts generate",
+        description="Continue a prompt with a checkpoint's model; prints tokens as they are made.",
+    )
+    made.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="CKPT",
+        help="a checkpoint's directory, or a run's workdir with an optional @step",
+    )
+    made.add_argument("--prompt", default="", metavar="TEXT", help="what is continued")
+    made.add_argument(
+        "--prompt_file", default="", metavar="FILE", help="a text file with the prompt; - is stdin"
+    )
+    made.add_argument(
+        "--tokens", type=int, default=100, metavar="N", help="tokens to generate (default: 100)"
+    )
+    made.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (default); above 0 draws",
+    )
+    made.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens of this probability together (default: 1, all)",
+    )
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    made.add_argument(
+        "--tokenizer",
+        default="",
+        metavar="PATH",
+        help="folder, tokenizer.json or tokenizer.model (default: the checkpoint's own)",
+    )
+    made.add_argument(
+        "--dtype", default="bfloat16", metavar="NAME", help="bfloat16 (default) or float32"
+    )
+    made.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `prts generate`; see `prts generate --help`.
+
+    Raises:
+      UserError: no such checkpoint, no tokenizer, or flags outside their ranges.
+    """
+    arguments = parser().parse_args(argv)
+    from prts_jax.evaluate.generate import Generator, Sampling
+    from prts_jax.evaluate.loaded import load
+    from prts_jax.evaluate.text import tokenizer_of
+
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    if arguments.tokens < 1:
+        raise UserError(f"--tokens={arguments.tokens}: must be at least 1")
+    if arguments.dtype not in ("bfloat16", "float32"):
+        raise UserError(f"--dtype={arguments.dtype}: is none of bfloat16, float32")
+    prompt = _prompt(arguments.prompt, arguments.prompt_file)
+    loaded = load(arguments.checkpoint, arguments.dtype)
+    tokenizer = tokenizer_of(loaded.path, loaded.lineage, arguments.tokenizer)
+    ids = tokenizer.encode(prompt)
+    if not ids and tokenizer.bos is not None:
+        ids = [tokenizer.bos]
+    stop = set() if tokenizer.eos is None else {tokenizer.eos}
+    began = time.monotonic()
+    with jax.set_mesh(loaded.mesh):
+        rows = Generator(loaded.params, loaded.model, loaded.compute).stream(
+            [ids], arguments.tokens, stop, sampling
+        )
+        shown = _Shown(prompt, quiet=arguments.json)
+        made = _follow((int(row[0]) for row in rows), stop, tokenizer.decode, shown)
+    seconds = time.monotonic() - began
+    if arguments.json:
+        text = tokenizer.decode(made)
+        print(json.dumps({"prompt": prompt, "text": text, "tokens": made, "seconds": seconds}))
+    return 0
+
+
+def _prompt(text: str, file: str) -> str:
+    if bool(text) == bool(file):
+        raise UserError("--prompt, --prompt_file: give one of them")
+    if not file:
+        return text
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt_file={file}: cannot be read as text ({error})") from error
+
+
+def _follow(
+    tokens: Iterable[int],
+    stop: Collection[int],
+    decode: Callable[[Sequence[int]], str],
+    shown: "_Shown",
+) -> list[int]:
+    made: list[int] = []
+    for token in tokens:
+        if token in stop:
+            break
+        made.append(token)
+        shown.update(decode(made))
+    shown.end(decode(made))
+    return made
+
+
+class _Shown:
+    """What of the text is on the terminal; a character of several tokens waits for the last."""
+
+    def __init__(self, prompt: str, quiet: bool) -> None:
+        self._quiet, self._shown = quiet, ""
+        self._print(prompt)
+
+    def update(self, text: str) -> None:
+        whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if whole.startswith(self._shown):
+            self._print(whole[len(self._shown) :])
+            self._shown = whole
+
+    def end(self, text: str) -> None:
+        self._print(text[len(self._shown) :] + "\n")
+
+    def _print(self, text: str) -> None:
+        if not self._quiet:
+            print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], "generate"))

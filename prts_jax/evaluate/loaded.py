@@ -1,0 +1,70 @@
+"""A checkpoint's model on a mesh, ready to be evaluated."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prts_jax import tree
+from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
+from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.model.llama import declare
+
+ALL_DEVICES = MeshConfig()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose parameters are on a mesh.
+
+    Attributes:
+      path: of the checkpoint.
+      lineage: of the checkpoint.
+      params: nested dictionary of float32 arrays, sharded as for training.
+      mesh: where they are.
+      compute: how the model is computed.
+    """
+
+    path: str
+    lineage: Lineage
+    params: Any = field(repr=False)
+    mesh: Mesh
+    compute: ComputeConfig
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's shape."""
+        return self.lineage.model
+
+
+def load(
+    spec: str, dtype: str = "bfloat16", mesh: MeshConfig = ALL_DEVICES, attention: str = "auto"
+) -> LoadedModel:
+    """Restores a checkpoint onto all devices.
+
+    Args:
+      spec: a checkpoint's directory, or a run's workdir[@step].
+      dtype: of activations and matrix products.
+      mesh: how the devices are arranged.
+      attention: implementation, see `ComputeConfig`.
+
+    Raises:
+      UserError: no such checkpoint, a damaged one, or a mesh that does not fit the devices.
+    """
+    path = checkpoint_store.resolve(spec)
+    lineage = checkpoint_store.read_lineage(path)
+    declarations = declare(lineage.model)
+    made = make_mesh(mesh)
+    shardings = param_shardings(made, declarations)
+    abstract = tree.unflatten(
+        {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+            for name, leaf in declarations.items()
+        }
+    )
+    params = checkpoint_store.restore_params(path, abstract, declarations)
+    compute = ComputeConfig(dtype=dtype, attention=attention)
+    return LoadedModel(path, lineage, params, made, compute)
