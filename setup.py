@@ -56,8 +56,8 @@ EXTRAS = {
         "tensorflow-datasets>=4.9.9",
         "zstandard>=0.23",
     ],
-    # Preparing text on many machines, in an environment without [data]: Beam needs protobuf < 7,
-    # and a newer sentencepiece needs protobuf 7.
+    # Preparing text on many machines, in an environment of its own: Beam needs protobuf < 7, and a
+    # newer sentencepiece needs protobuf 7.
     "beam": [
         "apache-beam[gcp]>=2.65",
         "google-crc32c>=1.6",
@@ -65,6 +65,8 @@ EXTRAS = {
         "sentencepiece==0.2.1",
         "zstandard>=0.23",
     ],
+    # What the command `tfds` imports besides [data] and [beam], whatever it is to do.
+    "tfds": ["importlib_resources>=6.4", "mlcroissant>=1.0"],
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # With [hf]: transformers reads GGUF, in which a package ships real weights for the tests.
     "gguf": ["accelerate>=1.0", "gguf>=0.10"],
@@ -92,7 +94,10 @@ setup(
     packages=find_packages(
         include=["prts_jax", "prts_jax.*", "data_pipelines", "data_pipelines.*"]
     ),
-    package_data={"data_pipelines": ["shakespeare/**/*"], "prts_jax": ["py.typed", "launch/*.sh"]},
+    package_data={
+        "data_pipelines": ["shakespeare/**/*", "slimpajama/*"],
+        "prts_jax": ["py.typed", "launch/*.sh"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["prts = prts_jax.cli:main"]},

@@ -55,7 +55,7 @@ def _numbered_rows(file: BinaryIO, fields: Fields) -> Iterator[tuple[int, dict[s
     columns = [name for name in (fields.text, fields.set) if name is not None]
     begin = 1
     try:
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(file, page_checksum_verification=True)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         yield begin, _damage(error, begin)

@@ -1,9 +1,10 @@
 """The seqio tasks and mixtures; the only module that imports seqio and TensorFlow.
 
 For each corpus: `{corpus}` (all of it, in file order), `{corpus}_{set}` for each set, and the
-mixtures `{corpus}_natural` and, for SlimPajama, `slimpajama_no_github` (the paper's data). A
-mixture here is one task over the sets it holds, in the order of the files: one pass over the input,
-and the shares are those of the text itself. `register` points a corpus at another folder.
+mixtures `{corpus}_natural` and, for SlimPajama, `slimpajama_no_github` (the paper's data) and
+`slimpajama_tfds`, over the data set of TensorFlow Datasets (`slimpajama/`). A mixture here is one
+task over the sets it holds, in the order of the files: one pass over the input, and the shares are
+those of the text itself. `register` points a corpus at another folder.
 
 A task gives for each document `targets` (its pieces and the end-of-text id, int32 [n]) and
 `source_ids` (its set, int32 []). `open_task` opens one for caching: without TensorFlow where the
@@ -24,6 +25,7 @@ from data_pipelines.rows import Fault, read_rows
 from data_pipelines.sources import (
     CORPORA,
     HOMES,
+    SLIMPAJAMA,
     SPLIT_GLOBS,
     TOKENIZER,
     Corpus,
@@ -57,6 +59,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with _silent_libraries():
     import seqio
     import tensorflow as tf
+    import tensorflow_datasets as tfds
 
     # TensorFlow would take all of an accelerator's memory, and tokenizing has no use for it.
     tf.config.set_visible_devices([], "GPU")
@@ -111,6 +114,43 @@ class CorpusSource(seqio.FileDataSource):
             raise
 
 
+class TfdsCorpusSource(seqio.TfdsDataSource):
+    """A corpus's data set of TensorFlow Datasets, whose labels are source ids.
+
+    Attributes:
+      sources: the corpus's set names.
+    """
+
+    def __init__(self, corpus: Corpus, directory: str | os.PathLike[str]):
+        self.sources = tuple(corpus.sets.values())
+        super().__init__(TFDS_NAME, tfds_data_dir=os.fspath(directory), splits=list(SPLIT_GLOBS))
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Returns the split's files in order.
+
+        Raises:
+          UserError: the data set is not there.
+        """
+        try:
+            files: Sequence[str] = super().list_shards(split)
+        except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"no data set {TFDS_NAME}: {reason}; make it with `tfds build`, and give its "
+                "--data_dir as --input"
+            ) from error
+        return files
+
+
+def _rows_of_tfds(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(
+        lambda row: {
+            "targets": row["text"],
+            "source_ids": tf.cast(row["redpajama_set_name"], tf.int32),
+        }
+    )
+
+
 def register(
     corpus: Corpus, directory: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
 ) -> None:
@@ -134,6 +174,18 @@ def register(
             name,
             source=CorpusSource(corpus, directory, sets),
             preprocessors=[_tokenize, seqio.preprocessors.append_eos],
+            output_features={"targets": seqio.Feature(vocabulary, add_eos=True)},
+        )
+    if corpus is SLIMPAJAMA:
+        seqio.TaskRegistry.remove("slimpajama_tfds")
+        seqio.TaskRegistry.add(
+            "slimpajama_tfds",
+            source=TfdsCorpusSource(corpus, directory),
+            preprocessors=[
+                _rows_of_tfds,
+                seqio.preprocessors.tokenize,
+                seqio.preprocessors.append_eos,
+            ],
             output_features={"targets": seqio.Feature(vocabulary, add_eos=True)},
         )
     for name, task in mixtures.items():
@@ -163,8 +215,9 @@ class LoadedOnce(seqio.SentencePieceVocabulary):
 class SeqioFileTask:
     """One split of any seqio task as `build.FileTask`: its documents file by file, in order.
 
-    Any task will do whose source is a `seqio.FileDataSource` and whose `targets` come from a
-    SentencePiece vocabulary. Documents of a foreign one all belong to one source, of its name.
+    Any task will do whose source lists its files, as those over files and over TFDS do, and whose
+    `targets` come from a SentencePiece vocabulary. Documents of a foreign one all belong to one
+    source, of its name.
     """
 
     def __init__(
@@ -175,7 +228,7 @@ class SeqioFileTask:
         Args:
           name: what the store is to be called after.
           split: of the task.
-          task: of a `seqio.FileDataSource`.
+          task: of a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
           recipe: arguments of `open_task` that make this one again, in another process.
         """
         vocabulary = task.output_features["targets"].vocabulary
@@ -324,6 +377,7 @@ def _pointed_at(
 _registered: dict[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] = {}
 """Corpus → folder and tokenizer that seqio's registry, which is global, has for it now."""
 
+TFDS_NAME = "slimpajama:1.0.0"
 MIXTURES = {
     "shakespeare_natural": "shakespeare",
     "slimpajama_natural": "slimpajama",

@@ -32,8 +32,8 @@ FOUNDATIONS = {"errors", "tree", "paths", "sizes", "launch"}
 OWNERS = {
     "seqio": ["data_pipelines/tasks.py"],
     "tensorflow": ["data_pipelines/tasks.py"],
-    "tensorflow_datasets": ["data_pipelines/tasks.py"],
-    "apache_beam": ["data_pipelines/beam.py"],
+    "tensorflow_datasets": ["data_pipelines/tasks.py", "data_pipelines/slimpajama/"],
+    "apache_beam": ["data_pipelines/beam.py", "data_pipelines/slimpajama/"],
     "pyarrow": ["data_pipelines/parquet.py"],
     "orbax": ["prts_jax/checkpoint/store.py"],
     "flax": ["prts_jax/model/"],
@@ -67,6 +67,7 @@ PREPARES_TEXT = {
         "plain",
         "rows",
         "shakespeare_corpus",
+        "slimpajama/slimpajama_dataset_builder",
         "tasks",
         "tokenizer",
     )

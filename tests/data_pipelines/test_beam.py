@@ -169,8 +169,16 @@ def test_all_of_slimpajama_fits_into_a_description_of_a_job():
     assert len(zlib.compress(pickle.dumps(build))) < 2_000_000
 
 
+WITHOUT_SEQIO = """
+import sys
+sys.modules.update(dict.fromkeys(("seqio", "tensorflow", "tensorflow_datasets")))
+from prts_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_the_command_needs_no_tensorflow(beam: ModuleType, tmp_path: Path):
-    command = [sys.executable, "-m", "prts_jax.cli", "data", "beam", "--task=shakespeare"]
+    command = [sys.executable, "-c", WITHOUT_SEQIO, "data", "beam", "--task=shakespeare"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = functools.partial(subprocess.run, capture_output=True, text=True, env=environment)
     done = run(
@@ -184,4 +192,31 @@ def test_the_command_needs_no_tensorflow(beam: ModuleType, tmp_path: Path):
     )
     refused = run([*command, f"--output={tmp_path}", "--", "--runer=x"], check=False, timeout=120)
     assert refused.returncode == 2
-    assert refused.stderr == ("prts data: Beam has no option --runer: see its PipelineOptions\n")
+    assert refused.stderr == "prts data: Beam has no option --runer: see its PipelineOptions\n"
+
+
+def test_a_task_that_only_seqio_can_run(
+    beam: ModuleType, slimpajama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = """
+import seqio
+from data_pipelines.sources import SLIMPAJAMA
+from data_pipelines.tasks import CorpusSource
+
+seqio.TaskRegistry.add(
+    "no_eos",
+    source=CorpusSource(SLIMPAJAMA, {folder!r}, ["book", "arxiv"]),
+    preprocessors=[seqio.preprocessors.tokenize],
+    output_features={{"targets": seqio.Feature(seqio.SentencePieceVocabulary({tokenizer!r}))}},
+)
+"""
+    text = module.format(folder=str(slimpajama), tokenizer=str(TOKENIZER))
+    (tmp_path / "tasks_for_beam.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    from data_pipelines.tasks import SeqioFileTask, open_task
+
+    task = open_task("no_eos", "train", modules=["tasks_for_beam"])
+    assert isinstance(task, SeqioFileTask)
+    beam.cache(task, tmp_path / "beam", (), lambda line: None)
+    cache(task, tmp_path / "local", lambda line: None)
+    assert contents(tmp_path / "beam") == contents(tmp_path / "local")

@@ -1,0 +1,1 @@
+"""SlimPajama as a data set of TensorFlow Datasets: `tfds build data_pipelines/slimpajama`."""
