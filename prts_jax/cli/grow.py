@@ -159,18 +159,30 @@ def main(argv: Sequence[str]) -> int:
         )
         growth_map = _with_matrices(growth_map, arguments.matrices, arguments.learn_steps)
     if arguments.dry_run:
-        work = grow.plan(source, growth_map)
-        expected = forecast(work, target, arguments.mode)
-        if arguments.json:
-            print(json.dumps(growth_text.as_json(growth_map, work, expected)))
-        else:
-            print(growth_text.dry_run(growth_map, work, target, expected))
-        return 0
-    if arguments.verify is None:
+        _show_plan(source, target, growth_map, arguments)
+    elif arguments.verify is not None:
+        return _grow_verified(source, target, growth_map, arguments)
+    else:
         report = _grow(source, target, growth_map, arguments)
         if process == 0:
             _print(report, target, growth_map, arguments.json)
-        return 0
+    return 0
+
+
+def _show_plan(
+    source: str, target: str, growth_map: GrowthMap, arguments: argparse.Namespace
+) -> None:
+    work = grow.plan(source, growth_map)
+    expected = forecast(work, target, arguments.mode)
+    if arguments.json:
+        print(json.dumps(growth_text.as_json(growth_map, work, expected)))
+    else:
+        print(growth_text.dry_run(growth_map, work, target, expected))
+
+
+def _grow_verified(
+    source: str, target: str, growth_map: GrowthMap, arguments: argparse.Namespace
+) -> int:
     from prts_jax.evaluate import agreement  # Orbax and the model, which nothing else here needs
 
     # Before anything is grown: a wrong store or a damaged source shall leave nothing behind.
