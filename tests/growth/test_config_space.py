@@ -225,7 +225,7 @@ def random_params(model: ModelConfig):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     sensible_maps(("zero", "block_expansion", "split", "zero_width")).filter(
         GrowthMap.function_preserving
