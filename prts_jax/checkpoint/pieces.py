@@ -23,12 +23,15 @@ from prts_jax.checkpoint.growth_plan import (
 )
 from prts_jax.errors import UserError
 from prts_jax.growth import dense
-from prts_jax.growth.leaf import fresh_layers, grow_layers, is_copied
-from prts_jax.growth.widening import NEW
+from prts_jax.growth.leaf import fresh_layers, grow_layers, is_copied, source_rows
+from prts_jax.growth.widening import NEW, runs
 from prts_jax.model.declaration import Declaration
 
 BLOCK_BYTES = 2**26
-"""Bytes of a layer that are written at once, and of a chunk on disk."""
+"""Bytes of a layer that are copied at once, and of a chunk on disk."""
+
+COMPUTED_BYTES = 2**24
+"""Bytes of a layer that are computed at once, which takes several times as much."""
 
 ALL = -2
 """Stands for the source layer of target layers that mix all of them."""
@@ -111,13 +114,13 @@ class LeafGrowth:
         if piece.zero:
             return self._write_zeros(piece)
         if piece.layer == NEW:
-            return {at: self._write(at, self._fresh(np.int32(at))) for at in piece.targets}
-        if piece.layer == ALL:
+            return {at: self._compute(at, lambda rows: None) for at in piece.targets}
+        if self._work.growth_map.matrices is not None:
             return self._mix(piece)
         if is_copied(self._work.growth_map, self._declaration):
             return self._copy(piece)
-        values = self._verified(piece.layer)
-        return {at: self._write(at, self._grown(values, np.int32(at))) for at in piece.targets}
+        rows_of = self._verified_rows(piece.layer)
+        return {at: self._compute(at, rows_of) for at in piece.targets}
 
     def _copy(self, piece: Piece) -> dict[int, str]:
         source = self._layer_of(self._source, piece.layer)
@@ -133,16 +136,28 @@ class LeafGrowth:
         return dict.fromkeys(piece.targets, expected)
 
     def _mix(self, piece: Piece) -> dict[int, str]:
-        depth = self._work.arrays[dense.depth_name(self._path)]
-        mixtures: list[Any] = [np.float32(0)] * len(piece.targets)
-        for layer in range(self._work.growth_map.source.layers):
-            values = self._verified(layer)
-            for number, at in enumerate(piece.targets):
-                mixtures[number] = mixtures[number] + depth[at, layer] * values
-        return {
-            at: self._write(at, self._grown(mixture, np.int32(at)))
-            for at, mixture in zip(piece.targets, mixtures, strict=True)
-        }
+        """Makes layers that are sums over those of the source, each layer as a whole."""
+        if piece.layer != ALL:
+            mixtures: list[Any] = [self._verified_layer(piece.layer)]
+        else:
+            depth = self._work.arrays[dense.depth_name(self._path)]
+            mixtures = [np.float32(0)] * len(piece.targets)
+            for layer in range(self._work.growth_map.source.layers):
+                values = self._verified_layer(layer)
+                for number, at in enumerate(piece.targets):
+                    mixtures[number] = mixtures[number] + depth[at, layer] * values
+        digests = {}
+        for at, mixture in zip(piece.targets, mixtures, strict=True):
+            values = np.asarray(self._mixer(mixture, np.int32(at)))
+            self._write_box(at, tuple(slice(0, size) for size in values.shape), values)
+            digests[at] = digest_of(values)
+        return digests
+
+    def _verified_layer(self, layer: int) -> np.ndarray:
+        values = self._read(self._layer_of(self._source, layer), layer)
+        if digest_of(values) != self._expected_digest(layer):
+            raise damaged(self._work.source, self._where(layer))
+        return values
 
     def _write_zeros(self, piece: Piece) -> dict[int, str]:
         # Written out, not left to the fill value: a whole checkpoint has every chunk.
@@ -154,41 +169,74 @@ class LeafGrowth:
                 self._write_box(at, box, zeros)
         return dict.fromkeys(piece.targets, digest.hexdigest())
 
-    def _verified(self, layer: int) -> np.ndarray:
-        values = self._read(self._layer_of(self._source, layer), layer)
-        if digest_of(values) != self._expected_digest(layer):
+    def _verified_rows(self, layer: int) -> Callable[[range], np.ndarray]:
+        """Returns what reads the source's rows for rows of the target, after a look at all of them.
+
+        A large layer is read once to be compared with its digest and again row by row.
+        """
+        stored = self._work.stored[self._path]
+        shape = stored.shape[1:] if self._declaration.stacked else stored.shape
+        source = self._layer_of(self._source, layer)
+        found, whole = LayerDigest(shape), shape
+        if math.prod(shape) * stored.dtype.itemsize > COMPUTED_BYTES:
+            chunk = stored.chunk[1:] if self._declaration.stacked else stored.chunk
+            whole = leaves.whole_chunks(shape, chunk, COMPUTED_BYTES // stored.dtype.itemsize)
+        for box in leaves.boxes(shape, whole):
+            values = self._read(source[box], layer)
+            found.update(values, tuple(side.start for side in box))
+        if found.hexdigest() != self._expected_digest(layer):
             raise damaged(self._work.source, self._where(layer))
-        return values
+
+        def rows_of(rows: range) -> np.ndarray:
+            places = source_rows(self._work.growth_map, self._declaration, rows)
+            if whole == shape:
+                return values[places]
+            parts = [self._read(source[a : a + count], layer) for a, count in runs(places, step=1)]
+            return np.concatenate(parts)
+
+        return rows_of
+
+    def _compute(self, at: int, rows_of: Callable[[range], np.ndarray | None]) -> str:
+        """Computes a target layer some rows at a time, writes it, and returns its digest."""
+        shape = layer_shape(self._declaration)
+        found = LayerDigest(shape)
+        for box in leaves.boxes(shape, (*self._chunk[:1], *shape[1:])):
+            rows = range(box[0].start, box[0].stop)
+            places = np.arange(rows.start, rows.stop, dtype=np.int32)
+            values = np.asarray(self._arithmetic(rows_of(rows), np.int32(at), places))
+            found.update(values, (rows.start, *[0] * (len(shape) - 1)))
+            self._write_box(at, box, values)
+        return found.hexdigest()
 
     @functools.cached_property
-    def _grown(self) -> Callable[[np.ndarray, np.int32], jax.Array]:
+    def _mixer(self) -> Callable[[np.ndarray, np.int32], jax.Array]:
         path, declaration, growth_map = self._path, self._declaration, self._work.growth_map
         names = dense.width_names(growth_map, path, declaration) if self._work.arrays else {}
         arrays = {name: self._work.arrays[name] for name in names.values()}
 
         @jax.jit
-        def grow(values: jax.Array, at: jax.Array, arrays: dense.Arrays) -> jax.Array:
+        def mix(values: jax.Array, at: jax.Array, arrays: dense.Arrays) -> jax.Array:
             return grow_layers(values[None], growth_map, path, declaration, at[None], arrays)[0]
 
-        return lambda values, at: grow(values, at, arrays)
+        return lambda values, at: mix(values, at, arrays)
 
     @functools.cached_property
-    def _fresh(self) -> Callable[[np.int32], jax.Array]:
-        def fresh(at: jax.Array) -> jax.Array:
-            return fresh_layers(self._work.growth_map, self._path, self._declaration, at[None])[0]
+    def _arithmetic(self) -> Callable[[np.ndarray | None, np.int32, np.ndarray], jax.Array]:
+        """(source rows or None for fresh ones, target layer, target rows) → target rows."""
+        growth_map, path, declaration = self._work.growth_map, self._path, self._declaration
 
-        return jax.jit(fresh)
+        def compute(values: jax.Array | None, at: jax.Array, rows: jax.Array) -> jax.Array:
+            if values is None:
+                return fresh_layers(growth_map, path, declaration, at[None], rows)[0]
+            grown = grow_layers(values[None], growth_map, path, declaration, at[None], rows=rows)
+            return grown[0]
 
-    def _write(self, at: int, values: jax.Array) -> str:
-        array = np.asarray(values)
-        self._write_box(at, tuple(slice(0, size) for size in array.shape), array)
-        return digest_of(array)
+        return jax.jit(compute)
 
     def _write_box(self, at: int, box: Box, values: np.ndarray) -> None:
         """Writes a box of a layer chunk by chunk: each write in flight holds a copy."""
-        target = self._layer_of(self._target, at)[box]
+        target = self._layer_of(self._target, at)
         for part in leaves.boxes(values.shape, self._chunk):
-            # The box begins where a chunk does; `target` counts from the layer's origin.
             place = tuple(
                 slice(side.start + whole.start, side.stop + whole.start)
                 for side, whole in zip(part, box, strict=True)
@@ -219,20 +267,26 @@ def layer_shape(declaration: Declaration) -> tuple[int, ...]:
 
 def piece_memory(work: GrowthPlan, path: str) -> int:
     """Returns about how many bytes of memory a piece of a leaf takes for values."""
-    declaration = work.declarations[path]
-    itemsize = np.dtype(declaration.dtype).itemsize
+    itemsize = np.dtype(work.declarations[path].dtype).itemsize
     read, chunk = _block_shapes(work, path)
-    if path in work.stored and is_copied(work.growth_map, declaration):
+    on_disk = math.prod(work.stored[path].chunk) if path in work.stored else 0
+    if path in work.stored and is_copied(work.growth_map, work.declarations[path]):
         # Chunks as they lie on disk, maybe of several layers; their values; one being written.
-        on_disk = max(math.prod(work.stored[path].chunk), math.prod(read))
-        return (on_disk + math.prod(read) + math.prod(chunk)) * itemsize
+        return (max(on_disk, math.prod(read)) + math.prod(read) + math.prod(chunk)) * itemsize
+    if work.growth_map.matrices is not None:
+        return _mixing_memory(work, path)
+    # Drawing holds counters, bits and values of two kinds beside what is read and written.
+    return (2 * on_disk + 8 * math.prod(chunk)) * itemsize
+
+
+def _mixing_memory(work: GrowthPlan, path: str) -> int:
+    declaration, stored = work.declarations[path], work.stored[path]
     # The source's layer, the target's, and as much again while it is computed.
-    computed = 3 * math.prod(layer_shape(declaration)) * itemsize
-    if work.growth_map.matrices is not None and declaration.stacked:
-        stored = work.stored[path]
-        at_once = len(mixed_together(work.growth_map, stored)[0])
-        return computed + (at_once + 2) * stored.nbytes // stored.shape[0]
-    return computed
+    computed = 3 * math.prod(layer_shape(declaration)) * stored.dtype.itemsize
+    if not declaration.stacked:
+        return computed
+    at_once = len(mixed_together(work.growth_map, stored)[0])
+    return computed + (at_once + 2) * stored.nbytes // stored.shape[0]
 
 
 def damaged(checkpoint: str, where: str) -> UserError:
@@ -251,6 +305,7 @@ def _block_shapes(work: GrowthPlan, path: str) -> tuple[tuple[int, ...], tuple[i
         stored = work.stored[path].chunk
         chunk = stored[1:] if declaration.stacked else stored
         read = leaves.whole_chunks(shape, chunk, BLOCK_BYTES // itemsize)
-    else:
-        read = shape
-    return read, leaves.split_rows(read, BLOCK_BYTES // itemsize)
+        computes = declaration.stacked and NEW in work.growth_map.layers
+        most = COMPUTED_BYTES if computes else BLOCK_BYTES
+        return read, leaves.split_rows(read, most // itemsize)
+    return shape, leaves.split_rows(shape, COMPUTED_BYTES // itemsize)

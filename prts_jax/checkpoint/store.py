@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 64 * 2**20
-"""Largest chunk of a leaf that is not stacked, so that growth reads a vocabulary piece by piece."""
+"""Largest chunk of a leaf, so that growth reads a vocabulary or a wide layer piece by piece."""
 
 
 @dataclasses.dataclass
@@ -287,7 +287,7 @@ def _tree_save(leaves: Mapping[str, Any]) -> ocp.args.PyTreeSave:
     stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
     options = {
         # The default chunk is the device's shard, all layers of it: growth copies layers.
-        path: ocp.SaveArgs(shard_axes=(0,))
+        path: ocp.SaveArgs(shard_axes=(0,), chunk_byte_size=CHUNK_BYTES)
         if LAYERS in path.split("/")
         else ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
         for path in stored

@@ -1,6 +1,7 @@
 """The arithmetic of growth: what becomes of some layers of one leaf. Both executors call this."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays
 from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
+from prts_jax.model.drawing import draw_rows
 from prts_jax.model.initialise import init_leaf, leaf_key, standard_deviation
 
 
@@ -22,7 +24,11 @@ def is_copied(growth_map: GrowthMap, declaration: Declaration) -> bool:
 
 
 def fresh_layers(
-    growth_map: GrowthMap, path: str, declaration: Declaration, targets: jax.Array
+    growth_map: GrowthMap,
+    path: str,
+    declaration: Declaration,
+    targets: jax.Array,
+    rows: jax.Array | None = None,
 ) -> jax.Array:
     """Makes new layers: functions of (seed, path, target layer) and of nothing else.
 
@@ -31,14 +37,15 @@ def fresh_layers(
       path: path of the leaf.
       declaration: of the leaf in the target.
       targets: `[n]` int32, the target layers (of a leaf without layers: any one).
+      rows: `[r]` int32, the positions to make along a layer's first axis; None makes all.
 
     Returns:
       `[n, …]` as the paper's initialiser makes them.
     """
     layers = growth_map.target.layers
     if declaration.stacked:
-        return init_leaf(path, declaration, layers, "paper", growth_map.seed, targets)
-    return init_leaf(path, declaration, layers, "paper", growth_map.seed)[None]
+        return init_leaf(path, declaration, layers, "paper", growth_map.seed, targets, rows)
+    return init_leaf(path, declaration, layers, "paper", growth_map.seed, rows=rows)[None]
 
 
 def grow_layers(
@@ -48,6 +55,7 @@ def grow_layers(
     declaration: Declaration,
     targets: jax.Array,
     arrays: Arrays | None = None,
+    rows: jax.Array | None = None,
 ) -> jax.Array:
     """Widens layers of a leaf, then mixes noise into it: `W ← (1-α) W + α ε` (App. I.2).
 
@@ -66,18 +74,36 @@ def grow_layers(
       declaration: of the leaf in the target.
       targets: `[n]` int32, the target layers.
       arrays: the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
+      rows: `[r]` int32, the positions to make along a layer's first axis; `values` then hold the
+        source's row for each of them (see `source_rows`). None makes all from whole layers,
+        as a dense map does.
 
     Returns:
-      `[n, …]` in the target's shape.
+      `[n, …]` in the target's shape; with `rows`, r of them along that axis.
     """
     grown = values
     if growth_map.matrices is not None:
         grown = dense.mix_positions(values, growth_map, path, declaration, arrays or {})
     elif any(axis in growth_map.widths for axis in declaration.axes):
-        grown = _widen(values, growth_map, path, declaration, targets)
+        grown = _widen(values, growth_map, path, declaration, targets, rows)
     if _is_noisy(growth_map, declaration):
-        grown = _with_noise(grown, growth_map, path, declaration, targets)
+        grown = _with_noise(grown, growth_map, path, declaration, targets, rows)
     return grown.astype(values.dtype)
+
+
+def source_rows(growth_map: GrowthMap, declaration: Declaration, rows: range) -> list[int]:
+    """Returns the source's row for each row of a target layer (any one for a new row).
+
+    Args:
+      growth_map: of the growth.
+      declaration: of the leaf in the target.
+      rows: positions along the first axis of a layer.
+    """
+    axis = declaration.axes[1 if declaration.stacked else 0]
+    if axis not in growth_map.widths:
+        return list(rows)
+    index = growth_map.widths[axis].index
+    return [max(index[row], 0) for row in rows]
 
 
 def _widen(
@@ -86,30 +112,38 @@ def _widen(
     path: str,
     declaration: Declaration,
     targets: jax.Array,
+    rows: jax.Array | None,
 ) -> jax.Array:
     grown = values
-    is_new = {True: np.zeros((), bool), False: np.zeros((), bool)}  # by "contracted"
+    # By "contracted": which positions are new, and whether there are any.
+    is_new: dict[bool, Any] = {True: np.zeros((), bool), False: np.zeros((), bool)}
+    has_new = {True: False, False: False}
     for at, axis in inner_axes(declaration):
         if axis not in growth_map.widths:
             continue
         widening = growth_map.widths[axis]
-        index = np.asarray(widening.index)
-        grown = jnp.take(grown, np.maximum(index, 0), axis=at)
+        index: Any = np.asarray(widening.index)
+        weights: Any = np.asarray(widening.weights, grown.dtype)
+        if at == 1 and rows is not None:
+            index, weights = jnp.asarray(index)[rows], jnp.asarray(weights)[rows]
+        else:
+            grown = jnp.take(grown, np.maximum(index, 0), axis=at)
         contracted = sums_over(declaration, axis)
         if contracted:
-            grown = grown * along(np.asarray(widening.weights, grown.dtype), at, grown.ndim)
+            grown = grown * along(weights, at, grown.ndim)
         is_new[contracted] = is_new[contracted] | along(index == NEW, at, grown.ndim)
-    grown = grown * _factor(growth_map, declaration)
+        has_new[contracted] |= widening.has_new
+    grown = grown * _factor(growth_map, declaration, rows)
     if growth_map.pair_noise:
-        grown = grown + _paired_noise(growth_map, path, declaration, targets, values.shape)
+        grown = grown + _paired_noise(growth_map, path, declaration, targets, rows)
     if growth_map.new == "zero":
         blank = 1 if declaration.scales_stream else 0
         grown = jnp.where(is_new[False], jnp.asarray(blank, grown.dtype), grown)
-        drawn = is_new[True]
+        drawn, draws = is_new[True], has_new[True]
     else:
-        drawn = is_new[True] | is_new[False]
-    if drawn.any():
-        fresh = fresh_layers(growth_map, path, declaration, targets)
+        drawn, draws = is_new[True] | is_new[False], has_new[True] or has_new[False]
+    if draws:
+        fresh = fresh_layers(growth_map, path, declaration, targets, rows)
         grown = jnp.where(drawn, fresh, grown)
     return grown
 
@@ -124,23 +158,34 @@ def _with_noise(
     path: str,
     declaration: Declaration,
     targets: jax.Array,
+    rows: jax.Array | None,
 ) -> jax.Array:
     """Mixes in ε of variance 1/(d·l²) for output projections and 2/(5d) for the others."""
     width, layers = growth_map.target.embed, growth_map.target.layers
     variance = 1 / (width * layers**2) if declaration.writes_stream else 2 / (5 * width)
-    noise = _normal(growth_map.seed, f"{path}:noise", declaration, targets, values.shape[1:])
+    shape = declaration.shape[1:] if declaration.stacked else declaration.shape
+    noise = _normal(growth_map.seed, f"{path}:noise", declaration, targets, shape, rows)
     share = growth_map.noise
     return values * np.float32(1 - share) + noise * np.float32(share * math.sqrt(variance))
 
 
 def _normal(
-    seed: int, name: str, declaration: Declaration, targets: jax.Array, shape: tuple[int, ...]
+    seed: int,
+    name: str,
+    declaration: Declaration,
+    targets: jax.Array,
+    shape: tuple[int, ...],
+    rows: jax.Array | None,
 ) -> jax.Array:
     """Returns standard normal values `[n, …]`, functions of (seed, name, target layer)."""
     key = leaf_key(seed, name)
-    return jax.vmap(
-        lambda layer: jax.random.normal(jax.random.fold_in(key, layer), shape, declaration.dtype)
-    )(targets)
+
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.normal(key, shape, declaration.dtype)
+
+    return jax.vmap(lambda layer: draw_rows(draw, jax.random.fold_in(key, layer), shape, rows))(
+        targets
+    )
 
 
 def inner_axes(declaration: Declaration) -> list[tuple[int, str]]:
@@ -156,19 +201,19 @@ def sums_over(declaration: Declaration, axis: str) -> bool:
     return axis in declaration.contracts and not declaration.looks_up
 
 
-def along(vector: np.ndarray, at: int, ndim: int) -> np.ndarray:
+def along(vector: Any, at: int, ndim: int) -> Any:
     """Returns a vector as an array of `ndim` dimensions that lies along one of them."""
     return vector.reshape([-1 if axis == at else 1 for axis in range(ndim)])
 
 
-def _factor(growth_map: GrowthMap, declaration: Declaration) -> np.ndarray:
+def _factor(growth_map: GrowthMap, declaration: Declaration, rows: jax.Array | None) -> Any:
     """Returns what keeps the function: of norms, and of queries whose softmax scale changed."""
-    factor = np.ones((), np.float32)
+    factor: Any = np.ones((), np.float32)
     if declaration.scales_stream:
         factor = factor * np.float32(growth_map.norm_scale)
         if growth_map.target.tied and not declaration.stacked:
             weights = np.asarray(growth_map.widths["embed"].weights, np.float32)
-            factor = factor * weights[None]
+            factor = factor * (weights if rows is None else jnp.asarray(weights)[rows])[None]
     if declaration.makes_queries and "head_dim" in growth_map.widths:
         wider = growth_map.target.head_dim / growth_map.source.head_dim
         factor = factor * np.float32(math.sqrt(wider))
@@ -180,7 +225,7 @@ def _paired_noise(
     path: str,
     declaration: Declaration,
     targets: jax.Array,
-    source_shape: tuple[int, ...],
+    rows: jax.Array | None,
 ) -> jax.Array | float:
     """Returns noise that cancels between the copies of each contracted position."""
     split = [
@@ -191,12 +236,19 @@ def _paired_noise(
     if not split:
         return 0.0
     shape = list(declaration.shape[1:] if declaration.stacked else declaration.shape)
-    for at, _ in split:
-        shape[at - 1] = source_shape[at]
-    noise = _normal(growth_map.seed, f"{path}:pairs", declaration, targets, tuple(shape))
     for at, widening in split:
-        noise = jnp.take(noise, np.maximum(np.asarray(widening.index), 0), axis=at)
-        signs = np.asarray(widening.pair_signs(), np.float32)
+        shape[at - 1] = len(widening.copies())
+    drawn = rows
+    for at, widening in split:
+        if at == 1 and rows is not None:
+            drawn = jnp.maximum(jnp.asarray(widening.index)[rows], 0)
+    noise = _normal(growth_map.seed, f"{path}:pairs", declaration, targets, tuple(shape), drawn)
+    for at, widening in split:
+        signs: Any = np.asarray(widening.pair_signs(), np.float32)
+        if at == 1 and rows is not None:
+            signs = jnp.asarray(signs)[rows]
+        else:
+            noise = jnp.take(noise, np.maximum(np.asarray(widening.index), 0), axis=at)
         noise = noise * along(signs, at, noise.ndim)
     scale = standard_deviation(declaration, growth_map.target.layers, "paper")
     return noise * np.float32(scale * growth_map.pair_noise)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from prts_jax import tree
 from prts_jax.model.declaration import Declaration
+from prts_jax.model.drawing import draw_rows
 
 
 def leaf_key(seed: int, path: str) -> jax.Array:
@@ -46,8 +47,9 @@ def init_leaf(
     kind: str,
     seed: int,
     indices: jax.Array | None = None,
+    rows: jax.Array | None = None,
 ) -> jax.Array:
-    """Makes one fresh parameter, or some layers of it.
+    """Makes one fresh parameter, or some layers of it, or some rows of these.
 
     Args:
       path: its path.
@@ -56,20 +58,23 @@ def init_leaf(
       kind: "paper" or "torch_default", see `standard_deviation`.
       seed: of the run.
       indices: `[n]` int32, the layers of a stacked parameter to make; None makes all.
+      rows: `[r]` int32, the positions to make along a layer's first axis; None makes all.
 
     Returns:
-      `[n, …]`, or the parameter's shape.
+      `[n, …]`, or the parameter's shape; with `rows`, r of them along that axis.
     """
     if indices is None and declaration.stacked:
         indices = jnp.arange(declaration.shape[0])
     if declaration.init == "ones":
         first = () if indices is None else indices.shape
-        return jnp.ones((*first, *declaration.shape[len(first) :]), declaration.dtype)
+        shape = declaration.shape[len(first) :]
+        shape = shape if rows is None else (*rows.shape, *shape[1:])
+        return jnp.ones((*first, *shape), declaration.dtype)
     scale = standard_deviation(declaration, layers, kind)
     uniform = kind == "torch_default" and declaration.init != "embedding"
     shape = declaration.shape[1:] if declaration.stacked else declaration.shape
 
-    def draw(key: jax.Array) -> jax.Array:
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         if uniform:
             bound = math.sqrt(3) * scale
             return jax.random.uniform(key, shape, declaration.dtype, -bound, bound)
@@ -77,8 +82,10 @@ def init_leaf(
 
     key = leaf_key(seed, path)
     if indices is None:
-        return draw(key)
-    return jax.vmap(lambda layer: draw(jax.random.fold_in(key, layer)))(indices)
+        return draw_rows(draw, key, shape, rows)
+    return jax.vmap(lambda layer: draw_rows(draw, jax.random.fold_in(key, layer), shape, rows))(
+        indices
+    )
 
 
 def init_params(

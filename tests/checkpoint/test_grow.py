@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from prts_jax.checkpoint import grow, growth_plan, leaves
+from prts_jax.checkpoint import grow, growth_plan, leaves, pieces
 from prts_jax.checkpoint.digest import digests
+from prts_jax.checkpoint.executors import grow_checkpoint
 from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import restore_params, save_checkpoint
@@ -136,6 +137,53 @@ def test_width_and_new_layers_stream_to_what_the_mesh_makes(tmp_path, operator, 
             np.testing.assert_allclose(streamed[path], leaf, rtol=1e-6, atol=1e-7, err_msg=path)
         else:
             np.testing.assert_array_equal(streamed[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        (
+            "split",
+            {"widths": "embed=32,mlp=36,heads=8,kv_heads=4", "pair_noise": 0.5, "noise": 0.2},
+        ),
+        pytest.param("random", {"factor": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            "zero_width",
+            {"widths": "embed=24,mlp=36,heads=8", "factor": 2},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_rows_of_large_layers_are_what_the_whole_layer_would_be(
+    tmp_path, monkeypatch, operator, options
+):
+    monkeypatch.setattr("prts_jax.checkpoint.store.CHUNK_BYTES", 512)
+    params = write_source(tmp_path / "source")
+    growth_map = make_map(MODEL, None, operator, **options)
+    grow.stream(str(tmp_path / "source"), str(tmp_path / "whole"), growth_map)
+    monkeypatch.setattr(pieces, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(pieces, "COMPUTED_BYTES", 400)
+    grow.stream(str(tmp_path / "source"), str(tmp_path / "rows"), growth_map)
+    assert leaves.describe(str(tmp_path / "rows"))["head"].chunk[0] < growth_map.target.embed
+    whole, rows = (read_lineage(str(tmp_path / name)).digests for name in ("whole", "rows"))
+    assert rows == whole
+    targets = declare(growth_map.target)
+    shardings = dict.fromkeys(targets, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    on_mesh = flatten(grow_params(params, growth_map, targets, shardings))
+    for path, leaf in read(str(tmp_path / "rows")).items():  # verifies the digests as well
+        np.testing.assert_allclose(leaf, on_mesh[path], rtol=1e-6, atol=1e-7, err_msg=path)
+
+
+def test_large_layers_are_stored_in_chunks_that_bound_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("prts_jax.checkpoint.store.CHUNK_BYTES", 512)
+    params = write_source(tmp_path / "source")
+    for path, leaf in leaves.describe(str(tmp_path / "source")).items():
+        assert np.prod(leaf.chunk) * 4 <= 512, path
+    growth_map = make_map(MODEL, None, "stack", factor=2)
+    report = grow_checkpoint(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
+    assert report.mode == "reference"
+    values = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    assert_same(read(str(tmp_path / "grown")), reference(values, growth_map.layers))
 
 
 def test_layers_grow_from_none(tmp_path):
