@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prts_jax.config import (
     CHOICES,
     ComputeConfig,
+    DistillationConfig,
     GrowthConfig,
     InitConfig,
     MeshConfig,
@@ -98,6 +99,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                     optimizer=choice("init.growth.optimizer"),
                 ),
             ),
+            distillation=section(DistillationConfig, teacher=st.just(""), weight=shares),
             optimizer=section(OptimizerConfig, b1=shares, b2=shares),
             schedule=section(
                 ScheduleConfig,

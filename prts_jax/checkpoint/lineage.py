@@ -41,6 +41,7 @@ class Lineage:
       stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
       imported: of a model that began elsewhere: {"format", "path", "dtype", "length"}.
       matrices: digest → the matrices of dense maps among `growth`; kept in files of their own.
+      teacher: the checkpoint that the stage is distilled from: {"path", "digest"}; {}: none.
     """
 
     step: int
@@ -58,6 +59,7 @@ class Lineage:
     stage: int = 0
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
     matrices: Mapping[str, Matrices] = dataclasses.field(default_factory=dict)
+    teacher: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -122,7 +124,7 @@ class Lineage:
             )
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         del fields["matrices"]
-        values = {"stage": 0, "imported": {}, **values}  # keys that came later
+        values = {"stage": 0, "imported": {}, "teacher": {}, **values}  # keys that came later
         missing = sorted(fields.keys() - values.keys())
         if missing:
             raise UserError(f"{where}: lacks {', '.join(missing)}; the checkpoint is damaged")

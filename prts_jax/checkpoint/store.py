@@ -78,6 +78,7 @@ class Checkpoints:
         self._directory = str(as_path(directory))
         self._keep = keep
         self._keep_every_steps = keep_every_steps
+        self._protected: set[int] = set()
         self._checkpointer = _checkpointer()
         if jax.process_index() == 0:
             as_path(self._directory).mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,10 @@ class Checkpoints:
         """Returns the directory of a step's checkpoint."""
         return f"{self._directory}/{step}"
 
+    def protect(self, path: str) -> None:
+        """Keeps a checkpoint from now on, if it is one of these: something still needs it."""
+        self._protected |= {step for step in self.steps() if self.path(step) == path}
+
     def wait(self) -> None:
         """Waits for the save in the background and drops checkpoints beyond `keep`.
 
@@ -139,7 +144,11 @@ class Checkpoints:
 
     def _dropped(self, steps: list[int]) -> list[int]:
         every = self._keep_every_steps
-        return [step for step in steps[: -self._keep] if not (every and step % every == 0)]
+        return [
+            step
+            for step in steps[: -self._keep]
+            if step not in self._protected and not (every and step % every == 0)
+        ]
 
 
 def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:

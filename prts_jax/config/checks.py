@@ -91,6 +91,10 @@ def check_numbers(config: RunConfig) -> None:
     for key in ("optimizer.b1", "optimizer.b2"):
         if not 0 <= get(config, key) < 1:
             raise UserError(f"config.{key}: is {get(config, key)}; it must be in [0, 1)")
+    if not 0 <= config.distillation.weight <= 1:
+        raise UserError(
+            f"config.distillation.weight: is {config.distillation.weight}; a share of 0 to 1"
+        )
     if config.optimizer.eps <= 0:
         raise UserError(f"config.optimizer.eps: is {config.optimizer.eps}; it must be above 0")
     sizes = dataclasses.asdict(config.mesh)

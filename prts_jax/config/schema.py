@@ -128,6 +128,14 @@ class InitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """A frozen teacher whose distribution is a part of the loss."""
+
+    teacher: str = ""  # a checkpoint; "source": the one grown from; none if empty
+    weight: float = 0.5  # share of −Σ p_teacher log p_student; the rest is the LM loss
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
@@ -190,6 +198,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     init: InitConfig = InitConfig()
+    distillation: DistillationConfig = DistillationConfig()
     growth: StagesConfig = StagesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -34,12 +34,14 @@ class Ancestor(NamedTuple):
       state: on the mesh.
       lineage: right after growth, or the checkpoint's with a new stage.
       how: for the user to read.
+      path: of the checkpoint.
       growth_map: None where nothing grew.
     """
 
     state: TrainState
     lineage: Lineage
     how: str
+    path: str
     growth_map: GrowthMap | None = None
 
 
@@ -80,7 +82,7 @@ def grow_from(
     else:
         state = fresh_state(params, optimizer, mesh)
     lineage = source.grown(growth_map, {}, learning)  # digests are taken when it is saved
-    return Ancestor(state, lineage, f"grown from {path}", growth_map)
+    return Ancestor(state, lineage, f"grown from {path}", path, growth_map)
 
 
 def start_from(
@@ -115,7 +117,7 @@ def start_from(
         how = f"{how} with its optimizer state"
     else:
         state = fresh_state(params, optimizer, mesh)
-    return Ancestor(state, dataclasses.replace(lineage, stage_step=0), how)
+    return Ancestor(state, dataclasses.replace(lineage, stage_step=0), how, path)
 
 
 def _same_model(checkpoint: ModelConfig, config: ModelConfig, path: str) -> None:

@@ -27,6 +27,7 @@ from prts_jax.feed import place, prefetch
 from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.paths import as_path, write_atomically
+from prts_jax.train.distill import load_teacher
 from prts_jax.train.freezing import frozen_layers
 from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.optim import make_optimizer
@@ -210,9 +211,22 @@ class _Run:
         )
         grown_at = start.lineage.step - start.lineage.stage_step
         sources = batches.store.sources
+        teacher = load_teacher(start.lineage.teacher, start.model, mesh, config.data.length)
+        self.teacher_params = teacher.params if teacher else None
         self.train_step = make_train_step(
-            start.model, config, optimizer, grown_at, sources=len(sources), frozen=frozen
+            start.model,
+            config,
+            optimizer,
+            grown_at,
+            sources=len(sources),
+            frozen=frozen,
+            teacher=teacher.model if teacher else None,
         )
+        self.six_n_d_per_token = six_n_d_per_token(start.declarations)
+        if teacher:
+            checkpoints.protect(teacher.path)  # a resume needs it
+            self.flops_per_token += teacher.flops_per_token
+            self.six_n_d_per_token += teacher.six_n_d_per_token
         self.evaluate = self._evaluator()
         quiet = jax.process_index() > 0
         self.terminal = TerminalLine(config.train.steps, quiet, stage.name)
@@ -244,7 +258,7 @@ class _Run:
             for batch in stream:
                 assert compiled is not None
                 with jax.transfer_guard("disallow"):
-                    self.state, metrics = compiled(self.state, batch)
+                    self.state, metrics = compiled(self.state, batch, self.teacher_params)
                 self.recorder.dispatched(metrics)  # reads the step before this one
                 self.lineage = self._advance(self.lineage)
                 step = self.lineage.stage_step
@@ -278,7 +292,7 @@ class _Run:
         """Compiles the step before the clock starts."""
         began = time.perf_counter()
         first_batch = self._batch(origin, origin.stage_step)
-        compiled = compile_together(self.train_step, self.state, first_batch)
+        compiled = compile_together(self.train_step, self.state, first_batch, self.teacher_params)
         self.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s")
         self.recorder.restart_clock()
         return compiled
@@ -315,7 +329,7 @@ class _Run:
             position=lineage.position + tokens,
             tokens=lineage.tokens + tokens,
             flops=lineage.flops + tokens * self.flops_per_token,
-            flops_6nd=lineage.flops_6nd + tokens * six_n_d_per_token(self.declarations),
+            flops_6nd=lineage.flops_6nd + tokens * self.six_n_d_per_token,
         )
 
     def _save(self) -> None:

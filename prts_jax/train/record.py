@@ -47,7 +47,7 @@ class Recorder:
         self._peak = peak_flops(devices.flat[0].device_kind)
         self._unread: StepMetrics | None = None
         self._due: Lineage | None = None
-        self._losses: list[float] = []
+        self._read: list[StepMetrics] = []  # since the last line
         self._sources = sources
         self._by_source = np.zeros((2, len(sources)))  # losses, tokens
         self._latest: StepMetrics | None = None
@@ -90,7 +90,7 @@ class Recorder:
             self._latest = jax.device_get(self._unread)
             self._step += 1
             self._refuse_divergence(self._latest._asdict())
-            self._losses.append(float(self._latest.loss))
+            self._read.append(self._latest)
             self._by_source += (self._latest.source_losses, self._latest.source_tokens)
             self._unread = None
         if self._due is not None:
@@ -120,21 +120,26 @@ class Recorder:
             "seconds": round(self._seconds_before + now - self._clock, 3),
         }
         seconds_per_step = 0.0
-        if self._losses and self._latest is not None:
-            line["loss"] = float(np.mean(self._losses))
+        if self._read and self._latest is not None:
+            line["loss"] = float(np.mean([float(step.loss) for step in self._read]))
             for name, loss, tokens in zip(self._sources, *self._by_source, strict=True):
                 if tokens:
                     line[f"loss/{name}"] = float(loss / tokens)
+            soft = [
+                float(s.distillation_loss) for s in self._read if s.distillation_loss is not None
+            ]
+            if soft:
+                line["distillation_loss"] = float(np.mean(soft))
             line["gradient_norm"] = float(self._latest.gradient_norm)
             line["learning_rate"] = float(self._latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
-            seconds_per_step = elapsed / len(self._losses)
+            seconds_per_step = elapsed / len(self._read)
             rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
             line["tokens_per_second_per_device"] = round(rate, 1)
             if self._peak is not None:
                 line["mfu"] = rate * self._flops_per_token / self._peak
         line |= extra
-        self._losses, self._last_tokens, self._line_clock = [], lineage.tokens, now
+        self._read, self._last_tokens, self._line_clock = [], lineage.tokens, now
         self._by_source[:] = 0
         if self._log is not None:
             self._log.write(line)

@@ -24,6 +24,7 @@ from prts_jax.model.declaration import Declaration
 from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare
 from prts_jax.train.ancestor import Ancestor, grow_from, start_from
+from prts_jax.train.distill import choose_teacher, find_teacher
 from prts_jax.train.learn import Learn, Learned, learn
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.state import (
@@ -145,6 +146,7 @@ def begin(
         store=batches.store.fingerprint,
         growth=(),
         digests={},
+        teacher=choose_teacher(config),
     )
     state = fresh_state(params, optimizer, mesh)
     return Start("fresh parameters", config.model, declarations, state, lineage)
@@ -195,6 +197,7 @@ def _resume(
         position=position,
         store=batches.store.fingerprint,
         changes=(*lineage.changes, *changes),
+        teacher=find_teacher(config, lineage),
     )
     how = f"resumed from {path}; {note}"
     return Start(how, model, declarations, state, lineage, resumed=True)
@@ -259,6 +262,7 @@ def _after(
         store=batches.store.fingerprint,
         changes=(*ancestor.lineage.changes, *changes),
         stage=0,
+        teacher=choose_teacher(config, ancestor.path if ancestor.growth_map else ""),
     )
     how = f"{ancestor.how}; {note}"
     start = Start(how, model, declare(model), ancestor.state, lineage)

@@ -10,11 +10,16 @@ from prts_jax.config import ModelConfig, RunConfig
 from prts_jax.model.inputs import documents_of
 from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import loss_by_source, token_losses
+from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
 from prts_jax.train.optim import apply_updates, learning_rate
 from prts_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+MEANS = ("loss", "distillation_loss")
+"""Losses that are shown as means over the batch's tokens."""
 
 
 class StepMetrics(NamedTuple):
@@ -26,6 +31,7 @@ class StepMetrics(NamedTuple):
       learning_rate: of this step.
       source_losses: [sources], summed over the tokens of each source, nats.
       source_tokens: [sources], the sum of their weights.
+      distillation_loss: mean of −Σ p_teacher log p_student, nats; None without a teacher.
     """
 
     loss: jax.Array
@@ -33,6 +39,7 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     source_losses: jax.Array
     source_tokens: jax.Array
+    distillation_loss: jax.Array | None = None
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:
@@ -50,8 +57,11 @@ def make_train_step(
     grown_at: int = 0,
     sources: int = 0,
     frozen: tuple[int, ...] | None = None,
+    teacher: ModelConfig | None = None,
 ) -> jax.stages.Wrapped:
-    """Returns the jitted step (state, batch) → (state, StepMetrics); the state is donated.
+    """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
+
+    The state is donated. The third argument holds the parameters of the model `teacher`, or None.
 
     The batch is one of `data_pipelines.loader`, each array [batch, length]. The loss is the
     weighted mean over all tokens of the batch, also when it is accumulated over micro-batches.
@@ -64,43 +74,58 @@ def make_train_step(
       sources: how many sources' losses are summed one by one; 0: none are.
       frozen: layers that stay as they are, with the look-up (`prts_jax.train.freezing`); the
         gradient's norm is that of the others. None: everything is trained.
+      teacher: the model whose parameters are the third argument; None: without one.
     """
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
 
-    def summed_loss(params: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        documents = documents_of(batch)
+    def summed_losses(params: Any, batch: Batch, teacher_params: Any) -> tuple[jax.Array, Sums]:
+        """Returns what is minimised, and the sums that metrics show."""
+        documents, weights = documents_of(batch), batch["loss_weights"]
         out = logits(
             params, batch["tokens"], model, config.compute, documents=documents, frozen=frozen
         )
-        losses, weights = token_losses(out, batch["targets"]), batch["loss_weights"]
+        losses = token_losses(out, batch["targets"])
         by_source = loss_by_source(losses, weights, batch["source_ids"], sources)
-        return jnp.sum(losses * weights), by_source
+        loss = jnp.sum(losses * weights)
+        sums = {"loss": loss, "source_losses": by_source[0], "source_tokens": by_source[1]}
+        if teacher is None:
+            return loss, sums
+        taught = logits(
+            teacher_params, batch["tokens"], teacher, config.compute, documents=documents
+        )
+        soft, share = jnp.sum(soft_losses(out, taught) * weights), config.distillation.weight
+        return (1 - share) * loss + share * soft, sums | {"distillation_loss": soft}
 
-    with_gradient = jax.value_and_grad(summed_loss, has_aux=True)
+    gradient_of = jax.grad(summed_losses, has_aux=True)
 
-    def summed_gradient(params: Any, batch: Batch) -> Any:
+    def summed_gradient(params: Any, batch: Batch, teacher_params: Any) -> tuple[Any, Sums]:
         count = config.train.accumulation
         if count == 1:
-            return with_gradient(params, batch)
+            return gradient_of(params, batch, teacher_params)
 
         def add(total: Any, micro: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, with_gradient(params, micro)), None
+            return jax.tree.map(jnp.add, total, gradient_of(params, micro, teacher_params)), None
 
         parts = micro_batches(batch, count)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(with_gradient, params, first)
+        shapes = jax.eval_shape(gradient_of, params, first, teacher_params)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zero, parts)
         return total
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        (loss, by_source), gradient = summed_gradient(state.params, batch)
+    def train_step(
+        state: TrainState, batch: Batch, teacher_params: Any = None
+    ) -> tuple[TrainState, StepMetrics]:
+        gradient, sums = summed_gradient(state.params, batch, teacher_params)
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         params = apply_updates(state.params, updates, rate)
-        metrics = StepMetrics(loss / tokens, optax.global_norm(gradient), rate, *by_source)
+        means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
+        metrics = StepMetrics(
+            gradient_norm=optax.global_norm(gradient), learning_rate=rate, **means, **sums
+        )
         after = TrainState(params, opt_state, state.stage_step + 1)
         return keep_frozen(state, after, parts) if parts else after, metrics
 
