@@ -8,10 +8,13 @@ import jax
 
 from prts_jax.checkpoint import grow, hosts, reference, shared_growth
 from prts_jax.checkpoint.grow import GrowthPlan, GrowthReport, Progress
+from prts_jax.checkpoint.grow_optimizer import OptimizerPlan, plan_optimizer
+from prts_jax.config import CHOICES, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 
 MODES = ("auto", "stream", "reference")
+OPTIMIZERS = CHOICES["init.growth.optimizer"]
 
 
 def grow_checkpoint(
@@ -21,6 +24,7 @@ def grow_checkpoint(
     mode: str = "auto",
     *,
     progress: Progress | None = None,
+    optimizer: str = "reset",
 ) -> GrowthReport:
     """Grows a checkpoint into a new one; all executors give the same parameters.
 
@@ -34,15 +38,23 @@ def grow_checkpoint(
       mode: "reference" (`reference.link`), "stream" (`grow.stream`), or "auto": by reference, and
         where that cannot be, streamed with a warning that says why.
       progress: told of every layer streamed.
+      optimizer: "copy" streams the optimizer's state through the map too, whatever the mode;
+        "reset" leaves it behind.
 
     Raises:
       UserError: no such mode, the mode cannot do it, or the growth cannot be done at all.
     """
     _check_mode(mode)
-    stream = grow.stream if jax.process_count() == 1 else shared_growth.stream_together
+    moments = optimizer_plan(source, growth_map, optimizer)
+
+    def stream() -> GrowthReport:
+        if jax.process_count() == 1:
+            return grow.stream(source, target, growth_map, progress=progress, optimizer=moments)
+        return shared_growth.stream_together(source, target, growth_map, progress=progress)
+
     if mode == "stream":
-        return stream(source, target, growth_map, progress=progress)
-    linked = hosts.first_alone(lambda: _link(source, target, growth_map))
+        return stream()
+    linked = hosts.first_alone(lambda: _link(source, target, growth_map, moments))
     if "mode" in linked:
         return GrowthReport(**linked | {"layers": tuple(linked["layers"])})
     reason = linked["reason"]
@@ -51,14 +63,37 @@ def grow_checkpoint(
     logging.getLogger(__name__).warning(
         "streaming, for it cannot be grown by reference: %s", reason
     )
-    streamed = stream(source, target, growth_map, progress=progress)
+    streamed = stream()
     return dataclasses.replace(streamed, reason=reason)
 
 
-def _link(source: str, target: str, growth_map: GrowthMap) -> dict[str, Any]:
+def optimizer_plan(source: str, growth_map: GrowthMap, optimizer: str) -> OptimizerPlan | None:
+    """Returns what will become of the optimizer's state: None where it is left behind.
+
+    Args:
+      source: a complete checkpoint.
+      growth_map: a valid map from the checkpoint's model.
+      optimizer: "reset" or "copy".
+
+    Raises:
+      UserError: neither; several processes; or a state that is not there or cannot be grown.
+    """
+    if optimizer not in OPTIMIZERS:
+        hint = nearest(optimizer, OPTIMIZERS)
+        raise UserError(f"growth.optimizer: {optimizer!r} is unknown; {hint}")
+    if optimizer == "reset":
+        return None
+    if jax.process_count() > 1:
+        raise UserError("growth.optimizer: 'copy' is for one process; leave --multihost out")
+    return plan_optimizer(source, growth_map)
+
+
+def _link(
+    source: str, target: str, growth_map: GrowthMap, moments: OptimizerPlan | None
+) -> dict[str, Any]:
     """Returns the report of a growth by reference, or only the reason why it cannot be."""
     try:
-        return reference.link(source, target, growth_map).to_json()
+        return reference.link(source, target, growth_map, moments).to_json()
     except reference.CannotReferenceError as error:
         return {"reason": error.reason}
 

@@ -11,6 +11,11 @@ from typing import Any
 
 from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.commit import new_checkpoint
+from prts_jax.checkpoint.grow_optimizer import (
+    OptimizerPlan,
+    optimizer_bytes,
+    stream_optimizer,
+)
 from prts_jax.checkpoint.growth_plan import (
     GrowthPlan,
     check_space,
@@ -78,22 +83,28 @@ def stream_memory(work: GrowthPlan) -> int:
 
 
 def stream(
-    source: str, target: str, growth_map: GrowthMap, *, progress: Progress | None = None
+    source: str,
+    target: str,
+    growth_map: GrowthMap,
+    *,
+    progress: Progress | None = None,
+    optimizer: OptimizerPlan | None = None,
 ) -> GrowthReport:
     """Grows a checkpoint into a new one with the memory of about one layer.
 
     Each source layer is read once, compared with its digest, and written to every target layer
     that comes from it, widened where the map widens it (a leaf without layers at once); zero
     outputs are written without reading. Layers of a dense map mix all source layers, which are read
-    again for every few of them. The grown checkpoint has no optimizer state; its lineage
-    continues the source's.
+    again for every few of them. The grown checkpoint has no optimizer state unless that is asked
+    for; its lineage continues the source's.
     Killed at any moment it leaves nothing that looks like a checkpoint and can be run again.
 
     Args:
       source: a complete checkpoint (what `layout.resolve` returned).
       target: directory of the new checkpoint, which must not exist.
       growth_map: a valid map from the checkpoint's model.
-      progress: told of every layer written.
+      progress: told of every layer of the parameters written.
+      optimizer: what to do about the optimizer's state; None leaves it behind.
 
     Returns:
       What was done.
@@ -105,7 +116,8 @@ def stream(
     start = time.monotonic()
     work = plan(source, growth_map)
     target = str(as_path(target))
-    check_space(target, work.bytes_written)
+    moments_read, moments_written = optimizer_bytes(optimizer)
+    check_space(target, work.bytes_written + moments_written)
     with new_checkpoint(target) as directory:
         digests = write_pieces(
             work,
@@ -114,12 +126,14 @@ def stream(
             lambda done: progress(done, work.bytes_written) if progress else None,
         )
         leaves.write_tree(directory, work.declarations)
+        if optimizer is not None:
+            stream_optimizer(optimizer, directory)
         layout.write_lineage(directory, work.lineage.grown(growth_map, digests))
     return GrowthReport(
         mode="stream",
         seconds=time.monotonic() - start,
-        bytes_read=work.bytes_read,
-        bytes_written=work.bytes_written,
+        bytes_read=work.bytes_read + moments_read,
+        bytes_written=work.bytes_written + moments_written,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         layers=growth_map.layers,
     )

@@ -105,14 +105,14 @@ def split_rows(box: tuple[int, ...], elements: int) -> tuple[int, ...]:
     return (box[0] // parts, *box[1:])
 
 
-def open_leaf(checkpoint: str, path: str) -> ts.TensorStore:
-    """Opens a leaf of a checkpoint's parameters for reading.
+def open_leaf(checkpoint: str, path: str, item: str = PARAMS) -> ts.TensorStore:
+    """Opens a leaf of a checkpoint's parameters, or of another item, for reading.
 
     Raises:
       UserError: it is not there, or its files are damaged.
     """
     try:
-        return ts.open(_spec(checkpoint, path), read=True, context=_CONTEXT).result()
+        return ts.open(_spec(checkpoint, path, item=item), read=True, context=_CONTEXT).result()
     except Exception as error:  # tensorstore raises ValueError and others for bad files
         raise unreadable(checkpoint, path, error) from error
 
@@ -126,13 +126,13 @@ def unreadable(checkpoint: str, path: str, error: Exception) -> UserError:
     )
 
 
-def describe(checkpoint: str) -> dict[str, StoredLeaf]:
-    """Returns path → what is stored, of all parameters of a checkpoint, without reading values.
+def describe(checkpoint: str, item: str = PARAMS) -> dict[str, StoredLeaf]:
+    """Returns path → what is stored, of an item of a checkpoint, without reading values.
 
     Raises:
-      UserError: the parameters are missing or damaged.
+      UserError: the item is missing or damaged.
     """
-    file = as_path(checkpoint) / PARAMS / _METADATA
+    file = as_path(checkpoint) / item / _METADATA
     try:
         keys = json.loads(file.read_text())["tree_metadata"].values()
         paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in keys]
@@ -142,7 +142,7 @@ def describe(checkpoint: str) -> dict[str, StoredLeaf]:
         ) from error
     leaves = {}
     for path in sorted(paths):
-        array = open_leaf(checkpoint, path)
+        array = open_leaf(checkpoint, path, item)
         grid = array.schema.chunk_layout
         chunk, shard = (
             tuple(size or 1 for size in part.shape or ())
@@ -158,6 +158,7 @@ def create_leaf(
     declaration: Declaration,
     chunk: tuple[int, ...],
     database: str = "",
+    item: str = PARAMS,
 ) -> ts.TensorStore:
     """Creates a leaf and opens it for writing.
 
@@ -167,6 +168,7 @@ def create_leaf(
       declaration: its shape and dtype.
       chunk: shape of a chunk.
       database: `process_database` of this process where several write; "" where one does.
+      item: of the checkpoint: parameters or the optimizer's state.
     """
     metadata = {
         "shape": list(declaration.shape),
@@ -175,7 +177,7 @@ def create_leaf(
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "fill_value": 0,
     }
-    spec = _spec(checkpoint, path, database) | {
+    spec = _spec(checkpoint, path, database, item) | {
         "metadata": metadata,
         "store_data_equal_to_fill_value": True,
     }
@@ -203,7 +205,9 @@ def merge_databases(checkpoint: str, processes: int) -> None:
             copied.result()
 
 
-def write_tree(checkpoint: str, declarations: Mapping[str, Declaration]) -> None:
+def write_tree(
+    checkpoint: str, declarations: Mapping[str, Declaration], item: str = PARAMS
+) -> None:
     """Writes the description of the tree that Orbax looks for beside the arrays."""
     tree = {}
     for path, declaration in declarations.items():
@@ -223,7 +227,7 @@ def write_tree(checkpoint: str, declarations: Mapping[str, Declaration]) -> None
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }
-    (as_path(checkpoint) / PARAMS / _METADATA).write_text(json.dumps(description))
+    (as_path(checkpoint) / item / _METADATA).write_text(json.dumps(description))
 
 
 # One cache for all, so that the arrays of a database share its one writer: writers of their own
@@ -236,9 +240,9 @@ def folder_in_database(path: str) -> str:
     return path.replace("/", ".") + "/"
 
 
-def _spec(checkpoint: str, path: str, database: str = "") -> dict[str, Any]:
+def _spec(checkpoint: str, path: str, database: str = "", item: str = PARAMS) -> dict[str, Any]:
     folder = folder_in_database(path)
-    kvstore = {"driver": "ocdbt", "base": _base(checkpoint, database), "path": folder}
+    kvstore = {"driver": "ocdbt", "base": _base(checkpoint, database, item), "path": folder}
     return {"driver": "zarr3", "kvstore": kvstore}
 
 
@@ -247,9 +251,9 @@ def _open_database(checkpoint: str, database: str, context: ts.Context) -> ts.Kv
     return ts.KvStore.open(spec, context=context).result()
 
 
-def _base(checkpoint: str, database: str) -> dict[str, Any]:
+def _base(checkpoint: str, database: str, item: str = PARAMS) -> dict[str, Any]:
     """Returns where the files of a database lie, as tensorstore says it."""
-    directory = f"{checkpoint}/{PARAMS}/{database}"
+    directory = f"{checkpoint}/{item}/{database}"
     if is_remote(checkpoint):
         bucket, _, inside = directory.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": inside}

@@ -23,6 +23,11 @@ from prts_jax.checkpoint.commit import new_checkpoint
 from prts_jax.checkpoint.digest import digest_of, first_difference
 from prts_jax.checkpoint.extents import Extent, Extents, extents
 from prts_jax.checkpoint.grow import GrowthPlan, GrowthReport, existing_parent, plan, stream_memory
+from prts_jax.checkpoint.grow_optimizer import (
+    OptimizerPlan,
+    optimizer_bytes,
+    stream_optimizer,
+)
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.errors import UserError
@@ -48,7 +53,9 @@ class CannotReferenceError(UserError):
         self.reason = reason
 
 
-def link(source: str, target: str, growth_map: GrowthMap) -> GrowthReport:
+def link(
+    source: str, target: str, growth_map: GrowthMap, optimizer: OptimizerPlan | None = None
+) -> GrowthReport:
     """Grows a checkpoint into a new one whose layers share the source's bytes.
 
     Values are neither read nor written, so the digests are the source's: a damaged value is found
@@ -61,6 +68,8 @@ def link(source: str, target: str, growth_map: GrowthMap) -> GrowthReport:
       source: a complete checkpoint (what `layout.resolve` returned).
       target: directory of the new checkpoint, which must not exist.
       growth_map: a valid map from the checkpoint's model.
+      optimizer: what to do about the optimizer's state, whose values are copied; None leaves it
+        behind.
 
     Returns:
       What was done.
@@ -73,6 +82,7 @@ def link(source: str, target: str, growth_map: GrowthMap) -> GrowthReport:
     """
     start = time.monotonic()
     work = plan(source, growth_map)
+    moments_read, moments_written = optimizer_bytes(optimizer)
     target = str(as_path(target))
     reason = obstacle(work, target)
     if reason:
@@ -87,14 +97,16 @@ def link(source: str, target: str, growth_map: GrowthMap) -> GrowthReport:
             _point(work, directory, stored, copied)
             _check_pointers(directory, stored, copied)
         leaves.write_tree(directory, work.declarations)
+        if optimizer is not None:
+            stream_optimizer(optimizer, directory)
         digests = _grown_digests(work)
         bytes_read = _read_back(work, directory, digests)
         layout.write_lineage(directory, work.lineage.grown(growth_map, digests))
     return GrowthReport(
         mode="reference",
         seconds=time.monotonic() - start,
-        bytes_read=bytes_read,
-        bytes_written=0,
+        bytes_read=bytes_read + moments_read,
+        bytes_written=moments_written,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         layers=growth_map.layers,
         files_linked=len(files),

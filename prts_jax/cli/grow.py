@@ -54,6 +54,8 @@ _OPTION_HELP = {
     "learn_rate": "learned: of `prts train`'s learning",
     "matrices": "learned: file of matrices that a run has learned, "
     "CKPT/matrices/….npz in its checkpoints",
+    "optimizer": "'copy' grows the optimizer's moments too, through the same map; 'reset' leaves "
+    "them behind (default: reset)",
     "options": "another package's operator: its options, as 'name=value,name=value'",
 }
 """What each key of `GrowthConfig` is for."""
@@ -68,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
             "point at the bytes of the source's (by hard links, which survive its deletion); "
             "otherwise layers are copied or computed one by one, each checked against its digest. "
             "The grown checkpoint continues the lineage of its source (step, tokens, FLOPs, data "
-            "position) and has no optimizer state: a run starts from it with "
-            "config.init.start_from."
+            "position) and has an optimizer state only with --optimizer=copy: a run starts from it "
+            "with config.init.start_from."
         ),
     )
     made.add_argument(
@@ -173,6 +175,13 @@ def _show_plan(
     source: str, target: str, growth_map: GrowthMap, arguments: argparse.Namespace
 ) -> None:
     work = grow.plan(source, growth_map)
+    moments = executors.optimizer_plan(source, growth_map, arguments.optimizer)
+    if moments is not None:
+        work = dataclasses.replace(
+            work,
+            bytes_read=work.bytes_read + moments.bytes_read,
+            bytes_written=work.bytes_written + moments.bytes_written,
+        )
     expected = forecast(work, target, arguments.mode)
     if arguments.json:
         print(json.dumps(growth_text.as_json(growth_map, work, expected)))
@@ -211,6 +220,7 @@ def _grow(
         growth_map,
         arguments.mode,
         progress=_Progress() if jax.process_index() == 0 else None,
+        optimizer=arguments.optimizer,
     )
 
 

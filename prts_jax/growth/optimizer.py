@@ -103,6 +103,19 @@ def roles(
     return {path: found[path] for path in leaves}
 
 
+def check_copies(growth_map: GrowthMap) -> None:
+    """Refuses maps that a moment cannot follow: squares do not go through sums of layers.
+
+    Raises:
+      UserError: the map has dense matrices.
+    """
+    if growth_map.matrices is not None:
+        raise UserError(
+            f"growth.optimizer: {growth_map.operator!r} makes layers that are sums of layers, which "
+            "second moments cannot follow; use 'reset'"
+        )
+
+
 def grow_optimizer(
     state: Any,
     growth_map: GrowthMap,
@@ -132,9 +145,10 @@ def grow_optimizer(
       The grown state.
 
     Raises:
-      UserError: a leaf that cannot be grown (see `roles`), or another tree or shape than growth of
-        the source's state gives.
+      UserError: a leaf or a map that cannot be grown (see `roles` and `check_copies`), or another
+        tree or shape than growth of the source's state gives.
     """
+    check_copies(growth_map)
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is none of {SCHEDULES}")
     abstract = jax.eval_shape(init, params)

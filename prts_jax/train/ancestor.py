@@ -14,7 +14,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
-from prts_jax.growth.optimizer import grow_optimizer
+from prts_jax.growth.optimizer import check_copies, grow_optimizer
 from prts_jax.mesh import param_shardings
 from prts_jax.model.llama import declare
 from prts_jax.train.learn import Learn
@@ -66,6 +66,8 @@ def grow_from(
     """
     source = checkpoint_store.read_lineage(path)
     growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
+    if config.init.growth.optimizer == "copy":
+        check_copies(growth_map)  # before anything is learned
     old, new = declare(source.model), declare(growth_map.target)
     abstract = abstract_params(old, mesh)
     source_params = checkpoint_store.restore_params(path, abstract, old)

@@ -385,6 +385,12 @@ def test_what_is_not_understood_is_refused_in_one_line(transform, message):
     assert "\n" not in str(refused.value)
 
 
+def test_second_moments_do_not_go_through_sums_of_layers():
+    learned = make_map(SOURCE, None, "learned", 2)
+    with pytest.raises(UserError, match=r"growth\.optimizer: 'learned' makes layers that are sums"):
+        copied(learned, filled_state(optax.scale_by_adam()))
+
+
 def test_another_optimizers_state_is_refused():
     adam = optax.adam(1e-3).init(params_of(SOURCE))
     with pytest.raises(UserError, match=r"growth\.optimizer: 0/.*is in the"):

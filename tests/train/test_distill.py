@@ -153,11 +153,12 @@ def test_a_grown_run_is_taught_by_its_source_and_books_the_teachers_flops(base, 
 def test_a_distilled_run_resumes_to_the_bit_also_where_its_teacher_has_moved(base, run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(base.workdir, moved)
-    whole = run(tmp_path / "whole", **grown_by_zero(base))
-    first = grown_by_zero(base, init__grow_from=str(moved), train__steps=2)
+    every = {"evaluation__every_steps": 2}
+    whole = run(tmp_path / "whole", **grown_by_zero(base, **every))
+    first = grown_by_zero(base, init__grow_from=str(moved), train__steps=2, **every)
     run(tmp_path / "parts", **first)
     shutil.rmtree(moved)
-    parts = run(tmp_path / "parts", **grown_by_zero(base))
+    parts = run(tmp_path / "parts", **grown_by_zero(base, **every))
     assert curve(parts) == curve(whole)
     assert_same(stored_params(tmp_path / "parts"), stored_params(tmp_path / "whole"))
 
