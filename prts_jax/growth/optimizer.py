@@ -111,8 +111,8 @@ def check_copies(growth_map: GrowthMap) -> None:
     """
     if growth_map.matrices is not None:
         raise UserError(
-            f"growth.optimizer: {growth_map.operator!r} makes layers that are sums of layers, which "
-            "second moments cannot follow; use 'reset'"
+            f"growth.optimizer: {growth_map.operator!r} makes layers that are sums of layers, "
+            "which second moments cannot follow; use 'reset'"
         )
 
 

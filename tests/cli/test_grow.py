@@ -67,6 +67,16 @@ def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
     assert report["layers"] == [0, 1, 2, 1, 2, 2]
 
 
+def test_an_optimizer_that_is_not_there_or_has_no_such_name_is_refused(source, tmp_path, capsys):
+    target = f"--target={tmp_path / 'grown'}"
+    for option, message in (("copy", "holds no optimizer state to copy"), ("cop", "is unknown")):
+        for more in ([], ["--dry_run"]):
+            argv = [source, target, "--factor=2", f"--optimizer={option}", *more]
+            assert run(grow.main, argv, "grow") == 2
+            assert message in capsys.readouterr().err
+    assert not (tmp_path / "grown").exists()
+
+
 @pytest.mark.parametrize(
     ("mode", "done", "said"),
     [

@@ -324,6 +324,22 @@ def test_a_run_may_take_the_optimizer_of_the_checkpoint_too(base, tmp_path):
     assert (int(begun.state.optimizer[1].count), begun.lineage.stage_step) == (STEPS, 0)
 
 
+def test_grown_on_disk_or_on_the_mesh_the_optimizer_is_the_same(base, tmp_path):
+    grown = str(tmp_path / "grown")
+    growth_map = make_map(tiny.MODEL, None, "stack", 3)
+    executors.grow_checkpoint(resolve(str(base.workdir)), grown, growth_map, optimizer="copy")
+    from_disk = start(
+        changed(base.config, model=SIX_LAYERS, init__start_from=grown), tmp_path / "one"
+    )
+    assert "with its optimizer state" in from_disk.how
+    copy = {"init__grow_from": str(base.workdir), "init__growth__optimizer": "copy"}
+    on_mesh = start(changed(base.config, model=SIX_LAYERS, **copy), tmp_path / "other")
+    for ours, theirs in zip(
+        jax.tree.leaves(from_disk.state), jax.tree.leaves(on_mesh.state), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_starting_from_another_shape_is_refused(base, tmp_path):
     config = changed(base.config, model=SIX_LAYERS, init__start_from=str(base.workdir))
     with pytest.raises(UserError, match=r"config\.model\.layers: is 6, but .* has 2; .*grow_from"):
