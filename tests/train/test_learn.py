@@ -153,3 +153,28 @@ def test_a_diverged_learning_says_so_and_writes_nothing(run, tmp_path, wide_and_
     with pytest.raises(UserError, match=r"has diverged; lower config\.init\.growth\.learn_rate"):
         run(tmp_path / "run", **changes)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_what_one_does(base, stores, run_prts, tmp_path, wide_and_deep):
+    """Every axis that is split on a mesh is also one that widens."""
+    flags = [*stores.flags()]
+    for key, value in wide_and_deep.items():
+        values = {key: value}
+        if key == "model":
+            values = {
+                f"model__{name}": getattr(value, name)
+                for name in ("layers", "embed", "mlp", "heads", "kv_heads")
+            }
+        flags += [f"--config.{name.replace('__', '.')}={v}" for name, v in values.items()]
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    run_prts("train", *flags, f"--workdir={tmp_path / 'one'}")
+    run_prts("train", *flags, *mesh, f"--workdir={tmp_path / 'eight'}", devices=8)
+    one, eight = (tiny.read_lines(tmp_path / name)[0] for name in ("one", "eight"))
+    for losses in ("first_loss", "last_loss"):
+        found, expected = (line["growth"]["learning"][losses] for line in (eight, one))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=losses)
+    np.testing.assert_allclose(eight["validation_loss"], one["validation_loss"], rtol=1e-4)
+    stored = [tiny.stored_params(tmp_path / name) for name in ("one", "eight")]
+    for name, leaf in stored[0].items():
+        np.testing.assert_allclose(stored[1][name], leaf, atol=5e-3, err_msg=name)
