@@ -1,5 +1,6 @@
 """The stages of a checkpoint's past: what was trained from one growth to the next."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ class Stage:
     Attributes:
       model: what was trained.
       growth: the map that made it; None for the first.
+      learning: what learning this map took, which counts to this stage; empty if it was not.
       first_step: step of the lineage at which it began.
       last_step: the last step of it.
       tokens: trained on in this stage.
@@ -25,6 +27,7 @@ class Stage:
 
     model: ModelConfig
     growth: GrowthMap | None
+    learning: Mapping[str, Any]
     first_step: int
     last_step: int
     tokens: int
@@ -37,6 +40,7 @@ class Stage:
         return {
             "model": to_dict(self.model),
             "growth": None if self.growth is None else self.growth.to_json(),
+            "learning": dict(self.learning),
             "first_step": self.first_step,
             "last_step": self.last_step,
             "tokens": self.tokens,
@@ -66,6 +70,7 @@ def stages(lineage: Lineage) -> list[Stage]:
             Stage(
                 model=model,
                 growth=maps[at - 1] if at else None,
+                learning=lineage.growth[at - 1].get("learning", {}) if at else {},
                 first_step=first,
                 last_step=last,
                 tokens=tokens_then - tokens,

@@ -34,7 +34,8 @@ class Lineage:
       flops: FLOPs spent by the project's own count, ancestors included.
       flops_6nd: the same by 6·N·D.
       store: fingerprint of the token store.
-      growth: growth maps applied, oldest first: {"at_step", "tokens", "flops", "map"}.
+      growth: growth maps applied, oldest first: {"at_step", "tokens", "flops", "map"}, and
+        "learning" of a learned one, which comes after these tokens and FLOPs.
       digests: path → one digest a layer, or a single one where the leaf is not stacked.
       changes: changes made on resume: {"step", "key", "from", "to"}.
       versions: names and versions of what wrote it.
@@ -69,26 +70,34 @@ class Lineage:
     def grown(
         self, growth_map: GrowthMap, digests: Digests, learning: Mapping[str, Any] | None = None
     ) -> "Lineage":
-        """Returns the lineage right after growth: spent and read as before, a new stage begins.
+        """Returns the lineage right after growth: a new stage begins.
+
+        Spent and read is what was before, and what learning the map took.
 
         Args:
           growth_map: the map that was applied.
           digests: of the grown parameters.
-          learning: what learning the map took, of a learned one.
+          learning: of a learned map: {"tokens", "flops", "flops_6nd"} and whatever else is to be
+            recorded.
         """
+        spent = dict(learning or {})
         record = {
             "at_step": self.step,
             "tokens": self.tokens,
             "flops": self.flops,
             "map": growth_map.to_json(),
         }
-        if learning:
-            record["learning"] = dict(learning)
+        if spent:
+            record["learning"] = spent
         dense = growth_map.matrices
         learned = {dense.digest: dense} if dense is not None and dense.digest else {}
         return dataclasses.replace(
             self,
             stage_step=0,
+            position=self.position + spent.get("tokens", 0),
+            tokens=self.tokens + spent.get("tokens", 0),
+            flops=self.flops + spent.get("flops", 0),
+            flops_6nd=self.flops_6nd + spent.get("flops_6nd", 0),
             config={**self.config, "model": prts_jax.config.to_dict(growth_map.target)},
             growth=(*self.growth, record),
             digests=digests,

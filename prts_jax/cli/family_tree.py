@@ -48,4 +48,10 @@ def _growth(stage: Stage) -> list[str]:
     if stage.growth is None:
         return ["│"]
     first, *others = stage.growth.summary().splitlines()
+    if stage.learning:
+        others.append(
+            f"learned for {stage.learning['steps']:,} steps: {stage.learning['tokens']:,} tokens, "
+            f"{stage.learning['flops']:.3e} FLOPs, loss {stage.learning['first_loss']:.4f} → "
+            f"{stage.learning['last_loss']:.4f}"
+        )
     return ["│", f"├─ {first}", *(f"│    {line}" for line in others), "│"]

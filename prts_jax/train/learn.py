@@ -41,8 +41,8 @@ class Learned(NamedTuple):
 
     Attributes:
       growth_map: with the learned matrices.
-      lineage: the source's, with the tokens and FLOPs that learning took, before the growth.
-      record: of the learning, for the lineage's record of the growth; empty if there was none.
+      lineage: of the source, at the position in the run's data where learning began.
+      record: what learning took, for `Lineage.grown`; empty if there was none.
     """
 
     growth_map: GrowthMap
@@ -96,21 +96,15 @@ def learn(
     tokens = growth.learn_steps * config.data.batch * config.data.length
     flops = tokens * training_flops_per_token(growth_map.target, declarations, config.data.length)
     flops += growth.learn_steps * dense.learning_flops(growth_map, declarations)
-    spent = dataclasses.replace(
-        lineage,
-        position=lineage.position + tokens,
-        tokens=lineage.tokens + tokens,
-        flops=lineage.flops + flops,
-        flops_6nd=lineage.flops_6nd + tokens * six_n_d_per_token(declarations),
-    )
     record = {
         "steps": growth.learn_steps,
         "tokens": tokens,
         "flops": flops,
+        "flops_6nd": tokens * six_n_d_per_token(declarations),
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
-    return Learned(with_arrays(growth_map, declarations, arrays), spent, record)
+    return Learned(with_arrays(growth_map, declarations, arrays), lineage, record)
 
 
 def make_learn_step(

@@ -1,7 +1,6 @@
 """Learned maps from checkpoint to checkpoint: streamed, agreeing with the mesh, kept with it."""
 
 import dataclasses
-import logging
 
 import jax
 import numpy as np
@@ -50,10 +49,12 @@ def on_mesh(params, growth_map: GrowthMap):
 
 def test_streaming_and_the_mesh_agree_to_rounding(source, tmp_path, learned_map, monkeypatch):
     path, params = source
+    learned_map = dataclasses.replace(learned_map, noise=0.2)  # of all that growth can do to it
     layer = MODEL.embed * MODEL.mlp * 4
     monkeypatch.setattr(growth_plan, "MIXTURE_BYTES", 2 * layer)  # a few target layers at a time
     report = executors.grow_checkpoint(path, str(tmp_path / "grown"), learned_map)
     assert report.mode == "stream"
+    assert "changes its values" in report.reason
     streamed = stored_params(tmp_path / "grown")
     for name, leaf in flatten(on_mesh(params, learned_map)).items():
         np.testing.assert_allclose(streamed[name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -112,13 +113,10 @@ def test_damaged_or_missing_matrices_are_named(source, tmp_path, learned_map):
         layout.read_lineage(str(path))
 
 
-def test_it_cannot_be_grown_by_reference(source, tmp_path, learned_map, caplog):
+def test_it_cannot_be_grown_by_reference(source, tmp_path, learned_map):
     path, _ = source
     with pytest.raises(reference.CannotReferenceError, match="changes its values"):
         executors.grow_checkpoint(path, str(tmp_path / "grown"), learned_map, "reference")
-    with caplog.at_level(logging.WARNING):
-        report = executors.grow_checkpoint(path, str(tmp_path / "grown"), learned_map)
-    assert "changes its values" in report.reason
 
 
 def test_the_plan_counts_what_is_read_again(source, learned_map, monkeypatch):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from prts_jax import tree
+from prts_jax.checkpoint.ancestry import stages
 from prts_jax.checkpoint.layout import matrices_file, read_lineage, read_matrices, resolve
+from prts_jax.cli.family_tree import draw
 from prts_jax.errors import UserError
 from prts_jax.growth import dense
 from prts_jax.growth.operators import make_map
@@ -81,6 +83,15 @@ def test_tokens_position_and_flops_of_learning_are_booked(learned_run, base):
     learning = lines[0]["growth"]["learning"]
     assert (learning["steps"], learning["tokens"], learning["flops"]) == (STEPS, tokens, flops)
     assert learning["last_loss"] < learning["first_loss"]
+
+
+def test_what_learning_took_counts_to_the_grown_stage(learned_run, base):
+    path = resolve(str(learned_run))
+    before, lineage = read_lineage(resolve(str(base.workdir))), read_lineage(path)
+    first, second = stages(lineage)
+    assert (first.tokens, first.flops) == (before.tokens, before.flops)
+    assert second.tokens == (STEPS + 1) * 8 * 16
+    assert f"learned for {STEPS} steps: 2,560 tokens" in draw(path, lineage)
 
 
 def test_the_matrices_are_kept_by_digest_and_the_record_is_small(learned_run):
