@@ -115,10 +115,10 @@ class LeafGrowth:
             return self._write_zeros(piece)
         if piece.layer == NEW:
             return {at: self._compute(at, lambda rows: None) for at in piece.targets}
-        if self._work.growth_map.matrices is not None:
-            return self._mix(piece)
         if is_copied(self._work.growth_map, self._declaration):
             return self._copy(piece)
+        if self._work.growth_map.matrices is not None:
+            return self._mix(piece)
         rows_of = self._verified_rows(piece.layer)
         return {at: self._compute(at, rows_of) for at in piece.targets}
 
