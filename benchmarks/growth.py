@@ -97,12 +97,11 @@ def write_source(path: str, model: ModelConfig) -> None:
 
 
 def _piece(declaration: Declaration) -> tuple[int, ...]:
-    """Returns a shape of chunks like that of a save: a layer, or some rows of a vocabulary."""
-    shape = declaration.shape
-    if declaration.stacked:
-        return (1, *shape[1:])
-    row = int(np.prod(shape[1:])) * np.dtype(declaration.dtype).itemsize
-    return (max(1, min(shape[0], CHUNK_BYTES // row)), *shape[1:])
+    """Returns a shape of chunks like that of a save: some rows of a layer, or of a vocabulary."""
+    first = 1 if declaration.stacked else 0
+    elements = CHUNK_BYTES // np.dtype(declaration.dtype).itemsize
+    rows = leaves.split_rows(declaration.shape[first:], elements)
+    return (*[1] * first, *rows)
 
 
 def _grow(source: str, target: str, factor: int, mode: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from etils import epath
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lock import LOCK_FILE, workdir_lock
+from prts_jax.checkpoint.object_lock import object_lock
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
 
@@ -34,7 +35,7 @@ def new_checkpoint(target: str) -> Iterator[str]:
     """Gives a directory to fill; it becomes `target` at the end, or goes when the block fails.
 
     Locally that is a rename of `.<name>.growing`, which the block holds locked. In an object store
-    the marker is written last, and nothing holds off a second writer.
+    the marker is written last, and the lock is the object `.<name>.growing`.
 
     Args:
       target: absolute path or gs:// address.
@@ -74,13 +75,16 @@ def new_checkpoint(target: str) -> Iterator[str]:
 def _marked(target: str) -> Iterator[str]:
     final = as_path(target)
     refuse_existing(target)
-    final.rmtree(missing_ok=True)
-    try:
-        yield target
-        (final / layout.COMMIT_MARKER).write_text("complete")
-    except BaseException:
+    with object_lock(str(final.parent / f".{final.name}.growing")) as check_lock:
+        refuse_existing(target)
         final.rmtree(missing_ok=True)
-        raise
+        try:
+            yield target
+            check_lock()
+            (final / layout.COMMIT_MARKER).write_text("complete")
+        except BaseException:
+            final.rmtree(missing_ok=True)
+            raise
 
 
 def _empty(directory: epath.Path) -> None:

@@ -252,9 +252,12 @@ def _open_database(checkpoint: str, database: str, context: ts.Context) -> ts.Kv
 
 
 def _base(checkpoint: str, database: str, item: str = PARAMS) -> dict[str, Any]:
-    """Returns where the files of a database lie, as tensorstore says it."""
-    directory = f"{checkpoint}/{item}/{database}"
-    if is_remote(checkpoint):
-        bucket, _, inside = directory.removeprefix("gs://").partition("/")
+    return files_below(f"{checkpoint}/{item}/{database}")
+
+
+def files_below(prefix: str) -> dict[str, Any]:
+    """Returns the files or objects whose names begin with `prefix`, as tensorstore says it."""
+    if is_remote(prefix):
+        bucket, _, inside = prefix.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": inside}
-    return {"driver": "file", "path": directory}
+    return {"driver": "file", "path": prefix}
