@@ -51,7 +51,7 @@ class Progress:
         left = timedelta(seconds=round(rest * seconds / max(self._bytes, 1)))
         self._report(
             f"{self._title}: file {self._done}/{self._files}, {self._tokens:,} tokens, "
-            f"{self._bytes / seconds / 1e6:.2f} MB/s compressed, "
+            f"{self._bytes / seconds / 1e6:.2f} MB/s read, "
             f"{self._tokens / seconds:,.0f} tokens/s, {left} left"
             + (f", {self._bad:,} bad rows left out" if self._bad else "")
         )

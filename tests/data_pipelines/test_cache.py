@@ -190,10 +190,15 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(inputs: Path, tmp_path: Pat
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    finished = {record.stem for record in folder.glob("shard-*.json")}
+    begun = {file.name.split(".")[0] for file in folder.glob("shard-*")}
+    assert len(begun - finished) <= 1, "files are made one after the other here"
     with pytest.raises(UserError, match="no finished token store"):
         TokenStore.open(folder)
 
-    cache(Bytes(inputs), folder, silent)
+    task = Bytes(inputs)
+    cache(task, folder, silent)
+    assert len(task.read) == 3 - len(finished)
     assert contents(folder) == contents(tmp_path / "whole")
 
 
