@@ -263,10 +263,9 @@ class TokenStore:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where each document that meets tokens [first, end) begins, its source, its part there."""
         ends, sources = self._descriptions(shard)
-        document = int(np.searchsorted(ends, first, side="right"))
-        last = document
-        if ends[document] < end:
-            last = int(np.searchsorted(ends, end - 1, side="right"))
+        # An int would be looked for as a float64, in a copy of all ends.
+        places = np.array([first, end - 1], END_DTYPE)
+        document, last = (int(place) for place in np.searchsorted(ends, places, side="right"))
         borders = ends[document : last + 1].astype(np.int64)
         begins = np.empty_like(borders)
         begins[0] = ends[document - 1] if document else 0
