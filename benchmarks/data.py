@@ -38,7 +38,7 @@ from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files
 from data_pipelines.tokenizer import load_tokenizer
 
 LENGTH, BATCH, TURN = 1024, 128, 8
-COPIES = 8  # of the corpus, so that the start of processes is little of the work
+COPIES = 24  # of the corpus, so that the start of processes is little of the work
 
 
 def race(
