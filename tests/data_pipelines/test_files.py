@@ -35,12 +35,13 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 
 @pytest.mark.parametrize("mixture", ["", "a", "a=1,b=3"])
-@pytest.mark.parametrize("block", [0, 16])
+@pytest.mark.parametrize(("block", "documents"), [(0, False), (16, False), (16, True)])
 def test_batches_are_the_same_as_from_disk(
-    both: tuple[TokenStore, TokenStore], mixture: str, block: int
+    both: tuple[TokenStore, TokenStore], mixture: str, block: int, documents: bool
 ):
     local, remote = (
-        train_batches(store, mixture, length=4, batch=6, seed=1, block=block) for store in both
+        train_batches(store, mixture, 4, 6, seed=1, block=block, documents=documents)
+        for store in both
     )
     for step in range(3):
         assert_same(remote.rows(step * 24, 1, 6), local.rows(step * 24, 1, 6))
