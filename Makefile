@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS = data,hf,gguf,tpu,dev
+EXTRAS = data,hf,gguf,eval,tpu,dev
 comma = ,
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

@@ -70,6 +70,7 @@ EXTRAS = {
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # With [hf]: transformers reads GGUF, in which a package ships real weights for the tests.
     "gguf": ["accelerate>=1.0", "gguf>=0.10"],
+    "eval": ["lm-eval>=0.4.13", "tokenizers>=0.20"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "test": TEST,
@@ -100,7 +101,12 @@ setup(
     },
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["prts = prts_jax.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "prts = prts_jax.cli:main",
+            "prts-lm-eval = prts_jax.evaluate.harness:main",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -41,6 +41,7 @@ OWNERS = {
 # Only an extra installs these. The plain install trains, grows and reports without them.
 OPTIONAL = {
     "apache_beam",
+    "lm_eval",
     "pyarrow",
     "seqio",
     "sentencepiece",

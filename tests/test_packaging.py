@@ -56,7 +56,7 @@ def test_metadata_names_the_extras_the_licence_and_the_command(wheel):
     [info] = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {
-        *("beam", "cuda", "data", "dev", "gguf", "hf", "test", "tfds", "tpu")
+        *("beam", "cuda", "data", "dev", "eval", "gguf", "hf", "test", "tfds", "tpu")
     }
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata

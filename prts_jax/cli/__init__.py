@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "models of Hugging Face and lit-gpt in, models for Hugging Face out",
     "inspect": "show what a checkpoint holds",
     "plan": "when to grow, from what, and what it saves",
+    "eval": "perplexity of a store or of text; benchmarks of lm-evaluation-harness",
     "generate": "continue a prompt",
     "report": "compare runs over tokens, FLOPs and time",
     "tpu": "create, set up, run on and delete Cloud TPU slices",

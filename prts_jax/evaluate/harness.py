@@ -1,0 +1,240 @@
+"""lm-evaluation-harness over our models: `prts eval --tasks`, and `prts-lm-eval --model prts`.
+
+The harness (0.4.13) knows the models of its own package alone and has no entry point for others, so
+the console script `prts-lm-eval` registers ours and then is `lm_eval`.
+Source: https://github.com/EleutherAI/lm-evaluation-harness, docs/interface.md, model_guide.md.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from prts_jax.errors import UserError
+from prts_jax.evaluate.generate import Generator, Sampling
+from prts_jax.evaluate.loaded import LoadedModel, load
+from prts_jax.evaluate.scoring import Scorer
+from prts_jax.evaluate.text import Tokenizer, tokenizer_of
+
+
+@register_model("prts")
+class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not typed
+    """A checkpoint as the harness sees it: text in, log-likelihoods and text out."""
+
+    def __init__(
+        self,
+        checkpoint: str,
+        tokenizer: str = "",
+        dtype: str = "bfloat16",
+        batch_size: int | str = 16,
+        max_length: int | str = 0,
+        **ignored: Any,
+    ) -> None:
+        """Loads a checkpoint; all arguments may come as `--model_args name=value,…`.
+
+        Args:
+          checkpoint: a checkpoint's directory, or a run's workdir[@step].
+          tokenizer: folder or file; "" for the checkpoint's own.
+          dtype: of activations and matrix products.
+          batch_size: rows scored at a time.
+          max_length: tokens of a row at most; 0 for what the model was trained with.
+          **ignored: what the harness passes to every model (device, max_batch_size).
+
+        Raises:
+          UserError: no such checkpoint, or no tokenizer.
+        """
+        super().__init__()
+        self._loaded: LoadedModel = load(checkpoint, dtype)
+        lineage = self._loaded.lineage
+        self._tokenizer: Tokenizer = tokenizer_of(self._loaded.path, lineage, tokenizer)
+        trained = lineage.imported.get("length") or lineage.config["data"]["length"]
+        self.max_length = int(max_length) or int(trained)
+        # The harness's "auto" measures memory on a GPU of torch's.
+        self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
+        self._scorer = Scorer(self._loaded, self.batch_size, self.max_length)
+        self._generator = Generator(self._loaded.params, self._loaded.model, self._loaded.compute)
+
+    @property
+    def eot_token_id(self) -> int:
+        """Id of the token that ends a text."""
+        for token in (self._tokenizer.eos, self._tokenizer.bos):
+            if token is not None:
+                return token
+        raise UserError(f"{self._tokenizer.path}: has neither a start nor an end token")
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Id of the token that stands for an empty context: the start, if there is one."""
+        return self.eot_token_id if self._tokenizer.bos is None else self._tokenizer.bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What requests are cached under."""
+        return self._tokenizer.path.replace("/", "__")
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **ignored: Any
+    ) -> list[int]:
+        """Returns the ids of a text, without special tokens."""
+        return self._tokenizer.encode(string)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **ignored: Any,
+    ) -> list[tuple[float, bool]]:
+        with tqdm(
+            total=len(requests), desc="log-likelihoods", unit="request", disable=disable_tqdm
+        ) as bar:
+            found = self._scorer.score([(r[1], r[2]) for r in requests], bar.update)
+        for (texts, _, _), answer in zip(requests, found, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return found
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Returns the log-likelihood of whole texts, in windows that do not overlap."""
+        owners, windows = [], []
+        for at, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for pair in get_rolling_token_windows(
+                tokens, self.prefix_token_id, self.max_length, context_len=1
+            ):
+                owners.append(at)
+                windows.append((None, *make_disjoint_window(pair)))
+        totals = [0.0] * len(requests)
+        scores = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
+        for at, (score, _) in zip(owners, scores, strict=True):
+            totals[at] += score
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Returns continuations up to the first of each request's stop texts, without it."""
+        made = [""] * len(requests)
+        encoded = [self._prompt(*request.args) for request in requests]
+        order = sorted(range(len(requests)), key=lambda at: -len(encoded[at][0]))
+        with tqdm(total=len(requests), desc="texts", unit="request", disable=disable_tqdm) as bar:
+            for at in order:
+                prompt, options = encoded[at]
+                made[at] = self._until(prompt, options)
+                self.cache_hook.add_partial("generate_until", requests[at].args, made[at])
+                bar.update(1)
+        return made
+
+    def _prompt(self, context: str, options: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        tokens = self.tok_encode(context) or [self.prefix_token_id]
+        new = int(options.get("max_gen_toks", 256))
+        return tokens[-max(self.max_length - new, 1) :], options
+
+    def _until(self, prompt: list[int], options: dict[str, Any]) -> str:
+        import jax
+
+        until = options.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+        drawing = bool(options.get("do_sample", False))
+        sampling = Sampling(
+            float(options.get("temperature", 0.0)) if drawing else 0.0,
+            float(options.get("top_p", 1.0)) if drawing else 1.0,
+        )
+        made: list[int] = []
+        text = ""
+        with jax.set_mesh(self._loaded.mesh):
+            stream = self._generator.stream(
+                [prompt], int(options.get("max_gen_toks", 256)), {self.eot_token_id}, sampling
+            )
+            for row in stream:
+                if int(row[0]) == self.eot_token_id:
+                    break
+                made.append(int(row[0]))
+                text = self._tokenizer.decode(made)
+                if any(stop and stop in text for stop in stops):
+                    break
+        for stop in filter(None, stops):
+            text = text.split(stop)[0]
+        return text
+
+
+def run_tasks(
+    model: HarnessModel,
+    tasks: Sequence[str],
+    include_path: str = "",
+    shots: int | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Runs tasks of the harness by name.
+
+    Args:
+      model: what answers.
+      tasks: names; the harness's own, or those of YAML files in `include_path`.
+      include_path: folder of further tasks.
+      shots: examples in each prompt; None: each task's own number.
+      limit: requests of each task at most; None: all.
+
+    Returns:
+      The harness's results: {"results": {task: {metric: value}}, "versions": …, "n-shot": …}.
+
+    Raises:
+      UserError: an unknown task (names those like it), or one whose data cannot be had.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=include_path or None)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        from prts_jax.config import nearest
+
+        hint = nearest(unknown[0], manager.all_tasks)
+        raise UserError(f"--tasks: {unknown[0]!r} is unknown; {hint[:200]}")
+    results: dict[str, Any] = {}
+    for task in tasks:
+        try:
+            found = simple_evaluate(
+                model=model,
+                tasks=[task],
+                task_manager=manager,
+                num_fewshot=shots,
+                limit=limit,
+                log_samples=False,
+                bootstrap_iters=0,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"--tasks={task}: its data could not be loaded ({reason}); it comes from the "
+                f"Hugging Face hub ({_data_set(manager, task)}): run once with network access, or "
+                "give task files over local data with --include_path"
+            ) from error
+        for key in ("results", "versions", "n-shot"):
+            results.setdefault(key, {}).update(found[key])
+    return results
+
+
+def _data_set(manager: Any, task: str) -> str:
+    """Returns what a task downloads, as its YAML says it."""
+    try:
+        config = manager._get_config(task)
+        return " ".join(filter(None, (config.get("dataset_path"), config.get("dataset_name"))))
+    except Exception:  # no more than a hint depends on it
+        return "its page in the harness names it"
+
+
+def main() -> int:
+    """The console script `prts-lm-eval`: `lm_eval` with `--model prts`."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"prts-lm-eval: {error}", file=sys.stderr)
+        return 2
+    return 0

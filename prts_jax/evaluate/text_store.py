@@ -1,0 +1,100 @@
+"""A folder of text as something to evaluate on: tokenized once, in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from prts_jax.errors import UserError
+
+ENDINGS = (".txt", ".md")
+
+
+@dataclass(frozen=True)
+class TextStore:
+    """What `data_pipelines.loader.EvalBatches` asks of a token store.
+
+    Each file is a document that ends in the end token; each folder right below the root is a
+    source (files in the root are the source "text").
+
+    Attributes:
+      directory: where the text lies.
+      sources: names.
+      text_bytes: UTF-8 bytes of each source.
+      tokens: how many.
+      eos_id: end token.
+    """
+
+    directory: str
+    sources: tuple[str, ...]
+    text_bytes: tuple[int, ...]
+    tokens: int
+    eos_id: int
+    _tokens: np.ndarray = field(repr=False)
+    _sources: np.ndarray = field(repr=False)
+    _offsets: np.ndarray = field(repr=False)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Returns tokens [start, start + count): int32."""
+        return self._tokens[start : start + count]
+
+    def source_ids(self, start: int, count: int) -> np.ndarray:
+        """Returns the source of each of these tokens: int32."""
+        return self._sources[start : start + count]
+
+    def document_offsets(self, start: int, count: int) -> np.ndarray:
+        """Returns how many tokens of its document come before each of these: int32."""
+        return self._offsets[start : start + count]
+
+
+def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) -> TextStore:
+    """Tokenizes a file or a folder.
+
+    Args:
+      path: a file, or a folder with .txt and .md files at any depth.
+      encode: text → ids.
+      eos: ends each document; None for none.
+
+    Raises:
+      UserError: no such files, or one that is not UTF-8.
+    """
+    root = Path(path).expanduser()
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _is_text(p))
+    if not files:
+        raise UserError(f"{path}: no text there; name a file, or a folder with .txt or .md files")
+    names = [_source(root, file) for file in files]
+    sources = tuple(sorted(set(names)))
+    sizes = [0] * len(sources)
+    parts: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    for file, name in zip(files, names, strict=True):
+        content = file.read_bytes()
+        try:
+            ids = encode(content.decode())
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: is not UTF-8 ({error}); convert or remove it") from error
+        parts.append(np.asarray(ids if eos is None else [*ids, eos], np.int32))
+        owners.append(np.full(len(parts[-1]), sources.index(name), np.int32))
+        sizes[sources.index(name)] += len(content)
+    tokens = np.concatenate(parts)
+    offsets = np.concatenate([np.arange(len(part), dtype=np.int32) for part in parts])
+    return TextStore(
+        directory=str(root),
+        sources=sources,
+        text_bytes=tuple(sizes),
+        tokens=len(tokens),
+        eos_id=-1 if eos is None else eos,
+        _tokens=tokens,
+        _sources=np.concatenate(owners),
+        _offsets=offsets,
+    )
+
+
+def _is_text(path: Path) -> bool:
+    return path.is_file() and path.suffix in ENDINGS
+
+
+def _source(root: Path, file: Path) -> str:
+    inside = file.relative_to(root).parts if file != root else ()
+    return inside[0] if len(inside) > 1 else "text"

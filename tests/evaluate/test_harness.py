@@ -1,0 +1,162 @@
+"""Our models under lm-evaluation-harness against its own `hf` model of the exported checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prts_jax.checkpoint import convert
+from prts_jax.cli import eval as eval_command
+from prts_jax.cli import run
+from prts_jax.config import ModelConfig
+from prts_jax.evaluate import paper8
+from tests.checkpoint.foreign_models import save_transformers
+
+pytest.importorskip("torch")
+pytest.importorskip("lm_eval")
+tokenizers = pytest.importorskip("tokenizers")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from prts_jax.evaluate import harness  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+MODEL = ModelConfig(vocab=300, layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=24)
+README = (Path(__file__).parents[2] / "README.md").read_text()
+WORDS = README.split()[:400]
+TASK = """
+task: local_choice
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+metadata:
+  version: 3
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`hf`, a tiny model with a tokenizer; `ours`, the same imported; `tasks`, one task."""
+    root = tmp_path_factory.mktemp("harness")
+    save_transformers(root / "hf", MODEL)
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=MODEL.vocab,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    made.train_from_iterator([README], trainer)
+    made.save(str(root / "hf" / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (root / "hf" / "tokenizer_config.json").write_text(json.dumps(config))
+    convert.write_checkpoint(convert.open_source("hf", str(root / "hf")), str(root / "ours"))
+    rows = [
+        {"question": " ".join(WORDS[at : at + 9]), "choices": WORDS[at + 9 : at + 13], "answer": 0}
+        for at in range(0, 200, 13)
+    ]
+    (root / "tasks").mkdir()
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "tasks" / "local.yaml").write_text(TASK.format(data=root / "rows.jsonl"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def ours(folders: Path) -> Any:
+    return harness.HarnessModel(str(folders / "ours"), dtype="float32", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def theirs(folders: Path) -> Any:
+    return HFLM(
+        pretrained=str(folders / "hf"), device="cpu", dtype="float32", batch_size=4, max_length=64
+    )
+
+
+def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, values, at) for at, values in enumerate(arguments)]
+
+
+def test_log_likelihoods_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [("", " " + WORDS[0]), ("ends in a space ", "word"), (" ".join(WORDS[:60]), " a b c")]
+    for _ in range(20):
+        start, length, more = rng.integers(0, 300), rng.integers(1, 30), rng.integers(1, 5)
+        context = " ".join(WORDS[start : start + length])
+        after = WORDS[start + length : start + length + more]
+        pairs.append((context, " " + " ".join(after)))
+    found = ours.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    np.testing.assert_allclose([f[0] for f in found], [e[0] for e in expected], atol=1e-3)
+    assert [f[1] for f in found] == [e[1] for e in expected]
+
+
+def test_rolling_log_likelihoods_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
+    texts = [(" ".join(WORDS[:n]),) for n in (1, 20, 150)]  # the last takes several windows
+    found = ours.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
+    expected = theirs.loglikelihood_rolling(
+        requests("loglikelihood_rolling", texts), disable_tqdm=True
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_texts_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
+    options = {"until": ["e"], "max_gen_toks": 12, "do_sample": False}
+    prompts = [(" ".join(WORDS[at : at + 5]), dict(options)) for at in (0, 9, 30)]
+    found = ours.generate_until(requests("generate_until", prompts), disable_tqdm=True)
+    expected = theirs.generate_until(requests("generate_until", prompts), disable_tqdm=True)
+    assert found == expected
+    assert not any("e" in text for text in found)
+
+
+def test_scores_of_a_task_are_those_of_the_hf_model(
+    folders: Path, theirs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lm_eval import simple_evaluate
+
+    flags = ["--tasks=local_choice", f"--include_path={folders / 'tasks'}", "--dtype=float32"]
+    assert eval_command.main([f"--checkpoint={folders / 'ours'}", *flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["tasks"]["local_choice"]
+    manager = TaskManager(include_path=str(folders / "tasks"))
+    expected = simple_evaluate(theirs, tasks=["local_choice"], task_manager=manager)
+    for metric in ("acc,none", "acc_norm,none"):
+        assert found[metric] == expected["results"]["local_choice"][metric]
+    assert found["version"] == 3
+    assert found["shots"] == 0
+
+
+def test_the_papers_tasks_exist_and_say_what_they_would_download(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = TaskManager().all_tasks
+    assert all(benchmark.task in known for benchmark in paper8.BENCHMARKS)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    argv = [f"--checkpoint={folders / 'ours'}", "--tasks=piqa", "--limit=1"]
+    assert run(eval_command.main, argv, "eval") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--tasks=piqa: its data could not be loaded" in error
+    assert "--include_path" in error
+
+
+def test_an_unknown_task_names_the_nearest(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [f"--checkpoint={folders / 'ours'}", "--tasks=arc_eazy"]
+    assert run(eval_command.main, argv, "eval") == 2
+    assert "'arc_eazy' is unknown; did you mean 'arc_easy'?" in capsys.readouterr().err
