@@ -13,6 +13,7 @@ from prts_jax.checkpoint.leaves import StoredLeaf
 from prts_jax.checkpoint.lineage import FORMAT, Lineage
 from prts_jax.cli import family_tree, foreign_text, run
 from prts_jax.cli.arguments import OneLineParser
+from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 
 
@@ -49,12 +50,19 @@ def main(argv: Sequence[str]) -> int:
     """Runs `prts inspect`; see `prts inspect --help`.
 
     Raises:
-      UserError: no such checkpoint, or a damaged one.
+      UserError: no such checkpoint, a damaged one, or --lineage of what has none.
     """
     arguments = parser().parse_args(argv)
+    if arguments.lineage and arguments.other:
+        raise UserError("--lineage: is of one checkpoint; name one")
     if arguments.other:
         return _compare(arguments.checkpoint, arguments.other, arguments.json)
     if inspection.format_of(arguments.checkpoint) != "orbax":
+        if arguments.lineage:
+            raise UserError(
+                f"{arguments.checkpoint}: has no lineage, for it is in another format; leave "
+                "--lineage out"
+            )
         shown = foreign_text.describe(arguments.checkpoint)
         print(json.dumps(shown) if arguments.json else foreign_text.table(shown))
         return 0

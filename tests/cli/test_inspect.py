@@ -108,6 +108,15 @@ def test_changes_on_resume_stand_under_their_stage(grown):
     assert family_tree.draw(grown, lineage).endswith("changed at step 7: data.batch 8 → 16")
 
 
+def test_the_family_tree_is_of_one_checkpoint_of_ours(grown, tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for arguments in ([grown, grown], [str(tmp_path / "model.safetensors")]):
+        assert run(inspect.main, [*arguments, "--lineage"], "inspect") == 2
+        captured = capsys.readouterr()
+        assert "lineage" in captured.err
+        assert captured.err.count("\n") == 1
+
+
 def test_the_stages_are_in_the_json(grown, capsys):
     first, second = as_json(grown, capsys)["stages"]
     assert (first["growth"], first["first_step"], first["last_step"]) == (None, 0, 7)
