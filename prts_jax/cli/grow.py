@@ -200,12 +200,13 @@ def _grow_verified(
     report = _grow(source, target, growth_map, arguments)
     found = agreement.compare(before, agreement.apply(target, batch), batch)
     _print(report, target, growth_map, arguments.json, found)
-    if not growth_map.function_preserving() or found.relative_difference <= agreement.TOLERANCE:
+    allowed = agreement.tolerance(growth_map.target)
+    if not growth_map.function_preserving() or found.relative_difference <= allowed:
         return 0
     print(
         f"prts grow: {target}: differs from its source by {found.relative_difference:.2g} of the "
         "largest logit, and its map says that it keeps the function (at most "
-        f"{agreement.TOLERANCE:g}); it is left for you to look at, do not train from it",
+        f"{allowed:.2g}); it is left for you to look at, do not train from it",
         file=sys.stderr,
     )
     return EXIT_FAILED

@@ -21,7 +21,7 @@ from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import token_losses
 
 TOLERANCE = 2e-6
-"""Of the largest logit: what rounding in float32 may change where the function is preserved."""
+"""Of the largest logit: what rounding may change where the function is preserved, to 8 layers."""
 
 ROWS, LENGTH = 4, 256
 """Shape of the batch, shorter where the model was trained on less: 0.1 GB of logits at 32,000."""
@@ -93,6 +93,14 @@ class Agreement:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
+
+
+def tolerance(model: ModelConfig) -> float:
+    """Returns the share of the largest logit that rounding in float32 may change.
+
+    Errors of the layers add up like a random walk, so beyond 8 it grows with their root.
+    """
+    return TOLERANCE * math.sqrt(max(1.0, model.layers / 8))
 
 
 def choose_batch(lineage: Lineage, store: str = "") -> Batch:

@@ -20,6 +20,7 @@ from prts_jax.evaluate.agreement import (
     apply,
     choose_batch,
     compare,
+    tolerance,
 )
 from prts_jax.growth.operators import make_map
 from prts_jax.model.llama import logits
@@ -117,6 +118,14 @@ def test_what_is_no_number_is_null_in_json():
     assert found.to_json()["largest_difference"] is None
     assert found.to_json()["loss_after"] is None
     assert not found.relative_difference <= TOLERANCE
+
+
+def test_more_layers_may_round_more():
+    def allowed(layers):
+        return tolerance(dataclasses.replace(MODEL, layers=layers))
+
+    assert allowed(0) == allowed(8) == TOLERANCE
+    assert allowed(32) == pytest.approx(2 * TOLERANCE)
 
 
 def test_a_model_that_is_broken_everywhere_does_not_pass(source, tmp_path):
