@@ -73,6 +73,8 @@ PREPARES_TEXT = {
         "tokenizer",
     )
 }
+# A class of lm-evaluation-harness, with the extra [eval].
+NEEDS_AN_EXTRA = PREPARES_TEXT | {"prts_jax/evaluate/harness.py"}
 
 
 def sources() -> list[Path]:
@@ -167,7 +169,7 @@ def test_a_library_with_an_owner_is_imported_there_alone(path: Path):
 
 @every_file
 def test_nothing_optional_is_imported_when_a_module_is_loaded(path: Path):
-    if name_of(path) in PREPARES_TEXT:
+    if name_of(path) in NEEDS_AN_EXTRA:
         return
     loaded = {module.split(".")[0] for module in imports_when_loaded(path)}
     assert not loaded & OPTIONAL, f"{name_of(path)}: import it where it is used"
@@ -199,10 +201,10 @@ def loaded_after(code: str, *modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_plain_install_loads_everything_but_what_prepares_text():
+def test_the_plain_install_loads_everything_but_what_needs_an_extra():
     # `None` in sys.modules makes an import fail as if the package were not installed.
     plain = f"import sys\nsys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))\n"
-    files = [path for path in sources() if name_of(path) not in PREPARES_TEXT]
+    files = [path for path in sources() if name_of(path) not in NEEDS_AN_EXTRA]
     modules = [module_of(path).removesuffix(".__init__") for path in files]
     modules = [module for module in modules if not module.endswith("__main__")]
     assert {"prts_jax.cli.train", "prts_jax.cli.grow", "prts_jax.train.loop"} <= set(modules)
