@@ -59,8 +59,10 @@ class Matrices:
 
     def to_bytes(self) -> bytes:
         """Returns the arrays as the bytes of a NumPy archive (.npz)."""
+        if self.arrays is None:
+            raise ValueError(f"the arrays of {self.digest[:12]} were not read")
         file = io.BytesIO()
-        np.savez(file, **dict(self.arrays or {}))
+        np.savez(file, **self.arrays)
         return file.getvalue()
 
     @classmethod
