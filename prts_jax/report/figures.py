@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from prts_jax.report.ancestry import seconds_before
 from prts_jax.report.comparison import SOURCE, Comparison
-from prts_jax.report.runs import Run
+from prts_jax.report.runs import Run, shape_name
 from prts_jax.report.speedup import Level
 from prts_jax.report.table import percent
 
@@ -253,10 +253,9 @@ def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str, growth:
     axes.margins(x=0.02)
     marked = set()
     for run in comparison.runs if growth else ():
-        if run.grew() and len(curves[run.label][0]):
-            at = curves[run.label][0][0]
+        for at, loss, text in _growths(comparison, run, curves, axis, key):
             if at not in marked:  # one base may have several children
-                _draw_growth(axes, comparison, run, curves, unit, looks[run.label])
+                _draw_growth(axes, at / unit, loss, text, looks[run.label])
             marked.add(at)
 
 
@@ -273,25 +272,47 @@ def _loss_range(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[fl
     return low - 0.14 * span, high + 0.08 * span
 
 
-def _draw_growth(
-    axes: Axes,
+def _growths(
     comparison: Comparison,
     run: Run,
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    unit: float,
-    look: Look,
-) -> None:
-    """Marks the end of the base and the start of the grown run, so that the two read as one."""
+    axis: Axis,
+    key: str,
+) -> Iterator[tuple[float, float, str]]:
+    """Yields where a run grew: x, the loss before, and what became of what."""
     x, y = curves[run.label]
-    base = comparison.bases.get(run.label)
-    loss, text = y[0], f"growth to {run.shape()}"
-    if base is not None and len(curves[base.label][0]):
-        loss, text = np.interp(x[0], *curves[base.label]), f"growth {base.shape()} → {run.shape()}"
-    at, (low, high) = x[0] / unit, axes.get_ylim()
+    if not len(x):
+        return
+    on_the_way = run.growths_on_the_way()
+    if run.rows[0].get("growth") if on_the_way else run.grew():
+        base, models = comparison.bases.get(run.label), _grown_models(run.rows[0])
+        loss, text = float(y[0]), models or f"to {run.shape()}"
+        if base is not None and len(curves[base.label][0]):
+            loss = float(np.interp(x[0], *curves[base.label]))
+            text = models or f"{base.shape()} → {run.shape()}"
+        yield float(x[0]), loss, f"growth {text}"
+    seconds = seconds_before(run, comparison.bases) or 0.0 if axis.key == "seconds" else 0.0
+    for row in on_the_way:
+        at = row[axis.key] + seconds
+        loss = row["previous_stage"].get(key) or float(np.interp(at, x, y))
+        yield at, loss, f"growth {_grown_models(row)}"
+
+
+def _grown_models(row: Mapping[str, Any]) -> str:
+    """Returns "6L128H → 24L128H" of a line that holds the map of a growth, otherwise ""."""
+    models = (row.get("growth") or {}).get("map", {})
+    if "source" not in models or "target" not in models:
+        return ""
+    return f"{shape_name(models['source'])} → {shape_name(models['target'])}"
+
+
+def _draw_growth(axes: Axes, at: float, loss: float, text: str, look: Look) -> None:
+    """Marks the end of the base and the start of the grown model, so that the two read as one."""
+    low, high = axes.get_ylim()
     axes.axvline(at, color=look.colour, linestyle=":", linewidth=1.4, zorder=2)
     axes.plot(
         at,
-        min(max(float(loss), low), high),
+        min(max(loss, low), high),
         marker="*",
         markersize=15,
         color=look.colour,

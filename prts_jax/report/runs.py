@@ -29,7 +29,8 @@ class Run:
       label: its name in tables and pictures, unique within a report.
       workdir: directory or `gs://` URL.
       config: the resolved config as nested plain dictionaries; empty if not written yet.
-      rows: its metrics, one dictionary a line, by rising step.
+      rows: its metrics, one dictionary a line, by rising step; where a stage ended and the next
+        began there are two of one step.
       state: "finished" (it left `DONE`), "running", or "stopped".
     """
 
@@ -72,10 +73,13 @@ class Run:
             self.config.get("init", {}).get("grow_from")
         )
 
+    def growths_on_the_way(self) -> list[Mapping[str, Any]]:
+        """Returns the rows at which a stage of its own grew from the one before."""
+        return [row for row in self.rows if row.get("growth") and row.get("previous_stage")]
+
     def shape(self) -> str:
         """Returns its model in the paper's way of naming, "24L2048H"; empty if not known yet."""
-        model = self.config.get("model", {})
-        return f"{model['layers']}L{model['embed']}H" if {"layers", "embed"} <= set(model) else ""
+        return shape_name(self.config.get("model", {}))
 
     def tokens_per_second(self) -> float | None:
         """Returns the mean rate of this run's own training over all devices, or None."""
@@ -88,7 +92,21 @@ class Run:
         """Returns the share of the steps it was asked for that are done, or None."""
         asked = self.config.get("train", {}).get("steps")
         done = self.last("stage_step")
+        stages = self.config.get("growth", {}).get("stages")
+        if stages and done is not None:
+            asked = sum(stage["steps"] for stage in stages)
+            done += sum(stage["steps"] for stage in stages[: int(self.last("stage") or 0)])
         return min(1.0, done / asked) if asked and done is not None else None
+
+
+def shape_name(model: Mapping[str, Any]) -> str:
+    """Returns the name of a model's shape, "24L2048H"; empty if its sizes are not there."""
+    return f"{model['layers']}L{model['embed']}H" if {"layers", "embed"} <= set(model) else ""
+
+
+def _with_ends_of_stages(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Puts the line with which a stage ended before the one that took its place."""
+    return [line for row in rows for line in (row.get("previous_stage"), row) if line is not None]
 
 
 def _is_finite(value: Any) -> bool:
@@ -143,7 +161,7 @@ def read_run(workdir: str, label: str, now: float | None = None) -> Run:
     if not files:
         what = "holds neither config.json nor metrics" if root.exists() else "no such directory"
         raise UserError(f"{workdir}: {what}; name the workdir of a `prts train`")
-    rows = read_metrics(workdir)
+    rows = _with_ends_of_stages(read_metrics(workdir))
     config = _read_config(config_path) if config_path in files else {}
     if (root / "DONE").exists():
         state = "finished"

@@ -46,10 +46,10 @@ def layers_kept(growth_map: GrowthMap | None) -> tuple[int, ...]:
       UserError: there are no new layers, or other axes have grown too.
     """
     new = set(growth_map.new_layers()) if growth_map is not None else set()
-    if growth_map is None or not new or growth_map.widths:
+    if growth_map is None or not new or growth_map.widths or growth_map.matrices is not None:
         raise UserError(
             "config.train.trainable: is 'new', and the stage does not begin with a growth in depth "
-            "alone, so there are no new layers to train; set it to 'all'"
+            "alone whose layers are copies or fresh, so none is new; set it to 'all'"
         )
     return tuple(layer for layer in range(growth_map.target.layers) if layer not in new)
 

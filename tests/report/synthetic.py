@@ -90,3 +90,29 @@ def write_family(root: Path) -> tuple[Path, Path, Path]:
     )
     baseline = write_run(root / "scratch", power_law(8.0, 2.6, 1e10), steps=2600)
     return base, grown, baseline
+
+
+def write_staged(workdir: Path, layers: tuple[int, ...] = (3, 6, 12)) -> Path:
+    """Writes a run that doubles its depth after every 500 steps, in one workdir."""
+    lines: list[dict[str, Any]] = []
+    for stage, depth in enumerate(layers):
+        start = lines[-1] if lines else None
+        part = write_run(
+            workdir / str(stage), power_law(8.0 - 2 * stage, 2.7, 1e10), 500, depth, 1e5, start
+        )
+        stage_lines = [
+            json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()
+        ]
+        for line in stage_lines:
+            line |= {"stage": stage, "step": 500 * stage + line["stage_step"]}
+        if start is not None:
+            models = [{"layers": layers[stage - 1], "embed": 128}, {"layers": depth, "embed": 128}]
+            stage_lines[0]["growth"]["map"] = {"source": models[0], "target": models[1]}
+            stage_lines[0]["previous_stage"] = lines.pop()
+        lines += stage_lines
+    stages = [{"steps": 500, "model": {"layers": depth}} for depth in layers]
+    run = write_run(workdir / "run", power_law(8.0, 2.7, 1e10), 500, layers[-1])
+    config = json.loads((run / "config.json").read_text()) | {"growth": {"stages": stages}}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from prts_jax.report import figures
 from prts_jax.report.comparison import compare
 from prts_jax.report.runs import read_runs
-from tests.report.synthetic import power_law, write_family, write_run
+from tests.report.synthetic import power_law, write_family, write_run, write_staged
 
 LOSS = power_law(8.0, 2.5, 1e10)
 
@@ -112,3 +112,18 @@ def test_several_children_of_a_base_share_one_growth_point(tmp_path):
     runs = read_runs([str(path) for path in (base, grown, scratch, other)])
     texts = [text.get_text() for text in figures.over_flops(compare(runs)).axes[0].texts]
     assert texts.count("growth 3L128H → 12L128H") == 1
+
+
+def test_every_growth_of_a_run_in_stages_has_a_star(tmp_path):
+    staged = write_staged(tmp_path)
+    scratch = write_run(tmp_path / "scratch", power_law(8.0, 2.7, 4e10), 3000, 12, 1e5)
+    comparison = compare(read_runs([f"staged={staged}", str(scratch)]))
+    assert comparison.baseline is not None
+    assert comparison.baseline.label == "scratch"
+    axes = figures.over_flops(comparison).axes[0]
+    stars = [line for line in axes.lines if line.get_marker() == "*"]
+    assert [float(star.get_xdata()[0]) for star in stars] == [50.0, 100.0]  # 10^9 FLOPs
+    assert [text.get_text() for text in axes.texts if "growth" in text.get_text()] == [
+        "growth 3L128H → 6L128H",
+        "growth 6L128H → 12L128H",
+    ]

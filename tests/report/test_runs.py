@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -6,7 +7,7 @@ import pytest
 
 from prts_jax.errors import UserError
 from prts_jax.report.runs import _usual_pause, read_run, read_runs, split_label
-from tests.report.synthetic import power_law, write_run
+from tests.report.synthetic import power_law, write_run, write_staged
 
 LOSS = power_law(8.0, 2.5, 1e10)
 
@@ -22,6 +23,23 @@ def test_a_finished_run_is_read_whole(tmp_path):
     x, y = run.curve("flops", "validation_loss")
     assert x.tolist() == [0, 1e11, 2e11]
     assert y.tolist() == [LOSS(0), LOSS(1e11), LOSS(2e11)]
+
+
+def test_where_stages_meet_both_losses_are_kept(tmp_path):
+    run = read_run(str(write_staged(tmp_path)), "staged")
+    flops, losses = run.curve("flops", "validation_loss")
+    assert list(flops).count(5e10) == 2  # the end of the first stage and what grew from it
+    before, after = losses[flops == 5e10]
+    assert (before, after) == (power_law(8.0, 2.7, 1e10)(5e10), 6.0)
+    assert [row["step"] for row in run.growths_on_the_way()] == [500, 1000]
+    assert run.inherited("flops") == 0
+
+
+def test_progress_is_that_of_all_stages(tmp_path):
+    run = read_run(str(write_staged(tmp_path)), "staged")
+    assert run.progress() == 1.0
+    begun = dataclasses.replace(run, rows=[row for row in run.rows if row["step"] <= 750])
+    assert begun.progress() == 0.5
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path):

@@ -64,6 +64,8 @@ def test_nothing_new_is_refused():
         layers_kept(None)
     with pytest.raises(UserError, match=r"config\.train\.trainable: is 'new'"):
         layers_kept(grown_map("stack", depth=2))
+    with pytest.raises(UserError, match="copies or fresh"):
+        layers_kept(grown_map("learned"))
     wider = dataclasses.replace(tiny.MODEL, mlp=2 * tiny.MODEL.mlp)
     with pytest.raises(UserError, match=r"growth in depth alone"):
         layers_kept(make_map(tiny.MODEL, wider, operator="split"))
