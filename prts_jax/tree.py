@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of a nested dictionary under their slash-joined paths, in sorted order.
@@ -45,6 +43,8 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
     The order is that of `jax.tree.leaves`.
     """
+    import jax  # not above: reports flatten configs on machines that have no jax
+
     return {
         jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)

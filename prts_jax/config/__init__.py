@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from prts_jax.config.checks import check_combinations, check_model, check_numbers
+from prts_jax.config.files import inherit
 from prts_jax.config.reading import from_dict, get, nearest, to_dict
 from prts_jax.config.schema import (
     CHOICES,
@@ -60,6 +61,7 @@ __all__ = [
     "default_config",
     "from_dict",
     "get",
+    "inherit",
     "nearest",
     "resolve",
     "stage_configs",

@@ -1,0 +1,19 @@
+"""LLaMA Pro: after each layer of the quickstart's base a silent copy of it.
+
+    prts train --config=configs/quickstart.py:base --workdir=runs/quickstart/base
+    prts train --config=configs/growth/block_expansion.py --workdir=runs/growth/block_expansion
+
+A copy whose attention output and down projection are zero adds nothing (Wu et al., arXiv
+2401.02415): function preserving, 2 → 4 layers. Expected: the loss at the growth is the base's to
+the last bit, and falls from there.
+"""
+
+from prts_jax import config
+
+
+def get_config():
+    c = config.inherit("../quickstart.py:grown", __file__)
+    c.init.growth.operator = "block_expansion"
+    c.init.growth.every = 1
+    c.model.layers = 4
+    return c

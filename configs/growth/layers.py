@@ -1,0 +1,17 @@
+"""Partial stacking: the back of the quickstart's base seven times.
+
+    prts train --config=configs/quickstart.py:base --workdir=runs/quickstart/base
+    prts train --config=configs/growth/layers.py --workdir=runs/growth/layers
+
+The paper's notation, one-based, `*` repeats the group before it: layer 1, then layer 2 seven times
+(arXiv 2405.15319, App. H). Expected: behind G_stack; the paper finds all > middle ≈ back ≫ front.
+"""
+
+from prts_jax import config
+
+
+def get_config():
+    c = config.inherit("../quickstart.py:grown", __file__)
+    c.init.growth.operator = "layers"
+    c.init.growth.layers = "1-2*7"
+    return c

@@ -1,0 +1,23 @@
+"""MIDAS: 2 → 4 → 6 → 8 layers, the middle block of two layers again at each stage.
+
+    prts train --config=configs/growth/midas.py --workdir=runs/growth/midas
+
+Saunshi et al., "On the Inductive Bias of Stacking Towards Improving Reasoning", arXiv 2409.19044.
+About the FLOPs of the quickstart's base and grown run together. Expected: jumps of the loss that
+become smaller from stage to stage.
+"""
+
+from prts_jax import config
+
+
+def get_config():
+    c = config.inherit("../quickstart.py:scratch", __file__)
+    c.init.growth.operator = "middle"
+    c.init.growth.block = 2
+    c.growth.stages = (
+        {"steps": 400, "model": {"layers": 2}},
+        {"steps": 300, "model": {"layers": 4}},
+        {"steps": 300, "model": {"layers": 6}},
+        {"steps": 800},
+    )
+    return c

@@ -1,0 +1,25 @@
+"""From no layers at all, or from one, to eight in one hop.
+
+    prts train --config=configs/growth/zero_layer.py --workdir=runs/growth/zero_layer
+
+Without layers the model is a table of bigrams, and nearly free. arXiv 2511.04981 starts so, keeps
+the rate of a WSD schedule through the growth and grows late. "zero_layer.py:one" starts from one
+layer and stacks it. Expected: the stage without layers ends at the loss of a bigram model.
+"""
+
+from prts_jax import config
+from prts_jax.errors import UserError
+
+
+def get_config(start: str = "zero"):
+    c = config.inherit("../quickstart.py:scratch", __file__)
+    if start not in ("zero", "one"):
+        raise UserError(f"start {start!r} is none of zero, one")
+    c.schedule.kind, c.schedule.after_growth = "wsd", "rewarm"
+    c.schedule.decay_start, c.schedule.decay_end = 1360, 1700
+    c.init.growth.operator = "random" if start == "zero" else "stack"
+    c.growth.stages = (
+        {"steps": 400, "model": {"layers": 0 if start == "zero" else 1}},
+        {"steps": 1300},
+    )
+    return c
