@@ -29,6 +29,7 @@ from prts_jax.config import (
     from_dict,
     get,
     resolve,
+    stage_configs,
     to_dict,
 )
 from prts_jax.errors import UserError
@@ -312,3 +313,59 @@ def test_a_shape_from_elsewhere_is_refused_by_where_it_stands() -> None:
 
 def test_a_section_alone_keeps_the_defaults_of_keys_left_out() -> None:
     assert from_dict(ModelConfig, {"layers": 2}) == dataclasses.replace(ModelConfig(), layers=2)
+
+
+# Stages
+
+STAGES = [{"steps": 2, "model": {"layers": 2}}, {"steps": 3, "schedule": {"peak": 1}}]
+
+
+def test_a_stage_is_the_whole_runs_config_but_for_what_it_changes() -> None:
+    config = resolve({"growth": {"stages": STAGES}, "model": {"layers": 4}, "train": {"steps": 9}})
+    first, second = stage_configs(config)
+    assert (first.train.steps, first.model.layers, first.schedule) == (2, 2, config.schedule)
+    assert (second.train.steps, second.model.layers, second.schedule.peak) == (3, 4, 1.0)
+    assert second.growth == config.growth
+    assert stage_configs(RunConfig()) == (RunConfig(),)
+    assert hash(config) == hash(resolve(to_dict(config)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({}, "steps: is None; give the stage's steps, at least 1"),
+        ({"steps": 0}, "steps: is 0"),
+        ({"steps": 1.5}, "steps: is 1.5"),
+        ({"steps": 1, "modle": {}}, "modle: no such key; did you mean 'model'?"),
+        ({"steps": 1, "model": {"layer": 1}}, "model.layer: no such key; did you mean 'layers'?"),
+        ({"steps": 1, "model": 3}, "model: is 3; expected a section with keys"),
+        ({"steps": 1, "init": {"growth": {"factr": 2}}}, "init.growth.factr: no such key; did you"),
+        ({"steps": 1, "train": {"steps": 3}}, "train.steps: write 'steps' beside 'train'"),
+        ({"steps": 1, "growth": {"stages": []}}, "growth: a stage has no stages of its own"),
+        ({"steps": 1, "init": {"grow_from": "x"}}, "init.grow_from: a stage goes on from the one"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_in_a_stage_names_the_stage_and_the_key(stage: Any, message: str) -> None:
+    refused = refusal({"growth": {"stages": [STAGES[0], stage]}})
+    assert refused.startswith(f"config.growth.stages[1].{message}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"model": {"layers": "two"}}, "model.layers: 'two' is of type str; expected int"),
+        ({"model": {"heads": 3, "kv_heads": 2}}, "model.heads: 3 heads do not divide"),
+        ({"schedule": {"kind": "cosin"}}, "schedule.kind: 'cosin' is unknown; did you mean"),
+        ({"data": {"batch": 0}}, "data.batch: is 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_work_in_a_stage_is_refused_as_in_a_run(stage: Any, message: str) -> None:
+    refused = refusal({"growth": {"stages": [STAGES[0], {"steps": 1} | stage]}})
+    assert refused.startswith(f"config.growth.stages[1]: config.{message}")
+
+
+@pytest.mark.parametrize("stages", [3, "x", {"steps": 1}, [3], ["steps"]])
+def test_stages_are_a_list_of_sections(stages: Any) -> None:
+    assert refusal({"growth": {"stages": stages}}).startswith("config.growth.stages")

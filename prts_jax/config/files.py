@@ -21,7 +21,7 @@ def inherit(spec: str, beside: str) -> ml_collections.ConfigDict:
     >>> c = inherit("../quickstart.py:grown", __file__)  # doctest: +SKIP
     """
     name, _, argument = spec.partition(":")
-    path = Path(beside).resolve().parent / name
+    path = (Path(beside).parent / name).resolve()
     if not path.is_file():
         raise UserError(f"{beside}: inherits from {path}, which does not exist")
     get_config = runpy.run_path(str(path)).get("get_config")

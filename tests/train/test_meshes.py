@@ -140,6 +140,13 @@ def wait_for_lines(workdir: Path, count: int) -> None:
         time.sleep(0.02)
 
 
+def test_stages_in_two_processes_have_the_losses_of_one(workdirs, stores, run_prts, run_two):
+    arguments = (*stores.flags(), "--config=tests/train/tiny_staged.py")
+    run_prts("train", *arguments, f"--workdir={workdirs / 'stages'}")
+    run_two(*arguments, *TWO_BY_FOUR, f"--workdir={workdirs / 'stages in two'}")
+    assert_same_losses(workdirs / "stages in two", workdirs / "stages", steps=4)
+
+
 def test_a_mistake_ends_both_processes(workdirs, stores, start_two, start_prts):
     """The lock is held by a third: the first process learns it, and the second must not hang."""
     workdir = workdirs / "contended"
