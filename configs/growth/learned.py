@@ -9,14 +9,11 @@ shorter by these steps, so that it costs what `configs/quickstart.py:grown` does
 after growth 4.32 where G_stack has 4.72, and a little behind it at equal FLOPs (docs/growing.md).
 """
 
-import pathlib
-import runpy
-
-QUICKSTART = pathlib.Path(__file__).parents[1] / "quickstart.py"
+from prts_jax import config
 
 
 def get_config(size: str = "short"):
-    c = runpy.run_path(str(QUICKSTART))["get_config"](f"grown,{size}")
+    c = config.inherit(f"../quickstart.py:grown,{size}", __file__)
     c.init.growth.operator = "learned"
     c.init.growth.learn_steps = 100
     c.train.steps -= c.init.growth.learn_steps
