@@ -47,6 +47,8 @@ _OPTION_HELP = {
     "parameter's standard deviation (default: 0)",
     "norm": "in width: 'exact' or 'paper', the paper's formula, which is not function preserving "
     "(default: exact)",
+    "gate_steps": "random, random_width: steps in which the gate of a new layer or unit opens, "
+    "shut at growth; 0: open at once, which is not function preserving (default: 1000)",
     "noise": "any: share of noise mixed into what is copied, 0.2 in the paper (default: 0)",
     "seed": "of whatever is drawn (default: 0)",
     "learn_steps": "learned: must be 0 here, for the matrices' initial value, unless --matrices is "

@@ -71,6 +71,7 @@ _AT_LEAST_ZERO = (
     "init.growth.every",
     "init.growth.block",
     "init.growth.pair_noise",
+    "init.growth.gate_steps",
     "init.growth.noise",
     "init.growth.seed",
     "init.growth.learn_steps",

@@ -107,6 +107,7 @@ class GrowthConfig:
     weights: str = "even"  # split: even or uneven (2/3 and 1/3 of two copies)
     pair_noise: float = 0.0  # split: noise that cancels between copies, in fresh deviations
     norm: str = "exact"  # in width: exact, or paper (its formula, not function preserving)
+    gate_steps: int = 1000  # random, random_width: steps in which a gate opens; 0: open at once
     noise: float = 0.0  # any: share of noise mixed into what is copied, 0.2 in the paper
     seed: int = 0  # of what is drawn
     learn_steps: int = 100  # learned: steps that its matrices train for; 0: their initial value

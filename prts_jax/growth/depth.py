@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from prts_jax.config import ModelConfig, nearest
+from prts_jax.config import GrowthConfig, ModelConfig, nearest
 from prts_jax.errors import UserError
+from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.notation import MAX_LAYERS, parse_layers
 from prts_jax.growth.widening import NEW
@@ -227,19 +228,21 @@ def random(
 ) -> GrowthMap:
     """G_random in depth: new layers drawn from the initialiser (App. A; MSG in one hop).
 
-    Interleaved, each layer is followed by g - 1 new ones; stacked, the new ones are on top. The
-    parameters only: the paper closes new layers by gates, `Y = X + f(X) ⊙ c`, c from 0 to 1;
-    without them this is not function preserving. It also grows from no layers at all.
+    Interleaved, each layer is followed by g - 1 new ones; stacked, the new ones are on top. New
+    layers have gates, `Y = X + f(X) ⊙ c`, c from 0 at growth to 1 after T steps: function
+    preserving, exactly. Without gates (T = 0) it is not. It also grows from no layers at all.
 
     Args:
       source: model of l layers, or of none.
       target: model of g·l layers (from none: of any number); None makes it from the source.
-      options: {"factor": g, "order": "interleave" (default) or "stack", "seed": of new layers}.
+      options: {"factor": g, "order": "interleave" (default) or "stack", "seed": of new layers,
+        "gate_steps": T, `GrowthConfig.gate_steps` by default}.
 
     Raises:
-      UserError: as `zero`.
+      UserError: as `zero`, or negative gate_steps.
     """
     order = _order(options)
+    gates = schedule(["layers"], options.get("gate_steps", GrowthConfig.gate_steps))
     if source.layers == 0 and target is not None and not options.get("factor"):
         layers: tuple[int, ...] = (NEW,) * target.layers
         factor = 0
@@ -251,7 +254,8 @@ def random(
         else:
             layers = tuple(NEW if at % factor else at // factor for at in total)
     made = _deepened("random", {"factor": factor, "order": order}, source, target, layers)
-    return dataclasses.replace(made, seed=options.get("seed", 0))
+    gates = gates if NEW in layers else {}
+    return dataclasses.replace(made, seed=options.get("seed", 0), gates=gates)
 
 
 def _order(options: Mapping[str, Any]) -> str:

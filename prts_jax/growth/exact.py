@@ -33,17 +33,22 @@ def keeps_norms(
 
 
 def keeps_attention(
-    source: ModelConfig, target: ModelConfig, widths: Mapping[str, Widening]
+    source: ModelConfig,
+    target: ModelConfig,
+    widths: Mapping[str, Widening],
+    new_heads_gated: bool,
 ) -> bool:
     """Returns whether each copied query reads its own keys, turned by the same angles.
 
-    New queries must read new keys and values (zero), and a wider head must hold each rotary pair i
-    of D/2 once, at the pair of the same frequency, i·D'/D, in both halves.
+    New queries must be gated or read new keys and values (zero), and a wider head must hold each
+    rotary pair i of D/2 once, at the pair of the same frequency, i·D'/D, in both halves.
     """
     kv = widths["kv_heads"].index if "kv_heads" in widths else tuple(range(source.kv_heads))
     heads = widths["heads"].index if "heads" in widths else tuple(range(source.heads))
     old, new = source.heads // source.kv_heads, target.heads // target.kv_heads
     for at, head in enumerate(heads):
+        if head == NEW and new_heads_gated:
+            continue
         if kv[at // new] != (NEW if head == NEW else head // old):
             return False
     if "head_dim" not in widths:

@@ -16,8 +16,7 @@ def reasons(growth_map: GrowthMap) -> list[str]:
     """
     source, target, widths = growth_map.source, growth_map.target, growth_map.widths
     found = []
-    zeroed = set(growth_map.zeroed)
-    kept = [layer for at, layer in enumerate(growth_map.layers) if at not in zeroed]
+    kept = growth_map.adding_layers()
     if NEW in kept:
         found.append("fresh layers add to the stream")
     if [layer for layer in kept if layer != NEW] != list(range(source.layers)):
@@ -26,13 +25,13 @@ def reasons(growth_map: GrowthMap) -> list[str]:
         found.append("matrices mix layers and positions")
     if growth_map.noise:
         found.append(f"{growth_map.noise:.0%} noise is mixed in")
-    if growth_map.new == "random" and any(widening.has_new for widening in widths.values()):
+    if growth_map.adds_random():
         found.append("new entries are random and add to the old ones")
     if not exact.keeps_sums(widths):
         found.append("the weights of a position's copies do not sum to one")
     if not exact.keeps_norms(source, target, widths, growth_map.norm_scale):
         found.append("the norms see another mean square, or keep their scale or epsilon")
-    if not exact.keeps_attention(source, target, widths):
+    if not exact.keeps_attention(source, target, widths, "heads" in growth_map.gates):
         found.append("queries meet other keys or other angles than in the source")
     return found
 

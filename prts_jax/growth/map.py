@@ -16,6 +16,9 @@ from prts_jax.growth.matrices import Matrices
 from prts_jax.growth.widening import NEW, Widening, runs
 from prts_jax.model.declaration import STREAM
 
+GATED = ("layers", "embed", "mlp", "heads")
+"""The axes whose new positions can have gates; new key heads are read by new query heads only."""
+
 
 @dataclass(frozen=True)
 class GrowthMap:
@@ -44,6 +47,8 @@ class GrowthMap:
       matrices: of a dense map (`prts_jax.growth.dense`): leaves with layers and axes that widen are
         mixed by them. `layers` then names the strongest source layer of each, and `widths` the
         split that the matrices started from.
+      gates: logical axis → (begin, end), steps since growth between which the gates of its new
+        positions open (`prts_jax.growth.gates`); axes without are open at once.
     """
 
     operator: str
@@ -59,6 +64,7 @@ class GrowthMap:
     noise: float = 0.0
     seed: int = 0
     matrices: Matrices | None = None
+    gates: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def validate(self) -> None:
         """Checks that the map can be executed.
@@ -71,6 +77,7 @@ class GrowthMap:
         prts_jax.config.check_model(self.source, "growth.source")
         prts_jax.config.check_model(self.target, "growth.target")
         _check_widths(self)
+        _check_gates(self)
         for layer, index in enumerate(self.layers):
             if index != NEW and not 0 <= index < self.source.layers:
                 raise UserError(
@@ -97,23 +104,34 @@ class GrowthMap:
     def function_preserving(self) -> bool:
         """Returns whether the target computes what the source computes, at the moment of growth.
 
-        A layer with zero outputs adds nothing to the residual stream, so what counts is whether
-        the other layers are the source's, each once and in order, and whether every axis that
-        widens keeps the sums over it and what the norms see.
+        A layer with zero outputs or a gate, which is shut then, adds nothing to the residual
+        stream, so what counts is whether the other layers are the source's, each once and in order,
+        and whether every axis that widens keeps the sums over it and what the norms see.
         """
-        zeroed = set(self.zeroed)
-        kept = tuple(layer for at, layer in enumerate(self.layers) if at not in zeroed)
-        in_order = kept == tuple(range(self.source.layers))
+        in_order = self.adding_layers() == tuple(range(self.source.layers))
         return self.matrices is None and in_order and self._keeps_function_in_width()
 
+    def adding_layers(self) -> tuple[int, ...]:
+        """Returns `layers` without those that add nothing to the stream at the moment of growth."""
+        zeroed = set(self.zeroed)
+        kept = tuple(layer for at, layer in enumerate(self.layers) if at not in zeroed)
+        return tuple(layer for layer in kept if layer != NEW or "layers" not in self.gates)
+
+    def adds_random(self) -> bool:
+        """Returns whether random entries add to what was there, at the moment of growth."""
+        # New key heads are read by new query heads only, and need no gates of their own.
+        gated = {*self.gates, *(["kv_heads"] if "heads" in self.gates else [])}
+        return self.new == "random" and any(
+            widening.has_new and axis not in gated for axis, widening in self.widths.items()
+        )
+
     def _keeps_function_in_width(self) -> bool:
-        has_new = any(widening.has_new for widening in self.widths.values())
         return (
             not self.noise
-            and (self.new == "zero" or not has_new)
+            and not self.adds_random()
             and exact.keeps_sums(self.widths)
             and exact.keeps_norms(self.source, self.target, self.widths, self.norm_scale)
-            and exact.keeps_attention(self.source, self.target, self.widths)
+            and exact.keeps_attention(self.source, self.target, self.widths, "heads" in self.gates)
         )
 
     def connection_rate(self) -> float:
@@ -146,6 +164,7 @@ class GrowthMap:
         values["widths"] = {axis: widening.to_json() for axis, widening in self.widths.items()}
         if self.matrices is not None:
             values["matrices"] = self.matrices.to_json()
+        values["gates"] = {axis: list(steps) for axis, steps in self.gates.items()}
         # Maps of before these were there stay what they were, to the digest.
         unchanged: dict[str, Any] = {
             "zeroed": [],
@@ -156,6 +175,7 @@ class GrowthMap:
             "noise": 0.0,
             "seed": 0,
             "matrices": None,
+            "gates": {},
         }
         return {
             name: value
@@ -188,8 +208,12 @@ class GrowthMap:
                 noise=float(values.get("noise", 0.0)),
                 seed=int(values.get("seed", 0)),
                 matrices=Matrices.from_json(values["matrices"]) if "matrices" in values else None,
+                gates={
+                    axis: (int(begin), int(end))
+                    for axis, (begin, end) in values.get("gates", {}).items()
+                },
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"growth map: cannot be read ({error!r}); was it written by another version?"
             ) from error
@@ -220,7 +244,11 @@ class GrowthMap:
             f"{axis} {getattr(self.source, axis)} → {getattr(self.target, axis)} ({widening})"
             for axis, widening in self.widths.items()
         ]
-        return "\n".join([head, *widths])
+        gates = [
+            f"gates of new {axis} open over steps {begin} to {end} after growth"
+            for axis, (begin, end) in self.gates.items()
+        ]
+        return "\n".join([head, *widths, *gates])
 
     def __str__(self) -> str:
         """Draws the map: a row for each source layer, a column for each target layer.
@@ -272,6 +300,20 @@ def _check_widths(growth_map: GrowthMap) -> None:
         value = getattr(growth_map, name)
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"growth.{name}: is {value}; it must be a number of at least 0")
+
+
+def _check_gates(growth_map: GrowthMap) -> None:
+    for axis, (begin, end) in growth_map.gates.items():
+        widening = growth_map.widths.get(axis)
+        new = NEW in growth_map.layers if axis == "layers" else widening and widening.has_new
+        if axis not in GATED or not new:
+            raise UserError(
+                f"growth: gates of {axis!r}; only new positions of {', '.join(GATED)} have gates"
+            )
+        if not 0 <= begin < end:
+            raise UserError(
+                f"growth: gates of {axis} open from step {begin} to {end}; give a later end"
+            )
 
 
 def _drawing(layers: tuple[int, ...], zeroed: tuple[int, ...], source_layers: int) -> Iterator[str]:

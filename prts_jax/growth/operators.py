@@ -36,10 +36,12 @@ OPERATORS: dict[str, Operator] = {
     "middle": Operator(depth.middle, ("block",)),
     "last": Operator(depth.last, ("block",)),
     "zero": Operator(depth.zero, ("factor", "order")),
-    "random": Operator(depth.random, ("factor", "order", "seed")),
+    "random": Operator(depth.random, ("factor", "order", "seed", "gate_steps")),
     "split": Operator(width.split, ("widths", "factor", "weights", "pair_noise", "seed", "norm")),
     "zero_width": Operator(width.zero_width, ("widths", "factor", "seed", "norm")),
-    "random_width": Operator(width.random_width, ("widths", "factor", "seed", "norm")),
+    "random_width": Operator(
+        width.random_width, ("widths", "factor", "seed", "norm", "gate_steps")
+    ),
     "learned": Operator(
         learned.learned, ("factor", "widths", "learn_steps", "learn_rate", "matrices")
     ),

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prts_jax.config import ModelConfig, nearest
+from prts_jax.config import GrowthConfig, ModelConfig, nearest
 from prts_jax.errors import UserError
+from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.widening import NEW, Widening, partition
 
@@ -58,7 +59,7 @@ def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
         for axis in ("embed", "mlp", "kv_heads")
         if getattr(wide, axis) != (size := getattr(source, axis))
     }
-    heads = _head_index(source, wide, copy_groups=True)
+    heads = _head_index(source, wide, copy_groups=True, copy_queries=True)
     if heads != tuple(range(source.heads)):
         widths["heads"] = partition(heads, uneven)
     return _widened(
@@ -102,18 +103,33 @@ def random_width(
 ) -> GrowthMap:
     """G_random in width: `W' = [[W, A], [B, C]]`, `E' = [E, ε]`, all new entries fresh.
 
-    The parameters only: the function is preserved by gates `c = [1_d, 0]` on every output, and
-    without them it is not. Norms and epsilon as `zero_width`.
+    Every output has gates `c = [1_d, 0] → [1_d, 1]`, which keep the function at growth by any
+    factor. MLP units open over steps [0, T) since growth, the stream over [T, 2T), heads over
+    [2T, 3T) (MSG's order). Norms and epsilon as `zero_width`. A deeper target's new layers are
+    fresh, each after its original, with gates that open over [0, T). Without gates (T = 0) it is
+    not function preserving. head_dim stays: new rotary pairs would change old scores, and a gate
+    on them their scale.
 
     Args:
       source: the model that is grown.
       target: as `zero_width`.
-      options: as `zero_width`; "seed" is of all new entries.
+      options: as `zero_width`; "seed" is of all new entries, "gate_steps" is T,
+        `GrowthConfig.gate_steps` by default.
 
     Raises:
-      UserError: as `zero_width`.
+      UserError: as `zero_width`; another head_dim, or negative gate_steps.
     """
-    return _with_new("random_width", "random", source, target, options)
+    made = _with_new("random_width", "random", source, target, options)
+    if "head_dim" in made.widths:
+        raise UserError(
+            f"growth.widths: head_dim from {source.head_dim} to {made.target.head_dim}: gates do "
+            "not keep what attention scores; use zero_width, or grow heads and kv_heads"
+        )
+    axes = [axis for axis, widening in made.widths.items() if widening.has_new]
+    if NEW in made.layers:
+        axes.append("layers")
+    gates = schedule(axes, options.get("gate_steps", GrowthConfig.gate_steps))
+    return dataclasses.replace(made, gates=gates)
 
 
 def _with_new(
@@ -139,7 +155,7 @@ def _with_new(
         size, wider = getattr(source, axis), getattr(wide, axis)
         if wider != size:
             widths[axis] = partition([*range(size), *[NEW] * (wider - size)], uneven=False)
-    heads = _head_index(source, wide, copy_groups=False)
+    heads = _head_index(source, wide, copy_groups=False, copy_queries=new == "zero")
     if heads != tuple(range(source.heads)):
         # The first copy of a head keeps its weight; new heads (zero or drawn) have their own.
         weights = [float(head == NEW or head not in heads[:at]) for at, head in enumerate(heads)]
@@ -157,8 +173,17 @@ def _with_new(
     )
 
 
-def _head_index(source: ModelConfig, target: ModelConfig, copy_groups: bool) -> tuple[int, ...]:
-    """Returns the source head of each target head: whole groups, so that keys go with queries."""
+def _head_index(
+    source: ModelConfig, target: ModelConfig, copy_groups: bool, copy_queries: bool
+) -> tuple[int, ...]:
+    """Returns the source head of each target head: whole groups, so that keys go with queries.
+
+    Args:
+      source: the model that is grown.
+      target: the model it becomes.
+      copy_groups: new groups copy old ones; else they are new.
+      copy_queries: further queries of an old group copy its own; else they are new.
+    """
     old, new = source.heads // source.kv_heads, target.heads // target.kv_heads
     if new < old:
         raise UserError(
@@ -168,7 +193,9 @@ def _head_index(source: ModelConfig, target: ModelConfig, copy_groups: bool) -> 
     index = []
     for head in range(target.heads):
         group, query = divmod(head, new)
-        is_new = not copy_groups and group >= source.kv_heads
+        is_new = (not copy_groups and group >= source.kv_heads) or (
+            not copy_queries and query >= old
+        )
         index.append(NEW if is_new else group % source.kv_heads * old + query % old)
     return tuple(index)
 
@@ -255,7 +282,7 @@ def _widened(
     widths: dict[str, Widening],
     **rules: Any,
 ) -> GrowthMap:
-    """Makes the map; a deeper target stacks copies, or interleaves them with zero outputs."""
+    """Makes the map; a deeper target stacks copies, or interleaves zero outputs or fresh layers."""
     factor, rest = divmod(target.layers, source.layers) if source.layers else (1, target.layers)
     wanted = options.get("factor", 0)
     if rest or factor < 1 or (wanted and wanted != factor):
@@ -266,6 +293,9 @@ def _widened(
     if operator == "zero_width":
         layers = tuple(at // factor for at in range(target.layers))
         zeroed = tuple(at for at in range(target.layers) if at % factor)
+    elif operator == "random_width":
+        layers = tuple(NEW if at % factor else at // factor for at in range(target.layers))
+        zeroed = ()
     else:
         layers, zeroed = tuple(at % max(source.layers, 1) for at in range(target.layers)), ()
     growth_map = GrowthMap(
