@@ -28,6 +28,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.safetensors_files import NewTensor
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import UserError
+from prts_jax.growth.gates import layer_factors, opening
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.llama import declare
 from prts_jax.paths import as_path, is_remote
@@ -160,6 +161,35 @@ def with_vocab(source: ForeignModel, vocab: int) -> ForeignModel:
     return dataclasses.replace(source, model=model, read=read)
 
 
+def without_gates(source: ForeignModel) -> ForeignModel:
+    """Returns a model that computes without gates what this one computes with them.
+
+    Other formats have none: those of new layers go into the output projections as they are read.
+
+    Args:
+      source: the model.
+
+    Raises:
+      UserError: gates of width are not open (`prts_jax.growth.gates.layer_factors`).
+    """
+    opens = None if source.lineage is None else opening(source.lineage)
+    if opens is None or source.lineage is None:
+        return source
+    try:
+        factors = layer_factors(opens.at(source.lineage.stage_step))
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from error
+    declarations = declare(source.model)
+
+    def read(leaf: str, layer: int | None) -> np.ndarray:
+        values = source.read(leaf, layer)
+        if factors is None or not declarations[leaf].writes_stream:
+            return values
+        return (values * factors[layer]).astype(values.dtype)
+
+    return dataclasses.replace(source, read=read)
+
+
 def write_checkpoint(
     source: ForeignModel, target: str, tokenizer: str = "", progress: Progress | None = None
 ) -> ConversionReport:
@@ -225,10 +255,11 @@ def write_huggingface(
       progress: told of every tensor written.
 
     Raises:
-      UserError: an unknown dtype, a model that the format cannot hold, see `new_checkpoint`, and
-        what reading the source raises. Nothing is left behind.
+      UserError: an unknown dtype, a model that the format cannot hold, see `new_checkpoint` and
+        `without_gates`, and what reading the source raises. Nothing is left behind.
     """
     began = time.monotonic()
+    source = without_gates(source)
     dtype = dtype or source.dtype
     if dtype not in TARGET_DTYPES:
         raise UserError(f"--dtype={dtype}: is none of {', '.join(TARGET_DTYPES)}; name one of them")

@@ -13,6 +13,7 @@ from prts_jax.checkpoint.leaves import StoredLeaf
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
 from prts_jax.growth import dense
+from prts_jax.growth.gates import refuse_shut
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays
 from prts_jax.growth.widening import NEW
@@ -58,12 +59,13 @@ def plan(source: str, growth_map: GrowthMap) -> GrowthPlan:
       growth_map: a valid map from the checkpoint's model.
 
     Raises:
-      UserError: the checkpoint is of another model than the map's source (names the key), or
-        holds other leaves than its config says (names the leaf and both shapes); or the matrices
-        of a dense map are missing or of other models.
+      UserError: the checkpoint is of another model than the map's source (names the key), has gates
+        that are not open, or holds other leaves than its config says (names the leaf and both
+        shapes); or the matrices of a dense map are missing or of other models.
     """
     lineage = layout.read_lineage(source)
     _check_source(source, lineage, growth_map)
+    refuse_shut(lineage, source)
     stored = leaves.describe(source)
     _check_leaves(source, stored, declare(growth_map.source))
     _check_digests(source, lineage, declare(growth_map.source))

@@ -140,6 +140,8 @@ def _verify(
 ) -> dict[str, Any]:
     if not arguments.verify:
         return {}
+    if arguments.to == "hf":
+        source = convert.without_gates(source)
     target = convert.open_source(arguments.to, arguments.target)
     if arguments.verify == "logits":
         from prts_jax.evaluate.logits_check import compare

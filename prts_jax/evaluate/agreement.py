@@ -17,6 +17,7 @@ from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
+from prts_jax.growth.gates import opening
 from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import token_losses
 
@@ -144,7 +145,9 @@ def apply(checkpoint: str, batch: Batch) -> Outputs:
     Raises:
       UserError: the checkpoint is damaged.
     """
-    model = checkpoint_store.read_lineage(checkpoint).model
+    lineage = checkpoint_store.read_lineage(checkpoint)
+    model, opens = lineage.model, opening(lineage)
+    gates = None if opens is None else opens.at(lineage.stage_step)
     declarations = declare(model)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = {
@@ -157,7 +160,7 @@ def apply(checkpoint: str, batch: Batch) -> Outputs:
 
     @jax.jit
     def forward(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-        found = logits(params, jnp.asarray(batch.tokens), model, _COMPUTE)
+        found = logits(params, jnp.asarray(batch.tokens), model, _COMPUTE, gates=gates)
         losses = token_losses(found, jnp.asarray(batch.targets))
         return found, (losses * batch.weights).sum() / batch.weights.sum()
 

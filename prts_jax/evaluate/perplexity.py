@@ -13,7 +13,7 @@ from data_pipelines.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.feed import place, prefetch
 from prts_jax.mesh import compile_together
-from prts_jax.model.inputs import documents_of
+from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.llama import logits
 from prts_jax.model.loss import loss_by_source, token_losses
 
@@ -47,10 +47,11 @@ class Perplexity:
 
 def make_evaluator(
     model: ModelConfig, compute: ComputeConfig, batches: EvalBatches, mesh: Mesh
-) -> Callable[[Any], Perplexity]:
-    """Returns a function from parameters to the loss on `batches`, compiled at its first call.
+) -> Callable[..., Perplexity]:
+    """Returns a function from parameters, and gates if not all are open, to the loss on `batches`.
 
-    Sums of a batch are taken on the mesh in float32, those over batches on the host in float64.
+    It is compiled when it is first called with gates, and when it is first called without. Sums of
+    a batch are taken on the mesh in float32, those over batches on the host in float64.
 
     Args:
       model: the model's shape.
@@ -61,9 +62,11 @@ def make_evaluator(
     sources = batches.store.sources
 
     @jax.jit
-    def eval_step(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def eval_step(
+        params: Any, batch: dict[str, jax.Array], gates: Gates | None
+    ) -> tuple[jax.Array, jax.Array]:
         documents = documents_of(batch)
-        out = logits(params, batch["tokens"], model, compute, documents=documents)
+        out = logits(params, batch["tokens"], model, compute, documents=documents, gates=gates)
         losses = token_losses(out, batch["targets"])
         return loss_by_source(losses, batch["loss_weights"], batch["source_ids"], len(sources))
 
@@ -73,12 +76,14 @@ def make_evaluator(
 
         return place(mesh, rows, (batches.batch, batches.length), batches.fields)
 
-    compiled: list[jax.stages.Compiled] = []
+    compiled: dict[bool, jax.stages.Compiled] = {}
 
-    def evaluate(params: Any) -> Perplexity:
-        if not compiled:
-            compiled.append(compile_together(eval_step, params, batch_at(0)))
-        sums = [compiled[0](params, batch) for batch in prefetch(batch_at, 0, len(batches))]
+    def evaluate(params: Any, gates: Gates | None = None) -> Perplexity:
+        gated = gates is not None
+        if gated not in compiled:
+            compiled[gated] = compile_together(eval_step, params, batch_at(0), gates)
+        step = compiled[gated]
+        sums = [step(params, batch, gates) for batch in prefetch(batch_at, 0, len(batches))]
         losses, tokens = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
         return Perplexity(
             loss=float(losses.sum() / tokens.sum()),

@@ -8,7 +8,7 @@ Source: Du et al., arXiv 2405.15319, App. A (G_random, after MSG: Yao et al., ar
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -96,43 +96,74 @@ class Opening:
         return gates_after(self.growth_map, stage_step + self.before)
 
 
-def opening(growth: Sequence[Mapping[str, Any]], step: int, stage_step: int) -> Opening | None:
+class Past(Protocol):
+    """What gates depend on of a checkpoint's lineage (`prts_jax.checkpoint.lineage.Lineage`)."""
+
+    @property
+    def growth(self) -> Sequence[Mapping[str, Any]]:
+        """Records of the growths, oldest first."""
+
+    @property
+    def step(self) -> int:
+        """Steps along the lineage."""
+
+    @property
+    def stage_step(self) -> int:
+        """Steps since the stage began."""
+
+
+def opening(past: Past) -> Opening | None:
     """Returns the gates that a lineage goes on with, None where all are open by now.
 
-    Args:
-      growth: records of a lineage, oldest first. Only the last growth can have gates that are shut:
-        a model with such gates does not grow (`refuse_shut`).
-      step: of the lineage.
-      stage_step: of the lineage.
+    Only the last growth can have gates that are shut: a model with such does not grow
+    (`refuse_shut`).
     """
-    if not growth or not growth[-1]["map"].get("gates"):
+    if not past.growth or not past.growth[-1]["map"].get("gates"):
         return None
-    growth_map = GrowthMap.from_json(growth[-1]["map"])
-    found = Opening(growth_map, step - stage_step - growth[-1]["at_step"])
-    return found if stage_step < found.end else None
+    growth_map = GrowthMap.from_json(past.growth[-1]["map"])
+    found = Opening(growth_map, past.step - past.stage_step - past.growth[-1]["at_step"])
+    return found if past.stage_step < found.end else None
 
 
-def refuse_shut(
-    growth: Sequence[Mapping[str, Any]], step: int, stage_step: int, where: str
-) -> None:
+def refuse_shut(past: Past, where: str) -> None:
     """Refuses to grow a model some of whose gates are not open: the grown one would lose them.
 
     Args:
-      growth: records of its lineage, oldest first.
-      step: of the lineage.
-      stage_step: of the lineage.
+      past: its lineage.
       where: the checkpoint, for the message.
 
     Raises:
       UserError: names the step at which the last gate is open.
     """
-    found = opening(growth, step, stage_step)
+    found = opening(past)
     if found is not None:
         raise UserError(
-            f"{where}: gates of its growth by {found.growth_map.operator} are open only at step "
-            f"{step - stage_step + found.end} (this is step {step}); train it until then, and grow "
-            "it after"
+            f"{where}: is at step {past.step}, and gates of its growth by "
+            f"{found.growth_map.operator} are open only at step "
+            f"{past.step - past.stage_step + found.end}; train it until then, and grow it after"
         )
+
+
+def layer_factors(gates: Gates) -> np.ndarray | None:
+    """Returns `[layers]` float32, factors of output projections that stand for all gates.
+
+    None where there is nothing to multiply. Gates of layers may have any value, for
+    `(x W) ⊙ c = x (W c)`; gates of width that are open are factors of one.
+
+    Args:
+      gates: values, not traced.
+
+    Raises:
+      UserError: gates of width that are not open. Such a model is between two widths: a tied
+        embedding, for one, cannot hold them.
+    """
+    for axis, gate in (("embed", gates.embed_E), ("mlp", gates.mlp_M), ("heads", gates.heads_H)):
+        if gate is not None and (least := float(np.asarray(gate).min())) < 1:
+            raise UserError(
+                f"growth: gates of {axis} are open by {least:.0%} only, and half-open gates of "
+                "width cannot be exported; train until they are open, and export that checkpoint"
+            )
+    return None if gates.layers_L is None else np.asarray(gates.layers_L)
 
 
 def fold_gates(
@@ -140,30 +171,18 @@ def fold_gates(
 ) -> dict[str, Any]:
     """Returns parameters that give without gates what these give with them.
 
-    Gates of layers, whatever their value, go into the output projections: `(x W) ⊙ c = x (W c)`.
-    Open gates of width are factors of one.
-
     Args:
       params: nested dictionary of arrays, `[layers, …]` where stacked.
       gates: values, not traced; None: all open.
       declarations: path → declaration of each parameter.
 
     Raises:
-      UserError: gates of width that are not open. The model then is one of no width: a tied
-        embedding, for one, cannot hold them.
+      UserError: see `layer_factors`.
     """
     leaves = flatten(params)
-    if gates is None:
-        return unflatten(leaves)
-    for axis, gate in (("embed", gates.embed_E), ("mlp", gates.mlp_M), ("heads", gates.heads_H)):
-        if gate is not None and (least := float(np.asarray(gate).min())) < 1:
-            raise UserError(
-                f"growth: gates of {axis} are open by {least:.0%} only, and half-open gates of "
-                "width cannot be exported; train until they are open, and export that checkpoint"
-            )
-    if gates.layers_L is not None:
-        for path, declaration in declarations.items():
-            if declaration.writes_stream:
-                shape = (-1, *[1] * (len(declaration.shape) - 1))
-                leaves[path] = leaves[path] * np.asarray(gates.layers_L).reshape(shape)
+    factors = None if gates is None else layer_factors(gates)
+    for path, declaration in declarations.items():
+        if factors is not None and declaration.writes_stream:
+            shape = (-1, *[1] * (len(declaration.shape) - 1))
+            leaves[path] = leaves[path] * factors.reshape(shape)
     return unflatten(leaves)

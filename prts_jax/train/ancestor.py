@@ -11,6 +11,7 @@ from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.errors import UserError
+from prts_jax.growth.gates import refuse_shut
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -62,9 +63,11 @@ def grow_from(
       learn: learns the matrices of the map, where it has any.
 
     Raises:
-      UserError: a growth that cannot be, or an optimizer's state that is not there to be copied.
+      UserError: a growth that cannot be, a checkpoint with gates that are not open, or an
+        optimizer's state that is not there to be copied.
     """
     source = checkpoint_store.read_lineage(path)
+    refuse_shut(source, path)
     growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
     if config.init.growth.optimizer == "copy":
         check_copies(growth_map)  # before anything is learned

@@ -24,8 +24,10 @@ from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.evaluate.perplexity import make_evaluator
 from prts_jax.feed import place, prefetch
+from prts_jax.growth.gates import opening
 from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
+from prts_jax.model.inputs import Gates
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.train.distill import load_teacher
 from prts_jax.train.freezing import frozen_layers
@@ -209,24 +211,15 @@ class _Run:
         self.flops_per_token = training_flops_per_token(
             start.model, start.declarations, config.data.length, frozen
         )
-        grown_at = start.lineage.step - start.lineage.stage_step
-        sources = batches.store.sources
-        teacher = load_teacher(start.lineage.teacher, start.model, mesh, config.data.length)
-        self.teacher_params = teacher.params if teacher else None
-        self.train_step = make_train_step(
-            start.model,
-            config,
-            optimizer,
-            grown_at,
-            sources=len(sources),
-            frozen=frozen,
-            teacher=teacher.model if teacher else None,
-        )
+        self.optimizer, self.frozen = optimizer, frozen
+        self.opening = opening(start.lineage)
+        self.teacher = load_teacher(start.lineage.teacher, start.model, mesh, config.data.length)
         self.six_n_d_per_token = six_n_d_per_token(start.declarations)
-        if teacher:
-            checkpoints.protect(teacher.path)  # a resume needs it
-            self.flops_per_token += teacher.flops_per_token
-            self.six_n_d_per_token += teacher.six_n_d_per_token
+        if self.teacher:
+            checkpoints.protect(self.teacher.path)  # a resume needs it
+            self.flops_per_token += self.teacher.flops_per_token
+            self.six_n_d_per_token += self.teacher.six_n_d_per_token
+        self.teacher_params = self.teacher.params if self.teacher else None
         self.evaluate = self._evaluator()
         quiet = jax.process_index() > 0
         self.terminal = TerminalLine(config.train.steps, quiet, stage.name)
@@ -237,7 +230,12 @@ class _Run:
             resolved = to_dict(dataclasses.replace(config, model=start.model))
             write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
         self.recorder = Recorder(
-            self.log, self.terminal, mesh.devices, self.flops_per_token, start.lineage, sources
+            self.log,
+            self.terminal,
+            mesh.devices,
+            self.flops_per_token,
+            start.lineage,
+            batches.store.sources,
         )
         self.terminal.say(
             f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
@@ -254,9 +252,11 @@ class _Run:
         with contextlib.closing(stream):
             if first == 0:
                 self._write_line()
-            compiled = self._compile(origin) if first < stop else None
+            compiled = self._compile(self._batch(origin, first)) if first < stop else None
+            self.recorder.restart_clock()
             for batch in stream:
-                assert compiled is not None
+                if compiled is None or self._all_gates_open():
+                    compiled = self._compile(batch)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = compiled(self.state, batch, self.teacher_params)
                 self.recorder.dispatched(metrics)  # reads the step before this one
@@ -288,13 +288,30 @@ class _Run:
             self.batches.fields,
         )
 
-    def _compile(self, origin: Lineage) -> Any:
-        """Compiles the step before the clock starts."""
+    def _all_gates_open(self) -> bool:
+        """Whether the last gate has opened just now: from here on there are none."""
+        if self.opening is None or self.lineage.stage_step < self.opening.end:
+            return False
+        self.opening = None
+        return True
+
+    def _compile(self, batch: dict[str, jax.Array]) -> Any:
+        """Compiles the step for batches like this one; the clock of rates stands still."""
         began = time.perf_counter()
-        first_batch = self._batch(origin, origin.stage_step)
-        compiled = compile_together(self.train_step, self.state, first_batch, self.teacher_params)
-        self.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s")
-        self.recorder.restart_clock()
+        step = make_train_step(
+            self.model,
+            self.config,
+            self.optimizer,
+            grown_at=self.lineage.step - self.lineage.stage_step,
+            sources=len(self.batches.store.sources),
+            frozen=self.frozen,
+            teacher=self.teacher.model if self.teacher else None,
+            gates=self.opening.at if self.opening else None,
+        )
+        with self.recorder.paused():
+            compiled = compile_together(step, self.state, batch, self.teacher_params)
+        gated = ", gates opening" if self.opening else ""
+        self.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s{gated}")
         return compiled
 
     def _evaluator(self) -> Any:
@@ -310,7 +327,15 @@ class _Run:
         if self.evaluate is None:
             return {}
         with self.recorder.paused():
-            return self.evaluate(self.state.params).metrics()
+            return self.evaluate(self.state.params, self._gates()).metrics()
+
+    def _gates(self) -> Gates | None:
+        """Returns the gates of the next step, as values that every process has."""
+        step = self.lineage.stage_step
+        if self.opening is None or step >= self.opening.end:
+            return None
+        gates: Gates = jax.device_get(self.opening.at(step))
+        return gates
 
     def _write_line(self) -> None:
         """The first line of a stage: what the parameters are worth before any step."""

@@ -8,6 +8,7 @@ from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ModelConfig, RunConfig, stage_configs, to_dict
 from prts_jax.errors import UserError
+from prts_jax.growth.gates import opening
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from prts_jax.paths import as_path
@@ -84,8 +85,12 @@ def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:
     model = None if lineage is None else lineage.model
     # Exact growth in width changes the norm's epsilon, which the config need not know.
     epsilons = set() if lineage is None else epsilons_before_growth(lineage)
+    shut = 0  # steps for which gates are not all open when a stage has ended
     for stage in stages:
+        steps = stage.config.train.steps
         if lineage is not None and lineage.stage == stage.index:
+            opens = opening(lineage)
+            shut = opens.end - steps if opens else 0
             continue  # it resumes, and grows no more
         if model is None and not stage.config.init.grow_from:
             model = stage.config.model
@@ -100,8 +105,16 @@ def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:
             where = f"config.growth.stages[{stage.index}]: " if stage.name else ""
             raise UserError(f"{where}{error}") from error
         if growth_map is not None:
+            if shut > 0:
+                raise UserError(
+                    f"config.growth.stages[{stage.index}]: the stage before it ends {shut} steps "
+                    "before the gates of its growth are open; lengthen it, or lower its "
+                    "init.growth.gate_steps"
+                )
             epsilons.add(growth_map.source.norm_eps)
             model = growth_map.target
+            shut = max((end for _, end in growth_map.gates.values()), default=0)
+        shut -= steps
 
 
 def _growth_map(

@@ -1,5 +1,6 @@
 """One optimizer step, jitted once for its shapes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from prts_jax.config import ModelConfig, RunConfig
-from prts_jax.model.inputs import documents_of
+from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import loss_by_source, token_losses
 from prts_jax.train.distill import soft_losses
@@ -58,6 +59,7 @@ def make_train_step(
     sources: int = 0,
     frozen: tuple[int, ...] | None = None,
     teacher: ModelConfig | None = None,
+    gates: Callable[[jax.Array], Gates] | None = None,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
@@ -75,14 +77,23 @@ def make_train_step(
       frozen: layers that stay as they are, with the look-up (`prts_jax.train.freezing`); the
         gradient's norm is that of the others. None: everything is trained.
       teacher: the model whose parameters are the third argument; None: without one.
+      gates: stage step → gates of what the last growth added; None: all are open.
     """
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
 
-    def summed_losses(params: Any, batch: Batch, teacher_params: Any) -> tuple[jax.Array, Sums]:
+    def summed_losses(
+        params: Any, batch: Batch, teacher_params: Any, opened: Gates | None
+    ) -> tuple[jax.Array, Sums]:
         """Returns what is minimised, and the sums that metrics show."""
         documents, weights = documents_of(batch), batch["loss_weights"]
         out = logits(
-            params, batch["tokens"], model, config.compute, documents=documents, frozen=frozen
+            params,
+            batch["tokens"],
+            model,
+            config.compute,
+            documents=documents,
+            gates=opened,
+            frozen=frozen,
         )
         losses = token_losses(out, batch["targets"])
         by_source = loss_by_source(losses, weights, batch["source_ids"], sources)
@@ -98,17 +109,20 @@ def make_train_step(
 
     gradient_of = jax.grad(summed_losses, has_aux=True)
 
-    def summed_gradient(params: Any, batch: Batch, teacher_params: Any) -> tuple[Any, Sums]:
+    def summed_gradient(
+        params: Any, batch: Batch, teacher_params: Any, opened: Gates | None
+    ) -> tuple[Any, Sums]:
         count = config.train.accumulation
         if count == 1:
-            return gradient_of(params, batch, teacher_params)
+            return gradient_of(params, batch, teacher_params, opened)
 
         def add(total: Any, micro: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient_of(params, micro, teacher_params)), None
+            one = gradient_of(params, micro, teacher_params, opened)
+            return jax.tree.map(jnp.add, total, one), None
 
         parts = micro_batches(batch, count)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient_of, params, first, teacher_params)
+        shapes = jax.eval_shape(gradient_of, params, first, teacher_params, opened)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zero, parts)
         return total
@@ -116,7 +130,8 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, teacher_params: Any = None
     ) -> tuple[TrainState, StepMetrics]:
-        gradient, sums = summed_gradient(state.params, batch, teacher_params)
+        opened = None if gates is None else gates(state.stage_step)
+        gradient, sums = summed_gradient(state.params, batch, teacher_params, opened)
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -86,9 +87,9 @@ def change_of_logits(growth_map: GrowthMap, gates: Gates, grow=grow) -> float:
 
 
 def lineage_of(growth_map: GrowthMap, step: int, stage_step: int, at_step: int):
-    """Arguments of `opening`: a lineage that grew at `at_step` and is at `step`."""
+    """What gates depend on of a lineage that grew at `at_step` and is at `step`."""
     record = {"at_step": at_step, "map": json.loads(json.dumps(growth_map.to_json()))}
-    return [record], step, stage_step
+    return SimpleNamespace(growth=[record], step=step, stage_step=stage_step)
 
 
 # Function preservation (golden check 6)
@@ -202,19 +203,19 @@ def test_traced_steps_give_the_same_gates():
 
 def test_a_lineage_has_gates_until_the_last_is_open():
     growth_map = make_map(SOURCE, None, "random", factor=2, gate_steps=10)
-    found = opening(*lineage_of(growth_map, step=104, stage_step=4, at_step=100))
+    found = opening(lineage_of(growth_map, step=104, stage_step=4, at_step=100))
     assert found is not None
     assert found.end == 10
     np.testing.assert_allclose(found.at(4).layers_L[1], 0.4, rtol=1e-6)
-    assert opening(*lineage_of(growth_map, step=110, stage_step=10, at_step=100)) is None
+    assert opening(lineage_of(growth_map, step=110, stage_step=10, at_step=100)) is None
     stacked = make_map(SOURCE, None, "stack", factor=2)
-    assert opening(*lineage_of(stacked, step=100, stage_step=0, at_step=100)) is None
-    assert opening([], 5, 5) is None
+    assert opening(lineage_of(stacked, step=100, stage_step=0, at_step=100)) is None
+    assert opening(SimpleNamespace(growth=(), step=5, stage_step=5)) is None
 
 
 def test_a_stage_that_begins_without_growth_does_not_shut_them_again():
     growth_map = make_map(SOURCE, None, "random", factor=2, gate_steps=10)
-    found = opening(*lineage_of(growth_map, step=106, stage_step=0, at_step=100))
+    found = opening(lineage_of(growth_map, step=106, stage_step=0, at_step=100))
     assert found is not None
     np.testing.assert_allclose(found.at(0).layers_L[1], 0.6, rtol=1e-6)
     assert found.end == 4
@@ -222,9 +223,9 @@ def test_a_stage_that_begins_without_growth_does_not_shut_them_again():
 
 def test_growing_a_model_with_shut_gates_is_refused_in_one_line():
     growth_map = make_map(SOURCE, None, "random", factor=2, gate_steps=10)
-    refuse_shut(*lineage_of(growth_map, step=110, stage_step=10, at_step=100), "runs/a")
-    with pytest.raises(UserError, match=r"runs/a: gates .* open only at step 110 \(this is") as no:
-        refuse_shut(*lineage_of(growth_map, step=107, stage_step=7, at_step=100), "runs/a")
+    refuse_shut(lineage_of(growth_map, step=110, stage_step=10, at_step=100), "runs/a")
+    with pytest.raises(UserError, match=r"runs/a: is at step 107, .* only at step 110") as no:
+        refuse_shut(lineage_of(growth_map, step=107, stage_step=7, at_step=100), "runs/a")
     assert "\n" not in str(no.value)
 
 
