@@ -67,9 +67,9 @@ def training_flops_per_token(
 ) -> int:
     """FLOPs of one training token: 6 × matmul parameters + causal attention, forward and back.
 
-    Norms, softmax, the loss, rematerialisation, evaluation and padding are not counted. Of a frozen
-    layer the gradient of its parameters is not computed (2 of the 6), and below the lowest trained
-    layer nothing is but the forward pass.
+    Norms, softmax, the loss, gates, rematerialisation, evaluation and padding are not counted. Of a
+    frozen layer the gradient of its parameters is not computed (2 of the 6), and below the lowest
+    trained layer nothing is but the forward pass.
 
     Args:
       model: the model's shape.

@@ -11,9 +11,11 @@ import pytest
 from prts_jax import tree
 from prts_jax.checkpoint import convert, huggingface, layout
 from prts_jax.checkpoint.foreign import ForeignModel
+from prts_jax.checkpoint.grow import stream
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.logits_check import compare, load_params
+from prts_jax.growth.operators import make_map
 from tests.checkpoint.foreign_models import logits_of, save_transformers, shape
 from tests.checkpoint.tiny import MODEL, write_source
 
@@ -55,6 +57,31 @@ def test_there_and_back_is_bit_exact(tmp_path: Path, heads: str, tied: bool, dty
         assert values.tobytes() == after[name].tobytes(), name
     theirs, ours = (logits_of(load(tmp_path / name), TOKENS) for name in ("hf", "back"))
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_gates_of_new_layers_are_folded_into_what_is_exported(tmp_path: Path) -> None:
+    """Right after growth they are shut: transformers computes what the source computed."""
+    write_source(tmp_path / "ours")
+    growth_map = make_map(MODEL, None, "random", factor=2)
+    stream(str(tmp_path / "ours"), str(tmp_path / "grown"), growth_map)
+    for name in ("ours", "grown"):
+        checkpoint = convert.open_checkpoint(str(tmp_path / name))
+        convert.write_huggingface(checkpoint, str(tmp_path / f"{name}_hf"))
+        exported = convert.without_gates(checkpoint)
+        assert not convert.first_difference(exported, open_hf(tmp_path / f"{name}_hf"), "float32")
+    before, after = (logits_of(load(tmp_path / f"{name}_hf"), TOKENS) for name in ("ours", "grown"))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-6 * np.abs(before).max())
+
+
+def test_half_open_gates_of_width_are_not_exported(tmp_path: Path) -> None:
+    write_source(tmp_path / "ours")
+    growth_map = make_map(MODEL, None, "random_width", widths="mlp=32")
+    stream(str(tmp_path / "ours"), str(tmp_path / "grown"), growth_map)
+    checkpoint = convert.open_checkpoint(str(tmp_path / "grown"))
+    with pytest.raises(UserError, match="grown: growth: gates of mlp are open by 0% only") as no:
+        convert.write_huggingface(checkpoint, str(tmp_path / "hf"))
+    assert "\n" not in str(no.value)
+    assert not (tmp_path / "hf").exists()
 
 
 def test_an_import_begins_a_lineage(tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ def both(source, target, batch):
     return compare(apply(source, batch), apply(str(target), batch), batch)
 
 
-def test_growth_with_zero_outputs_changes_no_logit(source, tmp_path):
-    growth_map = make_map(MODEL, None, "zero", 2)
+@pytest.mark.parametrize("operator", ["zero", "random"])
+def test_growth_with_zero_outputs_or_shut_gates_changes_no_logit(source, tmp_path, operator):
+    growth_map = make_map(MODEL, None, operator, 2)
     stream(source[0], str(tmp_path / "grown"), growth_map)
     found = both(source[0], tmp_path / "grown", choose_batch(with_data()))
     assert found.largest_difference == 0
