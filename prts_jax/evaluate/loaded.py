@@ -10,6 +10,7 @@ from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
+from prts_jax.growth.gates import fold_gates, opening
 from prts_jax.mesh import make_mesh, param_shardings
 from prts_jax.model.llama import declare
 
@@ -23,7 +24,7 @@ class LoadedModel:
     Attributes:
       path: of the checkpoint.
       lineage: of the checkpoint.
-      params: nested dictionary of float32 arrays, sharded as for training.
+      params: nested dictionary of float32 arrays, sharded as for training; gates are folded in.
       mesh: where they are.
       compute: how the model is computed.
     """
@@ -52,7 +53,8 @@ def load(
       attention: implementation, see `ComputeConfig`.
 
     Raises:
-      UserError: no such checkpoint, a damaged one, or a mesh that does not fit the devices.
+      UserError: no such checkpoint, a damaged one, one with half-open gates of width, or a mesh
+        that does not fit the devices.
     """
     path = checkpoint_store.resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
@@ -66,5 +68,8 @@ def load(
         }
     )
     params = checkpoint_store.restore_params(path, abstract, declarations)
+    opens = opening(lineage)
+    if opens is not None:
+        params = fold_gates(params, opens.at(lineage.stage_step), declarations)
     compute = ComputeConfig(dtype=dtype, attention=attention)
     return LoadedModel(path, lineage, params, made, compute)

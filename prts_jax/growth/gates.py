@@ -160,8 +160,9 @@ def layer_factors(gates: Gates) -> np.ndarray | None:
     for axis, gate in (("embed", gates.embed_E), ("mlp", gates.mlp_M), ("heads", gates.heads_H)):
         if gate is not None and (least := float(np.asarray(gate).min())) < 1:
             raise UserError(
-                f"growth: gates of {axis} are open by {least:.0%} only, and half-open gates of "
-                "width cannot be exported; train until they are open, and export that checkpoint"
+                f"growth: gates of {axis} are open by {least:.0%} only, and gates of width cannot "
+                "be folded into the weights before they are open; train until then, and use that "
+                "checkpoint"
             )
     return None if gates.layers_L is None else np.asarray(gates.layers_L)
 

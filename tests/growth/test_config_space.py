@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prts_jax.config import ComputeConfig, GrowthConfig, ModelConfig, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.explain import changes, reasons
+from prts_jax.growth.gates import gates_after
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import OPERATORS, make_map
@@ -227,18 +228,23 @@ def random_params(model: ModelConfig):
 @pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    sensible_maps(("zero", "block_expansion", "split", "zero_width")).filter(
-        GrowthMap.function_preserving
-    )
+    sensible_maps(
+        ("zero", "block_expansion", "random", "split", "zero_width", "random_width")
+    ).filter(GrowthMap.function_preserving)
 )
 def test_what_is_called_function_preserving_is(growth_map):
     event(growth_map.operator)
     source = growth_map.source
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, source.vocab, (2, 8)), jnp.int32)
     compute = ComputeConfig(dtype="float32", attention="xla")
-    apply = jax.jit(lambda params, model: logits(params, tokens, model, compute), static_argnums=1)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def apply(params, model, gates=None):
+        return logits(params, tokens, model, compute, gates=gates)
+
     params = random_params(source)
     before = apply(params, source)
-    after = apply(on_one_device(params, growth_map), growth_map.target)
+    gates = gates_after(growth_map, 0)
+    after = apply(on_one_device(params, growth_map), growth_map.target, gates)
     difference = float(jnp.abs(after - before).max() / jnp.abs(before).max())
     assert difference <= 2e-6, growth_map

@@ -1,0 +1,39 @@
+"""A checkpoint that is loaded computes what it computed where it was trained."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prts_jax.checkpoint.grow import stream
+from prts_jax.errors import UserError
+from prts_jax.evaluate.loaded import load
+from prts_jax.growth.operators import make_map
+from prts_jax.model.llama import logits
+from tests.checkpoint.tiny import MODEL, write_source
+
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, MODEL.vocab, (2, 9)), jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("loaded") / "source"
+    write_source(path)
+    return str(path)
+
+
+def logits_of(checkpoint):
+    loaded = load(str(checkpoint), dtype="float32", attention="xla")
+    return logits(loaded.params, TOKENS, loaded.model, loaded.compute)
+
+
+def test_layers_behind_shut_gates_are_silent(source, tmp_path):
+    stream(source, str(tmp_path / "grown"), make_map(MODEL, None, "random", factor=2))
+    before = logits_of(source)
+    tolerance = 1e-6 * float(jnp.abs(before).max())
+    np.testing.assert_allclose(logits_of(tmp_path / "grown"), before, rtol=0, atol=tolerance)
+
+
+def test_half_open_gates_of_width_are_refused(source, tmp_path):
+    stream(source, str(tmp_path / "grown"), make_map(MODEL, None, "random_width", widths="mlp=32"))
+    with pytest.raises(UserError, match="gates of mlp are open by 0% only"):
+        load(str(tmp_path / "grown"))
