@@ -10,7 +10,7 @@ from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
-from prts_jax.growth.gates import fold_gates, opening
+from prts_jax.growth.gates import fold_current_gates
 from prts_jax.mesh import make_mesh, param_shardings
 from prts_jax.model.llama import declare
 
@@ -68,8 +68,6 @@ def load(
         }
     )
     params = checkpoint_store.restore_params(path, abstract, declarations)
-    opens = opening(lineage)
-    if opens is not None:
-        params = fold_gates(params, opens.at(lineage.stage_step), declarations)
+    params = fold_current_gates(params, lineage, declarations)
     compute = ComputeConfig(dtype=dtype, attention=attention)
     return LoadedModel(path, lineage, params, made, compute)

@@ -187,3 +187,21 @@ def fold_gates(
             shape = (-1, *[1] * (len(declaration.shape) - 1))
             leaves[path] = leaves[path] * factors.reshape(shape)
     return unflatten(leaves)
+
+
+def fold_current_gates(
+    params: Mapping[str, Any], past: Past, declarations: Mapping[str, Declaration]
+) -> dict[str, Any]:
+    """Returns parameters that give without gates what the model gives at this point of its lineage.
+
+    Args:
+      params: nested dictionary of arrays, `[layers, …]` where stacked.
+      past: the model's lineage.
+      declarations: path → declaration of each parameter.
+
+    Raises:
+      UserError: see `layer_factors`.
+    """
+    found = opening(past)
+    gates = None if found is None else found.at(past.stage_step)
+    return fold_gates(params, gates, declarations)

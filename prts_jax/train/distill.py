@@ -14,6 +14,7 @@ from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ModelConfig, RunConfig
 from prts_jax.errors import UserError
+from prts_jax.growth.gates import fold_current_gates
 from prts_jax.model.counts import count_parameters, forward_flops_per_token
 from prts_jax.model.llama import declare
 from prts_jax.train.state import abstract_params
@@ -124,11 +125,13 @@ def load_teacher(
       length: tokens of a sequence, for the FLOPs of attention.
 
     Raises:
-      UserError: it has another vocabulary than the student, or cannot be read.
+      UserError: it has another vocabulary than the student, half-open gates of width, or cannot
+        be read.
     """
     if not chosen:
         return None
-    model = checkpoint_store.read_lineage(chosen["path"]).model
+    lineage = checkpoint_store.read_lineage(chosen["path"])
+    model = lineage.model
     if model.vocab != student.vocab:
         raise UserError(
             f"config.distillation.teacher: {chosen['path']} has a vocabulary of {model.vocab} and "
@@ -136,10 +139,11 @@ def load_teacher(
         )
     declarations = declare(model)
     abstract = abstract_params(declarations, mesh)
+    params = checkpoint_store.restore_params(chosen["path"], abstract, declarations)
     return Teacher(
         path=chosen["path"],
         model=model,
-        params=checkpoint_store.restore_params(chosen["path"], abstract, declarations),
+        params=fold_current_gates(params, lineage, declarations),
         flops_per_token=forward_flops_per_token(model, declarations, length),
         six_n_d_per_token=2 * count_parameters(declarations).total,
     )
