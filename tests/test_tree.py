@@ -1,6 +1,6 @@
 """Nested dictionaries and their paths."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +13,18 @@ trees: st.SearchStrategy[dict[str, Any]] = st.recursive(
     lambda children: st.dictionaries(names, st.integers() | children, max_size=3),
     max_leaves=12,
 )
+
+
+class Pair(NamedTuple):
+    """A node such as optax has them."""
+
+    mu: Any
+    count: int
+
+
+def test_leaves_of_any_tree_have_the_names_of_its_fields_keys_and_places():
+    named = tree.named_leaves((None, Pair({"layers": {"up": 1.0}}, 2)))
+    assert list(named.items()) == [("1/mu/layers/up", 1.0), ("1/count", 2)]
 
 
 def without_empty(node: dict[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class Lineage:
             digests=digests,
             versions=current_versions(),
             matrices={**self.matrices, **learned},
+            teacher={},
         )
 
     def to_json(self) -> dict[str, Any]:

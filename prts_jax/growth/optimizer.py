@@ -310,14 +310,14 @@ def _check(
             raise _cannot(path, "is in the grown state but not in the source's")
         expected = tuple(wanted[path].shape)
         if isinstance(role, Moment):
-            expected = source_shape(growth_map, declarations[role.parameter])
+            expected = _source_shape(growth_map, declarations[role.parameter])
         if tuple(source[path].shape) != expected:
             raise _cannot(
                 path, f"has shape {tuple(source[path].shape)} in the source, not {expected}"
             )
 
 
-def source_shape(growth_map: GrowthMap, declaration: Declaration) -> tuple[int, ...]:
+def _source_shape(growth_map: GrowthMap, declaration: Declaration) -> tuple[int, ...]:
     """Returns the shape in the source of a parameter declared in the target."""
     sizes = {"layers": growth_map.source.layers} | {
         axis: getattr(growth_map.source, axis) for axis in growth_map.widths

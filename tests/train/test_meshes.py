@@ -95,6 +95,31 @@ def test_eight_devices_have_the_losses_of_one(one_device, workdirs, stores, run_
     assert_same_losses(workdir, one_device)
 
 
+def test_moments_grow_and_teachers_teach_on_any_mesh(one_device, workdirs, stores, run_prts):
+    """Along an axis that is sharded and widens."""
+    lines = []
+    for devices, mesh in ((1, ()), (8, MESHES["fsdp=4 tensor=2"])):
+        workdir = workdirs / f"grown on {devices}"
+        run_prts(
+            "train",
+            *stores.flags(),
+            *mesh,
+            "--config.train.steps=3",
+            f"--config.init.grow_from={one_device}",
+            "--config.init.growth.operator=split",
+            "--config.init.growth.optimizer=copy",
+            "--config.model.embed=64",
+            "--config.distillation.teacher=source",
+            f"--workdir={workdir}",
+            devices=devices,
+        )
+        lines.append(read_lines(workdir))
+    for name in ("loss", "gradient_norm", "distillation_loss"):
+        ours, theirs = ([line[name] for line in run[1:]] for run in lines)
+        assert len(ours) == 3
+        np.testing.assert_allclose(ours, theirs, rtol=ROUNDING, err_msg=name)
+
+
 def test_two_processes_have_the_losses_of_one(one_device, workdirs, stores, run_two):
     workdir = workdirs / "two"
     stderr = run_two(*stores.flags(), *RUN, *TWO_BY_FOUR, f"--workdir={workdir}")
