@@ -164,9 +164,10 @@ def grow_optimizer(
             role = found[path]
             if isinstance(role, Moment):
                 declaration = declarations[role.parameter]
-                return _grow_moment(
-                    source.get(path), growth_map, declaration, role.power, wanted[path].dtype
-                )
+                if path not in source:  # of a source without layers
+                    return fresh[path]
+                moment = _grow_moment(source[path], growth_map, declaration, role.power)
+                return moment.astype(wanted[path].dtype)
             kept = role == KEPT or (role == SCHEDULE and schedule == "keep")
             return source[path] if kept else fresh[path]
 
@@ -215,14 +216,8 @@ def blank_layers(growth_map: GrowthMap) -> np.ndarray:
 
 
 def _grow_moment(
-    values: jax.Array | None,
-    growth_map: GrowthMap,
-    declaration: Declaration,
-    power: int,
-    dtype: Any,
+    values: jax.Array, growth_map: GrowthMap, declaration: Declaration, power: int
 ) -> jax.Array:
-    if values is None:  # of a source without layers
-        return jnp.zeros(declaration.shape, dtype)
     if not declaration.stacked:
         return grow_moment_layers(values[None], growth_map, declaration, power)[0]
     layers = np.maximum(np.asarray(growth_map.layers, np.int32), 0)
@@ -230,7 +225,7 @@ def _grow_moment(
     blank = blank_layers(growth_map)
     if not blank.any():
         return grown
-    return jnp.where(blank.reshape(-1, *[1] * (grown.ndim - 1)), 0, grown).astype(dtype)
+    return jnp.where(blank.reshape(-1, *[1] * (grown.ndim - 1)), 0, grown)
 
 
 def _carries_weights(growth_map: GrowthMap, declaration: Declaration) -> bool:
