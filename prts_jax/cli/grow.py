@@ -189,6 +189,9 @@ def _show_plan(
         print(json.dumps(growth_text.as_json(growth_map, work, expected)))
     else:
         print(growth_text.dry_run(growth_map, work, target, expected))
+        if moments is not None and expected.mode == "reference":
+            size = format_bytes(moments.bytes_written)
+            print(f"and, beyond that, writes {size} of optimizer state, which cannot be shared")
 
 
 def _grow_verified(

@@ -68,6 +68,8 @@ def report_text(report: GrowthReport) -> str:
         files = "file" if report.files_linked == 1 else "files"
         size = format_bytes(report.bytes_linked)
         done = f"{report.files_linked} {files} of {size} shared with the source"
+        if report.bytes_written:
+            done += f", {format_bytes(report.bytes_written)} of optimizer state written"
     else:
         done = (
             f"{format_bytes(report.bytes_written)} written, {format_bytes(report.bytes_read)} read"

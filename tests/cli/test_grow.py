@@ -9,6 +9,7 @@ from prts_jax.checkpoint import reference
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import grow, run
 from prts_jax.evaluate import agreement
+from tests.checkpoint.test_grow_optimizer import save
 from tests.checkpoint.tiny import write_source
 from tests.train.tiny import write_store
 
@@ -65,6 +66,15 @@ def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
     ]
     assert report["mode"] == "reference"
     assert report["layers"] == [0, 1, 2, 1, 2, 2]
+
+
+def test_an_optimizers_state_is_grown_beside_shared_parameters_and_named(tmp_path, capsys):
+    path, _ = save(tmp_path / "checkpoints")
+    argv = [f"--source={path}", f"--target={tmp_path / 'grown'}", "--factor=2", "--optimizer=copy"]
+    assert grow.main([*argv, "--dry_run"]) == 0
+    assert "of optimizer state, which cannot be shared" in capsys.readouterr().out
+    assert grow.main(argv) == 0
+    assert "of optimizer state written in" in capsys.readouterr().out
 
 
 def test_an_optimizer_that_is_not_there_or_has_no_such_name_is_refused(source, tmp_path, capsys):
