@@ -11,6 +11,7 @@ from typing import Any
 
 from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.commit import new_checkpoint
+from prts_jax.checkpoint.foreign import carry_tokenizer
 from prts_jax.checkpoint.grow_optimizer import (
     OptimizerPlan,
     optimizer_bytes,
@@ -128,6 +129,7 @@ def stream(
         leaves.write_tree(directory, work.declarations)
         if optimizer is not None:
             stream_optimizer(optimizer, directory)
+        carry_tokenizer(*(f"{where}/{layout.TOKENIZER}" for where in (work.source, directory)))
         layout.write_lineage(directory, work.lineage.grown(growth_map, digests))
     return GrowthReport(
         mode="stream",

@@ -22,6 +22,7 @@ from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.commit import new_checkpoint
 from prts_jax.checkpoint.digest import digest_of, first_difference
 from prts_jax.checkpoint.extents import Extent, Extents, extents
+from prts_jax.checkpoint.foreign import carry_tokenizer
 from prts_jax.checkpoint.grow import GrowthPlan, GrowthReport, existing_parent, plan, stream_memory
 from prts_jax.checkpoint.grow_optimizer import (
     OptimizerPlan,
@@ -101,6 +102,7 @@ def link(
             stream_optimizer(optimizer, directory)
         digests = _grown_digests(work)
         bytes_read = _read_back(work, directory, digests)
+        carry_tokenizer(*(f"{where}/{layout.TOKENIZER}" for where in (work.source, directory)))
         layout.write_lineage(directory, work.lineage.grown(growth_map, digests))
     return GrowthReport(
         mode="reference",

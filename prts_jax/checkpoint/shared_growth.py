@@ -16,6 +16,7 @@ import jax
 
 from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.commit import directory_to_fill, new_checkpoint
+from prts_jax.checkpoint.foreign import carry_tokenizer
 from prts_jax.checkpoint.grow import GrowthReport, Progress, write_pieces
 from prts_jax.checkpoint.growth_plan import GrowthPlan, check_space, plan
 from prts_jax.checkpoint.hosts import Reports, together
@@ -65,6 +66,7 @@ def stream_together(
             written = _merged([report["digests"] for report in found], work)
             leaves.merge_databases(directory, len(found))
             leaves.write_tree(directory, work.declarations)
+            carry_tokenizer(*(f"{where}/{layout.TOKENIZER}" for where in (work.source, directory)))
             layout.write_lineage(directory, work.lineage.grown(growth_map, written))
     return GrowthReport(
         mode="stream",
