@@ -48,6 +48,8 @@ class Format:
                 "--set_field and --sets go together: the field that names a row's set, and every "
                 "name that it may hold"
             )
+        if "" in self.sets or len({*self.sets}) < len(self.sets):
+            raise UserError(f"--sets={','.join(self.sets)}: give each name once, none empty")
         if self.set_field is not None and self.name == "text":
             raise UserError("--format=text has no fields: leave --set_field out, use sub-folders")
 
@@ -71,15 +73,15 @@ class Format:
         return functools.partial(read_parquet, fields=fields)
 
 
-def splits_of(directory: str | os.PathLike[str], form: Format) -> dict[str, str]:
-    """Returns the folder of each split that has a file of this format; empty without such folders.
+def splits_of(directory: str | os.PathLike[str], form: Format) -> dict[str, list[str]]:
+    """Returns the files of each split that has a folder of its own with some; they are listed once.
 
     Args:
       directory: local or gs://.
       form: what lies there.
     """
-    folders = {split: os.path.join(directory, split) for split in SPLITS}
-    return {split: folder for split, folder in folders.items() if _files(folder, form)}
+    found = {split: _files(os.path.join(directory, split), form) for split in SPLITS}
+    return {split: files for split, files in found.items() if files}
 
 
 def open_folder(
@@ -99,18 +101,22 @@ def open_folder(
     Raises:
       UserError: no such file there, more sets than a store has, or a tokenizer that cannot be read.
     """
-    folders = splits_of(directory, form) or {split: os.fspath(directory)}
-    files = _files(folders[split], form) if split in folders else []
+    # The sets are those of every split, so that a source id means the same in each.
+    if by_split := splits_of(directory, form):
+        sets = {
+            name: [_set_of(file, os.path.join(directory, name), form) for file in files]
+            for name, files in by_split.items()
+        }
+    else:
+        by_split = {split: _files(directory, form)}
+        sets = {split: [_set_of(file, directory, form) for file in by_split[split]]}
+    files = by_split.get(split)
     if not files:
         raise UserError(
             f"no text found: {os.path.join(directory, split)} and {directory} have no file "
             f"*{', *'.join(ENDINGS[form.name])}; give --input the folder that holds them"
         )
-    # Of every split, so that a source id means the same in each.
-    found = {
-        _set_of(file, folder, form) for folder in folders.values() for file in _files(folder, form)
-    }
-    sources = form.sets or tuple(sorted(found))
+    sources = form.sets or tuple(sorted({name for names in sets.values() for name in names}))
     if len(sources) > MAX_SETS:
         raise UserError(f"{len(sources)} sets in {directory}: a store has at most {MAX_SETS}")
     return NativeTask(
@@ -121,7 +127,7 @@ def open_folder(
         chosen=frozenset(sources),
         tokenizer=load_tokenizer(tokenizer),
         read=form.reader,
-        file_sets=() if form.sets else tuple(_set_of(file, folders[split], form) for file in files),
+        file_sets=() if form.sets else tuple(sets[split]),
     )
 
 
@@ -129,7 +135,7 @@ def _files(folder: str | os.PathLike[str], form: Format) -> list[str]:
     return [file for file in glob_files(folder, "**/*") if file.endswith(ENDINGS[form.name])]
 
 
-def _set_of(file: str, folder: str, form: Format) -> str:
+def _set_of(file: str, folder: str | os.PathLike[str], form: Format) -> str:
     """The sub-folder of the split; the format's name for a file that lies in none."""
     first, *rest = os.path.relpath(file, folder).split(os.sep)
     return first if rest else form.name

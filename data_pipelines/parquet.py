@@ -69,6 +69,9 @@ def _numbered_rows(file: BinaryIO, fields: Fields) -> Iterator[tuple[int, dict[s
                     number += 1
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             yield number, _damage(error, number)
+        else:
+            if number < begin + size:
+                yield number, Fault("corrupt_file", number, "the row group ends early")
         begin += size
 
 

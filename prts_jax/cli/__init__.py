@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from prts_jax.errors import Interrupted, UserError
 
 COMMANDS = {
-    "data": "prepare text: cache a seqio task into a token store, train a tokenizer",
+    "data": "prepare text: token stores from seqio tasks or folders, on one machine or many",
     "train": "train a model, resuming or growing what is there",
     "grow": "grow a checkpoint into a deeper one",
     "convert": "models of Hugging Face and lit-gpt in, models for Hugging Face out",

@@ -182,6 +182,9 @@ def test_what_leads_nowhere_is_refused(tmp_path: Path):
         Format("jsonl", set_field="lang")
     with pytest.raises(UserError, match="--set_field and --sets go together"):
         Format("jsonl", sets=("a",))
+    for sets in (("a", "b", "a"), ("a", "")):
+        with pytest.raises(UserError, match="give each name once, none empty"):
+            Format("jsonl", set_field="lang", sets=sets)
     with pytest.raises(UserError, match="--format=text has no fields"):
         Format("text", set_field="lang", sets=("a",))
 

@@ -90,6 +90,22 @@ def test_damage_to_a_row_group_leaves_the_others(tmp_path: Path):
     ]
 
 
+def test_rows_that_a_row_group_counts_but_has_not_are_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Short(parquet.ParquetFile):
+        def iter_batches(self, *args: Any, **options: Any) -> Any:
+            for batch in super().iter_batches(*args, **options):
+                yield batch.slice(0, batch.num_rows - 1)
+
+    path = written(tmp_path / "a.parquet", pyarrow.table({"text": ["a", "b", "c", "d"]}), 2)
+    monkeypatch.setattr(parquet, "ParquetFile", Short)
+    lost = [Fault("corrupt_file", line, "the row group ends early") for line in (2, 4)]
+    assert list(read_parquet(path, fields=TEXT_ALONE)) == [
+        *(Document("a", None), lost[0], Document("c", None), lost[1])
+    ]
+
+
 def test_a_file_that_is_cut_off_is_one_fault(tmp_path: Path):
     path = tmp_path / "a.parquet"
     written(path, pyarrow.table({"text": ["a", "b"]}))
