@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from data_steps import train_in_turns
 from numpy.lib.stride_tricks import sliding_window_view
 from other_readers import grain_over_memory_map, seqio_cached
 
@@ -197,6 +196,8 @@ def _show_seek(batches: TrainBatches) -> None:
 
 def training(tokenizer_file: Path, folder: Path, seconds: float) -> None:
     """The quickstart's training steps, on a store made by its own tokenizer."""
+    from data_steps import train_in_turns  # here, for workers import this file, and need no jax
+
     task = shakespeare(EMBEDDED_SHAKESPEARE / "tokenizer.model")
     train_in_turns(cache(task, folder / "trained", lambda line: None), seconds)
 
