@@ -41,6 +41,9 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+# Names of neighbouring growths are written above each other.
+GROWTH_LINES = 4
+
 # The steep fall of the first steps is cut off, or nothing else could be told apart.
 SHOWN_AFTER = 0.1
 
@@ -255,7 +258,8 @@ def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str, growth:
     for run in comparison.runs if growth else ():
         for at, loss, text in _growths(comparison, run, curves, axis, key):
             if at not in marked:  # one base may have several children
-                _draw_growth(axes, at / unit, loss, text, looks[run.label])
+                line = len(marked) % GROWTH_LINES
+                _draw_growth(axes, at / unit, loss, text, looks[run.label], line)
             marked.add(at)
 
 
@@ -293,8 +297,9 @@ def _growths(
         yield float(x[0]), loss, f"growth {text}"
     seconds = seconds_before(run, comparison.bases) or 0.0 if axis.key == "seconds" else 0.0
     for row in on_the_way:
-        at = row[axis.key] + seconds
-        loss = row["previous_stage"].get(key) or float(np.interp(at, x, y))
+        end = row["previous_stage"]
+        at = end[axis.key] + seconds
+        loss = end.get(key) or float(np.interp(at, x, y))
         yield at, loss, f"growth {_grown_models(row)}"
 
 
@@ -306,7 +311,7 @@ def _grown_models(row: Mapping[str, Any]) -> str:
     return f"{shape_name(models['source'])} → {shape_name(models['target'])}"
 
 
-def _draw_growth(axes: Axes, at: float, loss: float, text: str, look: Look) -> None:
+def _draw_growth(axes: Axes, at: float, loss: float, text: str, look: Look, line: int) -> None:
     """Marks the end of the base and the start of the grown model, so that the two read as one."""
     low, high = axes.get_ylim()
     axes.axvline(at, color=look.colour, linestyle=":", linewidth=1.4, zorder=2)
@@ -325,7 +330,7 @@ def _draw_growth(axes: Axes, at: float, loss: float, text: str, look: Look) -> N
         text,
         (at, 0.0),
         xycoords=axes.get_xaxis_transform(),
-        xytext=(5, 4),
+        xytext=(5, 4 + 14 * line),
         textcoords="offset points",
         fontsize=10.5,
         color=look.colour,
