@@ -254,7 +254,7 @@ def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str, growth:
     axes.set_ylim(low, high)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
-    marked = set()
+    marked: set[float] = set()
     for run in comparison.runs if growth else ():
         for at, loss, text in _growths(comparison, run, curves, axis, key):
             if at not in marked:  # one base may have several children
