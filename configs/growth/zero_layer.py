@@ -18,6 +18,8 @@ def get_config(start: str = "zero"):
     c.schedule.kind, c.schedule.after_growth = "wsd", "rewarm"
     c.schedule.decay_start, c.schedule.decay_end = 1360, 1700
     c.init.growth.operator = "random" if start == "zero" else "stack"
+    if start == "zero":
+        c.init.growth.gate_steps = 0  # that paper's new layers act at once
     c.growth.stages = (
         {"steps": 400, "model": {"layers": 0 if start == "zero" else 1}},
         {"steps": 1300},
