@@ -43,6 +43,7 @@ class Lineage:
       imported: of a model that began elsewhere: {"format", "path", "dtype", "length"}.
       matrices: digest → the matrices of dense maps among `growth`; kept in files of their own.
       teacher: the checkpoint that the stage is distilled from: {"path", "digest"}; {}: none.
+      evaluation: the last one: {"step", "validation_loss", …}, the keys of metrics.jsonl.
     """
 
     step: int
@@ -59,6 +60,7 @@ class Lineage:
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: current_versions())
     stage: int = 0
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
     matrices: Mapping[str, Matrices] = dataclasses.field(default_factory=dict)
     teacher: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -94,6 +96,7 @@ class Lineage:
         return dataclasses.replace(
             self,
             stage_step=0,
+            evaluation={},
             position=self.position + spent.get("tokens", 0),
             tokens=self.tokens + spent.get("tokens", 0),
             flops=self.flops + spent.get("flops", 0),
@@ -134,7 +137,13 @@ class Lineage:
             )
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         del fields["matrices"]
-        values = {"stage": 0, "imported": {}, "teacher": {}, **values}  # keys that came later
+        values = {
+            "stage": 0,
+            "imported": {},
+            "teacher": {},
+            "evaluation": {},
+            **values,
+        }  # keys that came later
         missing = sorted(fields.keys() - values.keys())
         if missing:
             raise UserError(f"{where}: lacks {', '.join(missing)}; the checkpoint is damaged")

@@ -134,6 +134,9 @@ def _table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> lis
         f"FLOPs      {lineage.flops:.3e} ({lineage.flops_6nd:.3e} by 6·N·D), ancestors included",
         f"parameters {count:,} ({total / 1e9:.3f} GB)",
     ]
+    if lineage.evaluation:
+        values = lineage.evaluation
+        lines.append(f"validation loss {values['validation_loss']:.4f} at step {values['step']:,}")
     for change in lineage.changes:
         lines.append(
             f"changed    {change['key']} at step {change['step']:,}: {change['from']} → "

@@ -327,7 +327,10 @@ class _Run:
         if self.evaluate is None:
             return {}
         with self.recorder.paused():
-            return self.evaluate(self.state.params, self._gates()).metrics()
+            found = self.evaluate(self.state.params, self._gates()).metrics()
+        evaluation = {"step": self.lineage.step, **found}
+        self.lineage = dataclasses.replace(self.lineage, evaluation=evaluation)
+        return found
 
     def _gates(self) -> Gates | None:
         """Returns the gates of the next step, as values that every process has."""

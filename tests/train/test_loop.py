@@ -53,6 +53,14 @@ def test_a_run_leaves_metrics_checkpoints_its_config_and_done(base):
     assert json.loads((base.workdir / "DONE").read_text()) == {"step": 6, "tokens": 6 * STEP_TOKENS}
 
 
+def test_a_checkpoint_knows_its_last_evaluation(base):
+    lineage = read_lineage(resolve(str(base.workdir)))
+    last = read_lines(base.workdir)[-1]
+    assert lineage.evaluation["step"] == last["step"] == lineage.step
+    assert lineage.evaluation.items() <= last.items()
+    assert "validation_loss" in lineage.evaluation
+
+
 def test_a_finished_run_does_nothing_more(base, run, capsys):
     before = {path: path.stat().st_mtime_ns for path in base.workdir.rglob("*") if path.is_file()}
     run(base.workdir)
