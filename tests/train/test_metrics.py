@@ -74,6 +74,22 @@ def test_a_log_can_be_cut_several_times(workdir):
     assert steps(workdir) == [0, 1, 2, 3, 4]
 
 
+def test_the_first_line_of_a_stage_holds_the_last_of_the_one_before(workdir):
+    """Also when the stage is begun a second time, after a kill."""
+    log = MetricsLog(workdir, None, tensorboard=False)
+    write(log, 0, 1, 2, note="stage one")
+    log.close()
+    for note in ("killed", "stage two"):
+        log = MetricsLog(workdir, after_step=2, tensorboard=False)
+        write(log, 2, 3, note=note)
+        log.close()
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert lines[2]["note"] == "stage two"
+    assert lines[2]["previous_stage"] == {"step": 2, "loss": 1 / 3, "note": "stage one"}
+    assert "previous_stage" not in lines[3]
+
+
 def test_a_kill_while_segments_are_merged_repeats_no_step(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "is_remote", lambda path: True)
     log = MetricsLog(str(tmp_path), None, tensorboard=False)
