@@ -119,5 +119,5 @@ def _cost(expected: Forecast) -> str:
         return f"an unknown time, and {memory}"
     return (
         f"{format_seconds(expected.seconds)} (at {format_bytes(expected.write_rate)}/s, "
-        f"which this disk just took), and {memory}"
+        f"which this disk just took; computing what is not copied comes on top), and {memory}"
     )

@@ -135,7 +135,9 @@ def test_a_dry_run_draws_and_counts_and_writes_nothing(source, tmp_path, capsys)
     assert "reads " in out
     assert "writes " in out
     assert "free there: " in out
-    assert re.search(r"takes under 1 s \(at [0-9.]+ .?B/s, which this disk just took\)", out)
+    assert re.search(
+        r"takes under 1 s \(at [0-9.]+ .?B/s, which this disk just took; computing", out
+    )
     assert "  layers copied  layers/attention/{k,o,q,v}" in out
     assert "not function preserving:\n  the stream passes through copied layers more" in out
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
