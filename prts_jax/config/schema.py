@@ -111,7 +111,7 @@ class GrowthConfig:
     noise: float = 0.0  # any: share of noise mixed into what is copied, 0.2 in the paper
     seed: int = 0  # of what is drawn
     learn_steps: int = 100  # learned: steps that its matrices train for; 0: their initial value
-    learn_rate: float = 3e-3  # learned: of these steps, constant
+    learn_rate: float = 6e-3  # learned: of these steps, constant, over a matrix's columns
     matrices: str = ""  # learned: file of matrices learned before, used as they are
     options: str = ""  # of another package's operator: "name=value,name=value"
     optimizer: str = "reset"  # its state: reset, or copy (moments through the same map)

@@ -66,9 +66,10 @@ def learn(
     """Trains the matrices of a dense map; the source's parameters are frozen.
 
     `init.growth.learn_steps` steps of the run's AdamW (without weight decay, which would pull the
-    map to nothing) at the constant rate `init.growth.learn_rate`, on the run's batches from the
-    lineage's position on. These tokens are trained on: position, tokens and FLOPs advance, steps
-    do not. A pure function of its arguments; what kills it loses it, and nothing is written.
+    map to nothing) at the constant rate `init.growth.learn_rate` over a matrix's columns, on the
+    run's batches from the lineage's position on. These tokens are trained on: position, tokens and
+    FLOPs advance, steps do not. A pure function of its arguments; what kills it loses it, and
+    nothing is written.
 
     Args:
       config: the run's. With `init.growth.matrices` the matrices are read and nothing is trained;
@@ -156,6 +157,9 @@ def make_learn_step(
         tokens = jnp.sum(batch["loss_weights"])
         (gradient,) = to_matrices(jax.tree.map(lambda g: g / tokens, leaf_gradient))
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+        # Adam moves every entry alike, and a row sums over its columns: the more columns, the
+        # smaller the steps (as μP has it, arXiv 2203.03466).
+        updates = jax.tree.map(lambda update: update / update.shape[1], updates)
         rate = jnp.asarray(config.init.growth.learn_rate, jnp.float32)
         params = apply_updates(state.params, updates, rate)
         return TrainState(params, opt_state, state.stage_step + 1), loss / tokens
