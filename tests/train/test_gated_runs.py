@@ -150,6 +150,7 @@ def test_a_model_grown_wider_by_random_opens_axis_by_axis_and_learns(base, confi
         "init__growth__gate_steps": 3,
         "init__grow_from": str(base.workdir),
         "train__steps": 12,
+        "checkpoint__keep_every_steps": 4,
         "evaluation__every_steps": 0,
     }
     loop.train(configure(**changes), str(tmp_path))
@@ -158,7 +159,7 @@ def test_a_model_grown_wider_by_random_opens_axis_by_axis_and_learns(base, confi
     assert lines[0]["growth"]["map"]["gates"] == {"mlp": [0, 3], "embed": [3, 6]}
     assert lines[0]["validation_loss"] == pytest.approx(before, rel=1e-5)
     assert lines[-1]["validation_loss"] < before
-    grown, early = stored_params(tmp_path), stored_params(f"{tmp_path}@8")
+    grown, early = stored_params(tmp_path), stored_params(f"{tmp_path}@12")
     up = grown["layers/mlp/up"] - early["layers/mlp/up"]
     assert np.abs(up[..., 48:]).max() > 1e-4  # new units, open since step 3
     assert np.abs(up[:, 32:]).max() > 1e-4  # new components of the stream, open since step 6
