@@ -22,6 +22,7 @@ class Stage:
       tokens: trained on in this stage.
       flops: spent in this stage.
       share: of the FLOPs of the whole lineage; 0 where nothing was spent yet.
+      evaluation: the last one in it, as in `Lineage.evaluation`; {} where there was none.
       changes: made on resume within it, as in `Lineage.changes`.
     """
 
@@ -33,6 +34,7 @@ class Stage:
     tokens: int
     flops: float
     share: float
+    evaluation: dict[str, Any]
     changes: tuple[dict[str, Any], ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -46,6 +48,7 @@ class Stage:
             "tokens": self.tokens,
             "flops": self.flops,
             "share": self.share,
+            "evaluation": self.evaluation,
             "changes": list(self.changes),
         }
 
@@ -62,6 +65,7 @@ def stages(lineage: Lineage) -> list[Stage]:
         *((record["at_step"], record["tokens"], record["flops"]) for record in lineage.growth),
         (lineage.step, lineage.tokens, lineage.flops),
     ]
+    evaluations = [*(record.get("evaluation", {}) for record in lineage.growth), lineage.evaluation]
     found = []
     for at, model in enumerate(models):
         (first, tokens, flops), (last, tokens_then, flops_then) = borders[at : at + 2]
@@ -76,6 +80,7 @@ def stages(lineage: Lineage) -> list[Stage]:
                 tokens=tokens_then - tokens,
                 flops=flops_then - flops,
                 share=(flops_then - flops) / lineage.flops if lineage.flops else 0.0,
+                evaluation=evaluations[at],
                 changes=tuple(
                     change
                     for change in lineage.changes

@@ -34,7 +34,8 @@ class Lineage:
       flops: FLOPs spent by the project's own count, ancestors included.
       flops_6nd: the same by 6·N·D.
       store: fingerprint of the token store.
-      growth: growth maps applied, oldest first: {"at_step", "tokens", "flops", "map"}, and
+      growth: growth maps applied, oldest first: {"at_step", "tokens", "flops", "map"}, and where
+        there were any "learning" and the last "evaluation" before it. and
         "learning" of a learned one, which comes after these tokens and FLOPs.
       digests: path → one digest a layer, or a single one where the leaf is not stacked.
       changes: changes made on resume: {"step", "key", "from", "to"}.
@@ -91,6 +92,8 @@ class Lineage:
         }
         if spent:
             record["learning"] = spent
+        if self.evaluation:
+            record["evaluation"] = self.evaluation
         dense = growth_map.matrices
         learned = {dense.digest: dense} if dense is not None and dense.digest else {}
         return dataclasses.replace(

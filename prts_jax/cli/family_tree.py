@@ -32,6 +32,9 @@ def draw(path: str, lineage: Lineage) -> str:
         lines += _growth(stage)
         counted = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
         lines.append("  ".join([f"● {shape:<{widths[0]}}", *counted]))
+        if stage.evaluation:
+            loss, step = stage.evaluation["validation_loss"], stage.evaluation["step"]
+            lines.append(f"│   validation loss {loss:.4f} at step {step:,}")
         lines += [
             f"│   changed at step {change['step']:,}: {change['key']} {change['from']} → "
             f"{change['to']}"

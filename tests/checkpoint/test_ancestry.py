@@ -52,6 +52,21 @@ def test_each_change_is_in_the_stage_that_it_began():
     assert deep.changes == (change(7), change(10))
 
 
+def test_each_stage_has_its_last_evaluation():
+    def evaluated(lineage, loss):
+        found = {"step": lineage.step, "validation_loss": loss}
+        return dataclasses.replace(lineage, evaluation=found)
+
+    grown = evaluated(BASE, 3.5).grown(make_map(MODEL, None, "stack", 2), {})
+    assert [stage.evaluation for stage in stages(grown)] == [
+        {"step": 7, "validation_loss": 3.5},
+        {},
+    ]
+    base, deep = stages(evaluated(later(grown, 3), 3.25))
+    assert base.evaluation["validation_loss"] == 3.5
+    assert deep.evaluation == {"step": 10, "validation_loss": 3.25}
+
+
 def test_a_checkpoint_that_was_grown_before_its_first_step_has_spent_nothing():
     fresh = dataclasses.replace(BASE, step=0, stage_step=0, tokens=0, flops=0.0)
     found = stages(fresh.grown(make_map(MODEL, None, "stack", 2), {}))

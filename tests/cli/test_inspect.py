@@ -102,10 +102,14 @@ def test_the_family_tree_shows_every_stage_and_how_it_grew(grown, capsys):
     ]
 
 
-def test_changes_on_resume_stand_under_their_stage(grown):
+def test_evaluation_and_changes_on_resume_stand_under_their_stage(grown):
     change = {"step": 7, "key": "data.batch", "from": 8, "to": 16}
-    lineage = dataclasses.replace(read_lineage(grown), changes=(change,))
-    assert family_tree.draw(grown, lineage).endswith("changed at step 7: data.batch 8 → 16")
+    evaluation = {"step": 7, "validation_loss": 3.25}
+    lineage = dataclasses.replace(read_lineage(grown), changes=(change,), evaluation=evaluation)
+    assert family_tree.draw(grown, lineage).splitlines()[-2:] == [
+        "│   validation loss 3.2500 at step 7",
+        "│   changed at step 7: data.batch 8 → 16",
+    ]
 
 
 def test_the_family_tree_is_of_one_checkpoint_of_ours(grown, tmp_path, capsys):
