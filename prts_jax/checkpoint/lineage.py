@@ -34,9 +34,9 @@ class Lineage:
       flops: FLOPs spent by the project's own count, ancestors included.
       flops_6nd: the same by 6·N·D.
       store: fingerprint of the token store.
-      growth: growth maps applied, oldest first: {"at_step", "tokens", "flops", "map"}, and where
-        there were any "learning" and the last "evaluation" before it. and
-        "learning" of a learned one, which comes after these tokens and FLOPs.
+      growth: growth maps applied, oldest first: {"at_step", "tokens", "flops", "map"}, "learning"
+        of a learned one, which comes after these tokens and FLOPs, and the last "evaluation"
+        before it, if there was one.
       digests: path → one digest a layer, or a single one where the leaf is not stacked.
       changes: changes made on resume: {"step", "key", "from", "to"}.
       versions: names and versions of what wrote it.
