@@ -63,6 +63,9 @@ class Recorder:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves what happens inside (evaluation, saving) out of the rates."""
+        if self._unread is not None:
+            # The step dispatched last belongs to the rates: the pause begins when it is done.
+            jax.block_until_ready(self._unread)
         began = time.perf_counter()
         yield
         self._line_clock += time.perf_counter() - began
