@@ -58,9 +58,8 @@ def stream_together(
         directory = directory_to_fill(target)
         with together():
             reports = Reports(directory)
-        found = _write_share(work, directory, reports, progress or (lambda done, total: None))
-        with together():
-            pass  # all have read the reports, so the first may remove them
+        with together():  # all have read the reports, also of an error, before they are removed
+            found = _write_share(work, directory, reports, progress or (lambda done, total: None))
         if first:
             reports.remove()
             written = _merged([report["digests"] for report in found], work)

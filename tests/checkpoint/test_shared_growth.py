@@ -99,16 +99,21 @@ def test_two_processes_write_what_one_writes(tmp_path, grow_on_two, operator):
         assert_same(found, grown_in_numpy(values, growth_map.layers))
     databases = [path.name for path in (tmp_path / "grown" / "params").glob("ocdbt.process_*")]
     assert sorted(databases) == ["ocdbt.process_0", "ocdbt.process_1"]
-    # What several processes wrote grows on like any other checkpoint, by reference too.
+
+
+@pytest.mark.slow
+def test_what_two_processes_wrote_grows_on_by_two(tmp_path, grow_on_two):
+    write_source(tmp_path / "source")
+    codes, _, errors = grow_on_two(*arguments(tmp_path, "--factor=2", "--mode=stream"))
+    assert codes == [0, 0], errors
     codes, _, errors = grow_on_two(
         f"--source={tmp_path / 'grown'}", f"--target={tmp_path / 'again'}", "--factor=2"
     )
     assert codes == [0, 0], errors
-    again = make_map(growth_map.target, None, "stack", factor=2)
-    expected = grown_in_numpy(
-        {path: np.asarray(leaf) for path, leaf in found.items()}, again.layers
-    )
-    assert_same(read(str(tmp_path / "again")), expected)
+    found = {path: np.asarray(leaf) for path, leaf in read(str(tmp_path / "grown")).items()}
+    once = make_map(MODEL, None, "stack", factor=2)
+    layers = make_map(once.target, None, "stack", factor=2).layers
+    assert_same(read(str(tmp_path / "again")), grown_in_numpy(found, layers))
 
 
 @pytest.mark.slow
