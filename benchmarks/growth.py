@@ -2,6 +2,8 @@
 
     python benchmarks/growth.py --folder=/big/disk --preset=paper_1.1b_base --factor=4
     python benchmarks/growth.py --folder=/big/disk --preset=llama2_7b --layers=8 --factor=4
+    python benchmarks/growth.py --folder=/big/disk --preset=paper_1.1b --layers=1 \
+        --operator=zero_width --widths=embed=4096,mlp=11008,heads=64,kv_heads=64
 
 A source with random parameters is made once a run, layer by layer, so models larger than memory can
 be made. Each growth is a process of its own. The plain copy is `dd conv=fsync` of the source's
@@ -51,16 +53,20 @@ def main() -> None:
         write_source(source, model)
         made = {"model": to_dict(model), "seconds": time.monotonic() - start}
         _print({"source": made | {"bytes": _size(source)}})
-        reports: dict[str, list[dict[str, Any]]] = {"copy": [], "stream": [], "reference": []}
-        written = 0
+        options = {"factor": arguments.factor}
+        modes = ["copy", "stream", "reference"]
+        if arguments.widths:
+            options = {"widths": arguments.widths}
+            modes.remove("reference")
+        written = _bytes_grown(source, arguments.operator, options)
+        reports: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
         for turn in range(arguments.turns):
             for mode, earlier in reports.items():
                 target = f"{folder}/{mode}"
                 if mode == "copy":
-                    written = written or _bytes_grown(source, arguments.factor)
                     report = _copy(source, target, written)
                 else:
-                    report = _grow(source, target, arguments.factor, mode)
+                    report = _grow(source, target, mode, {"operator": arguments.operator} | options)
                 earlier.append(report)
                 _print({"turn": turn, "load_average": os.getloadavg()[0]} | report)
                 shutil.rmtree(target, ignore_errors=True)
@@ -104,11 +110,12 @@ def _piece(declaration: Declaration) -> tuple[int, ...]:
     return (*[1] * first, *rows)
 
 
-def _grow(source: str, target: str, factor: int, mode: str) -> dict[str, Any]:
+def _grow(source: str, target: str, mode: str, options: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "prts_jax.cli.grow", "--json", f"--mode={mode}"]
+    command += [f"--{name}={value}" for name, value in options.items()]
     start, used = time.monotonic(), _cpu_seconds()
     done = subprocess.run(
-        [*command, f"--source={source}", f"--target={target}", f"--factor={factor}"],
+        [*command, f"--source={source}", f"--target={target}"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -121,8 +128,8 @@ def _grow(source: str, target: str, factor: int, mode: str) -> dict[str, Any]:
     }
 
 
-def _bytes_grown(source: str, factor: int) -> int:
-    growth_map = make_map(layout.read_lineage(source).model, None, "stack", factor=factor)
+def _bytes_grown(source: str, operator: str, options: dict[str, Any]) -> int:
+    growth_map = make_map(layout.read_lineage(source).model, None, operator, **options)
     return grow.plan(source, growth_map).bytes_written
 
 
@@ -181,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", required=True, help="the model, by name (see presets.py)")
     parser.add_argument("--layers", type=int, default=0, help="of the source (default: preset's)")
     parser.add_argument("--factor", type=int, default=4, help="growth by stacking (default: 4)")
+    parser.add_argument("--operator", default="stack", help="of the growth (default: stack)")
+    parser.add_argument("--widths", default="", help="growth in width instead, as prts grow's")
     parser.add_argument("--turns", type=int, default=3, help="of each (default: 3)")
     return parser
 

@@ -21,10 +21,11 @@ from prts_jax.checkpoint.growth_plan import (
     mixed_together,
     zeroed_layers,
 )
+from prts_jax.checkpoint.row_reader import RowReader
 from prts_jax.errors import UserError
 from prts_jax.growth import dense
 from prts_jax.growth.leaf import fresh_layers, grow_layers, is_copied, source_rows
-from prts_jax.growth.widening import NEW, runs
+from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 
 BLOCK_BYTES = 2**26
@@ -172,29 +173,21 @@ class LeafGrowth:
     def _verified_rows(self, layer: int) -> Callable[[range], np.ndarray]:
         """Returns what reads the source's rows for rows of the target, after a look at all of them.
 
-        A large layer is read once to be compared with its digest and again row by row.
+        A large layer is read once to be compared with its digest and again chunk by chunk.
         """
         stored = self._work.stored[self._path]
-        shape = stored.shape[1:] if self._declaration.stacked else stored.shape
+        first = 1 if self._declaration.stacked else 0
+        shape, chunk = stored.shape[first:], stored.chunk[first:]
         source = self._layer_of(self._source, layer)
-        found, whole = LayerDigest(shape), shape
-        if math.prod(shape) * stored.dtype.itemsize > COMPUTED_BYTES:
-            chunk = stored.chunk[1:] if self._declaration.stacked else stored.chunk
-            whole = leaves.whole_chunks(shape, chunk, COMPUTED_BYTES // stored.dtype.itemsize)
+        whole = leaves.whole_chunks(shape, chunk, COMPUTED_BYTES // stored.dtype.itemsize)
+        found = LayerDigest(shape)
         for box in leaves.boxes(shape, whole):
             values = self._read(source[box], layer)
             found.update(values, tuple(side.start for side in box))
         if found.hexdigest() != self._expected_digest(layer):
             raise damaged(self._work.source, self._where(layer))
-
-        def rows_of(rows: range) -> np.ndarray:
-            places = source_rows(self._work.growth_map, self._declaration, rows)
-            if whole == shape:
-                return values[places]
-            parts = [self._read(source[a : a + count], layer) for a, count in runs(places, step=1)]
-            return np.concatenate(parts)
-
-        return rows_of
+        reader = RowReader(lambda rows: self._read(source[rows], layer), shape[0], whole[0])
+        return lambda rows: reader.take(source_rows(self._work.growth_map, self._declaration, rows))
 
     def _compute(self, at: int, rows_of: Callable[[range], np.ndarray | None]) -> str:
         """Computes a target layer some rows at a time, writes it, and returns its digest."""
@@ -275,8 +268,9 @@ def piece_memory(work: GrowthPlan, path: str) -> int:
         return (max(on_disk, math.prod(read)) + math.prod(read) + math.prod(chunk)) * itemsize
     if work.growth_map.matrices is not None:
         return _mixing_memory(work, path)
-    # Drawing holds counters, bits and values of two kinds beside what is read and written.
-    return (2 * on_disk + 8 * math.prod(chunk)) * itemsize
+    # Chunks as they lie on disk and their values; drawing holds counters, bits and values of two
+    # kinds beside what is written.
+    return (3 * on_disk + 8 * math.prod(chunk)) * itemsize
 
 
 def _mixing_memory(work: GrowthPlan, path: str) -> int:

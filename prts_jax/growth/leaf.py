@@ -75,8 +75,8 @@ def grow_layers(
       targets: `[n]` int32, the target layers.
       arrays: the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
       rows: `[r]` int32, the positions to make along a layer's first axis; `values` then hold the
-        source's row for each of them (see `source_rows`). None makes all from whole layers,
-        as a dense map does.
+        source's row for each of them (see `source_rows`), anything for a new one. None makes all
+        from whole layers, as a dense map does.
 
     Returns:
       `[n, …]` in the target's shape; with `rows`, r of them along that axis.
@@ -92,7 +92,7 @@ def grow_layers(
 
 
 def source_rows(growth_map: GrowthMap, declaration: Declaration, rows: range) -> list[int]:
-    """Returns the source's row for each row of a target layer (any one for a new row).
+    """Returns the source's row for each row of a target layer, `NEW` for a new one.
 
     Args:
       growth_map: of the growth.
@@ -103,7 +103,7 @@ def source_rows(growth_map: GrowthMap, declaration: Declaration, rows: range) ->
     if axis not in growth_map.widths:
         return list(rows)
     index = growth_map.widths[axis].index
-    return [max(index[row], 0) for row in rows]
+    return [index[row] for row in rows]
 
 
 def _widen(
