@@ -18,16 +18,17 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.files import open_files
-from data_pipelines.inputs import file_sizes, relative_names
+from data_pipelines.inputs import file_version, input_sizes, relative_names
 from data_pipelines.native import Encoded
 from data_pipelines.rows import Fault
-from data_pipelines.store import INDEX, TOKENIZER, read_index
+from data_pipelines.store import INDEX, TOKENIZER, file_sizes, read_index
 from data_pipelines.store_writer import TEMPORARY, Shard, write_index, write_json, write_shard
 from data_pipelines.tokenizer import Tokenizer
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
 
 PLAN = "plan.json"
+VERSION = "source_version"  # of a record alone: a store's bytes depend on no file's time
 
 
 class FileTask(Protocol):
@@ -105,7 +106,7 @@ class Build:
         Raises:
           UserError: a file is not there.
         """
-        return cls(task, os.fspath(directory), rules, file_sizes(task.files))
+        return cls(task, os.fspath(directory), rules, input_sizes(task.files))
 
     @property
     def _folder(self) -> epath.Path:
@@ -127,13 +128,14 @@ class Build:
         """Returns the index if this store is already made.
 
         Raises:
-          UserError: another store is there.
+          UserError: another store is there, or one that leaves out more than is allowed.
         """
         if not (self._folder / INDEX).exists():
             return None
         index = {"layout": "mixed", **read_index(self.directory)}  # the first stores had no other
         found = {**index, "input sizes": [shard["source_bytes"] for shard in index["shards"]]}
         self._refuse_difference(found, {**self.identity, "input sizes": list(self.sizes)})
+        self._check_fraction([Shard.from_json(shard) for shard in index["shards"]])
         return index
 
     def begin(self) -> None:
@@ -165,13 +167,28 @@ class Build:
         return self._folder / f"shard-{index:05d}.json"
 
     def kept(self, index: int) -> Shard | None:
-        """Returns a shard that was made before, from the same file and as strictly."""
-        record = self._record(index)
-        if not record.exists():
+        """Returns a shard that was made before, from the same file and as strictly, and is whole.
+
+        Raises:
+          UserError: the input file is not there.
+        """
+        try:
+            entry = json.loads(self._record(index).read_bytes())
+            version = entry.pop(VERSION)
+            shard = Shard.from_json(entry)
+        # A record that cannot be read, or is of an older release, says nothing.
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        shard = Shard.from_json(json.loads(record.read_bytes()))
+        same_input = shard.source_bytes == self.sizes[index] and version == file_version(
+            self.task.files[index]
+        )
         strict_enough = self.rules.skip_bad or not shard.bad
-        return shard if shard.source_bytes == self.sizes[index] and strict_enough else None
+        return shard if same_input and strict_enough and self._is_whole(shard) else None
+
+    def _is_whole(self, shard: Shard) -> bool:
+        files = file_sizes(vars(shard), self.task.tokenizer.vocab_size)
+        paths = {self._folder / name: size for name, size in files.items()}
+        return all(path.exists() and path.stat().length == size for path, size in paths.items())
 
     def make(self, index: int) -> Shard:
         """Makes one shard from one file; its record, written last, says that it is whole.
@@ -199,6 +216,7 @@ class Build:
                 yield row.tokens, row.source
 
         record = self._record(index)
+        version = file_version(self.task.files[index])
         shard = write_shard(
             self._folder,
             record.stem,
@@ -215,7 +233,7 @@ class Build:
             bytes_per_source=tuple(text_bytes or ()),
             bad=dict(sorted(bad.items())),
         )
-        write_json(record, vars(shard))
+        write_json(record, {**vars(shard), VERSION: version})
         return shard
 
     def finish(self, shards: Sequence[Shard]) -> None:
@@ -248,11 +266,17 @@ class Build:
         rows = sum(shard.rows for shard in shards)
         bad = [(shard, kind, lines[0]) for shard in shards for kind, lines in shard.bad.items()]
         count = sum(len(lines) for shard in shards for lines in shard.bad.values())
-        if count > self.rules.max_bad_fraction * rows:
+        allowed = self.rules.max_bad_fraction if self.rules.skip_bad else 0.0
+        if count > allowed * rows:
             shard, kind, line = bad[0]
+            limit = (
+                f"--max_bad_fraction={allowed:g}"
+                if self.rules.skip_bad
+                else "--on_error=fail allows"
+            )
             raise UserError(
-                f"too much bad input: {count:,} of {rows:,} rows, more than --max_bad_fraction="
-                f"{self.rules.max_bad_fraction:g}; the first is {kind} at {shard.source_file}, "
-                f"line {line}, all are listed in {self.directory}/shard-*.json; mend them, or "
-                "start again with a larger fraction: what is made is kept"
+                f"too much bad input: {count:,} of {rows:,} rows, more than {limit}; the first is "
+                f"{kind} at {shard.source_file}, line {line}, all are listed in {self.directory} "
+                f"({INDEX}, or shard-*.json before it is written); mend them, or start again with "
+                "--on_error=skip and a larger fraction: what is made is kept"
             )

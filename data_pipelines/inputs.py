@@ -1,9 +1,9 @@
 """Input files on local disk or on gs://: which there are, how large they are, and opening them."""
 
+import fnmatch
 import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from prts_jax.errors import UserError
@@ -13,21 +13,57 @@ from prts_jax.paths import is_remote
 def glob_files(directory: str | os.PathLike[str], pattern: str) -> list[str]:
     """Returns the files below a folder that match, in the order of their numbers.
 
+    Links to folders are followed. What cannot be listed is an error, for the files in it would be
+    missed by nobody.
+
     Args:
       directory: local or gs://.
       pattern: relative to it; `**` stands for any number of folders.
+
+    Raises:
+      UserError: a folder that cannot be read or lies within itself, or a link that leads nowhere.
     """
     if is_remote(directory):
-        found = _bucket().glob(f"{os.fspath(directory).rstrip('/')}/{pattern}")
-        files = [f"gs://{path}" for path in found]
+        found = _bucket().glob(f"{os.fspath(directory).rstrip('/')}/{pattern}", detail=True)
+        files = [f"gs://{path}" for path, entry in found.items() if entry["type"] == "file"]
+    elif not os.path.lexists(directory):
+        files = []
     else:
-        files = [str(path) for path in Path(directory).glob(pattern) if path.is_file()]
+        try:
+            files = list(_local_files(os.fspath(directory), pattern.split("/"), ()))
+        except OSError as error:
+            raise UserError(f"cannot list the input: {error}; mend it, start again") from error
     return sorted(files, key=by_number)
 
 
-def by_number(path: str) -> list[tuple[int, str]]:
-    """Returns a key that sorts chunk2 before chunk10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+Inode = tuple[int, int]
+
+
+def _local_files(folder: str, pattern: Sequence[str], above: tuple[Inode, ...]) -> Iterator[str]:
+    """Yields the files that match; `above` are the folders that this one was reached through."""
+    status = os.stat(folder)
+    here = status.st_dev, status.st_ino
+    if here in above:
+        raise UserError(f"the input {folder} lies within itself: remove that link")
+    anywhere = pattern[0] == "**"
+    name, deeper = (pattern[1], pattern) if anywhere else (pattern[0], pattern[1:])
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            matches = fnmatch.fnmatchcase(entry.name, name)
+            wanted = matches or anywhere
+            if wanted and entry.is_symlink() and not os.path.exists(entry.path):
+                raise UserError(f"the input {entry.path} is a link to nothing: mend or remove it")
+            if entry.is_dir():
+                if wanted and deeper:
+                    yield from _local_files(entry.path, deeper, (*above, here))
+            elif matches and (anywhere or not deeper):
+                yield entry.path
+
+
+def by_number(path: str) -> tuple[list[tuple[int, str]], str]:
+    """Returns a key that sorts chunk2 before chunk10; equal only for equal paths."""
+    parts = re.split(r"(\d+)", path)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path
 
 
 def common_folder(files: Sequence[str]) -> str:
@@ -43,7 +79,7 @@ def relative_names(files: Sequence[str]) -> list[str]:
     return [os.path.relpath(file, folder) for file in files]
 
 
-def file_sizes(files: Sequence[str]) -> list[int]:
+def input_sizes(files: Sequence[str]) -> list[int]:
     """Returns the bytes of each file; on gs:// with one listing, for a request each takes hours.
 
     Raises:
@@ -58,6 +94,20 @@ def file_sizes(files: Sequence[str]) -> list[int]:
         raise UserError(f"cannot read the input: {error}; mend it, start again") from error
     except KeyError as error:
         raise UserError(f"the input gs://{error.args[0]} is gone: start again") from error
+
+
+def file_version(path: str | os.PathLike[str]) -> str:
+    """Returns what is another when a file has changed: its time, on gs:// its checksum.
+
+    Raises:
+      UserError: the file is not there.
+    """
+    try:
+        if is_remote(path):
+            return str(_bucket().info(path)["crc32c"])
+        return str(os.stat(path).st_mtime_ns)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def open_input(path: str | os.PathLike[str]) -> BinaryIO:

@@ -10,7 +10,8 @@ import zstandard
 
 from data_pipelines.inputs import open_input, unreadable
 
-READ_BYTES = 1 << 16  # compressed; zstandard may return a thousand times as much at once
+READ_BYTES = 1 << 16
+COMPRESSED_BYTES = 1 << 11  # zstandard's 4 bytes may stand for 128 KiB, which come at once
 GZIP_HEADER = 16 + zlib.MAX_WBITS
 
 
@@ -34,7 +35,8 @@ class _Frame(Protocol):
 
 
 FRAMES: dict[str, Callable[[], _Frame]] = {
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    # Frames made with --long=31 too; memory for such a window is taken only for them.
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
     ".gz": lambda: zlib.decompressobj(GZIP_HEADER),
 }
 """What decompresses a file, by the end of its name; any other is plain."""
@@ -80,10 +82,11 @@ def pieces(path: str | os.PathLike[str]) -> Iterator[bytes | Damage]:
       UserError: the file cannot be opened or read.
     """
     new_frame = FRAMES.get(os.path.splitext(path)[1])
-    frame = None
+    # Even nothing is compressed to a frame, so a file of zero bytes is cut off.
+    frame = new_frame and new_frame()
     try:
         with open_input(path) as file:
-            while data := file.read(READ_BYTES):
+            while data := file.read(COMPRESSED_BYTES if new_frame else READ_BYTES):
                 if new_frame is None:
                     yield data
                     continue

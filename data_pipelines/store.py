@@ -132,6 +132,11 @@ class TokenStore:
         index, files = read_index(directory), open_files(directory)
         sizes = files.sizes()
         for shard in index["shards"]:
+            if sum(shard["tokens_per_source"]) != shard["tokens"]:
+                raise UserError(
+                    f"changed index: {as_path(directory) / INDEX} counts {shard['tokens']} tokens "
+                    f"of {shard['name']}, its sets {sum(shard['tokens_per_source'])}; cache again"
+                )
             for name, expected in file_sizes(shard, index["vocab_size"]).items():
                 if sizes.get(name) != expected:
                     actual = sizes.get(name)

@@ -139,11 +139,31 @@ def test_after_a_failure_only_the_missing_files_are_made(inputs: Path, tmp_path:
 def test_a_file_that_was_fetched_again_is_made_again(inputs: Path, tmp_path: Path):
     with pytest.raises(UserError, match="bad row"):
         cache(Failing(inputs), tmp_path / "store", silent)
-    (inputs / "a").write_text("a is longer now\n" * 9)
+    before = (inputs / "a").stat()
+    (inputs / "a").write_text("A" * (before.st_size - 1) + "\n")
+    os.utime(inputs / "a", ns=(0, before.st_mtime_ns + 1))  # a clock may stand still meanwhile
     task = Bytes(inputs)
     store = cache(task, tmp_path / "store", silent)
     assert task.read == [0, 1, 2]
-    assert bytes(store.read(0, 15).astype(np.uint8)) == b"a is longer now"
+    assert bytes(store.read(0, 3).astype(np.uint8)) == b"AAA"
+
+
+@pytest.mark.parametrize(
+    "file", ["shard-00000.tokens", "shard-00000.ends", "shard-00000.sources", "shard-00000.json"]
+)
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_a_finished_file_that_was_damaged_meanwhile_is_made_again(
+    inputs: Path, tmp_path: Path, file: str, damage: str
+):
+    cache(Bytes(inputs), tmp_path / "whole", silent)
+    with pytest.raises(UserError, match="bad row"):
+        cache(Failing(inputs), tmp_path / "store", silent)
+    path = tmp_path / "store" / file
+    path.unlink() if damage == "gone" else os.truncate(path, path.stat().st_size // 2)
+    task = Bytes(inputs)
+    cache(task, tmp_path / "store", silent)
+    assert task.read == [0, 1, 2]
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 class Slow(Bytes):
@@ -288,6 +308,12 @@ def test_bad_rows_are_left_out_and_listed(tmp_path: Path):
     lines: list[str] = []
     cache(Bytes(folder), tmp_path / "store", lines.append, rules)
     assert lines[0].endswith("2 bad rows left out")
+    with pytest.raises(UserError, match="2 of 5 rows, more than --on_error=fail allows"):
+        cache(Bytes(folder), tmp_path / "store", silent)
+    with pytest.raises(
+        UserError, match="more than --max_bad_fraction=0.1; .*bad_json at a, line 2"
+    ):
+        cache(Bytes(folder), tmp_path / "store", silent, Rules(skip_bad=True, max_bad_fraction=0.1))
 
 
 def test_the_first_bad_row_ends_a_strict_run(tmp_path: Path):

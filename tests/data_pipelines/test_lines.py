@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_pipelines.lines import ENORMOUS, Damage, numbered_lines
+from data_pipelines.lines import ENORMOUS, Damage, numbered_lines, pieces
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".jsonl": lambda content: content,
@@ -38,6 +38,8 @@ def test_lines_keep_their_numbers_whatever_the_compression_and_the_frames(
 
 
 @given(ending=st.sampled_from([".jsonl.gz", ".jsonl.zst"]), share=st.floats(0, 1, exclude_max=True))
+@example(ending=".jsonl.gz", share=0)
+@example(ending=".jsonl.zst", share=0)
 def test_a_file_cut_off_anywhere_says_so_after_its_whole_lines(
     folder: Path, ending: str, share: float
 ):
@@ -45,7 +47,7 @@ def test_a_file_cut_off_anywhere_says_so_after_its_whole_lines(
     lines = [str(pow(3, number, 10**60 + 7)).encode() for number in range(2000)]
     whole = COMPRESS[ending](b"\n".join(lines))
     path = folder / f"cut{ending}"
-    path.write_bytes(whole[: max(1, int(len(whole) * share))])
+    path.write_bytes(whole[: int(len(whole) * share)])
     *found, (number, damage) = numbered_lines(path, 1 << 20)
     assert [content for _, content in found] == lines[: len(found)]
     assert (number, damage) == (len(found) + 1, Damage("truncated_file"))
@@ -57,3 +59,22 @@ def test_a_line_that_is_too_long_costs_no_other(folder: Path, ending: str):
     path.write_bytes(COMPRESS[ending](b"before\n" + b"x" * 300_000 + b"\nafter"))
     found = [(1, b"before"), (2, ENORMOUS), (3, b"after")]
     assert list(numbered_lines(path, 200_000)) == found
+
+
+def test_what_compresses_a_thousandfold_comes_in_parts(folder: Path):
+    path, size = folder / "dense.txt.zst", 1 << 28
+    path.write_bytes(zstandard.compress(bytes(size)))
+    assert path.stat().st_size < size / 10_000
+    sizes = [len(piece) for piece in pieces(path)]
+    assert sum(sizes) == size
+    assert max(sizes) <= size / 2
+
+
+def test_frames_of_the_largest_window_and_skippable_ones_are_read(folder: Path):
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
+    wide = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    skippable = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"pzst"  # as pzstd writes
+    path = folder / "wide.jsonl.zst"
+    frames = [skippable, wide.compress(b"one\n") + wide.flush(), skippable]
+    path.write_bytes(b"".join([*frames, zstandard.compress(b"two\n"), skippable]))
+    assert list(numbered_lines(path, 100)) == [(1, b"one"), (2, b"two")]

@@ -107,6 +107,13 @@ def test_an_index_changed_by_hand_is_refused(make_store: MakeStore):
     with pytest.raises(UserError, match="does not match its fingerprint"):
         TokenStore.open(folder)
 
+    folder = Path(make_store([[([1, 2], 0)]]).directory)
+    index = json.loads((folder / "index.json").read_bytes())
+    index["shards"][0]["tokens_per_source"] = [0, 1]
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="counts 2 tokens of shard-00000, its sets 1"):
+        TokenStore.open(folder)
+
 
 def test_more_shards_than_a_process_may_open_files(make_store: MakeStore):
     script = """
