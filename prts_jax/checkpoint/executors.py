@@ -29,7 +29,7 @@ def grow_checkpoint(
     """Grows a checkpoint into a new one; all executors give the same parameters.
 
     Under `jax.distributed` every process calls it: they share the work of streaming, and the first
-    one grows by reference.
+    one grows by reference (not beside an optimizer's state, whose values are work for all).
 
     Args:
       source: a complete checkpoint (what `layout.resolve` returned).
@@ -45,12 +45,13 @@ def grow_checkpoint(
       UserError: no such mode, the mode cannot do it, or the growth cannot be done at all.
     """
     _check_mode(mode)
-    moments = optimizer_plan(source, growth_map, optimizer)
+    with hosts.together():
+        moments = optimizer_plan(source, growth_map, optimizer)
 
     def stream() -> GrowthReport:
-        if jax.process_count() == 1:
-            return grow.stream(source, target, growth_map, progress=progress, optimizer=moments)
-        return shared_growth.stream_together(source, target, growth_map, progress=progress)
+        alone = jax.process_count() == 1
+        executor = grow.stream if alone else shared_growth.stream_together
+        return executor(source, target, growth_map, progress=progress, optimizer=moments)
 
     if mode == "stream":
         return stream()
@@ -76,15 +77,13 @@ def optimizer_plan(source: str, growth_map: GrowthMap, optimizer: str) -> Optimi
       optimizer: "reset" or "copy".
 
     Raises:
-      UserError: neither; several processes; or a state that is not there or cannot be grown.
+      UserError: neither, or a state that is not there or cannot be grown.
     """
     if optimizer not in OPTIMIZERS:
         hint = nearest(optimizer, OPTIMIZERS)
         raise UserError(f"growth.optimizer: {optimizer!r} is unknown; {hint}")
     if optimizer == "reset":
         return None
-    if jax.process_count() > 1:
-        raise UserError("growth.optimizer: 'copy' is for one process; leave --multihost out")
     return plan_optimizer(source, growth_map)
 
 
@@ -92,6 +91,8 @@ def _link(
     source: str, target: str, growth_map: GrowthMap, moments: OptimizerPlan | None
 ) -> dict[str, Any]:
     """Returns the report of a growth by reference, or only the reason why it cannot be."""
+    if moments is not None and jax.process_count() > 1:
+        return {"reason": "several processes share the work on the optimizer's state"}
     try:
         return reference.link(source, target, growth_map, moments).to_json()
     except reference.CannotReferenceError as error:

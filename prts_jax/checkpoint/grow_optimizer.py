@@ -126,30 +126,53 @@ def stream_optimizer(work: OptimizerPlan, directory: str) -> None:
     Raises:
       UserError: a leaf cannot be read.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        tasks = [
-            pool.submit(task)
-            for path in work.declarations
-            for task in _tasks(work, directory, path)
-        ]
-        try:
-            for task in tasks:
-                task.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    write_moments(work, directory)
     leaves.write_tree(directory, work.declarations, OPTIMIZER)
 
 
-def _tasks(work: OptimizerPlan, directory: str, path: str) -> Iterator[Callable[[], None]]:
-    """Yields functions that each grow a part of a leaf."""
+def write_moments(
+    work: OptimizerPlan,
+    directory: str,
+    process: int = 0,
+    processes: int = 1,
+    step: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes a process's share of the grown state: every n-th of its layers and blocks.
+
+    Args:
+      work: what is grown.
+      directory: of the checkpoint in the making.
+      process: whose share; where there are several, it goes to a database of its own.
+      processes: n; all of them write.
+      step: called after each part; what it raises ends the work.
+
+    Raises:
+      UserError: a leaf cannot be read.
+    """
+    database = leaves.process_database(process) if processes > 1 else ""
+    parts = [part for path in work.declarations for part in _tasks(work, directory, path, database)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tasks = [pool.submit(part) for part in parts[process::processes]]
+        try:
+            for task in tasks:
+                task.result()
+                step()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _tasks(
+    work: OptimizerPlan, directory: str, path: str, database: str
+) -> Iterator[Callable[[], None]]:
+    """Yields functions that each grow a part of a leaf; the same parts on every process."""
     role, declaration = work.roles[path], work.declarations[path]
     source = leaves.open_leaf(work.source, path, OPTIMIZER)
     rows = BLOCK_BYTES // np.dtype(declaration.dtype).itemsize
     shape = declaration.shape[1:] if declaration.stacked else declaration.shape
     chunk = leaves.split_rows(shape, rows)
     stacked_chunk = (1, *chunk) if declaration.stacked else chunk
-    target = leaves.create_leaf(directory, path, declaration, stacked_chunk, item=OPTIMIZER)
+    target = leaves.create_leaf(directory, path, declaration, stacked_chunk, database, OPTIMIZER)
     if not isinstance(role, Moment):
         yield functools.partial(_copy, work, path, source, [target])
         return

@@ -185,20 +185,25 @@ def create_leaf(
 
 
 def process_database(process: int) -> str:
-    """Returns the folder of a process's own database, below the parameters; Orbax's name for it."""
+    """Returns the folder of a process's own database, below the item; Orbax's name for it."""
     return f"ocdbt.process_{process}/"
 
 
-def merge_databases(checkpoint: str, processes: int) -> None:
+def merge_databases(checkpoint: str, processes: int, item: str = PARAMS) -> None:
     """Makes the one database that points to all values in those of the processes, which stay.
 
     Args:
       checkpoint: directory of a checkpoint in the making.
       processes: how many have written; all of them are done.
+      item: of the checkpoint.
     """
     context = ts.Context()  # pointers can be copied only within one
-    whole = _open_database(checkpoint, "", context)
-    parts = [_open_database(checkpoint, process_database(n), context) for n in range(processes)]
+    whole, *parts = (
+        ts.KvStore.open(
+            {"driver": "ocdbt", "base": _base(checkpoint, database, item)}, context=context
+        ).result()
+        for database in ("", *map(process_database, range(processes)))
+    )
     with ts.Transaction(atomic=True) as transaction:
         writing = whole.with_transaction(transaction)
         for copied in [part.experimental_copy_range_to(writing) for part in parts]:
@@ -244,11 +249,6 @@ def _spec(checkpoint: str, path: str, database: str = "", item: str = PARAMS) ->
     folder = folder_in_database(path)
     kvstore = {"driver": "ocdbt", "base": _base(checkpoint, database, item), "path": folder}
     return {"driver": "zarr3", "kvstore": kvstore}
-
-
-def _open_database(checkpoint: str, database: str, context: ts.Context) -> ts.KvStore:
-    spec = {"driver": "ocdbt", "base": _base(checkpoint, database)}
-    return ts.KvStore.open(spec, context=context).result()
 
 
 def _base(checkpoint: str, database: str, item: str = PARAMS) -> dict[str, Any]:

@@ -24,11 +24,8 @@ from prts_jax.checkpoint.digest import digest_of, first_difference
 from prts_jax.checkpoint.extents import Extent, Extents, extents
 from prts_jax.checkpoint.foreign import carry_tokenizer
 from prts_jax.checkpoint.grow import GrowthPlan, GrowthReport, existing_parent, plan, stream_memory
-from prts_jax.checkpoint.grow_optimizer import (
-    OptimizerPlan,
-    optimizer_bytes,
-    stream_optimizer,
-)
+from prts_jax.checkpoint.grow_optimizer import OptimizerPlan, optimizer_bytes, stream_optimizer
+from prts_jax.checkpoint.growth_plan import check_space
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.errors import UserError
@@ -88,6 +85,8 @@ def link(
     reason = obstacle(work, target)
     if reason:
         raise CannotReferenceError(source, reason)
+    if optimizer is not None:
+        check_space(target, moments_written)
     with _expecting_layout(source):
         stored = extents(f"{source}/{PARAMS}")
         copied = _copied_chunks(work, stored)

@@ -1,9 +1,9 @@
 """Streaming growth by several processes: each writes its share, and the first makes it whole.
 
 Every process runs this under `jax.distributed` and sees the same source and target. Pieces are
-dealt out by their bytes. Each process writes a database of its own, `params/ocdbt.process_N`, as
-Orbax's own saves do; at the end the first one makes the checkpoint's database, which points into
-them, and commits.
+dealt out by their bytes. Each process writes a database of its own, `params/ocdbt.process_N` (and
+another of moments, if they are asked for), as Orbax's own saves do; at the end the first one makes
+the checkpoint's databases, which point into them, and commits.
 """
 
 import contextlib
@@ -18,8 +18,10 @@ from prts_jax.checkpoint import layout, leaves
 from prts_jax.checkpoint.commit import directory_to_fill, new_checkpoint
 from prts_jax.checkpoint.foreign import carry_tokenizer
 from prts_jax.checkpoint.grow import GrowthReport, Progress, write_pieces
+from prts_jax.checkpoint.grow_optimizer import OptimizerPlan, optimizer_bytes, write_moments
 from prts_jax.checkpoint.growth_plan import GrowthPlan, check_space, plan
 from prts_jax.checkpoint.hosts import Reports, together
+from prts_jax.checkpoint.layout import OPTIMIZER
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.checkpoint.pieces import Piece, pieces
 from prts_jax.growth.map import GrowthMap
@@ -27,7 +29,12 @@ from prts_jax.paths import as_path
 
 
 def stream_together(
-    source: str, target: str, growth_map: GrowthMap, *, progress: Progress | None = None
+    source: str,
+    target: str,
+    growth_map: GrowthMap,
+    *,
+    progress: Progress | None = None,
+    optimizer: OptimizerPlan | None = None,
 ) -> GrowthReport:
     """Grows a checkpoint as `grow.stream` does, each process a share of the layers.
 
@@ -38,7 +45,8 @@ def stream_together(
       source: a complete checkpoint that every process sees.
       target: directory of the new checkpoint, on a disk that all processes share, or on gs://.
       growth_map: a valid map from the checkpoint's model.
-      progress: told of every layer that this process wrote, and of its share in all.
+      progress: told of every layer of the parameters that this process wrote, and of its share.
+      optimizer: what to do about the optimizer's state; None leaves it behind.
 
     Returns:
       What all of them did together; the largest memory of a process.
@@ -48,30 +56,36 @@ def stream_together(
     """
     start = time.monotonic()
     target = str(as_path(target))
+    moments_read, moments_written = optimizer_bytes(optimizer)
     first = jax.process_index() == 0
     with together(), contextlib.ExitStack() as checkpoint:
         with together():
             work = plan(source, growth_map)
             if first:
-                check_space(target, work.bytes_written)
+                check_space(target, work.bytes_written + moments_written)
                 checkpoint.enter_context(new_checkpoint(target))
         directory = directory_to_fill(target)
         with together():
             reports = Reports(directory)
         with together():  # all have read the reports, also of an error, before they are removed
-            found = _write_share(work, directory, reports, progress or (lambda done, total: None))
+            found = _write_share(
+                work, optimizer, directory, reports, progress or (lambda done, total: None)
+            )
         if first:
             reports.remove()
             written = _merged([report["digests"] for report in found], work)
             leaves.merge_databases(directory, len(found))
             leaves.write_tree(directory, work.declarations)
+            if optimizer is not None:
+                leaves.merge_databases(directory, len(found), OPTIMIZER)
+                leaves.write_tree(directory, optimizer.declarations, OPTIMIZER)
             carry_tokenizer(*(f"{where}/{layout.TOKENIZER}" for where in (work.source, directory)))
             layout.write_lineage(directory, work.lineage.grown(growth_map, written))
     return GrowthReport(
         mode="stream",
         seconds=time.monotonic() - start,
-        bytes_read=work.bytes_read,
-        bytes_written=work.bytes_written,
+        bytes_read=work.bytes_read + moments_read,
+        bytes_written=work.bytes_written + moments_written,
         peak_rss_bytes=max(report["peak_rss_bytes"] for report in found),
         layers=growth_map.layers,
     )
@@ -92,10 +106,15 @@ def shares(parts: Sequence[Piece], processes: int) -> list[list[Piece]]:
 
 
 def _write_share(
-    work: GrowthPlan, directory: str, reports: Reports, progress: Progress
+    work: GrowthPlan,
+    optimizer: OptimizerPlan | None,
+    directory: str,
+    reports: Reports,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Writes this process's share and returns what all of them report."""
-    own = shares(pieces(work), jax.process_count())[jax.process_index()]
+    process, processes = jax.process_index(), jax.process_count()
+    own = shares(pieces(work), processes)[process]
     total = sum(part.nbytes for part in own)
 
     def step(done: int) -> None:
@@ -103,8 +122,10 @@ def _write_share(
         progress(done, total)
 
     try:
-        database = leaves.process_database(jax.process_index())
+        database = leaves.process_database(process)
         digests = write_pieces(work, directory, own, step, database)
+        if optimizer is not None:
+            write_moments(optimizer, directory, process, processes, reports.check)
     except BaseException as error:
         reports.fail(error)
         raise

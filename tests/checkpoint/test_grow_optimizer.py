@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from prts_jax.checkpoint import executors
+from prts_jax.checkpoint import executors, growth_plan
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.checkpoint.store import Checkpoints, has_optimizer, restore_optimizer, restore_params
 from prts_jax.errors import UserError
@@ -92,6 +92,19 @@ def test_parameters_grow_by_any_mode_and_moments_are_counted(source, tmp_path, m
     assert report.bytes_written - without.bytes_written == moments
     assert has_optimizer(grown)
     assert not has_optimizer(bare)
+
+
+@pytest.mark.parametrize("mode", ["reference", "stream"])
+def test_a_disk_too_small_for_the_moments_is_said_before_anything_is_written(
+    source, tmp_path, monkeypatch, mode
+):
+    monkeypatch.setattr(growth_plan, "free_bytes", lambda target: 60_000)  # for parameters alone
+    growth_map = make_map(MODEL, None, "stack", 2)
+    with pytest.raises(UserError, match=r"needs .* kB and 60\.00 kB are free"):
+        executors.grow_checkpoint(
+            source[0], str(tmp_path / "grown"), growth_map, mode, optimizer="copy"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("mode", ["reference", "stream"])

@@ -4,20 +4,25 @@ import json
 import socket
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prts_jax.checkpoint import grow
+from prts_jax.checkpoint import executors, grow
 from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.pieces import Piece, pieces
 from prts_jax.checkpoint.shared_growth import shares
+from prts_jax.checkpoint.store import restore_optimizer
 from prts_jax.growth.operators import make_map
-from prts_jax.tree import flatten
+from prts_jax.model.llama import declare
+from prts_jax.tree import flatten, named_leaves, unflatten
 from tests.checkpoint.test_grow import assert_same, read
 from tests.checkpoint.test_grow import reference as grown_in_numpy
-from tests.checkpoint.tiny import MODEL, flip_byte, write_source
+from tests.checkpoint.test_grow_optimizer import ADAMW, MAPS
+from tests.checkpoint.test_grow_optimizer import save as save_with_moments
+from tests.checkpoint.tiny import MODEL, abstract, flip_byte, write_source
 
 
 @given(st.lists(st.integers(0, 2**40), max_size=50), st.integers(1, 9))
@@ -99,6 +104,39 @@ def test_two_processes_write_what_one_writes(tmp_path, grow_on_two, operator):
         assert_same(found, grown_in_numpy(values, growth_map.layers))
     databases = [path.name for path in (tmp_path / "grown" / "params").glob("ocdbt.process_*")]
     assert sorted(databases) == ["ocdbt.process_0", "ocdbt.process_1"]
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_moments_that_one_writes(tmp_path, grow_on_two):
+    source, _ = save_with_moments(tmp_path / "checkpoints")
+    operator, options = MAPS["split"]  # layers, and blocks of leaves without layers
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    codes, outputs, errors = grow_on_two(
+        f"--source={source}",
+        f"--target={tmp_path / 'grown'}",
+        f"--operator={operator}",
+        *flags,
+        "--optimizer=copy",
+        "--json",
+    )
+    assert codes == [0, 0], errors
+    report, alone = json.loads(outputs[0]), str(tmp_path / "alone")
+    growth_map = make_map(MODEL, None, operator, **options)
+    expected = executors.grow_checkpoint(source, alone, growth_map, optimizer="copy")
+    assert report["bytes_written"] == expected.bytes_written
+    assert report["bytes_read"] == expected.bytes_read
+    params = unflatten({path: jnp.zeros(d.shape) for path, d in declare(growth_map.target).items()})
+    moments = ADAMW.init(params)
+    one, two = (
+        named_leaves(restore_optimizer(str(tmp_path / name), abstract(moments)))
+        for name in ("alone", "grown")
+    )
+    assert one.keys() == two.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(two[path], leaf, err_msg=path)
+    assert read_lineage(str(tmp_path / "grown")) == read_lineage(alone)
+    databases = (tmp_path / "grown" / "optimizer").glob("ocdbt.process_*")
+    assert sorted(path.name for path in databases) == ["ocdbt.process_0", "ocdbt.process_1"]
 
 
 @pytest.mark.slow
