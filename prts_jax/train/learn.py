@@ -19,7 +19,7 @@ from prts_jax import tree
 from prts_jax.checkpoint.layout import read_matrices
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import RunConfig
-from prts_jax.errors import UserError
+from prts_jax.errors import Interrupted, UserError
 from prts_jax.feed import place, prefetch
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
@@ -34,6 +34,7 @@ from prts_jax.model.loss import token_losses
 from prts_jax.train.optim import apply_updates, make_optimizer
 from prts_jax.train.state import TrainState, fresh_state, replicated
 from prts_jax.train.step import Batch, micro_batches
+from prts_jax.train.stopping import Stopping
 
 
 class Learned(NamedTuple):
@@ -62,6 +63,7 @@ def learn(
     source_params: Any,
     lineage: Lineage,
     say: Callable[[str], None],
+    stopping: Stopping,
 ) -> Learned:
     """Trains the matrices of a dense map; the source's parameters are frozen.
 
@@ -80,9 +82,11 @@ def learn(
       source_params: nested dict of arrays.
       lineage: of the source, at the position in this run's data.
       say: told of the progress.
+      stopping: asked after each step.
 
     Raises:
       UserError: a file of matrices that cannot be read or is of other models; or the loss diverged.
+      Interrupted: `stopping` said so.
     """
     growth = config.init.growth
     declarations = declare(growth_map.target)
@@ -91,7 +95,7 @@ def learn(
         return Learned(with_arrays(growth_map, declarations, arrays), lineage, {})
     if not growth.learn_steps:
         return Learned(growth_map, lineage, {})
-    state, losses = _train(config, mesh, batches, growth_map, source_params, lineage, say)
+    state, losses = _train(config, mesh, batches, growth_map, source_params, lineage, say, stopping)
     gather = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
     arrays = {name: np.asarray(array) for name, array in gather(state.params).items()}
     tokens = growth.learn_steps * config.data.batch * config.data.length
@@ -189,6 +193,7 @@ def _train(
     source_params: Any,
     lineage: Lineage,
     say: Callable[[str], None],
+    stopping: Stopping,
 ) -> tuple[TrainState, list[float]]:
     data, steps = config.data, config.init.growth.learn_steps
     declarations = declare(growth_map.target)
@@ -216,6 +221,11 @@ def _train(
             if step % config.logging.every_steps == 0 or step in (1, steps):
                 _refuse_divergence(float(loss), step)
                 say(f"learning the growth map: step {step}/{steps}  loss {float(loss):.4f}")
+            if stopping():
+                raise Interrupted(
+                    f"stopped by SIGTERM at step {step} of learning the growth map, of which "
+                    "nothing is kept; the same command learns it again"
+                )
     return state, [float(loss) for loss in losses]
 
 

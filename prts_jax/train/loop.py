@@ -3,18 +3,15 @@
 import contextlib
 import dataclasses
 import json
-import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipelines.loader import EvalBatches, TrainBatches
-from data_pipelines.mixture import train_batches
-from data_pipelines.store import TokenStore
+from data_pipelines.loader import TrainBatches
 from prts_jax.checkpoint.digest import digests
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
@@ -29,6 +26,7 @@ from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.inputs import Gates
 from prts_jax.paths import as_path, write_atomically
+from prts_jax.train.batches import check_batches, evaluation_batches, training_batches
 from prts_jax.train.distill import load_teacher
 from prts_jax.train.freezing import frozen_layers
 from prts_jax.train.metrics import MetricsLog, TerminalLine
@@ -37,6 +35,7 @@ from prts_jax.train.record import Recorder
 from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import Start, begin
 from prts_jax.train.step import make_train_step
+from prts_jax.train.stopping import Stopping, sigterm
 
 
 def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
@@ -59,21 +58,21 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
-    with _lock(workdir), _sigterm() as stopping:
+    with _lock(workdir), sigterm() as stopping:
         stages = remaining_stages(config, workdir)
         for stage in stages[1:]:  # refused now, not when they begin
-            _check_batches(stage.config)
+            check_batches(stage.config)
         for stage in stages:
             _train_stage(stage, workdir, allow_change, stopping)
 
 
 def _train_stage(
-    stage: Stage, workdir: str, allow_change: Collection[str], stopping: Callable[[int], bool]
+    stage: Stage, workdir: str, allow_change: Collection[str], stopping: Stopping
 ) -> None:
     """Trains one stage to its end; what it held on the devices is given back when it returns."""
     config = stage.config
     mesh = make_mesh(config.mesh)
-    batches = _train_batches(config, axis_size(mesh, "batch"))
+    batches = training_batches(config, axis_size(mesh, "batch"))
     keep = config.checkpoint
     with (
         jax.set_mesh(mesh),
@@ -82,7 +81,9 @@ def _train_stage(
         ) as checkpoints,
     ):
         optimizer = make_optimizer(config.optimizer)
-        start = begin(config, mesh, optimizer, batches, checkpoints, allow_change, stage.index)
+        start = begin(
+            config, mesh, optimizer, batches, checkpoints, allow_change, stage.index, stopping
+        )
         if _finished(workdir, start.lineage, stage):
             return
         _Run(stage, workdir, mesh, batches, checkpoints, optimizer, start).run(stopping)
@@ -122,71 +123,6 @@ def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
     if jax.process_index() == 0:
         done.unlink()
     return False
-
-
-def _train_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
-    data = config.data
-    if not data.train:
-        raise UserError("config.data.train: is empty; give the directory of a token store")
-    micro_rows = batch_parts * config.train.accumulation
-    if data.batch % micro_rows:
-        raise UserError(
-            f"config.data.batch: {data.batch} does not divide among {batch_parts} data-parallel "
-            f"devices × train.accumulation={config.train.accumulation}; make it a multiple of "
-            f"{micro_rows}"
-        )
-    store = _open_store(data.train, config)
-    return train_batches(
-        store,
-        data.mixture,
-        data.length,
-        data.batch,
-        data.seed,
-        data.shuffle,
-        data.overlap,
-        data.block,
-        data.documents,
-    )
-
-
-def _check_batches(config: RunConfig) -> None:
-    """Refuses data and sizes of batches that a stage to come cannot train or evaluate on."""
-    parts = axis_size(make_mesh(config.mesh), "batch")
-    batches = _train_batches(config, parts)
-    if config.data.validation:
-        _validation_store(config, batches.store)
-        _evaluation_rows(config, parts)
-
-
-def _evaluation_rows(config: RunConfig, batch_parts: int) -> int:
-    rows = config.evaluation.batch or config.data.batch
-    if rows % batch_parts:
-        raise UserError(
-            f"config.evaluation.batch: {rows} does not divide among {batch_parts} data-parallel "
-            f"devices; make it a multiple of {batch_parts}"
-        )
-    return rows
-
-
-def _open_store(directory: str, config: RunConfig) -> TokenStore:
-    store = TokenStore.open(directory)
-    if store.vocab_size > config.model.vocab:
-        raise UserError(
-            f"config.model.vocab: {config.model.vocab} is less than the {store.vocab_size} "
-            f"entries of the tokenizer of {directory}; raise it, or give another store"
-        )
-    return store
-
-
-def _validation_store(config: RunConfig, trained_on: TokenStore) -> TokenStore:
-    store = _open_store(config.data.validation, config)
-    if store.tokenizer != trained_on.tokenizer:
-        raise UserError(
-            f"config.data.validation: the tokens of {config.data.validation} are of another "
-            f"tokenizer (sha256 {store.tokenizer[:12]}) than those of {config.data.train} "
-            f"({trained_on.tokenizer[:12]}); cache both with the same --tokenizer"
-        )
-    return store
 
 
 class _Run:
@@ -244,7 +180,7 @@ class _Run:
         if start.growth_map is not None:
             self.terminal.say(str(start.growth_map))
 
-    def run(self, stopping: Callable[[int], bool]) -> None:
+    def run(self, stopping: Stopping) -> None:
         config = self.config
         first, stop = self.lineage.stage_step, config.train.steps
         origin = self.lineage
@@ -267,7 +203,7 @@ class _Run:
                 # Checkpoints are named by, and kept by, the step of the whole lineage.
                 saving = last or _due(self.lineage.step, config.checkpoint.every_steps)
                 # A stage that has ended may be stopped before the next one begins.
-                interrupted = stopping(self.lineage.step) and not (last and self.stage.is_last)
+                interrupted = stopping() and not (last and self.stage.is_last)
                 if evaluating or saving or interrupted or _due(step, config.logging.every_steps):
                     self.recorder.line_due(self.lineage)
                 if evaluating or saving or interrupted:
@@ -315,12 +251,10 @@ class _Run:
         return compiled
 
     def _evaluator(self) -> Any:
-        data, evaluation = self.config.data, self.config.evaluation
-        if not data.validation:
+        parts = axis_size(self.mesh, "batch")
+        batches = evaluation_batches(self.config, parts, self.batches.store)
+        if batches is None:
             return None
-        rows = _evaluation_rows(self.config, axis_size(self.mesh, "batch"))
-        store = _validation_store(self.config, self.batches.store)
-        batches = EvalBatches(store, data.length, rows, evaluation.tokens or None, data.documents)
         return make_evaluator(self.model, self.config.compute, batches, self.mesh)
 
     def _validate(self) -> dict[str, float]:
@@ -399,18 +333,3 @@ class _Run:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step that says whether to stop; all processes agree on the step."""
-    if jax.process_count() > 1:
-        # jax's own coordination service has taken the signal and agrees on a step for all.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    try:
-        yield lambda step: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -34,6 +34,7 @@ from prts_jax.train.state import (
     fresh_state,
     stage_step_array,
 )
+from prts_jax.train.stopping import Stopping
 
 FREE_TO_CHANGE = (
     "mesh.",
@@ -91,6 +92,7 @@ def begin(
     checkpoints: Checkpoints,
     allow_change: Collection[str] = (),
     stage: int = 0,
+    stopping: Stopping = lambda: False,
 ) -> Start:
     """Makes the state that the run's next step starts from.
 
@@ -111,20 +113,22 @@ def begin(
       checkpoints: of the run's workdir.
       allow_change: dotted config keys that may differ from the checkpoint's.
       stage: index of the stage in the run.
+      stopping: asked after each step of learning a growth map.
 
     Raises:
       UserError: a checkpoint that does not match what the config asks for, or an unknown key.
+      Interrupted: while a growth map was learned.
     """
     _check_names(allow_change, config)
     newest = checkpoints.latest()
     if newest is not None:
         path = checkpoints.path(newest)
         if checkpoint_store.read_lineage(path).stage < stage:
-            return _next_stage(config, mesh, optimizer, batches, path, stage)
+            return _next_stage(config, mesh, optimizer, batches, path, stage, stopping)
         return _resume(config, mesh, optimizer, batches, path, allow_change)
     if config.init.grow_from:
         path = checkpoint_store.resolve(config.init.grow_from)
-        learning = _learning(config, mesh, batches, allow_change)
+        learning = _learning(config, mesh, batches, allow_change, stopping)
         ancestor = grow_from(config, mesh, optimizer, path, learning)
         return _after(ancestor, config, batches, allow_change)
     if config.init.start_from:
@@ -210,6 +214,7 @@ def _next_stage(
     batches: TrainBatches,
     path: str,
     stage: int,
+    stopping: Stopping,
 ) -> Start:
     """Goes on from the checkpoint that ended the stage before; the config is leave for its data."""
     lineage = checkpoint_store.read_lineage(path)
@@ -217,7 +222,7 @@ def _next_stage(
     if lineage.model == config.model:
         ancestor = start_from(config, mesh, optimizer, path)
     else:
-        learning = _learning(config, mesh, batches, ("data.store",))
+        learning = _learning(config, mesh, batches, ("data.store",), stopping)
         ancestor = grow_from(config, mesh, optimizer, path, learning)
     start = _after(ancestor, config, batches, ("data.store",))
     lineage = dataclasses.replace(start.lineage, stage=stage)
@@ -225,7 +230,11 @@ def _next_stage(
 
 
 def _learning(
-    config: RunConfig, mesh: Mesh, batches: TrainBatches, allow_change: Collection[str]
+    config: RunConfig,
+    mesh: Mesh,
+    batches: TrainBatches,
+    allow_change: Collection[str],
+    stopping: Stopping,
 ) -> Learn:
     """Returns what learns the matrices of a growth map, where it has any, on this run's data."""
 
@@ -241,7 +250,7 @@ def _learning(
             changes=(*source.changes, *changes),
         )
         say = TerminalLine(0, jax.process_index() > 0).say
-        return learn(config, mesh, batches, growth_map, source_params, source, say)
+        return learn(config, mesh, batches, growth_map, source_params, source, say, stopping)
 
     return on_our_data
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import jax
@@ -12,12 +13,13 @@ from prts_jax import tree
 from prts_jax.checkpoint.ancestry import stages
 from prts_jax.checkpoint.layout import matrices_file, read_lineage, read_matrices, resolve
 from prts_jax.cli.family_tree import draw
-from prts_jax.errors import UserError
+from prts_jax.errors import Interrupted, UserError
 from prts_jax.growth import dense
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.llama import declare
+from prts_jax.train import learn
 from prts_jax.train.learn import make_learn_step, matrices_on_mesh
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import fresh_state
@@ -102,13 +104,22 @@ def test_the_matrices_are_kept_by_digest_and_the_record_is_small(learned_run):
     assert len(json.dumps(record)) < 10_000
 
 
-def test_the_same_run_learns_the_same_bits_and_a_file_gives_them_again(
+def test_stopped_while_it_learns_it_ends_at_once_and_learns_the_same_bits_again(
+    run, tmp_path, learned_run, wide_and_deep, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(learn, "_refuse_divergence", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted, match="stopped by SIGTERM at step 1 of learning"):
+            run(tmp_path / "run", **wide_and_deep)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    run(tmp_path / "run", **wide_and_deep)
+    stored = tiny.stored_params(learned_run)
+    tiny.assert_same(tree.unflatten(tiny.stored_params(tmp_path / "run")), stored)
+
+
+def test_a_file_of_matrices_grows_as_they_did_when_they_were_learned(
     run, tmp_path, learned_run, wide_and_deep
 ):
-    run(tmp_path / "again", **wide_and_deep)
-    stored = tiny.stored_params(learned_run)
-    tiny.assert_same(tree.unflatten(tiny.stored_params(tmp_path / "again")), stored)
-
     path = resolve(str(learned_run))
     (digest,) = read_lineage(path).matrices
     given = wide_and_deep | {"init__growth__matrices": matrices_file(path, digest)}

@@ -13,7 +13,8 @@ from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.llama import declare
-from prts_jax.train.loop import _train_batches, train
+from prts_jax.train.batches import training_batches
+from prts_jax.train.loop import train
 from tests.train import tiny
 from tests.train.tiny import assert_same, curve, read_lines, stored_params
 
@@ -342,4 +343,4 @@ def test_a_checkpoint_is_no_workdir(tmp_path, configure):
 def test_a_batch_that_does_not_divide_is_refused_with_a_number_that_does(configure):
     config = configure(train__accumulation=2)
     with pytest.raises(UserError, match=r"config\.data\.batch: 8 .* make it a multiple of 16"):
-        _train_batches(config, batch_parts=8)
+        training_batches(config, batch_parts=8)

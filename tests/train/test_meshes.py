@@ -172,6 +172,51 @@ def test_stages_in_two_processes_have_the_losses_of_one(workdirs, stores, run_pr
     assert_same_losses(workdirs / "stages in two", workdirs / "stages", steps=4)
 
 
+def learned_on(base: Path) -> tuple[str, ...]:
+    """Flags of growth by learned matrices, twice as deep and wide in the MLP."""
+    return (
+        f"--config.init.grow_from={base}",
+        "--config.init.growth.operator=learned",
+        "--config.init.growth.learn_steps=10",
+        "--config.model.layers=4",
+        "--config.model.mlp=96",
+        "--config.train.steps=1",
+    )
+
+
+def test_two_processes_learn_the_map_that_one_learns(
+    one_device, workdirs, stores, run_prts, run_two
+):
+    flags = (*stores.flags(), *learned_on(one_device))
+    run_prts("train", *flags, f"--workdir={workdirs / 'learned'}")
+    run_two(*flags, *TWO_BY_FOUR, f"--workdir={workdirs / 'learned in two'}")
+    one, two = (read_lines(workdirs / name) for name in ("learned", "learned in two"))
+    assert [line["position"] for line in two] == [line["position"] for line in one]
+    learning, expected = (lines[0]["growth"]["learning"] for lines in (two, one))
+    assert learning["flops"] == expected["flops"]
+    # Adam divides by what is near zero at first, which makes more of rounding.
+    for name in ("first_loss", "last_loss"):
+        np.testing.assert_allclose(learning[name], expected[name], rtol=1e-4, err_msg=name)
+    lineage = read_lineage(resolve(str(workdirs / "learned in two")))
+    (digest,) = lineage.matrices
+    assert digest == two[0]["growth"]["map"]["matrices"]["digest"]
+
+
+def test_sigterm_while_two_processes_learn_a_map_ends_both(one_device, workdirs, stores, start_two):
+    workdir = workdirs / "stopped learning"
+    flags = (*stores.flags(), *learned_on(one_device), *TWO_BY_FOUR, f"--workdir={workdir}")
+    processes = start_two(*flags, "--config.init.growth.learn_steps=100000")
+    for line in processes[0].stderr:
+        if "learning the growth map" in line:
+            break
+    os.kill(processes[1].pid, signal.SIGTERM)
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], errors[0][-3000:]
+    (step,) = {int(re.search(r"at step (\d+) of learning", text)[1]) for text in errors}
+    assert 0 < step < 100000
+    assert not complete_steps(str(workdir / "checkpoints"))
+
+
 def test_a_mistake_ends_both_processes(workdirs, stores, start_two, start_prts):
     """The lock is held by a third: the first process learns it, and the second must not hang."""
     workdir = workdirs / "contended"

@@ -81,3 +81,29 @@ def test_a_cycle_on_object_storage_equals_one_on_disk(
     assert losses[0] == losses[1]
     report = run_prts("report", f"{fake_gcs}/base", f"{fake_gcs}/on_mesh", "--json")
     assert len(json.loads(report.stdout)["runs"]) == 2
+
+
+def test_a_run_in_stages_on_object_storage_equals_one_on_disk(
+    stores: Stores,
+    fake_gcs: str,  # noqa: F811
+    tmp_path: Path,
+    run_prts: RunPrts,
+    start_prts: StartPrts,
+    without_tensorflow: dict[str, str],
+) -> None:
+    """Killed in its first stage, it resumes, grows, and ends as the undisturbed run does."""
+
+    def train(root: str) -> list[str]:
+        stages = ["--config=tests/train/tiny_staged.py", "--config.growth.stages[0].steps=30"]
+        return ["train", *stores.flags(), *stages, f"--workdir={root}/staged"]
+
+    killed = start_prts(*train(fake_gcs), env=without_tensorflow)
+    kill_after_first_checkpoint(killed, f"{fake_gcs}/staged/checkpoints")
+    for root in (fake_gcs, str(tmp_path)):
+        run_prts(*train(root), env=without_tensorflow)
+    remote, local = f"{fake_gcs}/staged", f"{tmp_path}/staged"
+    assert curve(remote) == curve(local)
+    lineages = [read_lineage(resolve(workdir)) for workdir in (remote, local)]
+    assert lineages[0].digests == lineages[1].digests
+    assert (lineages[0].stage, lineages[0].step) == (1, 32)
+    assert [record["at_step"] for record in lineages[0].growth] == [30]

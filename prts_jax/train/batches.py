@@ -1,0 +1,94 @@
+"""The data of a stage: its training and validation batches, and what is wrong with them."""
+
+from data_pipelines.loader import EvalBatches, TrainBatches
+from data_pipelines.mixture import train_batches
+from data_pipelines.store import TokenStore
+from prts_jax.config import RunConfig
+from prts_jax.errors import UserError
+from prts_jax.mesh import axis_size, make_mesh
+
+
+def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
+    """Opens the store that a stage trains on.
+
+    Args:
+      config: of the stage.
+      batch_parts: data-parallel devices, which share a batch.
+
+    Raises:
+      UserError: no store, one that does not fit the model, or a batch that does not divide.
+    """
+    data = config.data
+    if not data.train:
+        raise UserError("config.data.train: is empty; give the directory of a token store")
+    micro_rows = batch_parts * config.train.accumulation
+    if data.batch % micro_rows:
+        raise UserError(
+            f"config.data.batch: {data.batch} does not divide among {batch_parts} data-parallel "
+            f"devices × train.accumulation={config.train.accumulation}; make it a multiple of "
+            f"{micro_rows}"
+        )
+    return train_batches(
+        _open_store(data.train, config),
+        data.mixture,
+        data.length,
+        data.batch,
+        data.seed,
+        data.shuffle,
+        data.overlap,
+        data.block,
+        data.documents,
+    )
+
+
+def evaluation_batches(
+    config: RunConfig, batch_parts: int, trained_on: TokenStore
+) -> EvalBatches | None:
+    """Opens the store that a stage is validated on; None where it has none.
+
+    Args:
+      config: of the stage.
+      batch_parts: data-parallel devices, which share a batch.
+      trained_on: the training store, whose tokenizer must be the same.
+
+    Raises:
+      UserError: a store that does not fit the model or the training store, or a batch that does
+        not divide.
+    """
+    data, evaluation = config.data, config.evaluation
+    if not data.validation:
+        return None
+    rows = evaluation.batch or data.batch
+    if rows % batch_parts:
+        raise UserError(
+            f"config.evaluation.batch: {rows} does not divide among {batch_parts} data-parallel "
+            f"devices; make it a multiple of {batch_parts}"
+        )
+    store = _open_store(data.validation, config)
+    if store.tokenizer != trained_on.tokenizer:
+        raise UserError(
+            f"config.data.validation: the tokens of {data.validation} are of another "
+            f"tokenizer (sha256 {store.tokenizer[:12]}) than those of {data.train} "
+            f"({trained_on.tokenizer[:12]}); cache both with the same --tokenizer"
+        )
+    return EvalBatches(store, data.length, rows, evaluation.tokens or None, data.documents)
+
+
+def check_batches(config: RunConfig) -> None:
+    """Refuses data and sizes of batches that a stage to come cannot train or be validated on.
+
+    Raises:
+      UserError: as `training_batches` and `evaluation_batches`.
+    """
+    parts = axis_size(make_mesh(config.mesh), "batch")
+    evaluation_batches(config, parts, training_batches(config, parts).store)
+
+
+def _open_store(directory: str, config: RunConfig) -> TokenStore:
+    store = TokenStore.open(directory)
+    if store.vocab_size > config.model.vocab:
+        raise UserError(
+            f"config.model.vocab: {config.model.vocab} is less than the {store.vocab_size} "
+            f"entries of the tokenizer of {directory}; raise it, or give another store"
+        )
+    return store
