@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.forecast import forecast
 from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser, add_host_flags
+from prts_jax.cli.progress import Progress
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.learned import with_arrays
@@ -203,15 +203,14 @@ def _grow_verified(
     batch = agreement.choose_batch(layout.read_lineage(source), arguments.verify)
     before = agreement.apply(source, batch)
     report = _grow(source, target, growth_map, arguments)
-    found = agreement.compare(before, agreement.apply(target, batch), batch)
+    found = agreement.compare(before, agreement.apply(target, batch), batch, growth_map)
     _print(report, target, growth_map, arguments.json, found)
-    allowed = agreement.tolerance(growth_map.target)
-    if not growth_map.function_preserving() or found.relative_difference <= allowed:
+    if found.holds:
         return 0
     print(
         f"prts grow: {target}: differs from its source by {found.relative_difference:.2g} of the "
         "largest logit, and its map says that it keeps the function (at most "
-        f"{allowed:.2g}); it is left for you to look at, do not train from it",
+        f"{found.allowed:.2g}); it is left for you to look at, do not train from it",
         file=sys.stderr,
     )
     return EXIT_FAILED
@@ -225,7 +224,7 @@ def _grow(
         target,
         growth_map,
         arguments.mode,
-        progress=_Progress() if jax.process_index() == 0 else None,
+        progress=Progress("grow") if jax.process_index() == 0 else None,
         optimizer=arguments.optimizer,
     )
 
@@ -282,27 +281,6 @@ def _standard_output_on_error() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-class _Progress:
-    """Prints share, rate and time left to standard error, about once a second."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last < 1 and done < total:
-            return
-        self._last = now
-        rate = done / max(now - self._start, 1e-6)
-        left = (total - done) / max(rate, 1.0)
-        print(
-            f"grow: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s, "
-            f"{left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

@@ -80,11 +80,13 @@ def report_text(report: GrowthReport) -> str:
 
 def agreement_text(found: "Agreement") -> str:
     """Returns what `--verify` found."""
+    rounding = "" if found.allowed is None else f"; rounding may be {found.allowed:.2g}"
     return "\n".join(
         [
             f"verified in float32 on {found.tokens:,} tokens, {found.data}:",
             f"  largest logit difference {found.largest_difference:.3g}, "
-            f"{found.relative_difference:.2g} of the largest logit ({found.largest_logit:.3g})",
+            f"{found.relative_difference:.2g} of the largest logit ({found.largest_logit:.3g})"
+            f"{rounding}",
             f"  loss {found.loss_before:.4f} before, {found.loss_after:.4f} after",
         ]
     )

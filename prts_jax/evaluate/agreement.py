@@ -18,6 +18,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import opening
+from prts_jax.growth.map import GrowthMap
 from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import token_losses
 
@@ -71,6 +72,8 @@ class Agreement:
       largest_logit: of the source, as an absolute value.
       loss_before: of the source, nats a token.
       loss_after: of the grown model.
+      allowed: share of the largest logit that rounding may change; None where the growth does not
+        keep the function.
     """
 
     data: str
@@ -79,6 +82,12 @@ class Agreement:
     largest_logit: float
     loss_before: float
     loss_after: float
+    allowed: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether what the map says of the function is so."""
+        return self.allowed is None or self.relative_difference <= self.allowed
 
     @property
     def relative_difference(self) -> float:
@@ -99,7 +108,10 @@ class Agreement:
 def tolerance(model: ModelConfig) -> float:
     """Returns the share of the largest logit that rounding in float32 may change.
 
-    Errors of the layers add up like a random walk, so beyond 8 it grows with their root.
+    Errors of the layers add up like a random walk, so beyond 8 it grows with their root. Measured
+    (64 wide, length 128, split and zero_width): with the paper's initialisation at most 7e-7 at 8
+    layers and 1.2e-6 at 64; with layers that all add as much as they are given 1.2e-6 at 8, 2.8e-6
+    at 32 and 3.2e-6 at 64.
     """
     return TOLERANCE * math.sqrt(max(1.0, model.layers / 8))
 
@@ -168,8 +180,8 @@ def apply(checkpoint: str, batch: Batch) -> Outputs:
     return Outputs(np.asarray(found), float(loss))
 
 
-def compare(before: Outputs, after: Outputs, batch: Batch) -> Agreement:
-    """Compares what source and grown model made of the same batch."""
+def compare(before: Outputs, after: Outputs, batch: Batch, growth_map: GrowthMap) -> Agreement:
+    """Compares what source and grown model made of the same batch, with what the map says."""
     return Agreement(
         data=batch.origin,
         tokens=int(batch.weights.sum()),
@@ -177,6 +189,7 @@ def compare(before: Outputs, after: Outputs, batch: Batch) -> Agreement:
         largest_logit=float(np.abs(before.logits).max()),
         loss_before=before.loss,
         loss_after=after.loss,
+        allowed=tolerance(growth_map.target) if growth_map.function_preserving() else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,11 +12,11 @@ from prts_jax.errors import UserError
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.model.llama import declare
-from prts_jax.tree import flatten, unflatten
+from prts_jax.tree import flatten
 from tests.checkpoint.tiny import MODEL, lineage_of, write_source
+from tests.growth.one_device import grow as on_one_device
 from tests.train.tiny import stored_params
 
 
@@ -39,14 +38,6 @@ def learned_map() -> GrowthMap:
     return with_arrays(started, declarations, arrays)
 
 
-def on_mesh(params, growth_map: GrowthMap):
-    declarations = declare(growth_map.target)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return grow_params(
-        params, growth_map, declarations, unflatten(dict.fromkeys(declarations, sharding))
-    )
-
-
 def test_streaming_and_the_mesh_agree_to_rounding(source, tmp_path, learned_map, monkeypatch):
     path, params = source
     learned_map = dataclasses.replace(learned_map, noise=0.2)  # of all that growth can do to it
@@ -56,7 +47,7 @@ def test_streaming_and_the_mesh_agree_to_rounding(source, tmp_path, learned_map,
     assert report.mode == "stream"
     assert "changes its values" in report.reason
     streamed = stored_params(tmp_path / "grown")
-    for name, leaf in flatten(on_mesh(params, learned_map)).items():
+    for name, leaf in flatten(on_one_device(params, learned_map)).items():
         np.testing.assert_allclose(streamed[name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
 
 

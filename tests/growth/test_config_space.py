@@ -16,10 +16,10 @@ from prts_jax.errors import UserError
 from prts_jax.growth.explain import changes, reasons
 from prts_jax.growth.gates import gates_after
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import OPERATORS, make_map
 from prts_jax.model.llama import declare, logits
 from prts_jax.tree import flatten, unflatten
+from tests.growth.one_device import grow
 
 PLAUSIBLE = {
     "factor": st.integers(0, 4),
@@ -186,13 +186,6 @@ def declared(model: ModelConfig):
     return declare(model)
 
 
-def on_one_device(params, growth_map):
-    declarations = declared(growth_map.target)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = unflatten(dict.fromkeys(declarations, here))
-    return grow_params(params, growth_map, declarations, shardings)
-
-
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(sensible_maps())
 def test_the_mesh_makes_the_shapes_that_the_target_declares(growth_map):
@@ -202,9 +195,7 @@ def test_the_mesh_makes_the_shapes_that_the_target_declares(growth_map):
         for path, leaf in declared(growth_map.source).items()
         if growth_map.source.layers or not leaf.stacked
     }
-    grown = jax.eval_shape(
-        functools.partial(on_one_device, growth_map=growth_map), unflatten(abstract)
-    )
+    grown = jax.eval_shape(functools.partial(grow, growth_map=growth_map), unflatten(abstract))
     targets = declared(growth_map.target)
     assert {path: (leaf.shape, leaf.dtype.name) for path, leaf in flatten(grown).items()} == {
         path: (leaf.shape, leaf.dtype) for path, leaf in targets.items()
@@ -245,6 +236,6 @@ def test_what_is_called_function_preserving_is(growth_map):
     params = random_params(source)
     before = apply(params, source)
     gates = gates_after(growth_map, 0)
-    after = apply(on_one_device(params, growth_map), growth_map.target, gates)
+    after = apply(grow(params, growth_map), growth_map.target, gates)
     difference = float(jnp.abs(after - before).max() / jnp.abs(before).max())
     assert difference <= 2e-6, growth_map

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prts_jax.config import ModelConfig
+from prts_jax.config import MAX_LAYERS, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.depth import index_list, stack
 from prts_jax.growth.map import format_ranges
-from prts_jax.growth.notation import MAX_LAYERS, parse_layers
+from prts_jax.growth.notation import parse_layers
 
 
 def model(layers: int) -> ModelConfig:

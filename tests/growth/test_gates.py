@@ -16,13 +16,13 @@ from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import fold_gates, gates_after, opening, refuse_shut
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.widening import NEW
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.inputs import Gates
 from prts_jax.model.llama import declare, logits
 from prts_jax.tree import flatten, unflatten
+from tests.growth import one_device
 
 COMPUTE = ComputeConfig(dtype="float32", attention="xla")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 48, (2, 12)), jnp.int32)
@@ -73,10 +73,7 @@ def grow(growth_map: GrowthMap):
 
 
 def grow_on_mesh(growth_map: GrowthMap):
-    declarations = declare(growth_map.target)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = unflatten(dict.fromkeys(declarations, sharding))
-    return grow_params(params_of(growth_map.source), growth_map, declarations, shardings)
+    return one_device.grow(params_of(growth_map.source), growth_map)
 
 
 def change_of_logits(growth_map: GrowthMap, gates: Gates, grow=grow) -> float:

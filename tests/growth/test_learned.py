@@ -1,10 +1,8 @@
 """Learned growth: its equations one by one, what it starts from, and what it refuses."""
 
 import dataclasses
-import functools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,11 +14,11 @@ from prts_jax.growth.explain import changes, reasons
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Matrices
-from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
-from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare, logits
-from prts_jax.tree import flatten, unflatten
+from prts_jax.tree import flatten
+from tests.growth import one_device
+from tests.growth.one_device import params_of
 
 SOURCE = ModelConfig(vocab=48, layers=2, embed=12, heads=4, kv_heads=2, head_dim=4, mlp=16)
 KINDS = {"MHA": 4, "GQA": 2, "MQA": 1}
@@ -35,22 +33,8 @@ def wider(source: ModelConfig) -> str:
     return f"embed=20,mlp=24,heads={2 * source.heads},kv_heads={2 * source.kv_heads}"
 
 
-@functools.cache
-def params_of(source: ModelConfig):
-    """Fresh parameters whose norms are not all ones."""
-    leaves = flatten(init_params(declare(source), source.layers, "paper", 0))
-    rng = np.random.default_rng(0)
-    for path, leaf in leaves.items():
-        if path.endswith("norm"):
-            leaves[path] = jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
-    return unflatten(leaves)
-
-
 def grow(growth_map: GrowthMap):
-    declarations = declare(growth_map.target)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = unflatten(dict.fromkeys(declarations, sharding))
-    return grow_params(params_of(growth_map.source), growth_map, declarations, shardings)
+    return one_device.grow(params_of(growth_map.source), growth_map)
 
 
 def with_random_matrices(growth_map: GrowthMap) -> GrowthMap:

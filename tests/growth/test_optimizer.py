@@ -16,28 +16,16 @@ import pytest
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import FRESH, KEPT, SCHEDULE, Moment, grow_optimizer, roles
-from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import token_losses
 from prts_jax.tree import flatten, named_leaves, unflatten
+from tests.growth.one_device import grow, params_of
 
 COMPUTE = ComputeConfig(dtype="float32", attention="xla")
 SOURCE = ModelConfig(vocab=32, layers=2, embed=8, heads=2, kv_heads=1, head_dim=4, mlp=12)
 TOKENS = np.random.default_rng(1).integers(0, SOURCE.vocab, (2, 9)).astype(np.int32)
-
-
-@functools.cache
-def params_of(source: ModelConfig):
-    """Parameters whose norms are not all ones."""
-    leaves = flatten(init_params(declare(source), source.layers, "paper", 0))
-    rng = np.random.default_rng(0)
-    for path, leaf in leaves.items():
-        if path.endswith("norm"):
-            leaves[path] = jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
-    return unflatten(leaves)
 
 
 _made: dict[str, Any] = {}
@@ -46,11 +34,7 @@ _made: dict[str, Any] = {}
 def grown_params(growth_map: GrowthMap):
     """The grown parameters, made once for each map."""
     if growth_map.digest() not in _made:
-        declarations = declare(growth_map.target)
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = unflatten(dict.fromkeys(declarations, sharding))
-        source = params_of(growth_map.source)
-        _made[growth_map.digest()] = grow_params(source, growth_map, declarations, shardings)
+        _made[growth_map.digest()] = grow(params_of(growth_map.source), growth_map)
     return _made[growth_map.digest()]
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.widening import NEW, Widening, partition
 from prts_jax.growth.width import parse_widths
-from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare, logits
-from prts_jax.tree import flatten, unflatten
+from prts_jax.model.llama import logits
+from prts_jax.tree import flatten
+from tests.growth import one_device
+from tests.growth.one_device import params_of
 
 COMPUTE = ComputeConfig(dtype="float32", attention="xla")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 48, (2, 12)), jnp.int32)
@@ -30,17 +30,6 @@ KINDS = {
     "GQA": ({"kv_heads": 2}, "heads=8,kv_heads=4"),
     "MQA": ({"kv_heads": 1}, "heads=8"),
 }
-
-
-@functools.cache
-def params_of(source: ModelConfig):
-    """Fresh parameters whose norms are not all ones."""
-    leaves = flatten(init_params(declare(source), source.layers, "paper", 0))
-    rng = np.random.default_rng(0)
-    for path, leaf in leaves.items():
-        if path.endswith("norm"):
-            leaves[path] = jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
-    return unflatten(leaves)
 
 
 @functools.partial(jax.jit, static_argnums=1)  # tests of one shape share its compilation
@@ -54,10 +43,7 @@ def logits_of(source: ModelConfig):
 
 
 def grow(growth_map: GrowthMap):
-    declarations = declare(growth_map.target)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = unflatten(dict.fromkeys(declarations, sharding))
-    return grow_params(params_of(growth_map.source), growth_map, declarations, shardings)
+    return one_device.grow(params_of(growth_map.source), growth_map)
 
 
 def change_of_logits(growth_map: GrowthMap) -> float:
@@ -97,11 +83,35 @@ def test_an_axis_alone_and_heads_by_any_factor_keep_the_function(operator, width
     assert change_of_logits(growth_map) <= 2e-6
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_width_and_depth_grow_together_by_zero_for_every_kind(kind, tied):
+    changes, heads = KINDS[kind]
+    source = dataclasses.replace(SOURCE, tied=tied, **changes)
+    widths = f"embed=24,mlp=40,head_dim=8,{heads}"
+    growth_map = make_map(source, None, "zero_width", widths=widths, factor=2)
+    assert growth_map.function_preserving()
+    assert change_of_logits(growth_map) <= 2e-6
+
+
 @pytest.mark.parametrize("scaling", [RopeScaling(), RopeScaling(factor=4.0, original_length=16)])
 def test_head_dim_grows_by_zero_with_its_rotary_pairs_and_scale(scaling):
     source = dataclasses.replace(SOURCE, rope_scaling=scaling)
     growth_map = make_map(source, None, "zero_width", widths="head_dim=12,embed=24")
     assert growth_map.function_preserving()
+    assert change_of_logits(growth_map) <= 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [("split", {}), ("split", {"weights": "uneven"}), ("zero_width", {})],
+    ids=["even", "uneven", "zero"],
+)
+def test_the_rounding_of_many_layers_stays_as_small(operator, options):
+    source = dataclasses.replace(SOURCE, layers=32, embed=64, mlp=160, head_dim=16)
+    widths = "embed=128,mlp=320,heads=8,kv_heads=4"
+    growth_map = make_map(source, None, operator, widths=widths, **options)
     assert change_of_logits(growth_map) <= 2e-6
 
 
