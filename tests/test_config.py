@@ -34,7 +34,7 @@ from prts_jax.config import (
 )
 from prts_jax.errors import UserError
 
-sizes = st.integers(1, 10**6)
+sizes = st.integers(1, 10**5)
 positive = st.floats(1e-12, 1e12)
 shares = st.floats(0, 1, exclude_max=True)
 stages = st.builds(lambda steps, rate: Stage(steps=steps, schedule={"peak": rate}), sizes, positive)

@@ -13,6 +13,13 @@ class OneLineParser(argparse.ArgumentParser):
         """Takes what `argparse.ArgumentParser` takes."""
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses as argparse does, which makes an empty list of the value in `--flag=--`."""
+        for argument in args or ():
+            if argument.endswith("=--"):
+                self.error(f"argument {argument}: '--' is no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would print, as a `UserError`."""
         raise UserError(f"{message}; see `{self.prog} --help`")

@@ -11,7 +11,12 @@ from typing import Any
 
 import ml_collections
 
-from prts_jax.config.checks import check_combinations, check_model, check_numbers
+from prts_jax.config.checks import (
+    MAX_LAYERS,
+    check_combinations,
+    check_model,
+    check_numbers,
+)
 from prts_jax.config.files import inherit
 from prts_jax.config.reading import from_dict, get, nearest, to_dict
 from prts_jax.config.schema import (
@@ -39,6 +44,7 @@ from prts_jax.errors import UserError
 
 __all__ = [
     "CHOICES",
+    "MAX_LAYERS",
     "OPERATOR_GROUP",
     "CheckpointConfig",
     "ComputeConfig",

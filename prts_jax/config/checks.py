@@ -6,20 +6,27 @@ from prts_jax.config.reading import get
 from prts_jax.config.schema import ModelConfig, RunConfig
 from prts_jax.errors import UserError
 
+MAX_LAYERS, MAX_SIZE = 10_000, 1_000_000
+"""Of a model, beyond all that there are: a slip is refused before lists of its length are made."""
+
 
 def check_model(model: ModelConfig, where: str = "config.model") -> None:
     """Refuses shapes that no Llama can have.
 
     Raises:
-      UserError: a size below one (no layers are allowed), query heads not divisible among the
-        key heads, an odd head_dim, which rotary embeddings cannot split into pairs, or constants
-        that divide by zero.
+      UserError: a size below one (no layers are allowed) or beyond `MAX_LAYERS` or `MAX_SIZE`,
+        query heads not divisible among the key heads, an odd head_dim, which rotary embeddings
+        cannot split into pairs, or constants that divide by zero.
     """
     for name in ("vocab", "embed", "heads", "kv_heads", "head_dim", "mlp"):
         if getattr(model, name) < 1:
             raise UserError(f"{where}.{name}: is {getattr(model, name)}; it must be at least 1")
-    if model.layers < 0:
-        raise UserError(f"{where}.layers: is {model.layers}; it must be at least 0")
+        if getattr(model, name) > MAX_SIZE:
+            raise UserError(
+                f"{where}.{name}: is {getattr(model, name)}; it must be at most {MAX_SIZE}"
+            )
+    if not 0 <= model.layers <= MAX_LAYERS:
+        raise UserError(f"{where}.layers: is {model.layers}; it must be 0 to {MAX_LAYERS}")
     if model.heads % model.kv_heads:
         raise UserError(
             f"{where}.heads: {model.heads} heads do not divide among kv_heads={model.kv_heads}; "
@@ -73,7 +80,6 @@ _AT_LEAST_ZERO = (
     "init.growth.pair_noise",
     "init.growth.gate_steps",
     "init.growth.noise",
-    "init.growth.seed",
     "init.growth.learn_steps",
     "init.growth.learn_rate",
 )
@@ -89,6 +95,9 @@ def check_numbers(config: RunConfig) -> None:
         for key in keys:
             if get(config, key) < least:
                 raise UserError(f"config.{key}: is {get(config, key)}; it must be ≥ {least}")
+    for key in ("init.seed", "init.growth.seed", "data.seed"):
+        if not 0 <= get(config, key) < 2**63:
+            raise UserError(f"config.{key}: is {get(config, key)}; it must be 0 to 2^63 - 1")
     for key in ("optimizer.b1", "optimizer.b2"):
         if not 0 <= get(config, key) < 1:
             raise UserError(f"config.{key}: is {get(config, key)}; it must be in [0, 1)")

@@ -8,11 +8,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from prts_jax.config import GrowthConfig, ModelConfig, nearest
+from prts_jax.config import MAX_LAYERS, GrowthConfig, ModelConfig, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.notation import MAX_LAYERS, parse_layers
+from prts_jax.growth.notation import parse_layers
 from prts_jax.growth.widening import NEW
 
 ORDERS = ("interleave", "stack")

@@ -296,6 +296,8 @@ def _check_widths(growth_map: GrowthMap) -> None:
         raise UserError(f"growth: new positions hold {growth_map.new!r}; zero or random, say")
     if growth_map.noise > 1:
         raise UserError(f"growth.noise: is {growth_map.noise}; a share of 0 to 1, such as 0.2")
+    if not 0 <= growth_map.seed < 2**63:
+        raise UserError(f"growth.seed: is {growth_map.seed}; it must be 0 to 2^63 - 1")
     for name in ("norm_scale", "pair_noise", "noise"):
         value = getattr(growth_map, name)
         if not (math.isfinite(value) and value >= 0):
@@ -313,6 +315,10 @@ def _check_gates(growth_map: GrowthMap) -> None:
         if not 0 <= begin < end:
             raise UserError(
                 f"growth: gates of {axis} open from step {begin} to {end}; give a later end"
+            )
+        if end >= 2**31:
+            raise UserError(
+                f"growth.gate_steps: gates of {axis} are open only at step {end}; give fewer steps"
             )
 
 

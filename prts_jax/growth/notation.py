@@ -2,10 +2,8 @@
 
 import re
 
+from prts_jax.config import MAX_LAYERS
 from prts_jax.errors import UserError
-
-MAX_LAYERS = 10_000
-"""Longest list that the notation may describe: beyond it a repeat count is a slip."""
 
 _GROUP = re.compile(r"([0-9]+)(?:\*([0-9]{1,5}))?", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)

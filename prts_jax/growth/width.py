@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prts_jax.config import GrowthConfig, ModelConfig, nearest
+from prts_jax.config import GrowthConfig, ModelConfig, check_model, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
@@ -245,6 +245,7 @@ def wide_target(
             f"growth.widths: {wide.heads} heads do not divide among kv_heads={wide.kv_heads}; "
             "grow both by the same factor (whole query groups)"
         )
+    check_model(wide, "growth.target")  # before lists as long as its axes are made
     return wide
 
 

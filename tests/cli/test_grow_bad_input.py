@@ -76,16 +76,37 @@ def refusal(tmp_path, capsys, *arguments):
         (["--layers=0:3,3"], "layer 3 is none of the source's layers 0 to 2"),
         (["--layers=1-234*2"], "layer 4 is none of the source's layers 1 to 3"),
         (["--layers=0:2"], "growth never shrinks"),
+        (["--layers=--"], "argument --layers=--: '--' is no value"),
         (["--layers=0:3,"], "'' is neither a range such as 0:24 nor a layer"),
         (["--layers=123*99999"], "it makes more than 10000 layers"),
         (["--operator=split", "--widths=embed=8"], "embed from 16 to 8; growth never shrinks"),
+        (
+            ["--operator=split", "--widths=mlp=48", "--factor=1000000000"],
+            "growth.target.layers: is 3000000000; it must be 0 to 10000",
+        ),
+        (
+            ["--operator=split", "--widths=embed=9999999"],
+            "growth.target.embed: is 9999999; it must be at most 1000000",
+        ),
         (["--operator=split", "--widths=heads=7"], "7 heads do not divide among kv_heads=2"),
         (["--operator=split", "--widths=heads=6,kv_heads=3,mlp=x"], "growth.widths: 'mlp=x'"),
         (["--operator=split", "--widths=head_dim=8"], "never function preserving"),
-        (["--operator=zero_width", "--widths=head_dim=7"], "give a multiple of 4"),
+        (["--operator=zero_width", "--widths=head_dim=6"], "give a multiple of 4"),
         (["--operator=last", "--block=4"], "last copies 1 to 3 of the source's layers"),
         (["--factor=2", "--noise=2"], "growth.noise: is 2.0; a share of 0 to 1"),
         (["--factor=2", "--noise=nan"], "growth.noise: is nan"),
+        (
+            ["--operator=random", "--factor=2", "--seed=-1"],
+            "growth.seed: is -1; it must be 0 to 2^63",
+        ),
+        (
+            ["--operator=random", "--factor=2", f"--seed={10**30}"],
+            "growth.seed: is 1000000000000000000000000000000; it must be 0 to 2^63",
+        ),
+        (
+            ["--operator=random", "--factor=2", f"--gate_steps={10**12}"],
+            "growth.gate_steps: gates of layers are open only at step 1000000000000",
+        ),
         (["--factor=2", "--mode=copy"], "'copy' is none of auto, stream, reference"),
         (["--factor=2", "--source=nowhere"], "nowhere: does not exist"),
         (
