@@ -14,15 +14,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
 from etils import epath
 
 from data_pipelines.files import open_files
 from data_pipelines.inputs import file_version, input_sizes, relative_names
 from data_pipelines.native import Encoded
+from data_pipelines.packing import Packing, pack
 from data_pipelines.rows import Fault
-from data_pipelines.store import INDEX, TOKENIZER, file_sizes, read_index
-from data_pipelines.store_writer import TEMPORARY, Shard, write_index, write_json, write_shard
+from data_pipelines.store import INDEX, file_sizes, read_index
+from data_pipelines.store_writer import (
+    TEMPORARY,
+    Document,
+    Shard,
+    write_index,
+    write_json,
+    write_shard,
+)
 from data_pipelines.tokenizer import Tokenizer
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
@@ -69,11 +76,13 @@ class Rules:
       skip_bad: leave bad rows out and list them in the index; False ends at the first.
       max_bad_fraction: share of all rows that may be left out; above it no store is made.
       layout: of `store.LAYOUTS`.
+      packing: how examples become rows; None where documents follow one another.
     """
 
     skip_bad: bool = False
     max_bad_fraction: float = 0.001
     layout: str = "mixed"
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
@@ -115,7 +124,7 @@ class Build:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What must agree for two runs to be making the same store."""
-        return {
+        identity: dict[str, Any] = {
             "task": self.task.name,
             "split": self.task.split,
             "tokenizer_sha256": self.task.tokenizer.sha256,
@@ -123,6 +132,10 @@ class Build:
             "inputs": relative_names(self.task.files),
             "layout": self.rules.layout,
         }
+        if self.rules.packing is not None:
+            # Kept out of other stores' indices, where the first of them had none.
+            identity["packing"] = dataclasses.asdict(self.rules.packing)
+        return identity
 
     def finished(self) -> dict[str, Any] | None:
         """Returns the index if this store is already made.
@@ -153,7 +166,9 @@ class Build:
             write_json(plan, self.identity)
         for leftover in self._folder.glob(f"*{TEMPORARY}"):
             leftover.unlink()
-        (self._folder / TOKENIZER).write_bytes(self.task.tokenizer.model)
+        tokenizer = self.task.tokenizer
+        for name, content in {tokenizer.file: tokenizer.model, **tokenizer.beside}.items():
+            (self._folder / name).write_bytes(content)
 
     def _refuse_difference(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         different = [key for key in wanted if found.get(key) != wanted[key]]
@@ -196,12 +211,12 @@ class Build:
         Raises:
           UserError: a bad row that is not to be left out, or a file that cannot be read.
         """
-        rows = 0
+        rows, truncated = 0, 0
         text_bytes: list[int] | None = [0] * len(self.task.sources)
         bad: dict[str, list[int]] = {}
 
-        def good() -> Iterator[tuple[np.ndarray, int]]:
-            nonlocal rows, text_bytes
+        def good() -> Iterator[Encoded]:
+            nonlocal rows, text_bytes, truncated
             for row in self.task.documents(index):
                 rows += 1
                 if isinstance(row, Fault):
@@ -213,8 +228,13 @@ class Build:
                     text_bytes = None
                 elif text_bytes is not None:
                     text_bytes[row.source] += row.text_bytes
-                yield row.tokens, row.source
+                truncated += row.truncated
+                yield row
 
+        packing, sources = self.rules.packing, len(self.task.sources)
+        documents = good()
+        if packing is not None:
+            documents = pack(documents, packing, sources - 1, self.task.tokenizer.eos_id)
         record = self._record(index)
         version = file_version(self.task.files[index])
         shard = write_shard(
@@ -222,9 +242,9 @@ class Build:
             record.stem,
             self.identity["inputs"][index],
             self.sizes[index],
-            good(),
+            (_parts(document) for document in documents),
             self.task.tokenizer.vocab_size,
-            len(self.task.sources),
+            sources,
             by_set=self.rules.layout == "by_set",
         )
         shard = dataclasses.replace(
@@ -232,6 +252,7 @@ class Build:
             rows=rows,
             bytes_per_source=tuple(text_bytes or ()),
             bad=dict(sorted(bad.items())),
+            truncated=truncated,
         )
         write_json(record, {**vars(shard), VERSION: version})
         return shard
@@ -280,3 +301,9 @@ class Build:
                 f"({INDEX}, or shard-*.json before it is written); mend them, or start again with "
                 "--on_error=skip and a larger fraction: what is made is kept"
             )
+
+
+def _parts(document: Encoded) -> Document:
+    if document.answers is None:
+        return document.tokens, document.source
+    return document.tokens, document.source, document.answers

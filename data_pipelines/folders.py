@@ -54,6 +54,11 @@ class Format:
             raise UserError("--format=text has no fields: leave --set_field out, use sub-folders")
 
     @property
+    def endings(self) -> tuple[str, ...]:
+        """How the names of its files end."""
+        return ENDINGS[self.name]
+
+    @property
     def title(self) -> str:
         """The task's name; another text makes another task."""
         if self.name == "text":
@@ -80,7 +85,7 @@ def splits_of(directory: str | os.PathLike[str], form: Format) -> dict[str, list
       directory: local or gs://.
       form: what lies there.
     """
-    found = {split: _files(os.path.join(directory, split), form) for split in SPLITS}
+    found = {split: files_of(os.path.join(directory, split), form) for split in SPLITS}
     return {split: files for split, files in found.items() if files}
 
 
@@ -104,17 +109,17 @@ def open_folder(
     # The sets are those of every split, so that a source id means the same in each.
     if by_split := splits_of(directory, form):
         sets = {
-            name: [_set_of(file, os.path.join(directory, name), form) for file in files]
+            name: [set_of(file, os.path.join(directory, name), form.name) for file in files]
             for name, files in by_split.items()
         }
     else:
-        by_split = {split: _files(directory, form)}
-        sets = {split: [_set_of(file, directory, form) for file in by_split[split]]}
+        by_split = {split: files_of(directory, form)}
+        sets = {split: [set_of(file, directory, form.name) for file in by_split[split]]}
     files = by_split.get(split)
     if not files:
         raise UserError(
             f"no text found: {os.path.join(directory, split)} and {directory} have no file "
-            f"*{', *'.join(ENDINGS[form.name])}; give --input the folder that holds them"
+            f"*{', *'.join(form.endings)}; give --input the folder that holds them"
         )
     sources = form.sets or tuple(sorted({name for names in sets.values() for name in names}))
     if len(sources) > MAX_SETS:
@@ -131,14 +136,15 @@ def open_folder(
     )
 
 
-def _files(folder: str | os.PathLike[str], form: Format) -> list[str]:
-    return [file for file in glob_files(folder, "**/*") if file.endswith(ENDINGS[form.name])]
+def files_of(folder: str | os.PathLike[str], form: Format) -> list[str]:
+    """Returns the files below a folder, local or gs://, that are of a format, in order."""
+    return [file for file in glob_files(folder, "**/*") if file.endswith(form.endings)]
 
 
-def _set_of(file: str, folder: str | os.PathLike[str], form: Format) -> str:
-    """The sub-folder of the split; the format's name for a file that lies in none."""
+def set_of(file: str, folder: str | os.PathLike[str], without: str) -> str:
+    """Returns the sub-folder that a file of `folder` lies in, `without` where it lies in none."""
     first, *rest = os.path.relpath(file, folder).split(os.sep)
-    return first if rest else form.name
+    return first if rest else without
 
 
 def read_text(

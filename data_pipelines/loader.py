@@ -90,6 +90,10 @@ class TrainBatches:
         """Whether a position of the same blocks at another length is the same place here."""
         return self.block > 0 and position % self.length == 0
 
+    def tokens(self, position: int) -> int:
+        """Returns how many inputs of the global batch at a position are no padding."""
+        return self.batch * self.length
+
     def rows(self, position: int, start: int, stop: int) -> Batch:
         """Returns rows [start, stop) of the global batch at a position.
 
@@ -105,7 +109,7 @@ class TrainBatches:
         Raises:
           UserError: the position is not between two windows (it was counted at another length).
         """
-        _check_rows(start, stop, self.batch)
+        check_rows(start, stop, self.batch)
         if position < 0 or position % self.length:
             raise UserError(
                 f"position {position} is not a multiple of length={self.length}: keep the length "
@@ -119,7 +123,7 @@ class TrainBatches:
             "loss_weights": np.ones((len(consumed), self.length), np.float32),
             "source_ids": sources[:, 1:],
         }
-        return _keep_documents_apart(batch, offsets[0]) if self.documents else batch
+        return keep_documents_apart(batch, offsets[0]) if self.documents else batch
 
     def windows(self, consumed: np.ndarray) -> np.ndarray:
         """Reads the run's windows `consumed`.
@@ -205,7 +209,7 @@ class EvalBatches:
         Raises:
           IndexError: no such batch.
         """
-        _check_rows(start, stop, self.batch)
+        check_rows(start, stop, self.batch)
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         shape = (stop - start, self.length)
@@ -234,10 +238,10 @@ class EvalBatches:
             found = np.ones(shape[0] * self.length + 1, np.int32)
             found[: count + 1] = self.store.document_offsets(first, count + 1)
             offsets = sliding_window_view(found, self.length + 1)[:: self.length]
-        return _keep_documents_apart(batch, offsets)
+        return keep_documents_apart(batch, offsets)
 
 
-def _keep_documents_apart(batch: Batch, offsets: np.ndarray) -> Batch:
+def keep_documents_apart(batch: Batch, offsets: np.ndarray) -> Batch:
     """Adds `segment_ids` and `positions`, and takes the loss off targets that begin a document.
 
     Args:
@@ -261,6 +265,7 @@ def _check_sizes(length: int, batch: int) -> None:
         raise UserError(f"length={length}, batch={batch}: both must be at least 1")
 
 
-def _check_rows(start: int, stop: int, batch: int) -> None:
+def check_rows(start: int, stop: int, batch: int) -> None:
+    """Raises: ValueError, unless [start, stop) are rows of a batch."""
     if not 0 <= start <= stop <= batch:
         raise ValueError(f"rows [{start}, {stop}) of a batch of {batch}")

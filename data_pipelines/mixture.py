@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from data_pipelines.loader import TrainBatches
+from data_pipelines.packed import PackedBatches, check_packed
 from data_pipelines.permutation import permute
 from data_pipelines.store import TokenStore
 from prts_jax.errors import UserError
@@ -137,6 +138,7 @@ def train_batches(
     overlap: bool = True,
     block: int = 0,
     documents: bool = False,
+    instructions: bool = False,
 ) -> TrainBatches:
     """Returns the batches of a mixture.
 
@@ -151,12 +153,16 @@ def train_batches(
       overlap: see there.
       block: see there.
       documents: see there.
+      instructions: the store is packed, with a loss on answers alone (`PackedBatches`).
 
     Raises:
-      UserError: a mixture that cannot be read, an unknown set, a store whose sets lie mixed, or a
-        set smaller than a window.
+      UserError: a mixture that cannot be read, an unknown set, a store whose sets lie mixed, a
+        set smaller than a window, or a packed store where none is asked for or none where one is.
     """
+    check_packed(store, instructions)
     rest = (length, batch, seed, shuffle, overlap, block, documents)
+    if instructions:
+        return PackedBatches(store, *rest)
     if mixture in ("", "natural"):
         return TrainBatches(store, *rest)
     if mixture in WITHOUT:

@@ -28,11 +28,15 @@ class Encoded(NamedTuple):
       tokens: its ids, the end-of-text id included, any integer dtype [n].
       source: index of its set in the task's `sources`.
       text_bytes: length of its text in UTF-8; None where the task does not know it.
+      answers: uint8 [n], 1 where a token is part of an answer; None where all tokens are text.
+      truncated: whether its end was cut off.
     """
 
     tokens: np.ndarray
     source: int
     text_bytes: int | None = None
+    answers: np.ndarray | None = None
+    truncated: bool = False
 
 
 class Encoder:

@@ -17,6 +17,16 @@ TEXT_FIELD = "text"
 SET_FIELD = "redpajama_set_name"
 MAX_LINE_BYTES = 1 << 27  # far above any book, far below memory
 
+CHAT_FAULTS = {
+    "missing_turns": "the row has neither messages, nor instruction and output",
+    "bad_turn": "instruction, input and output are strings, and a message has a role and a content",
+    "unknown_role": "a message's role is none of system, user and assistant",
+    "turns_out_of_order": "messages are system or not, then user and assistant by turns",
+    "no_answer": "no assistant answers, or an answer is empty",
+    "too_long": "it does not fit into a row; give a larger --length",
+}
+"""What is wrong with a row of instruction data."""
+
 FAULTS = {
     "truncated_file": "the file ends before its compressed data does; fetch it again",
     "corrupt_file": "the file cannot be decoded from here on; fetch it again",
@@ -29,6 +39,7 @@ FAULTS = {
     "empty_text": "the text is empty",
     "missing_set": "the row has no such field for its set",
     "unknown_set": "the row's set is none of those that there are",
+    **CHAT_FAULTS,
 }
 """Kinds of bad input, and what is wrong. A store's index lists lines by these names."""
 
@@ -117,6 +128,12 @@ def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
 
 def parse_row(line: bytes, number: int, fields: Fields = SLIMPAJAMA_FIELDS) -> Document | Fault:
     """Returns the document of one line, `{"text": …, "meta": {"redpajama_set_name": …}}`."""
+    row = parse_object(line, number)
+    return row if isinstance(row, Fault) else document_of(row, number, fields)
+
+
+def parse_object(line: bytes, number: int) -> dict[str, Any] | Fault:
+    """Returns the JSON object of one line."""
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -126,7 +143,7 @@ def parse_row(line: bytes, number: int, fields: Fields = SLIMPAJAMA_FIELDS) -> D
         return Fault("bad_json", number, str(error))
     if not isinstance(row, dict):
         return Fault("bad_json", number, f"a {type(row).__name__}")
-    return document_of(row, number, fields)
+    return row
 
 
 def document_of(row: Mapping[str, Any], number: int, fields: Fields) -> Document | Fault:

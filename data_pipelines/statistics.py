@@ -1,17 +1,49 @@
 """What a store holds: tokens, documents, bytes by set, and how long its documents are."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.files import open_files
-from data_pipelines.store import END_DTYPE, SOURCE_DTYPE, read_index
+from data_pipelines.files import Files, open_files
+from data_pipelines.store import ANSWER_DTYPE, END_DTYPE, SOURCE_DTYPE, read_index
 
+READ_ITEMS = 1 << 24  # at once
 BINS_PER_OCTAVE = 2
 BINS = 32 * BINS_PER_OCTAVE
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Counts of a packed store.
+
+    Attributes:
+      rows: number of rows.
+      length: inputs of a row.
+      examples: number of examples.
+      truncated: examples whose end was cut off.
+      answers: tokens of answers.
+      padding: tokens of padding.
+      left_out: rows of input that were bad.
+    """
+
+    rows: int
+    length: int
+    examples: int
+    truncated: int
+    answers: int
+    padding: int
+    left_out: int
+
+    def __str__(self) -> str:
+        tokens = max(self.rows * (self.length + 1), 1)
+        return (
+            f"{self.examples:,} examples in {self.rows:,} rows of {self.length:,} + 1 tokens: "
+            f"{self.answers / tokens:.1%} answers, {self.padding / tokens:.1%} padding; "
+            f"{self.truncated:,} truncated, {self.left_out:,} bad rows left out"
+        )
 
 
 @dataclass(frozen=True)
@@ -27,6 +59,7 @@ class Statistics:
         [2^(i / BINS_PER_OCTAVE), 2^((i + 1) / BINS_PER_OCTAVE)).
       rows: lines of input.
       bad: rows left out, by kind.
+      packed: of a packed store; None of any other.
     """
 
     sources: tuple[str, ...]
@@ -36,6 +69,7 @@ class Statistics:
     lengths: np.ndarray
     rows: int
     bad: Mapping[str, int]
+    packed: Packed | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything but the histogram in plain values, by set and in total."""
@@ -60,6 +94,7 @@ class Statistics:
             "total": entry(sum(tokens), sum(documents), all_bytes),
             "rows": self.rows,
             "bad": dict(self.bad),
+            **({} if self.packed is None else {"packed": asdict(self.packed)}),
         }
 
     def table(self) -> str:
@@ -78,6 +113,8 @@ class Statistics:
                 f"{name:24} {row['tokens']:>17,} {share:>7.2%} {row['documents']:>13,} "
                 f"{size:>17} {per_token:>12}"
             )
+        if self.packed is not None:
+            lines.append(str(self.packed))
         if self.bad:
             kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.bad.items())
             lines.append(f"left out of {self.rows:,} rows: {kinds}")
@@ -85,7 +122,7 @@ class Statistics:
 
 
 def statistics(directory: str | os.PathLike[str]) -> Statistics:
-    """Counts a finished store, local or on gs://; reads the documents' ends and sources only.
+    """Counts a finished store, local or on gs://; of its tokens it reads which are answers.
 
     Raises:
       UserError: no finished store there.
@@ -110,7 +147,31 @@ def statistics(directory: str | os.PathLike[str]) -> Statistics:
         lengths=lengths,
         rows=index.get("rows", 0),
         bad=index.get("bad", {}),
+        packed=_packed(index, files, documents) if "packing" in index else None,
     )
+
+
+def _packed(index: Mapping[str, Any], files: Files, documents: np.ndarray) -> Packed:
+    """Counts a packed store, whose last source is its padding."""
+    length = index["packing"]["length"]
+    return Packed(
+        rows=index["tokens"] // (length + 1),
+        length=length,
+        examples=int(documents[:-1].sum()),
+        truncated=index["truncated"],
+        answers=sum(
+            int(files.read(f"{shard['name']}.answers", ANSWER_DTYPE, start, stop).sum())
+            for shard in index["shards"]
+            for start, stop in _spans(shard["tokens"])
+        ),
+        padding=int(_column_sums(index, "tokens_per_source")[-1]),
+        left_out=sum(index["bad"].values()),
+    )
+
+
+def _spans(count: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, READ_ITEMS):
+        yield start, min(start + READ_ITEMS, count)
 
 
 def _column_sums(index: Mapping[str, Any], key: str) -> np.ndarray:

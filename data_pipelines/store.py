@@ -6,10 +6,15 @@
                               vocabulary is larger than 65,536)
     DIR/shard-00000.ends      for each document the shard's token count after it, uint64
     DIR/shard-00000.sources   for each document its source id, uint8
+    DIR/shard-00000.answers   of instructions: for each token 1 if it is part of an answer, uint8
 
 A shard's documents lie in the order of its input file (layout "mixed"), or one set after the other
 in the order of the source ids (layout "by_set"). The index also lists, for each shard, the lines of
 its input that were left out, by the kind of fault.
+
+A packed store (`packing.py`) is rows of equal size, each of whole documents and padding, which has
+a source of its own, `PADDING`. Tokens of a Hugging Face tokenizer come with its tokenizer.json in
+place of the SentencePiece model.
 
 `store_writer.py` makes one. Reading needs neither TensorFlow nor the `data` extra, and works on gs://
 too (`files.py`).
@@ -32,9 +37,12 @@ from prts_jax.paths import as_path
 FORMAT = 1
 INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
+TOKENIZER_FILES = (TOKENIZER, "tokenizer.json")
 LAYOUTS = ("mixed", "by_set")
+PADDING = "padding"
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
+ANSWER_DTYPE = np.dtype("u1")
 OPEN_DESCRIPTIONS = 128  # shards whose document ends are at hand
 
 
@@ -91,7 +99,8 @@ class TokenStore:
       documents: number of documents; of the whole store.
       sources: names of the sets; a source id is an index into them.
       layout: of `LAYOUTS`.
-      tokenizer: sha256 of the SentencePiece model that made the tokens.
+      tokenizer: sha256 of the SentencePiece model, or tokenizer.json, that made the tokens.
+      packed: inputs of a row of a packed store; 0 of any other.
     """
 
     def __init__(self, directory: str, index: Mapping[str, Any], files: Files):
@@ -104,6 +113,7 @@ class TokenStore:
         self.sources: tuple[str, ...] = tuple(index["sources"])
         self.layout: str = index.get("layout", "mixed")
         self.tokenizer: str = index["tokenizer_sha256"]
+        self.packed: int = index.get("packing", {}).get("length", 0)
         self._files = files
         self._names = [shard["name"] for shard in index["shards"]]
         self._shard_documents = [shard["documents"] for shard in index["shards"]]
@@ -231,6 +241,22 @@ class TokenStore:
 
         return self._files.map(read, list(spans))
 
+    def read_answers(self, spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Returns of the tokens of every (start, count) which are part of an answer: bool [count].
+
+        Only packed stores know it.
+        """
+
+        def read(span: tuple[int, int]) -> np.ndarray:
+            out = np.empty(span[1], bool)
+            for shard, first, end, offset in self._pieces(*span):
+                out[offset : offset + end - first] = self._files.read(
+                    f"{self._names[shard]}.answers", ANSWER_DTYPE, first, end
+                )
+            return out
+
+        return self._files.map(read, list(spans))
+
     def source_ids(self, start: int, count: int) -> np.ndarray:
         """Returns the source id of the document that each token belongs to: int32 [count].
 
@@ -286,4 +312,6 @@ def file_sizes(shard: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
         "ends": shard["documents"] * END_DTYPE.itemsize,
         "sources": shard["documents"] * SOURCE_DTYPE.itemsize,
     }
+    if "answers" in shard["sha256"]:
+        items["answers"] = shard["tokens"] * ANSWER_DTYPE.itemsize
     return {f"{shard['name']}.{suffix}": size for suffix, size in items.items()}

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.store import (
+    ANSWER_DTYPE,
     END_DTYPE,
     FORMAT,
     INDEX,
@@ -25,6 +26,9 @@ from prts_jax.errors import UserError
 from prts_jax.paths import is_remote
 
 TEMPORARY = ".tmp"
+
+Document = tuple[np.ndarray, int] | tuple[np.ndarray, int, np.ndarray]
+"""Token ids, source id and, of instructions, which tokens are answers."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Shard:
       bytes_per_source: UTF-8 bytes of each source's text; empty where the task does not know them.
       rows: lines of the input file that were looked at, those left out included.
       bad: lines left out, by kind (`rows.FAULTS`).
+      truncated: documents whose end was cut off.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Shard:
     bytes_per_source: tuple[int, ...] = ()
     rows: int = 0
     bad: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    truncated: int = 0
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Shard":
@@ -69,19 +75,20 @@ def write_shard(
     name: str,
     source_file: str,
     source_bytes: int,
-    documents: Iterable[tuple[np.ndarray, int]],
+    documents: Iterable[Document],
     vocab_size: int,
     sources: int,
     by_set: bool = False,
 ) -> Shard:
-    """Writes one shard's three files, each whole or not at all.
+    """Writes one shard's files, each whole or not at all.
 
     Args:
       directory: the store's folder.
       name: the shard's name, `shard-00000`.
       source_file: recorded in the entry, as is its size `source_bytes`.
       source_bytes: see there.
-      documents: (token ids [n], any integer dtype; source id) of each document, in order.
+      documents: (token ids [n], any integer dtype; source id) of each document, in order; and
+        which tokens are answers, uint8 [n], of every document or of none.
       vocab_size: ids must be below it.
       sources: number of sources; source ids must be below it.
       by_set: put each source's documents together; holds all of them in memory.
@@ -96,11 +103,12 @@ def write_shard(
     ends: list[int] = []
     source_ids: list[int] = []
     tokens_per_source, documents_per_source = [0] * sources, [0] * sources
+    answers: list[np.ndarray] = []
     total = 0
 
     def encoded() -> Iterator[bytes]:
         nonlocal total
-        for tokens, source in sorted(documents, key=itemgetter(1)) if by_set else documents:
+        for tokens, source, *marks in sorted(documents, key=itemgetter(1)) if by_set else documents:
             if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
                 raise UserError(
                     f"token id out of range: {source_file}, document {len(ends)}; the task's "
@@ -111,6 +119,7 @@ def write_shard(
             total += tokens.size
             ends.append(total)
             source_ids.append(source)
+            answers.extend(marks)
             tokens_per_source[source] += tokens.size
             documents_per_source[source] += 1
             yield tokens.astype(dtype).tobytes()
@@ -121,6 +130,9 @@ def write_shard(
         ("sources", np.array(source_ids, SOURCE_DTYPE)),
     ):
         digests[suffix] = _write(directory / f"{name}.{suffix}", [array.tobytes()])
+    if answers:
+        pieces = (marks.astype(ANSWER_DTYPE).tobytes() for marks in answers)
+        digests["answers"] = _write(directory / f"{name}.answers", pieces)
     return Shard(
         name=name,
         source_file=source_file,
@@ -192,6 +204,7 @@ def write_index(
         "documents": sum(shard.documents for shard in shards),
         "rows": sum(shard.rows for shard in shards),
         "bad": dict(sorted(bad.items())),
+        "truncated": sum(shard.truncated for shard in shards),
         "shards": [asdict(shard) for shard in shards],
     }
     write_json(directory / INDEX, {**index, "fingerprint": fingerprint(index)})

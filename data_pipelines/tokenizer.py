@@ -3,14 +3,15 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
 
 from data_pipelines.rows import read_documents
 from data_pipelines.sources import list_files
+from data_pipelines.store import TOKENIZER
 from prts_jax.errors import UserError
 
 BYTE_PIECES = 256
@@ -22,16 +23,20 @@ class Tokenizer:
     """What a store records of its tokenizer.
 
     Attributes:
-      model: the SentencePiece model's bytes.
+      model: the SentencePiece model's bytes, or those of Hugging Face's tokenizer.json.
       sha256: of those bytes.
       vocab_size: number of pieces.
       eos_id: the id that ends a document.
+      file: the name that `model` has in a store.
+      beside: name → content of the small files that belong to it.
     """
 
     model: bytes
     sha256: str
     vocab_size: int
     eos_id: int
+    file: str = TOKENIZER
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:

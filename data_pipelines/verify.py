@@ -10,9 +10,11 @@ import numpy as np
 
 from data_pipelines.files import Files, open_files
 from data_pipelines.store import (
+    ANSWER_DTYPE,
     END_DTYPE,
     SOURCE_DTYPE,
     TOKENIZER,
+    TOKENIZER_FILES,
     file_sizes,
     read_index,
     token_dtype,
@@ -68,12 +70,13 @@ def _index_problems(index: Mapping[str, Any]) -> Iterator[str]:
 def _tokenizer_problems(
     directory: str | os.PathLike[str], index: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Iterator[str]:
-    if TOKENIZER not in sizes:
+    name = next((name for name in TOKENIZER_FILES if name in sizes), "")
+    if not name:
         yield f"{TOKENIZER} is missing"
         return
-    model = open_files(directory).read(TOKENIZER, np.dtype("u1"), 0, sizes[TOKENIZER])
+    model = open_files(directory).read(name, np.dtype("u1"), 0, sizes[name])
     if hashlib.sha256(model.tobytes()).hexdigest() != index["tokenizer_sha256"]:
-        yield f"{TOKENIZER} is not the one that made the tokens"
+        yield f"{name} is not the one that made the tokens"
 
 
 def _check_shard(
@@ -108,6 +111,9 @@ def _content_problems(
         "ends": hashlib.sha256(ends.tobytes()).hexdigest(),
         "sources": hashlib.sha256(sources.tobytes()).hexdigest(),
     }
+    if "answers" in shard["sha256"]:
+        answers = files.read(f"{name}.answers", ANSWER_DTYPE, 0, shard["tokens"])
+        digests["answers"] = hashlib.sha256(answers.tobytes()).hexdigest()
     for suffix, found in digests.items():
         if shard["sha256"][suffix] != found:
             yield f"{name}.{suffix} does not match its digest"
@@ -119,6 +125,10 @@ def _content_problems(
         return
     if index.get("layout") == "by_set" and (np.diff(sources.astype(np.int64)) < 0).any():
         yield f"{name}.sources is not in the order of the sets"
+    if "packing" in index:
+        row = index["packing"]["length"] + 1
+        if not np.isin(np.arange(row, shard["tokens"] + 1, row), ends).all():
+            yield f"{name}.ends has documents that lie in two rows of {row}"
     known = len(index["sources"])
     per_source = np.zeros(max(known, int(sources.max(initial=0)) + 1), np.int64)
     np.add.at(per_source, sources, lengths)

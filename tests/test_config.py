@@ -116,6 +116,8 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
     data = dataclasses.replace(
         config.data, batch=config.train.accumulation * draw(st.integers(1, 64))
     )
+    if data.instructions:  # rows are read as they were packed
+        data = dataclasses.replace(data, documents=True, overlap=False, block=0, mixture="")
     return dataclasses.replace(config, data=data)
 
 
@@ -248,6 +250,7 @@ def test_choices_are_of_keys_that_exist() -> None:
         assert get(RunConfig(), key) in choices
 
 
+PACKED = {"instructions": True, "documents": True, "overlap": False}
 IMPOSSIBLE: dict[str, dict[str, dict[str, Any]]] = {
     "config.model.vocab": {"model": {"vocab": 0}},
     "config.model.layers": {"model": {"layers": -1}},
@@ -280,6 +283,10 @@ IMPOSSIBLE: dict[str, dict[str, dict[str, Any]]] = {
     "config.train.accumulation": {"train": {"accumulation": 3}, "data": {"batch": 8}},
     "config.checkpoint.keep": {"checkpoint": {"keep": 0}},
     "config.evaluation.tokens": {"evaluation": {"tokens": -1}},
+    "config.data.documents": {"data": {"instructions": True, "overlap": False}},
+    "config.data.overlap": {"data": {"instructions": True, "documents": True}},
+    "config.data.mixture": {"data": PACKED | {"mixture": "a=1"}},
+    "config.data.block": {"data": PACKED | {"block": 2048}},
     "config.init": {"init": {"grow_from": "a", "start_from": "b"}},
     "config.init.growth.layers": {"init": {"grow_from": "a", "growth": {"operator": "layers"}}},
     "config.init.growth.factor": {"init": {"growth": {"factor": -4}}},

@@ -20,6 +20,9 @@ FORMAT = 1
 
 Digests = dict[str, tuple[str, ...]]
 
+TUNING = "data.instructions"
+"""The config's key that turns pretraining into fine-tuning on instructions."""
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -38,7 +41,8 @@ class Lineage:
         of a learned one, which comes after these tokens and FLOPs, and the last "evaluation"
         before it, if there was one.
       digests: path → one digest a layer, or a single one where the leaf is not stacked.
-      changes: changes made on resume: {"step", "key", "from", "to"}.
+      changes: changes made on resume: {"step", "key", "from", "to"}; and the beginning of
+        fine-tuning, with key `TUNING`, "tokens", "flops" and the last "evaluation" before it.
       versions: names and versions of what wrote it.
       stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
       imported: of a model that began elsewhere: {"format", "path", "dtype", "length"}.
@@ -110,6 +114,21 @@ class Lineage:
             versions=current_versions(),
             matrices={**self.matrices, **learned},
             teacher={},
+        )
+
+    def tuned(self) -> "Lineage":
+        """Returns the lineage where fine-tuning on instructions begins: a new stage, not grown."""
+        record = {
+            "step": self.step,
+            "key": TUNING,
+            "from": False,
+            "to": True,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "evaluation": self.evaluation,
+        }
+        return dataclasses.replace(
+            self, stage_step=0, evaluation={}, changes=(*self.changes, record)
         )
 
     def to_json(self) -> dict[str, Any]:

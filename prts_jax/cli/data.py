@@ -1,12 +1,13 @@
 """`prts data`: text to token stores, tokenizers, and the embedded corpus."""
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,9 @@ from prts_jax.cli import data_flags, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
+from prts_jax.evaluate import text
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,6 +41,7 @@ def _parser() -> OneLineParser:
     for add, run_command in (
         (data_flags.add_cache, _cache),
         (data_flags.add_beam, _beam),
+        (data_flags.add_instructions, _instructions),
         (data_flags.add_import, _import),
         (data_flags.add_verify, _verify),
         (data_flags.add_stats, _stats),
@@ -101,6 +106,55 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     tokenizer = arguments.tokenizer or os.path.join(arguments.input, "tokenizer.model")
     for split in splits:
         yield split, folders.open_folder(arguments.input, split, form, tokenizer)
+
+
+def _instructions(arguments: argparse.Namespace) -> None:
+    instructions = _data_module("instructions")
+    packing = _data_module("packing").Packing(
+        arguments.length, arguments.too_long, arguments.held_out, arguments.seed
+    )
+    tokenizer, encode = _model_tokenizer(arguments.tokenizer)
+    tasks = instructions.open_instructions(arguments.input, tokenizer, encode, packing)
+    rules = _data_module("build").Rules(
+        skip_bad=arguments.on_error == "skip",
+        max_bad_fraction=arguments.max_bad_fraction,
+        packing=packing,
+    )
+    for split, task in tasks.items():
+        store = _data_module("cache").cache(
+            task, os.path.join(arguments.output, split), rules=rules
+        )
+        print(f"{store.directory}: {_data_module('statistics').statistics(store.directory).packed}")
+    template = packing.template
+    print(
+        f"examples read {template.system!r} (if there is a system), {template.user!r}, "
+        f"{template.answer!r}, the answer, the end-of-text token {tokenizer.eos_id}"
+    )
+    if b"chat_template" in tokenizer.beside.get(TOKENIZER_CONFIG, b""):
+        print(f"the chat_template of {arguments.tokenizer} is not used")
+
+
+def _model_tokenizer(place: str) -> tuple[Any, Callable[[str], list[int]]]:
+    """Returns what a store records of a tokenizer of either library, and the text → ids of it."""
+    file = text.tokenizer_file(place)
+    if not file:
+        raise UserError(f"--tokenizer={place}: no tokenizer.json or tokenizer.model there")
+    opened = text.open_tokenizer(file)
+    if opened.eos is None:
+        raise UserError(
+            f"{file}: has no end-of-text token; name it, eos_token, in {TOKENIZER_CONFIG} beside it"
+        )
+    model, config = Path(file).read_bytes(), Path(file).with_name(TOKENIZER_CONFIG)
+    is_fast = file.endswith(".json")
+    recorded = _data_module("tokenizer").Tokenizer(
+        model=model,
+        sha256=hashlib.sha256(model).hexdigest(),
+        vocab_size=opened.vocab,
+        eos_id=opened.eos,
+        file="tokenizer.json" if is_fast else "tokenizer.model",
+        beside={TOKENIZER_CONFIG: config.read_bytes()} if is_fast and config.exists() else {},
+    )
+    return recorded, opened.encode
 
 
 def _rules(arguments: argparse.Namespace) -> Any:

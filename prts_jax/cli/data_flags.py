@@ -116,6 +116,11 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         help="documents in file order, or each shard's sets one after the other, from which the "
         "trainer mixes them anew (default: mixed)",
     )
+    _add_bad_rows(parser)
+
+
+def _add_bad_rows(parser: argparse.ArgumentParser) -> None:
+    """Adds what becomes of bad rows."""
     parser.add_argument(
         "--on_error",
         choices=["fail", "skip"],
@@ -129,6 +134,54 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         default=0.001,
         help="with --on_error=skip, the share of rows that may be left out (default: 0.001)",
     )
+
+
+def add_instructions(commands: Commands) -> argparse.ArgumentParser:
+    """Adds `prts data instructions` and its flags."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "instructions",
+        help="instruction data into packed stores, for fine-tuning",
+        description="Makes the packed stores OUTPUT/train and OUTPUT/validation of JSON lines, "
+        "each {instruction, input, output}, or {messages: [{role, content}, …]} of system, user "
+        "and assistant. Whole examples share rows of --length tokens; the loss is on answers.",
+    )
+    parser.add_argument(
+        "--input",
+        type=os.path.expanduser,
+        required=True,
+        help="a file of JSON lines (.jsonl, .jsonl.gz, .jsonl.zst) or a folder of them, which may "
+        "have the splits train/ and validation/",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=os.path.expanduser,
+        required=True,
+        help="the model's: a SentencePiece model, Hugging Face's tokenizer.json, or a folder that "
+        "has one of them",
+    )
+    parser.add_argument(
+        "--output", type=os.path.expanduser, required=True, help="folder for the stores"
+    )
+    parser.add_argument(
+        "--length", type=int, required=True, help="tokens of a row, config.data.length later"
+    )
+    parser.add_argument(
+        "--held_out",
+        type=float,
+        default=0.0,
+        help="share of the rows that are the validation split, where the input has none (default: "
+        "0, none)",
+    )
+    parser.add_argument(
+        "--too_long",
+        choices=["truncate", "refuse"],
+        default="truncate",
+        help="an example longer than a row: cut its end off and count it, or take it for a bad row "
+        "(default: truncate)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order of packing (default: 0)")
+    _add_bad_rows(parser)
+    return parser
 
 
 def add_import(commands: Commands) -> argparse.ArgumentParser:

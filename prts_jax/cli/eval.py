@@ -116,7 +116,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _perplexity(arguments: argparse.Namespace) -> dict[str, Any]:
-    from data_pipelines.loader import EvalBatches
+    from data_pipelines.packed import eval_batches
     from data_pipelines.statistics import statistics
     from data_pipelines.store import TokenStore
     from prts_jax.evaluate.loaded import load
@@ -149,8 +149,8 @@ def _perplexity(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     parts = axis_size(loaded.mesh, "batch")
     rows = -(-arguments.batch // parts) * parts
-    length = min(arguments.length or trained, max(store.tokens - 1, 1))
-    batches = EvalBatches(store, length, rows)
+    length = min(arguments.length or store.packed or trained, max(store.tokens - 1, 1))
+    batches = eval_batches(store, length, rows)
     with jax.set_mesh(loaded.mesh):
         evaluate = make_evaluator(loaded.model, loaded.compute, batches, loaded.mesh)
         result = evaluate(loaded.params)

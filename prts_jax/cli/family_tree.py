@@ -1,4 +1,4 @@
-"""A checkpoint's family tree in the terminal: its stages from the first, and how each grew."""
+"""A checkpoint's family tree in the terminal: its stages from the first, and what led to each."""
 
 from prts_jax.checkpoint.ancestry import Stage, stages
 from prts_jax.checkpoint.lineage import Lineage
@@ -6,7 +6,7 @@ from prts_jax.config import ModelConfig
 
 
 def draw(path: str, lineage: Lineage) -> str:
-    """Returns the tree, oldest stage first: a dot a stage, with the growth that led to it above.
+    """Returns the tree, oldest stage first: a dot a stage, with what led to it above.
 
     Args:
       path: of the checkpoint, for the first line.
@@ -48,6 +48,8 @@ def _shape(model: ModelConfig) -> str:
 
 
 def _growth(stage: Stage) -> list[str]:
+    if stage.tuning:
+        return ["│", "├─ fine-tuned on instructions", "│"]
     if stage.growth is None:
         return ["│"]
     first, *others = stage.growth.summary().splitlines()

@@ -3,7 +3,7 @@
 import dataclasses
 
 from prts_jax.config.reading import get
-from prts_jax.config.schema import ModelConfig, RunConfig
+from prts_jax.config.schema import DataConfig, ModelConfig, RunConfig
 from prts_jax.errors import UserError
 
 MAX_LAYERS, MAX_SIZE = 10_000, 1_000_000
@@ -132,6 +132,8 @@ def check_combinations(config: RunConfig) -> None:
             f"config.train.accumulation: {config.train.accumulation} does not divide "
             f"config.data.batch={config.data.batch}"
         )
+    if config.data.instructions:
+        _check_packed_rows(config.data)
     if schedule.kind != "constant" and schedule.decay_end <= schedule.warmup_steps:
         raise UserError(
             f"config.schedule.decay_end: is {schedule.decay_end}; it must come after "
@@ -151,3 +153,14 @@ def check_combinations(config: RunConfig) -> None:
             "config.init.growth.layers: is empty; the operator 'layers' needs a list such as "
             "'1-234*7-56' or '0:24,8:32'"
         )
+
+
+def _check_packed_rows(data: DataConfig) -> None:
+    """Refuses to read rows that were packed when the store was made in another way."""
+    needed = {"documents": True, "overlap": False, "block": 0, "mixture": ""}
+    for key, value in needed.items():
+        if getattr(data, key) != value:
+            raise UserError(
+                f"config.data.{key}: is {getattr(data, key)!r}, and config.data.instructions reads "
+                f"rows of whole examples; set it to {value!r}"
+            )

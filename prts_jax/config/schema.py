@@ -64,6 +64,7 @@ class DataConfig:
     mixture: str = ""  # all sets if empty; no_github; "A,B"; or shares of windows, "A=0.7,B=0.3"
     block: int = 0  # tokens shuffled together, a multiple of length; 0: windows one by one
     documents: bool = False  # attention stays within a document; False: the paper's, across them
+    instructions: bool = False  # a packed store of `prts data instructions`: loss on answers alone
     seed: int = 0
 
 

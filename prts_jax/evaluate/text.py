@@ -49,7 +49,7 @@ def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> Tokenize
     carried = str(as_path(checkpoint) / layout.TOKENIZER)
     places = [asked] if asked else [carried, str(lineage.config["data"]["train"])]
     for place in filter(None, places):
-        found = _file(place)
+        found = tokenizer_file(place)
         if found:
             opened = open_tokenizer(found)
             if opened.vocab > lineage.model.vocab:
@@ -83,7 +83,12 @@ def open_tokenizer(file: str) -> Tokenizer:
         raise UserError(f"{file}: is no tokenizer that can be read ({error})") from error
 
 
-def _file(place: str) -> str:
+def tokenizer_file(place: str) -> str:
+    """Returns the tokenizer's file in a folder, or the file itself; "" where there is none.
+
+    Raises:
+      UserError: it lies on object storage.
+    """
     root = as_path(place)
     if is_remote(place):
         raise UserError(f"{place}: tokenizers are read from local disk; copy it there")

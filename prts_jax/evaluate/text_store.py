@@ -24,6 +24,7 @@ class TextStore:
       text_bytes: UTF-8 bytes of each source.
       tokens: how many.
       eos_id: end token.
+      packed: 0, as of every store that is not packed.
     """
 
     directory: str
@@ -34,6 +35,7 @@ class TextStore:
     _tokens: np.ndarray = field(repr=False)
     _sources: np.ndarray = field(repr=False)
     _offsets: np.ndarray = field(repr=False)
+    packed: int = 0
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Returns tokens [start, start + count): int32."""

@@ -2,6 +2,7 @@
 
 from data_pipelines.loader import EvalBatches, TrainBatches
 from data_pipelines.mixture import train_batches
+from data_pipelines.packed import check_packed, eval_batches
 from data_pipelines.store import TokenStore
 from prts_jax.config import RunConfig
 from prts_jax.errors import UserError
@@ -38,6 +39,7 @@ def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
         data.overlap,
         data.block,
         data.documents,
+        data.instructions,
     )
 
 
@@ -71,7 +73,8 @@ def evaluation_batches(
             f"tokenizer (sha256 {store.tokenizer[:12]}) than those of {data.train} "
             f"({trained_on.tokenizer[:12]}); cache both with the same --tokenizer"
         )
-    return EvalBatches(store, data.length, rows, evaluation.tokens or None, data.documents)
+    check_packed(store, data.instructions)
+    return eval_batches(store, data.length, rows, evaluation.tokens or None, data.documents)
 
 
 def check_batches(config: RunConfig) -> None:

@@ -283,12 +283,12 @@ class _Run:
         self.recorder.settle(extra)
 
     def _advance(self, lineage: Lineage) -> Lineage:
-        tokens = self.config.data.batch * self.config.data.length
+        tokens = self.batches.tokens(lineage.position)
         return dataclasses.replace(
             lineage,
             step=lineage.step + 1,
             stage_step=lineage.stage_step + 1,
-            position=lineage.position + tokens,
+            position=lineage.position + self.config.data.batch * self.config.data.length,
             tokens=lineage.tokens + tokens,
             flops=lineage.flops + tokens * self.flops_per_token,
             flops_6nd=lineage.flops_6nd + tokens * self.six_n_d_per_token,

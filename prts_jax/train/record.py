@@ -17,8 +17,8 @@ from prts_jax.train.step import StepMetrics
 class Recorder:
     """Reads a step's scalars after the next one is dispatched, and writes the lines that are due.
 
-    A line's loss is the mean over the steps since the last line, a source's the mean over the
-    source's tokens of these steps, left out where it had none. A line is written at every
+    A line's loss is the mean over all tokens that counted since the last line, a source's that over
+    the source's tokens, left out where it had none. A line is written at every
     checkpoint, so a resumed run writes the same lines as one that was never stopped.
     """
 
@@ -124,15 +124,15 @@ class Recorder:
         }
         seconds_per_step = 0.0
         if self._read and self._latest is not None:
-            line["loss"] = float(np.mean([float(step.loss) for step in self._read]))
+            weights = [float(step.loss_tokens) for step in self._read]
+            line["loss"] = _mean([step.loss for step in self._read], weights)
+            line["loss_tokens"] = round(sum(weights))
             for name, loss, tokens in zip(self._sources, *self._by_source, strict=True):
                 if tokens:
                     line[f"loss/{name}"] = float(loss / tokens)
-            soft = [
-                float(s.distillation_loss) for s in self._read if s.distillation_loss is not None
-            ]
+            soft = [s.distillation_loss for s in self._read if s.distillation_loss is not None]
             if soft:
-                line["distillation_loss"] = float(np.mean(soft))
+                line["distillation_loss"] = _mean(soft, weights)
             line["gradient_norm"] = float(self._latest.gradient_norm)
             line["learning_rate"] = float(self._latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
@@ -147,3 +147,7 @@ class Recorder:
         if self._log is not None:
             self._log.write(line)
         self._terminal.show(lineage.stage_step, line, seconds_per_step)
+
+
+def _mean(values: Sequence[Any], weights: Sequence[float]) -> float:
+    return float(np.average(np.array(values, np.float64), weights=weights))

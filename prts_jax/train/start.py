@@ -23,6 +23,7 @@ from prts_jax.mesh import param_shardings
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.initialise import init_params
 from prts_jax.model.llama import declare
+from prts_jax.train import tuning
 from prts_jax.train.ancestor import Ancestor, grow_from, start_from
 from prts_jax.train.distill import choose_teacher, find_teacher
 from prts_jax.train.learn import Learn, Learned, learn
@@ -262,14 +263,17 @@ def _after(
     allow_change: Collection[str],
 ) -> Start:
     """A new stage on what an ancestor left; data go on at the next token."""
-    model = ancestor.lineage.model
-    position, note, changes = data_position(ancestor.lineage, config, batches, allow_change)
+    before, model = ancestor.lineage, ancestor.lineage.model
+    if tuning.begins(before, config.data):
+        before = tuning.begin(before, ancestor.path, batches.store, allow_change)
+        allow_change = (*allow_change, "data.store")
+    position, note, changes = data_position(before, config, batches, allow_change)
     lineage = dataclasses.replace(
-        ancestor.lineage,
+        before,
         config=_with_model(config, model),
         position=position,
         store=batches.store.fingerprint,
-        changes=(*ancestor.lineage.changes, *changes),
+        changes=(*before.changes, *changes),
         stage=0,
         teacher=choose_teacher(config, ancestor.path if ancestor.growth_map else ""),
     )
@@ -325,6 +329,8 @@ def data_position(
         before["shuffle"],
         before["overlap"],
         before["block"],
+        before["documents"],
+        before["instructions"],
     )
     epochs = -(-lineage.position // (old.windows_per_epoch * old.length))
     note = f"data.{changed[0]} changed, so data start epoch {epochs + 1} in a new order"

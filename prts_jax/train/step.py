@@ -28,6 +28,7 @@ class StepMetrics(NamedTuple):
 
     Attributes:
       loss: mean over the batch's tokens, nats.
+      loss_tokens: how many these were, the sum of their weights.
       gradient_norm: global norm before clipping.
       learning_rate: of this step.
       source_losses: [sources], summed over the tokens of each source, nats.
@@ -36,6 +37,7 @@ class StepMetrics(NamedTuple):
     """
 
     loss: jax.Array
+    loss_tokens: jax.Array
     gradient_norm: jax.Array
     learning_rate: jax.Array
     source_losses: jax.Array
@@ -139,7 +141,11 @@ def make_train_step(
         params = apply_updates(state.params, updates, rate)
         means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
         metrics = StepMetrics(
-            gradient_norm=optax.global_norm(gradient), learning_rate=rate, **means, **sums
+            loss_tokens=tokens,
+            gradient_norm=optax.global_norm(gradient),
+            learning_rate=rate,
+            **means,
+            **sums,
         )
         after = TrainState(params, opt_state, state.stage_step + 1)
         return keep_frozen(state, after, parts) if parts else after, metrics
