@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import apache_beam as beam
@@ -99,7 +100,27 @@ def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) 
     """Makes what is missing of a store, its index last."""
     failure = as_path(build.directory) / FAILURE
     failure.unlink(missing_ok=True)
-    files = len(build.sizes)
+    files, begin = len(build.sizes), time.monotonic()
+    result = pipeline_of(build, options).run()
+    result.wait_until_finish()
+    seconds = max(time.monotonic() - begin, 1e-9)
+    made, tokens, read = (_count(result, name) for name in ("files", "tokens", "input bytes"))
+    report(
+        f"{build.task.name}/{build.task.split}: {made:,} of {files:,} files made, "
+        f"{tokens:,} tokens, {read / seconds / 1e6:.2f} MB/s read, {tokens / seconds:,.0f} tokens/s"
+    )
+    if failure.exists():
+        reason = json.loads(failure.read_bytes())["error"]
+        failure.unlink()
+        raise UserError(reason)
+
+
+def pipeline_of(build: Build, options: PipelineOptions) -> beam.Pipeline:
+    """Returns the pipeline that makes a store, not yet running.
+
+    Raises:
+      UserError: the options' runner refuses them.
+    """
     try:
         pipeline = beam.Pipeline(options=options)
     except ValueError as error:
@@ -107,22 +128,13 @@ def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) 
         raise UserError(f"Beam refuses its options: {refusal}") from error
     _ = (
         pipeline
-        | "files" >> beam.Create(range(files))
+        | "files" >> beam.Create(range(len(build.sizes)))
         | "spread" >> beam.Reshuffle()
         | "make shards" >> beam.Map(functools.partial(_make, build))
         | "gather" >> beam.combiners.ToList()
         | "finish" >> beam.Map(functools.partial(_finish, build))
     )
-    result = pipeline.run()
-    result.wait_until_finish()
-    made, tokens = (_count(result, name) for name in ("files", "tokens"))
-    report(
-        f"{build.task.name}/{build.task.split}: {made:,} of {files:,} files made, {tokens:,} tokens"
-    )
-    if failure.exists():
-        reason = json.loads(failure.read_bytes())["error"]
-        failure.unlink()
-        raise UserError(reason)
+    return pipeline
 
 
 def _make(build: Build, number: int) -> Made:

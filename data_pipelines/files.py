@@ -19,7 +19,7 @@ import numpy as np
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
 
-OPEN_FILES = 256  # a process may have as few as 1,024
+OPEN_FILES = 128  # of a store; a process may have as few as 1,024, and reads two stores
 REQUESTS = 16  # at once; a request to object storage mostly waits
 
 Item = TypeVar("Item")

@@ -23,16 +23,16 @@ def glob_files(directory: str | os.PathLike[str], pattern: str) -> list[str]:
     Raises:
       UserError: a folder that cannot be read or lies within itself, or a link that leads nowhere.
     """
-    if is_remote(directory):
-        found = _bucket().glob(f"{os.fspath(directory).rstrip('/')}/{pattern}", detail=True)
-        files = [f"gs://{path}" for path, entry in found.items() if entry["type"] == "file"]
-    elif not os.path.lexists(directory):
-        files = []
-    else:
-        try:
+    try:
+        if is_remote(directory):
+            found = _bucket().glob(f"{os.fspath(directory).rstrip('/')}/{pattern}", detail=True)
+            files = [f"gs://{path}" for path, entry in found.items() if entry["type"] == "file"]
+        elif not os.path.lexists(directory):
+            files = []
+        else:
             files = list(_local_files(os.fspath(directory), pattern.split("/"), ()))
-        except OSError as error:
-            raise UserError(f"cannot list the input: {error}; mend it, start again") from error
+    except OSError as error:
+        raise UserError(f"cannot list the input: {error}; mend it, start again") from error
     return sorted(files, key=by_number)
 
 

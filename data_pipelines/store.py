@@ -80,6 +80,8 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"no finished token store: {directory}; make it with `prts data cache`"
         ) from error
+    except OSError as error:
+        raise UserError(f"cannot read the token store {path}: {error}; mend it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"damaged index: {path}; delete the store and cache again") from error
     if not intact:

@@ -154,13 +154,17 @@ def _write(path: epath.Path, pieces: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     own = f"{os.getpid()}-{threading.get_ident()}"
     temporary = path.with_name(f"{path.name}.{own}{TEMPORARY}")
-    with open(temporary, "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-            digest.update(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     return digest.hexdigest()
 
 

@@ -118,11 +118,12 @@ def test_an_index_changed_by_hand_is_refused(make_store: MakeStore):
 def test_more_shards_than_a_process_may_open_files(make_store: MakeStore):
     script = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (700, 700))
+resource.setrlimit(resource.RLIMIT_NOFILE, (850, 850))  # many have 1,024
 from data_pipelines.store import TokenStore
-store = TokenStore.open(sys.argv[1])
-assert store.read(0, store.tokens).tolist() == [i % 100 for i in range(store.tokens)]
-assert store.source_ids(0, store.tokens).any() == False
+stores = [TokenStore.open(sys.argv[1]) for _ in ("train", "validation")]
+for store in stores:
+    assert store.read(0, store.tokens).tolist() == [i % 100 for i in range(store.tokens)]
+    assert store.source_ids(0, store.tokens).any() == False
 """
     store = make_store([[([i % 100], 0)] for i in range(1000)])
     subprocess.run([sys.executable, "-c", script, store.directory], check=True, timeout=60)
