@@ -1,6 +1,7 @@
 """A new checkpoint's directory: there as a whole, or not at all."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,9 @@ from prts_jax.checkpoint.lock import LOCK_FILE, workdir_lock
 from prts_jax.checkpoint.object_lock import object_lock
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk, quota or file answers; tensorstore hands on the text alone."""
 
 
 def refuse_existing(target: str) -> None:
@@ -57,18 +61,36 @@ def new_checkpoint(target: str) -> Iterator[str]:
         refuse_existing(target)
         _empty(temporary)
         try:
-            yield str(temporary)
-            (temporary / LOCK_FILE).unlink()
-            temporary.rename(final)
-        except BaseException as error:
+            with writing(target):
+                yield str(temporary)
+                (temporary / LOCK_FILE).unlink()
+                temporary.rename(final)
+        except BaseException:
             temporary.rmtree(missing_ok=True)
-            if isinstance(error, OSError | ValueError):
-                reason = str(error).splitlines()[0][:200]
-                raise UserError(
-                    f"{target}: could not be written ({reason}); see whether the disk is full or "
-                    "choose another"
-                ) from error
             raise
+
+
+@contextlib.contextmanager
+def writing(target: str) -> Iterator[None]:
+    """Turns what a full or failing disk raises into one line.
+
+    Args:
+      target: what is being written.
+
+    Raises:
+      UserError: the block raised OSError, or ValueError, as tensorstore does.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = str(error)
+        # tensorstore says this last, after the names of many files
+        full = [os.strerror(code) for code in FULL if os.strerror(code) in text]
+        reason = full[0] if full else (text.splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{target}: could not be written ({reason}); see whether the disk is full or choose "
+            "another"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -79,9 +101,10 @@ def _marked(target: str) -> Iterator[str]:
         refuse_existing(target)
         final.rmtree(missing_ok=True)
         try:
-            yield target
-            check_lock()
-            (final / layout.COMMIT_MARKER).write_text("complete")
+            with writing(target):
+                yield target
+                check_lock()
+                (final / layout.COMMIT_MARKER).write_text("complete")
         except BaseException:
             final.rmtree(missing_ok=True)
             raise

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 import tensorstore as ts
 
 from prts_jax.checkpoint import layout, leaves
-from prts_jax.checkpoint.commit import new_checkpoint
+from prts_jax.checkpoint.commit import FULL, new_checkpoint
 from prts_jax.checkpoint.digest import digest_of, first_difference
 from prts_jax.checkpoint.extents import Extent, Extents, extents
 from prts_jax.checkpoint.foreign import carry_tokenizer
@@ -39,8 +39,6 @@ _ARRAY = "zarr.json"
 _CHUNKS = "c"
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 """What file systems answer that have no hard links, or not these or not so many."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, quota or file answers; tensorstore hands on the text alone."""
 
 
 class CannotReferenceError(UserError):
@@ -162,7 +160,7 @@ def _expecting_layout(source: str) -> Iterator[None]:
         reason = f"the file system makes no hard links there ({error.strerror})"
         raise CannotReferenceError(source, reason) from error
     except Exception as error:
-        for code in _FULL:
+        for code in FULL:
             if os.strerror(code) in str(error):
                 raise OSError(code, os.strerror(code)) from error
         reason = (str(error).strip().splitlines() or [""])[0][:200]

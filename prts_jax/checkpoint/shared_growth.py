@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from prts_jax.checkpoint import layout, leaves
-from prts_jax.checkpoint.commit import directory_to_fill, new_checkpoint
+from prts_jax.checkpoint.commit import directory_to_fill, new_checkpoint, writing
 from prts_jax.checkpoint.foreign import carry_tokenizer
 from prts_jax.checkpoint.grow import GrowthReport, Progress, write_pieces
 from prts_jax.checkpoint.grow_optimizer import OptimizerPlan, optimizer_bytes, write_moments
@@ -123,14 +123,15 @@ def _write_share(
 
     try:
         database = leaves.process_database(process)
-        digests = write_pieces(work, directory, own, step, database)
-        if optimizer is not None:
-            write_moments(optimizer, directory, process, processes, reports.check)
+        with writing(directory):
+            digests = write_pieces(work, directory, own, step, database)
+            if optimizer is not None:
+                write_moments(optimizer, directory, process, processes, reports.check)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            reports.write({"digests": digests, "peak_rss_bytes": peak})
     except BaseException as error:
         reports.fail(error)
         raise
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    reports.write({"digests": digests, "peak_rss_bytes": peak})
     return reports.wait()
 
 

@@ -1,6 +1,7 @@
 """Growth by several processes: what one process writes, and one error for all."""
 
 import json
+import resource
 import socket
 from pathlib import Path
 
@@ -163,6 +164,24 @@ def test_an_error_of_one_process_ends_both_and_leaves_nothing(tmp_path, grow_on_
     lines = [error.splitlines()[-1] for error in errors]
     assert all("layers/mlp/gate, layer 1: is not what was saved" in line for line in lines)
     assert sum(line.startswith("prts grow: process ") for line in lines) == 1
+    assert [child.name for child in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_both_in_one_line_and_leaves_nothing(tmp_path, grow_on_two):
+    """Files longer than a limit fail to be written, as on a disk without space."""
+    write_source(tmp_path / "source")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the processes inherit it
+    try:
+        codes, _, errors = grow_on_two(*arguments(tmp_path, "--factor=2", "--mode=stream"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert codes == [2, 2], errors
+    for error in errors:
+        assert "Traceback" not in error
+        assert error.splitlines()[-1].startswith("prts grow: ")
+    assert any("could not be written (File too large)" in error for error in errors)
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 

@@ -249,4 +249,5 @@ def test_a_full_disk(source, tmp_path, capsys, mode):
         line = refusal(tmp_path, capsys, "--factor=2", f"--mode={mode}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "could not be written" in line
+    assert "could not be written (" in line
+    assert "File too large" in line
