@@ -20,7 +20,10 @@ from tests.train import tiny
 from tests.train.test_step import make_batch
 
 DEEPER = dataclasses.replace(tiny.MODEL, layers=4)
-WIDER = dataclasses.replace(tiny.MODEL, mlp=2 * tiny.MODEL.mlp)
+WIDER = dataclasses.replace(
+    tiny.MODEL,
+    **{axis: 2 * getattr(tiny.MODEL, axis) for axis in ("embed", "mlp", "heads", "kv_heads")},
+)
 CONFIG = tiny.run_config(optimizer__clip=0.0)
 
 
@@ -82,16 +85,18 @@ def test_of_silent_layers_only_the_outputs_have_a_gradient_at_first():
 
 
 def test_even_copies_stay_equal_and_uneven_ones_part():
-    """Two halves of a hidden layer that give and get the same can never learn anything else."""
+    """Positions that give and get the same can never learn anything else (golden check 8)."""
     for weights, equal in (("even", True), ("uneven", False)):
         growth_map = make_map(tiny.MODEL, WIDER, operator="split", weights=weights)
         _, state = trained(growth_map, steps=5)
         leaves = host(state.params)
-        index = np.asarray(growth_map.widths["mlp"].index)
-        copies = [np.flatnonzero(index == source) for source in range(tiny.MODEL.mlp)]
-        for path, axis in (("gate", 2), ("up", 2), ("down", 1)):
-            leaf = leaves[f"layers/mlp/{path}"]
-            first, second = (
-                leaf.take([copy[which] for copy in copies], axis=axis) for which in (0, 1)
-            )
-            assert (first == second).all() == equal, (weights, path)
+        for path, declaration in declare(WIDER).items():
+            for at, axis in enumerate(declaration.axes):
+                if axis not in growth_map.widths:
+                    continue
+                index = np.asarray(growth_map.widths[axis].index)
+                copies = [np.flatnonzero(index == source) for source in range(index.max() + 1)]
+                first, second = (
+                    leaves[path].take([copy[which] for copy in copies], axis=at) for which in (0, 1)
+                )
+                assert (first == second).all() == equal, (weights, path, axis)

@@ -105,7 +105,14 @@ def read_lines(workdir: Path) -> list[dict[str, Any]]:
 def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the lines without what a clock measured."""
     clock = ("seconds", "tokens_per_second_per_device", "mfu")
-    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+    def timeless(line: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in line.items() if key not in clock}
+        if "previous_stage" in kept:
+            kept["previous_stage"] = timeless(kept["previous_stage"])
+        return kept
+
+    return [timeless(line) for line in lines]
 
 
 def stored_params(checkpoint: str | Path) -> dict[str, np.ndarray]:
