@@ -121,7 +121,8 @@ def _growth_map(
     config: RunConfig, source: ModelConfig | None, epsilons: Collection[float]
 ) -> GrowthMap | None:
     if source is None:
-        source = layout.read_lineage(layout.resolve(config.init.grow_from)).model
+        lineage = layout.read_lineage(layout.resolve(config.init.grow_from))
+        source, epsilons = lineage.model, epsilons_before_growth(lineage)
     target = config.model
     if target.norm_eps in epsilons:
         target = dataclasses.replace(target, norm_eps=source.norm_eps)

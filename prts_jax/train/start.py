@@ -129,11 +129,13 @@ def begin(
         return _resume(config, mesh, optimizer, batches, path, allow_change)
     if config.init.grow_from:
         path = checkpoint_store.resolve(config.init.grow_from)
+        config = with_grown_epsilon(config, checkpoint_store.read_lineage(path))
         learning = _learning(config, mesh, batches, allow_change, stopping)
         ancestor = grow_from(config, mesh, optimizer, path, learning)
         return _after(ancestor, config, batches, allow_change)
     if config.init.start_from:
         path = checkpoint_store.resolve(config.init.start_from)
+        config = with_grown_epsilon(config, checkpoint_store.read_lineage(path))
         return _after(start_from(config, mesh, optimizer, path), config, batches, allow_change)
     declarations = declare(config.model)
     shardings = param_shardings(mesh, declarations)
@@ -160,7 +162,8 @@ def begin(
 def with_grown_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
     """Gives a config that still has the norm epsilon of before growth the grown model's.
 
-    Exact growth of the stream's width scales it, and the command that grew must also resume.
+    Exact growth of the stream's width scales it, and the command that grew must also resume, as
+    must the config that said what to grow into start from it.
     """
     if config.model.norm_eps not in epsilons_before_growth(lineage):
         return config

@@ -23,6 +23,7 @@ from prts_jax.mesh import make_mesh
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.llama import declare
 from prts_jax.train.optim import make_optimizer
+from prts_jax.train.stages import remaining_stages
 from prts_jax.train.start import Start, begin, data_position, with_grown_epsilon
 from tests.train import tiny
 from tests.train.tiny import assert_same, changed, stored_params
@@ -338,6 +339,23 @@ def test_grown_on_disk_or_on_the_mesh_the_optimizer_is_the_same(base, tmp_path):
         jax.tree.leaves(from_disk.state), jax.tree.leaves(on_mesh.state), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_was_grown_wider_on_disk_is_started_from_and_grown_with_the_old_epsilon(
+    base, tmp_path
+):
+    """The config that `prts grow --target_config` took says nothing of the new one."""
+    wide = dataclasses.replace(tiny.MODEL, embed=2 * tiny.MODEL.embed)
+    grown = str(tmp_path / "grown")
+    growth_map = make_map(tiny.MODEL, wide, "zero_width")
+    executors.grow_checkpoint(resolve(str(base.workdir)), grown, growth_map)
+    halved = growth_map.target.norm_eps
+    assert halved == wide.norm_eps / 2
+    config = changed(base.config, model=wide, init__start_from=grown)
+    assert start(config, tmp_path / "started").model.norm_eps == halved
+    deeper = changed(base.config, model=dataclasses.replace(wide, layers=4), init__grow_from=grown)
+    (stage,) = remaining_stages(deeper, str(tmp_path / "deeper"))
+    assert start(stage.config, tmp_path / "deeper").model.norm_eps == halved
 
 
 def test_starting_from_another_shape_is_refused(base, tmp_path):
