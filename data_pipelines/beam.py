@@ -101,8 +101,18 @@ def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) 
     failure = as_path(build.directory) / FAILURE
     failure.unlink(missing_ok=True)
     files, begin = len(build.sizes), time.monotonic()
-    result = pipeline_of(build, options).run()
-    result.wait_until_finish()
+    pipeline = pipeline_of(build, options)
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except RuntimeError as error:
+        # What a runner passes on of a worker's error is its text.
+        last = str(error).strip().splitlines()[-1]
+        if "OSError" not in last:
+            raise
+        raise UserError(
+            f"cannot write the store {build.directory}: {last}; mend it, start again"
+        ) from error
     seconds = max(time.monotonic() - begin, 1e-9)
     made, tokens, read = (_count(result, name) for name in ("files", "tokens", "input bytes"))
     report(

@@ -164,8 +164,9 @@ class Build:
             self._refuse_difference(found, self.identity)
         else:
             write_json(plan, self.identity)
-        for leftover in self._folder.glob(f"*{TEMPORARY}"):
-            leftover.unlink()
+        for name in (f"{PLAN}.*", f"{INDEX}.*", "shard-*"):
+            for leftover in self._folder.glob(f"{name}{TEMPORARY}"):
+                leftover.unlink()
         tokenizer = self.task.tokenizer
         for name, content in {tokenizer.file: tokenizer.model, **tokenizer.beside}.items():
             (self._folder / name).write_bytes(content)

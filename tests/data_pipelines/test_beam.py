@@ -118,6 +118,19 @@ def test_bad_input_is_one_line_and_started_again_only_what_is_missing_is_made(
     assert lines == [f"slimpajama_no_github/train: already cached in {store}, 2 bad rows left out"]
 
 
+def test_a_disk_that_fails_is_one_line(
+    beam: ModuleType, slimpajama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(build: Build, number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Build, "make", full)
+        with pytest.raises(UserError, match="cannot write the store .*No space left"):
+            beam.cache(opened(slimpajama), tmp_path / "store")
+    beam.cache(opened(slimpajama), tmp_path / "store")
+
+
 def test_input_and_output_on_object_storage(
     beam: ModuleType,
     slimpajama: Path,

@@ -75,6 +75,15 @@ def test_on_object_storage_it_goes_on_where_it_was_stopped_and_has_the_bytes_of_
     assert contents[0] == contents[1]
 
 
+def test_only_its_own_leftovers_are_cleared_away(task: Letters, tmp_path: Path):
+    left = ["plan.json.1-2.tmp", "index.json.1-2.tmp", "shard-00000.tokens.1-2.tmp"]
+    (tmp_path / "store").mkdir()
+    for name in [*left, "mine.tmp"]:
+        (tmp_path / "store" / name).touch()
+    cache(task, tmp_path / "store", lambda line: None)
+    assert [file.name for file in (tmp_path / "store").glob("*.tmp")] == ["mine.tmp"]
+
+
 def test_what_only_the_making_needed_is_cleared_away_after_a_kill_at_the_very_end(
     task: Letters, tmp_path: Path
 ):
