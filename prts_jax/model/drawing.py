@@ -33,7 +33,8 @@ def draw_rows(
       rows: `[r]` int32, positions along its first axis; None draws the whole array.
 
     Returns:
-      `[r, …]`: `draw(key, shape)[rows]`, bit for bit.
+      `[r, …]`: `draw(key, shape)[rows]`, from the same random bits; inside one compiled function
+      a compiler may round what it makes of them another way in the last bit.
 
     Raises:
       ValueError: the whole array has 2^32 elements or more.

@@ -33,7 +33,8 @@ def test_under_jit_and_vmap_too():
             keys
         )
     )(keys, ROWS)
-    np.testing.assert_array_equal(some, whole[:, np.asarray(ROWS)])
+    # Compiled in one with its surroundings, the normal's polynomial may round another way.
+    np.testing.assert_array_max_ulp(some, whole[:, np.asarray(ROWS)], maxulp=2)
 
 
 def test_an_array_beyond_the_counter_is_refused():
