@@ -1,4 +1,7 @@
-"""Conversion between formats, one tensor in memory at a time: foreign or ours → ours or foreign."""
+"""Conversion between formats: foreign or ours → ours or foreign.
+
+In memory are the tensor that is being written and the one that is made meanwhile.
+"""
 
 import dataclasses
 import math
@@ -6,12 +9,14 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from prts_jax.checkpoint import huggingface, layout, leaves, litgpt, model_card, safetensors_files
+from prts_jax.checkpoint.adapted import without_gates
 from prts_jax.checkpoint.commit import new_checkpoint
 from prts_jax.checkpoint.digest import digest_of
 from prts_jax.checkpoint.foreign import (
@@ -28,7 +33,6 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.safetensors_files import NewTensor
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import UserError
-from prts_jax.growth.gates import layer_factors, opening
 from prts_jax.model.declaration import Declaration
 from prts_jax.model.llama import declare
 from prts_jax.paths import as_path, is_remote
@@ -39,6 +43,8 @@ Progress = Callable[[int, int], None]
 TARGET_DTYPES = ("float32", "bfloat16", "float16")
 CHUNK_BYTES = 2**26
 """Largest chunk of a leaf without layers."""
+AT_ONCE = 2
+"""Tensors in memory: while one waits for the disk the other is read, turned and hashed."""
 
 
 @dataclass(frozen=True)
@@ -138,58 +144,6 @@ def _natural_dtype(lineage: Lineage) -> str:
     return str(lineage.imported.get("dtype", "float32")) if untouched else "float32"
 
 
-def with_vocab(source: ForeignModel, vocab: int) -> ForeignModel:
-    """Returns a model whose vocabulary is padded with zeros, or cut, when it is read.
-
-    A padded entry's logit is 0: it takes part in the softmax until training pushes it down.
-
-    Args:
-      source: the model.
-      vocab: entries wanted; 0 keeps them.
-    """
-    if not vocab or vocab == source.model.vocab:
-        return source
-    model = dataclasses.replace(source.model, vocab=vocab)
-    declarations = declare(model)
-
-    def read(leaf: str, layer: int | None) -> np.ndarray:
-        values = source.read(leaf, layer)
-        shape = layer_shape(declarations[leaf])
-        kept = values[tuple(slice(size) for size in shape)]
-        return np.pad(kept, [(0, size - had) for size, had in zip(shape, kept.shape, strict=True)])
-
-    return dataclasses.replace(source, model=model, read=read)
-
-
-def without_gates(source: ForeignModel) -> ForeignModel:
-    """Returns a model that computes without gates what this one computes with them.
-
-    Other formats have none: those of new layers go into the output projections as they are read.
-
-    Args:
-      source: the model.
-
-    Raises:
-      UserError: gates of width are not open (`prts_jax.growth.gates.layer_factors`).
-    """
-    opens = None if source.lineage is None else opening(source.lineage)
-    if opens is None or source.lineage is None:
-        return source
-    try:
-        factors = layer_factors(opens.at(source.lineage.stage_step))
-    except UserError as error:
-        raise UserError(f"{source.path}: {error}") from error
-    declarations = declare(source.model)
-
-    def read(leaf: str, layer: int | None) -> np.ndarray:
-        values = source.read(leaf, layer)
-        if factors is None or not declarations[leaf].writes_stream:
-            return values
-        return (values * factors[layer]).astype(values.dtype)
-
-    return dataclasses.replace(source, read=read)
-
-
 def write_checkpoint(
     source: ForeignModel, target: str, tokenizer: str = "", progress: Progress | None = None
 ) -> ConversionReport:
@@ -216,12 +170,17 @@ def write_checkpoint(
             path: leaves.create_leaf(directory, path, declaration, _chunk(declaration))
             for path, declaration in declarations.items()
         }
-        for path, layer in pieces(source.model):
+
+        def write(path: str, layer: int | None) -> tuple[str, int, str]:
             values = move.read(source, path, layer)
             array = arrays[path] if layer is None else arrays[path][layer]
             array.write(values, can_reference_source_data_indefinitely=True).result()
-            digests[path].append(digest_of(values))
-            move.wrote(values.nbytes)
+            return path, values.nbytes, digest_of(values)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for path, nbytes, digest in pool.map(write, *zip(*pieces(source.model), strict=True)):
+                digests[path].append(digest)
+                move.wrote(nbytes)
         leaves.write_tree(directory, declarations)
         carried = carry_tokenizer(
             tokenizer or source.folder, str(as_path(directory) / layout.TOKENIZER)

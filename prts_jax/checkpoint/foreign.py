@@ -26,6 +26,8 @@ TOKENIZER_FILES = (
 )
 """Small files beside the weights that say how text becomes tokens, and back."""
 
+_TILE = 256  # elements a side
+
 
 @dataclass(frozen=True)
 class TensorShape:
@@ -71,12 +73,26 @@ def kernel_from_linear(weight: np.ndarray, declaration: Declaration) -> np.ndarr
       weight: `[out, in]`.
       declaration: of the leaf; the axes that it contracts come first, and are `in` together.
     """
-    return weight.T.reshape(layer_shape(declaration))
+    return transposed(weight).reshape(layer_shape(declaration))
 
 
 def linear_from_kernel(kernel: np.ndarray, declaration: Declaration) -> np.ndarray:
     """The inverse of `kernel_from_linear`."""
-    return kernel.reshape(declaration.fan_in, -1).T
+    return transposed(kernel.reshape(declaration.fan_in, -1))
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """Returns `[n, m]` of `[m, n]`, row-major: tile by tile, so that both sides stay in the cache.
+
+    NumPy alone walks down whole columns, each element in another page of memory.
+    """
+    rows, columns = matrix.shape
+    result = np.empty((columns, rows), matrix.dtype)
+    for row in range(0, rows, _TILE):
+        for column in range(0, columns, _TILE):
+            tile = matrix[row : row + _TILE, column : column + _TILE]
+            result[column : column + _TILE, row : row + _TILE] = tile.T
+    return result
 
 
 def layer_shape(declaration: Declaration) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Safetensors files, one tensor in memory at a time, on local disk and on gs://.
+"""Safetensors files, about one tensor in memory at a time, on local disk and on gs://.
 
 The library of the same name writes whole files from memory and reads local ones. The format is
 small: eight bytes with the length of a JSON header, the header (name → dtype, shape and offsets
@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from prts_jax.checkpoint.ahead import one_ahead
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
 
@@ -154,7 +155,7 @@ class NewTensor:
       name: its name in the file.
       shape: of the tensor.
       dtype: of its elements.
-      make: returns its values; called once, when they are written.
+      make: returns its values; called once, shortly before they are written.
     """
 
     name: str
@@ -212,7 +213,7 @@ def _write_file(path: str, tensors: Sequence[NewTensor], wrote: Callable[[int], 
     text += b" " * (-len(text) % 8)  # values are aligned, as the library has it
     with as_path(path).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            values = np.ascontiguousarray(tensor.make(), tensor.dtype)
-            file.write(values.reshape(-1).view(np.uint8).data)
+        for tensor, values in zip(tensors, one_ahead(t.make for t in tensors), strict=True):
+            content = np.ascontiguousarray(values, tensor.dtype)
+            file.write(content.reshape(-1).view(np.uint8).data)
             wrote(tensor.nbytes)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from prts_jax.checkpoint import convert
+from prts_jax.checkpoint import adapted, convert
 from prts_jax.checkpoint.convert import ConversionReport
 from prts_jax.checkpoint.foreign import ForeignModel
 from prts_jax.cli import run
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     _check(arguments)
     opened = convert.open_source(arguments.source_format, arguments.source, arguments.preset)
-    source = convert.with_vocab(opened, arguments.vocab)
+    source = adapted.with_vocab(opened, arguments.vocab)
     report = _convert(arguments, source)
     verified = _verify(arguments, source, report)
     if arguments.json:
@@ -141,7 +141,7 @@ def _verify(
     if not arguments.verify:
         return {}
     if arguments.to == "hf":
-        source = convert.without_gates(source)
+        source = adapted.without_gates(source)
     target = convert.open_source(arguments.to, arguments.target)
     if arguments.verify == "logits":
         from prts_jax.evaluate.logits_check import compare

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prts_jax import tree
-from prts_jax.checkpoint import convert, huggingface, layout
+from prts_jax.checkpoint import adapted, convert, huggingface, layout
 from prts_jax.checkpoint.foreign import ForeignModel
 from prts_jax.checkpoint.grow import stream
 from prts_jax.config import ModelConfig
@@ -67,7 +67,7 @@ def test_gates_of_new_layers_are_folded_into_what_is_exported(tmp_path: Path) ->
     for name in ("ours", "grown"):
         checkpoint = convert.open_checkpoint(str(tmp_path / name))
         convert.write_huggingface(checkpoint, str(tmp_path / f"{name}_hf"))
-        exported = convert.without_gates(checkpoint)
+        exported = adapted.without_gates(checkpoint)
         assert not convert.first_difference(exported, open_hf(tmp_path / f"{name}_hf"), "float32")
     before, after = (logits_of(load(tmp_path / f"{name}_hf"), TOKENS) for name in ("ours", "grown"))
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-6 * np.abs(before).max())
@@ -133,13 +133,13 @@ def test_a_padded_vocabulary_adds_zeros_and_changes_no_other_logit(
     tmp_path: Path, tied: bool
 ) -> None:
     theirs = save_transformers(tmp_path / "hf", shape(tied=tied))
-    padded = convert.with_vocab(open_hf(tmp_path / "hf"), 48)
+    padded = adapted.with_vocab(open_hf(tmp_path / "hf"), 48)
     convert.write_huggingface(padded, str(tmp_path / "padded"))
     loaded = load(tmp_path / "padded")
     logits = logits_of(loaded, TOKENS)
     np.testing.assert_allclose(logits[..., :40], logits_of(theirs, TOKENS), atol=1e-6)
     assert not logits[..., 40:].any()
-    cut = convert.with_vocab(open_hf(tmp_path / "padded"), 40)
+    cut = adapted.with_vocab(open_hf(tmp_path / "padded"), 40)
     assert convert.first_difference(open_hf(tmp_path / "hf"), cut, "float32") == ""
 
 
