@@ -21,9 +21,10 @@ def parser() -> argparse.ArgumentParser:
     made = OneLineParser(
         prog="prts convert",
         description=(
-            "Convert a Llama between Hugging Face, lit-gpt and prts_jax, two tensors in memory at "
-            "a time. An imported checkpoint is what `prts grow --source` and config.init.start_from "
-            "take; an exported folder is what AutoModelForCausalLM.from_pretrained loads."
+            "Convert a Llama between Hugging Face, lit-gpt and prts_jax, two tensors in "
+            "memory at a time. An imported checkpoint is what `prts grow --source` and "
+            "config.init.start_from take; an exported folder is what "
+            "AutoModelForCausalLM.from_pretrained loads."
         ),
     )
     made.add_argument(
