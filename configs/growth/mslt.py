@@ -4,8 +4,8 @@
 
 Multi-stage layerwise training (Yang et al., arXiv 2011.13635): beside the new layers only the final
 norm and the head are trained, so that the frozen layers below cost a forward pass. About the FLOPs
-of the quickstart's base and grown run together. Expected: stages that are cheap and learn little,
-most of the gain in the last one.
+of the quickstart's base and grown run together. Expected: stages that end at a validation loss of
+4.31, 4.06, 3.95 and 3.75; when at last everything is trained, it first rises again, to 4.05.
 """
 
 from prts_jax import config

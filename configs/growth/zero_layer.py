@@ -4,7 +4,8 @@
 
 Without layers the model is a table of bigrams, and nearly free. arXiv 2511.04981 starts so, keeps
 the rate of a WSD schedule through the growth and grows late. "zero_layer.py:one" starts from one
-layer and stacks it. Expected: the stage without layers ends at the loss of a bigram model.
+layer and stacks it. Expected: a validation loss of 4.38 without layers, 6.98 right after the growth
+(its layers are fresh, and act at once), 3.77 when the rate begins to fall and 3.55 at the end.
 """
 
 from prts_jax import config
