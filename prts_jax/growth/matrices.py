@@ -74,7 +74,7 @@ class Matrices:
           where: its name, for messages.
 
         Raises:
-          UserError: it is no such archive, or holds something else than float32.
+          UserError: it is no such archive, or holds something else than finite float32 values.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
@@ -87,4 +87,6 @@ class Matrices:
         for name, array in arrays.items():
             if array.dtype != np.float32:
                 raise UserError(f"{where}: {name} is {array.dtype}, not float32; use another file")
+            if not np.isfinite(array).all():
+                raise UserError(f"{where}: {name} has values that are no numbers; use another file")
         return cls.of(arrays)

@@ -199,6 +199,13 @@ def test_another_file_is_refused(data):
         Matrices.from_bytes(data, "here")
 
 
+def test_matrices_that_hold_no_numbers_are_refused_by_name():
+    matrix = np.array([[1, np.nan]], np.float32)
+    data = Matrices.of({"depth/layers/mlp/up": matrix}).to_bytes()
+    with pytest.raises(UserError, match="here: depth/layers/mlp/up has values that are no numbers"):
+        Matrices.from_bytes(data, "here")
+
+
 def test_matrices_of_other_models_are_refused_by_name():
     growth_map = with_random_matrices(make_map(SOURCE, None, "learned", factor=2))
     deeper = dataclasses.replace(
