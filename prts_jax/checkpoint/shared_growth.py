@@ -69,7 +69,7 @@ def stream_together(
             reports = Reports(directory)
         with together():  # all have read the reports, also of an error, before they are removed
             found = _write_share(
-                work, optimizer, directory, reports, progress or (lambda done, total: None)
+                work, optimizer, target, reports, progress or (lambda done, total: None)
             )
         if first:
             reports.remove()
@@ -108,12 +108,13 @@ def shares(parts: Sequence[Piece], processes: int) -> list[list[Piece]]:
 def _write_share(
     work: GrowthPlan,
     optimizer: OptimizerPlan | None,
-    directory: str,
+    target: str,
     reports: Reports,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Writes this process's share and returns what all of them report."""
     process, processes = jax.process_index(), jax.process_count()
+    directory = directory_to_fill(target)
     own = shares(pieces(work), processes)[process]
     total = sum(part.nbytes for part in own)
 
@@ -123,7 +124,7 @@ def _write_share(
 
     try:
         database = leaves.process_database(process)
-        with writing(directory):
+        with writing(target):
             digests = write_pieces(work, directory, own, step, database)
             if optimizer is not None:
                 write_moments(optimizer, directory, process, processes, reports.check)

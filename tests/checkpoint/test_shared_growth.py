@@ -181,7 +181,7 @@ def test_a_full_disk_ends_both_in_one_line_and_leaves_nothing(tmp_path, grow_on_
     for error in errors:
         assert "Traceback" not in error
         assert error.splitlines()[-1].startswith("prts grow: ")
-    assert any("could not be written (File too large)" in error for error in errors)
+    assert any("/grown: could not be written (File too large)" in error for error in errors)
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
