@@ -2,17 +2,17 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import PurePath
+from typing import Any
 
-import jax
-
-from prts_jax.cli import run
+from prts_jax.cli import eval_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError
-from prts_jax.evaluate import paper8
+from prts_jax.evaluate import paper8, results, score_table
+from prts_jax.evaluate.results import Results
+from prts_jax.evaluate.scores import Scores
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,8 +24,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--checkpoint",
         metavar="CKPT",
-        default="",
-        help="a checkpoint's directory, or a run's workdir with an optional @step",
+        action="append",
+        default=[],
+        help="a checkpoint's directory, or a run's workdir with an optional @step; given several "
+        "times, each is compared with the first",
     )
     made.add_argument(
         "--perplexity",
@@ -71,6 +73,29 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="folder, tokenizer.json or tokenizer.model (default: the checkpoint's own)",
     )
+    made.add_argument(
+        "--documents",
+        choices=("yes", "no"),
+        help="--perplexity: whether documents that share a row are kept apart (default: as the "
+        "model was trained)",
+    )
+    made.add_argument(
+        "--save",
+        default="",
+        metavar="FILE",
+        help="write the results to a new file, with the score of every request, for --compare",
+    )
+    made.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of --save, instead of a checkpoint: scores with 95%% intervals, and "
+        "differences to the first, paired where the requests are the same; label=FILE gives a name",
+    )
+    made.add_argument(
+        "--picture", default="", metavar="PNG", help="draw the differences of a comparison"
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object")
     return made
 
@@ -83,98 +108,87 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parser().parse_args(argv)
     _check(arguments)
+    if arguments.compare:
+        return _compare(arguments, [results.load(file) for file in arguments.compare])
     if not arguments.checkpoint:
         print(paper8.definition())
         return 0
-    found: dict[str, Any] = {}
-    if arguments.perplexity:
-        found |= _perplexity(arguments)
-    if arguments.tasks:
-        found["tasks"] = _tasks(arguments)
+    if arguments.save:
+        results.check_new(arguments.save)
+    measured = [_evaluate(arguments, checkpoint) for checkpoint in arguments.checkpoint]
+    if len(measured) > 1:
+        return _compare(arguments, measured)
+    if arguments.save:
+        results.save(measured[0], arguments.save)
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(measured[0].found))
     else:
-        print("\n".join(_text(found)))
+        print("\n".join(_text(measured[0])))
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    asked = arguments.perplexity or arguments.tasks
+    if arguments.compare and (asked or arguments.checkpoint or arguments.save):
+        raise UserError(
+            "--compare: reads saved results; leave out --checkpoint, --perplexity, --tasks, --save"
+        )
+    compared = max(len(arguments.compare), len(arguments.checkpoint))
+    if arguments.compare and compared < 2:
+        raise UserError("--compare: needs two files or more; the first is what others differ from")
+    if arguments.picture and compared < 2:
+        raise UserError("--picture: is of a comparison; give --compare, or several --checkpoint")
+    if arguments.save and compared > 1:
+        raise UserError("--save: is for one checkpoint; evaluate each alone, then use --compare")
+    if arguments.compare:
+        return
     if not arguments.checkpoint and arguments.tasks != paper8.NAME:
         raise UserError(
             "--checkpoint: is missing; name one (without it, --tasks=paper8 prints what is run)"
         )
-    if not arguments.perplexity and not arguments.tasks:
+    if not asked:
         raise UserError("nothing to evaluate: give --perplexity, --tasks=NAMES, or both")
     if arguments.data and arguments.text:
         raise UserError("--data, --text: both are given; keep one")
-    if (arguments.data or arguments.text) and not arguments.perplexity:
-        raise UserError("--data, --text: are for --perplexity; add it")
+    if (arguments.data or arguments.text or arguments.documents) and not arguments.perplexity:
+        raise UserError("--data, --text, --documents: are for --perplexity; add it")
+    if (arguments.include_path or arguments.limit or arguments.shots >= 0) and not arguments.tasks:
+        raise UserError("--include_path, --shots, --limit: are for --tasks; add it")
     if arguments.dtype not in ("bfloat16", "float32"):
         raise UserError(f"--dtype={arguments.dtype}: is none of bfloat16, float32")
     if arguments.batch < 1 or arguments.length < 0 or arguments.limit < 0:
         raise UserError("--batch, --length, --limit: must be above 0")
 
 
-def _perplexity(arguments: argparse.Namespace) -> dict[str, Any]:
-    from data_pipelines.packed import eval_batches
-    from data_pipelines.statistics import statistics
-    from data_pipelines.store import TokenStore
+def _evaluate(arguments: argparse.Namespace, checkpoint: str) -> Results:
+    found: dict[str, Any] = {}
+    scores: list[Scores] = []
+    if arguments.perplexity:
+        found, scores = _perplexity(arguments, checkpoint)
+    if arguments.tasks:
+        found["tasks"], of_tasks = _tasks(arguments, checkpoint)
+        scores += of_tasks
+    return Results(PurePath(checkpoint).name, checkpoint, found, tuple(scores))
+
+
+def _perplexity(
+    arguments: argparse.Namespace, checkpoint: str
+) -> tuple[dict[str, Any], list[Scores]]:
+    from prts_jax.evaluate import data_loss
     from prts_jax.evaluate.loaded import load
-    from prts_jax.evaluate.perplexity import make_evaluator
-    from prts_jax.evaluate.text import tokenizer_of
-    from prts_jax.evaluate.text_store import open_text
-    from prts_jax.mesh import axis_size
 
-    loaded = load(arguments.checkpoint, arguments.dtype)
-    data = loaded.lineage.config["data"]
-    trained = int(loaded.lineage.imported.get("length") or data["length"])
-    sizes: Sequence[int] | None
+    loaded = load(checkpoint, arguments.dtype)
     if arguments.text:
-        tokenizer = tokenizer_of(loaded.path, loaded.lineage, arguments.tokenizer)
-        text = open_text(arguments.text, tokenizer.encode, tokenizer.eos)
-        store, sizes = cast(TokenStore, text), text.text_bytes
+        data = data_loss.read_text(loaded, arguments.text, arguments.tokenizer)
     else:
-        directory = arguments.data or data["validation"]
-        if not directory:
-            raise UserError(
-                "--perplexity: the checkpoint names no validation store; give --data=DIR or --text"
-            )
-        store = TokenStore.open(directory)
-        counted = statistics(directory).text_bytes
-        sizes = None if counted is None else counted.tolist()
-        if store.vocab_size > loaded.model.vocab:
-            raise UserError(
-                f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
-                f"{loaded.model.vocab}; give a store made with the model's tokenizer"
-            )
-    parts = axis_size(loaded.mesh, "batch")
-    rows = -(-arguments.batch // parts) * parts
-    length = min(arguments.length or store.packed or trained, max(store.tokens - 1, 1))
-    batches = eval_batches(store, length, rows)
-    with jax.set_mesh(loaded.mesh):
-        evaluate = make_evaluator(loaded.model, loaded.compute, batches, loaded.mesh)
-        result = evaluate(loaded.params)
-    by_name = dict(zip(store.sources, sizes or [0] * len(store.sources), strict=True))
-    return {
-        **_measures(result.loss, result.tokens, sum(by_name.values())),
-        "per_source": {
-            name: _measures(loss, tokens, by_name[name])
-            for name, (loss, tokens) in result.by_source.items()
-        },
-    }
+        data = data_loss.open_store(loaded, arguments.data)
+    documents = None if arguments.documents is None else arguments.documents == "yes"
+    return data_loss.measure(loaded, data, arguments.batch, arguments.length, documents)
 
 
-def _measures(loss: float, tokens: int, text_bytes: int) -> dict[str, Any]:
-    """Loss in nats a token; bits per byte where the bytes are known (end tokens cost bits too)."""
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "tokens": tokens,
-        "bits_per_byte": loss * tokens / math.log(2) / text_bytes if text_bytes else None,
-    }
-
-
-def _tasks(arguments: argparse.Namespace) -> dict[str, Any]:
+def _tasks(
+    arguments: argparse.Namespace, checkpoint: str
+) -> tuple[dict[str, dict[str, Any]], list[Scores]]:
     try:
         from prts_jax.evaluate import harness
     except ImportError as error:
@@ -184,47 +198,44 @@ def _tasks(arguments: argparse.Namespace) -> dict[str, Any]:
     names: list[str] = []
     for name in filter(None, arguments.tasks.split(",")):
         names += [b.task for b in paper8.BENCHMARKS] if name == paper8.NAME else [name]
+    manager = harness.Tasks(include_path=arguments.include_path or None)
+    manager.check(names)
     model = harness.HarnessModel(
-        arguments.checkpoint,
-        arguments.tokenizer,
-        arguments.dtype,
-        arguments.batch,
-        arguments.length,
+        checkpoint, arguments.tokenizer, arguments.dtype, arguments.batch, arguments.length
     )
     shots = None if arguments.shots < 0 else arguments.shots
-    found = harness.run_tasks(model, names, arguments.include_path, shots, arguments.limit or None)
-    results = {
-        task: {
-            "version": found["versions"].get(task),
-            "shots": found["n-shot"].get(task),
-            **{key: value for key, value in values.items() if key != "alias"},
-        }
-        for task, values in found["results"].items()
-    }
+    found, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)
     if paper8.NAME in arguments.tasks.split(","):
-        results["average of seven"] = {"acc,none": paper8.average(results)}
-    return results
+        found[paper8.AVERAGE] = {"acc,none": paper8.average(found)}
+    return found, scores
 
 
-def _text(found: dict[str, Any]) -> list[str]:
-    lines = []
-    if "loss" in found:
-        lines.append(
-            f"{'source':24} {'tokens':>12} {'loss':>8} {'perplexity':>12} {'bits/byte':>10}"
-        )
-        for name, row in {**found["per_source"], "all": found}.items():
-            bits = "–" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-            lines.append(
-                f"{name:24} {row['tokens']:>12,} {row['loss']:>8.4f} {row['perplexity']:>12.4f} "
-                f"{bits:>10}"
-            )
-    for task, values in found.get("tasks", {}).items():
-        about = ", ".join(f"{k} {values[k]}" for k in ("version", "shots") if k in values)
-        lines.append(f"{task}{f' ({about})' if about else ''}")
-        for key, value in values.items():
-            if isinstance(value, float):
-                lines.append(f"  {key.removesuffix(',none'):32} {value:.4f}")
-    return lines
+def _compare(arguments: argparse.Namespace, measured: Sequence[Results]) -> int:
+    named = results.named_apart(measured, arguments.compare or arguments.checkpoint)
+    rows, labels = score_table.rows_of(named), [one.label for one in named]
+    if not rows:
+        raise UserError("--compare: the files have no scores; save them with --tasks, --perplexity")
+    if arguments.picture:
+        from prts_jax.report import score_figure
+
+        score_figure.write(labels, rows, arguments.picture)
+    if arguments.json:
+        print(json.dumps({"checkpoints": labels, "rows": [row.to_json() for row in rows]}))
+    else:
+        print("\n".join(eval_text.table(labels, rows, {})))
+    return 0
+
+
+def _text(measured: Results) -> list[str]:
+    found = measured.found
+    lines = eval_text.losses(found) if "loss" in found else []
+    tasks = found.get("tasks", {})
+    about = {
+        task: ", ".join(f"{key} {values[key]}" for key in ("version", "shots") if key in values)
+        for task, values in tasks.items()
+    }
+    rows = [row for row in score_table.rows_of([measured]) if row.group in tasks]
+    return lines + (eval_text.table([measured.label], rows, about) if rows else [])
 
 
 if __name__ == "__main__":

@@ -5,18 +5,24 @@ the console script `prts-lm-eval` registers ours and then is `lm_eval`.
 Source: https://github.com/EleutherAI/lm-evaluation-harness, docs/interface.md, model_guide.md.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from prts_jax.config import nearest
 from prts_jax.errors import UserError
 from prts_jax.evaluate.generate import Generator, Sampling
+from prts_jax.evaluate.harness_scores import scores_of
 from prts_jax.evaluate.loaded import LoadedModel, load
+from prts_jax.evaluate.scores import Scores
 from prts_jax.evaluate.scoring import Scorer
 from prts_jax.evaluate.text import Tokenizer, tokenizer_of
 
@@ -163,69 +169,99 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         return text
 
 
+class Tasks(TaskManager):  # type: ignore[misc]  # the harness is not typed
+    """The harness's tasks; one whose data cannot be had says what it wanted."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses names that are no tasks.
+
+        Raises:
+          UserError: one is unknown; names those like it.
+        """
+        for name in names:
+            if name not in self.all_tasks:
+                hint = nearest(name, self.all_tasks)
+                raise UserError(f"--tasks: {name!r} is unknown; {hint[:200]}")
+
+    def load(self, tasks: Sequence[str]) -> Any:
+        """Loads tasks and their data.
+
+        Raises:
+          UserError: the data cannot be had.
+        """
+        try:
+            return super().load(tasks)
+        except Exception as error:  # downloads fail in as many ways as there are libraries below
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"--tasks={','.join(tasks)}: its data could not be loaded ({reason}); it comes "
+                f"from the Hugging Face hub ({self._data_set(tasks[0])}): run once with network "
+                "access, or give task files over local data with --include_path"
+            ) from error
+
+    def _data_set(self, task: str) -> str:
+        """Returns what a task downloads, as its YAML says it."""
+        try:
+            config = self._get_config(task)
+            return " ".join(filter(None, (config.get("dataset_path"), config.get("dataset_name"))))
+        except Exception:  # no more than a hint depends on it
+            return "its page in the harness names it"
+
+
 def run_tasks(
     model: HarnessModel,
+    manager: Tasks,
     tasks: Sequence[str],
-    include_path: str = "",
     shots: int | None = None,
     limit: int | None = None,
-) -> dict[str, Any]:
-    """Runs tasks of the harness by name.
+) -> tuple[dict[str, dict[str, Any]], list[Scores]]:
+    """Runs tasks of the harness.
 
     Args:
       model: what answers.
-      tasks: names; the harness's own, or those of YAML files in `include_path`.
-      include_path: folder of further tasks.
+      manager: knows the tasks.
+      tasks: their names, which `manager.check` has passed.
       shots: examples in each prompt; None: each task's own number.
       limit: requests of each task at most; None: all.
 
     Returns:
-      The harness's results: {"results": {task: {metric: value}}, "versions": …, "n-shot": …}.
+      The results of each task, subtasks and groups among them, with version and shots; and the
+      scores of its requests.
 
     Raises:
-      UserError: an unknown task (names those like it), or one whose data cannot be had.
+      UserError: a task's data cannot be had.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=include_path or None)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        from prts_jax.config import nearest
-
-        hint = nearest(unknown[0], manager.all_tasks)
-        raise UserError(f"--tasks: {unknown[0]!r} is unknown; {hint[:200]}")
-    results: dict[str, Any] = {}
+    results: dict[str, dict[str, Any]] = {}
+    scores: list[Scores] = []
     for task in tasks:
-        try:
-            found = simple_evaluate(
-                model=model,
-                tasks=[task],
-                task_manager=manager,
-                num_fewshot=shots,
-                limit=limit,
-                log_samples=False,
-                bootstrap_iters=0,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
-                f"--tasks={task}: its data could not be loaded ({reason}); it comes from the "
-                f"Hugging Face hub ({_data_set(manager, task)}): run once with network access, or "
-                "give task files over local data with --include_path"
-            ) from error
-        for key in ("results", "versions", "n-shot"):
-            results.setdefault(key, {}).update(found[key])
-    return results
+        found = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=manager,
+            num_fewshot=shots,
+            limit=limit,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+        for name, values in found["results"].items():
+            about = {"version": found["versions"].get(name), "shots": found["n-shot"].get(name)}
+            made = scores_of(name, values, found["samples"].get(name, []), **about)
+            results[name] = about | _with_errors(values, made)
+            scores += made
+    return results, scores
 
 
-def _data_set(manager: Any, task: str) -> str:
-    """Returns what a task downloads, as its YAML says it."""
-    try:
-        config = manager._get_config(task)
-        return " ".join(filter(None, (config.get("dataset_path"), config.get("dataset_name"))))
-    except Exception:  # no more than a hint depends on it
-        return "its page in the harness names it"
+def _with_errors(values: dict[str, Any], scores: Sequence[Scores]) -> dict[str, Any]:
+    """Returns a task's metrics, each followed by its standard error where there is one."""
+    stderrs = {one.name: one.estimate.stderr for one in scores}
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        metric, _, name = key.partition(",")
+        if key != "alias" and not metric.endswith("_stderr"):
+            kept[key] = value
+            if math.isfinite(stderrs.get(key, math.nan)):
+                kept[f"{metric}_stderr,{name}"] = stderrs[key]
+    return kept
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NAME = "paper8"
+AVERAGE = "average of seven"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Benchmark:
     percent: bool
     shots: int
     why: str
+
+    @property
+    def title(self) -> str:
+        """Its row in a table of results."""
+        return self.name if self.percent else f"{self.name} perplexity"
 
 
 _ZERO = "the paper names no shots; 0 is the usual choice for base models of this size"

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
@@ -23,17 +23,37 @@ LARGEST_EXPONENT = 700.0
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Loss over a token store.
+    """Loss over a token store, row by row: rows are what intervals are estimated from.
 
     Attributes:
-      loss: mean over all tokens, nats.
-      tokens: how many were predicted.
-      by_source: source name → (loss in nats, tokens); sources without tokens are left out.
+      sources: names, whether they have tokens here or not.
+      row_losses: float64 [rows, sources], summed over the tokens of a row, nats.
+      row_tokens: float64 [rows, sources], how many were predicted.
     """
 
-    loss: float
-    tokens: int
-    by_source: dict[str, tuple[float, int]]
+    sources: tuple[str, ...]
+    row_losses: np.ndarray = field(repr=False)
+    row_tokens: np.ndarray = field(repr=False)
+
+    @property
+    def loss(self) -> float:
+        """Mean over all tokens, nats."""
+        return float(self.row_losses.sum() / self.row_tokens.sum())
+
+    @property
+    def tokens(self) -> int:
+        """How many were predicted."""
+        return int(self.row_tokens.sum())
+
+    @property
+    def by_source(self) -> dict[str, tuple[float, int]]:
+        """Source name → (loss in nats, tokens); sources without tokens are left out."""
+        losses, tokens = self.row_losses.sum(axis=0), self.row_tokens.sum(axis=0)
+        return {
+            name: (float(loss / count), int(count))
+            for name, loss, count in zip(self.sources, losses, tokens, strict=True)
+            if count
+        }
 
     def metrics(self) -> dict[str, float]:
         """Returns the keys that a line of metrics.jsonl has for an evaluation."""
@@ -51,7 +71,7 @@ def make_evaluator(
     """Returns a function from parameters, and gates if not all are open, to the loss on `batches`.
 
     It is compiled when it is first called with gates, and when it is first called without. Sums of
-    a batch are taken on the mesh in float32, those over batches on the host in float64.
+    a row are taken on the mesh in float32, those over rows on the host in float64.
 
     Args:
       model: the model's shape.
@@ -61,14 +81,20 @@ def make_evaluator(
     """
     sources = batches.store.sources
 
-    @jax.jit
     def eval_step(
         params: Any, batch: dict[str, jax.Array], gates: Gates | None
     ) -> tuple[jax.Array, jax.Array]:
         documents = documents_of(batch)
         out = logits(params, batch["tokens"], model, compute, documents=documents, gates=gates)
         losses = token_losses(out, batch["targets"])
-        return loss_by_source(losses, batch["loss_weights"], batch["source_ids"], len(sources))
+
+        def of_row(*row: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return loss_by_source(*(values[None] for values in row), len(sources))
+
+        return jax.vmap(of_row)(losses, batch["loss_weights"], batch["source_ids"])
+
+    # Every process reads the sums of all rows.
+    stepping = jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def batch_at(index: int) -> dict[str, jax.Array]:
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -81,18 +107,10 @@ def make_evaluator(
     def evaluate(params: Any, gates: Gates | None = None) -> Perplexity:
         gated = gates is not None
         if gated not in compiled:
-            compiled[gated] = compile_together(eval_step, params, batch_at(0), gates)
+            compiled[gated] = compile_together(stepping, params, batch_at(0), gates)
         step = compiled[gated]
         sums = [step(params, batch, gates) for batch in prefetch(batch_at, 0, len(batches))]
-        losses, tokens = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
-        return Perplexity(
-            loss=float(losses.sum() / tokens.sum()),
-            tokens=int(tokens.sum()),
-            by_source={
-                name: (float(loss / count), int(count))
-                for name, loss, count in zip(sources, losses, tokens, strict=True)
-                if count
-            },
-        )
+        losses, tokens = (np.concatenate(part) for part in zip(*jax.device_get(sums), strict=True))
+        return Perplexity(sources, losses.astype(np.float64), tokens.astype(np.float64))
 
     return evaluate

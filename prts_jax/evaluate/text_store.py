@@ -1,5 +1,6 @@
 """A folder of text as something to evaluate on: tokenized once, in memory."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ class TextStore:
       directory: where the text lies.
       sources: names.
       text_bytes: UTF-8 bytes of each source.
+      text_digest: sha256 of the text and of which source it is of; whatever the tokenizer.
+      fingerprint: sha256 of the tokens and their sources.
       tokens: how many.
       eos_id: end token.
       packed: 0, as of every store that is not packed.
@@ -30,12 +33,19 @@ class TextStore:
     directory: str
     sources: tuple[str, ...]
     text_bytes: tuple[int, ...]
+    text_digest: str
+    fingerprint: str
     tokens: int
     eos_id: int
     _tokens: np.ndarray = field(repr=False)
     _sources: np.ndarray = field(repr=False)
     _offsets: np.ndarray = field(repr=False)
     packed: int = 0
+
+    @property
+    def tokens_per_source(self) -> np.ndarray:
+        """How many tokens each source has: int64 [sources]."""
+        return np.bincount(self._sources, minlength=len(self.sources))
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Returns tokens [start, start + count): int32."""
@@ -70,6 +80,7 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
     sizes = [0] * len(sources)
     parts: list[np.ndarray] = []
     owners: list[np.ndarray] = []
+    digest = hashlib.sha256()
     for file, name in zip(files, names, strict=True):
         content = file.read_bytes()
         try:
@@ -79,16 +90,19 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
         parts.append(np.asarray(ids if eos is None else [*ids, eos], np.int32))
         owners.append(np.full(len(parts[-1]), sources.index(name), np.int32))
         sizes[sources.index(name)] += len(content)
-    tokens = np.concatenate(parts)
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    tokens, of = np.concatenate(parts), np.concatenate(owners)
     offsets = np.concatenate([np.arange(len(part), dtype=np.int32) for part in parts])
     return TextStore(
         directory=str(root),
         sources=sources,
         text_bytes=tuple(sizes),
+        text_digest=digest.hexdigest(),
+        fingerprint=hashlib.sha256(tokens.tobytes() + of.tobytes()).hexdigest(),
         tokens=len(tokens),
         eos_id=-1 if eos is None else eos,
         _tokens=tokens,
-        _sources=np.concatenate(owners),
+        _sources=of,
         _offsets=offsets,
     )
 

@@ -111,13 +111,13 @@ def draw_all(comparison: Comparison) -> dict[str, bytes]:
         }
         if comparison.sources():
             figures["loss_by_source.png"] = by_source(comparison)
-        return {name: _png(figure) for name, figure in figures.items()}
+        return {name: png(figure) for name, figure in figures.items()}
 
 
 def loss_over(comparison: Comparison, axis: Axis) -> Figure:
     """Draws validation loss (training loss where no run has any) over `axis`."""
     key, name = _loss_key(comparison)
-    figure = _figure(HEIGHT_PIXELS)
+    figure = new_figure(HEIGHT_PIXELS)
     axes = figure.subplots()
     _draw_runs(axes, comparison, axis, key, growth=True)
     _, unit = axis.unit(_largest(comparison, axis))
@@ -144,7 +144,7 @@ def by_source(comparison: Comparison) -> Figure:
     sources = comparison.sources()
     columns = min(3, len(sources))
     lines = math.ceil(len(sources) / columns)
-    figure = _figure(HEIGHT_PIXELS * (0.2 + 0.6 * lines))
+    figure = new_figure(HEIGHT_PIXELS * (0.2 + 0.6 * lines))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
     for panel, source in zip(panels.flat, sources, strict=False):
         _draw_runs(panel, comparison, FLOPS, f"{SOURCE}{source}", growth=False)
@@ -175,11 +175,13 @@ def best_level(comparison: Comparison) -> Level | None:
     return None
 
 
-def _figure(height_pixels: float) -> Figure:
+def new_figure(height_pixels: float) -> Figure:
+    """Returns an empty figure as wide as all of a report's."""
     return Figure(figsize=(WIDTH_PIXELS / DPI, height_pixels / DPI), dpi=DPI, layout="constrained")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

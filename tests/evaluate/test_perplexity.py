@@ -93,8 +93,9 @@ def test_a_source_without_tokens_is_left_out(params, tmp_path):
 
 
 def test_metrics_are_what_json_can_hold():
-    found = Perplexity(2000.0, 3, {"prose": (math.log(8), 1)})
+    losses, tokens = np.array([[math.log(8), 0], [0, 6000]]), np.array([[1, 0], [0, 2]])
+    found = Perplexity(tiny.SOURCES, losses, tokens)
     line = json.loads(json.dumps(found.metrics(), allow_nan=False))
-    assert line["validation_loss"] == 2000.0
+    assert line["validation_loss"] == pytest.approx((math.log(8) + 6000) / 3)
     assert math.isfinite(line["validation_perplexity"])
     assert line["validation_perplexity/prose"] == pytest.approx(8.0)

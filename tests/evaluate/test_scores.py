@@ -1,0 +1,140 @@
+"""Intervals against textbook formulas, the bootstrap, and how often they hold the truth."""
+
+import dataclasses
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from prts_jax.evaluate import scores as request_scores
+from prts_jax.evaluate.scores import Estimate, Scores, mean_of
+
+RIGHT = [1, 0, 1, 1, 0, 1, 1, 0, 1, 1]
+OTHER = [1, 1, 1, 1, 0, 1, 0, 1, 1, 1]
+
+
+def scores(values, weights=None, requests="asked", subject="piqa", exponential=False):
+    values = np.asarray(values, np.float64)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
+    return Scores("piqa", "acc,none", values, weights, subject, requests, exponential)
+
+
+def rows_of_text(seed, rows=400):
+    """Losses of rows of unequal length, and what a better model has on the same rows."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, 200, rows).astype(float)
+    hardness = rng.normal(3, 0.5, rows)
+    one = tokens * hardness + rng.normal(0, 1, rows)
+    return tokens, one, one - tokens * rng.normal(0.05, 0.05, rows)
+
+
+def bootstrap(statistic, rows, draws=4000):
+    rng = np.random.default_rng(7)
+    return statistics.stdev(statistic(rng.integers(0, rows, rows)) for _ in range(draws))
+
+
+def test_an_accuracy_has_the_standard_error_of_a_mean():
+    found = scores(RIGHT).estimate
+    assert found.value == pytest.approx(0.7)
+    assert found.stderr == pytest.approx(statistics.stdev(RIGHT) / math.sqrt(10))
+    assert found.half_width == pytest.approx(1.96 * found.stderr, rel=1e-4)
+
+
+def test_it_is_the_harnesss():
+    metrics = pytest.importorskip("lm_eval.api.metrics")
+    assert scores(RIGHT).estimate.stderr == pytest.approx(metrics.mean_stderr(RIGHT))
+
+
+def test_the_same_requests_are_compared_one_by_one():
+    found = scores(OTHER).minus(scores(RIGHT))
+    changes = [one - other for one, other in zip(OTHER, RIGHT, strict=True)]
+    assert found.value == pytest.approx(statistics.mean(changes))
+    assert found.stderr == pytest.approx(statistics.stdev(changes) / math.sqrt(10))
+    # Miller's form of it: both variances less twice the covariance.
+    covariance = statistics.covariance(OTHER, RIGHT)
+    parts = statistics.variance(OTHER) + statistics.variance(RIGHT) - 2 * covariance
+    assert found.stderr == pytest.approx(math.sqrt(parts / 10))
+
+
+def test_others_are_compared_by_the_sum_of_their_variances():
+    one, other = scores(OTHER, requests="others"), scores(RIGHT)
+    found = one.minus(other)
+    assert not one.pairs_with(other)
+    assert found.stderr == pytest.approx(
+        math.sqrt((statistics.variance(OTHER) + statistics.variance(RIGHT)) / 10)
+    )
+
+
+def test_what_is_another_measure_is_not_compared():
+    assert scores(OTHER, subject="piqa, 5 shots").minus(scores(RIGHT)) is None
+
+
+@pytest.mark.parametrize("exponential", [False, True], ids=["loss", "perplexity"])
+def test_a_loss_by_token_has_the_error_that_the_bootstrap_finds(exponential):
+    tokens, one, better = rows_of_text(seed=1)
+
+    def score(losses, chosen):
+        ratio = losses[chosen].sum() / tokens[chosen].sum()
+        return math.exp(ratio) if exponential else ratio
+
+    first = scores(one, tokens, exponential=exponential)
+    second = scores(better, tokens, exponential=exponential)
+    everything = np.arange(len(tokens))
+    assert first.estimate.value == pytest.approx(score(one, everything))
+    drawn = bootstrap(lambda chosen: score(one, chosen), len(tokens))
+    assert first.estimate.stderr == pytest.approx(drawn, rel=0.06)
+    change = second.minus(first)
+    assert change.value == pytest.approx(score(better, everything) - score(one, everything))
+    drawn = bootstrap(lambda chosen: score(better, chosen) - score(one, chosen), len(tokens))
+    assert change.stderr == pytest.approx(drawn, rel=0.06)
+    assert change.excludes_zero
+    apart = dataclasses.replace(second, requests="others").minus(first)
+    assert apart.stderr > 5 * change.stderr  # what is hard for both does not cancel
+    assert not apart.excludes_zero
+
+
+def test_95_of_100_intervals_hold_the_truth():
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(2000):
+        tokens = rng.integers(1, 50, 200).astype(float)
+        found = scores(tokens * rng.normal(2.0, 1.0, 200), tokens).estimate
+        held += abs(found.value - 2.0) <= found.half_width
+    assert 0.93 <= held / 2000 <= 0.965
+
+
+def test_one_request_says_nothing_of_its_error():
+    found = scores([1]).estimate
+    assert math.isnan(found.stderr)
+    assert not found.excludes_zero
+    assert found.to_json() == {"value": 1.0, "stderr": None, "low": None, "high": None}
+
+
+def test_a_mean_of_tasks_is_as_sure_as_they_are_together():
+    found = mean_of([Estimate(0.5, 0.03), Estimate(0.7, 0.04)])
+    assert found == Estimate(pytest.approx(0.6), pytest.approx(0.025))
+
+
+def test_no_interval_holds_zero_when_every_request_is_the_same_better():
+    assert scores([2, 2, 2]).minus(scores([1, 1, 1])).excludes_zero
+    assert not scores([1, 1, 1]).minus(scores([1, 1, 1])).excludes_zero
+
+
+def test_json_holds_them_exactly():
+    tokens, losses, _ = rows_of_text(seed=2, rows=9)
+    for made in (scores(RIGHT), scores(losses, tokens, exponential=True)):
+        found = request_scores.from_json(json.loads(json.dumps(made.to_json())))
+        assert found.minus(made) == Estimate(0.0, 0.0)
+        assert found.pairs_with(made)
+        assert found.group == made.group
+    assert "weights" not in scores(RIGHT).to_json()
+
+
+@pytest.mark.parametrize(
+    "damage", [{"values": [[1.0]]}, {"values": []}, {"weights": [1.0]}, {"values": ["x"]}]
+)
+def test_what_is_no_scores_is_refused(damage):
+    with pytest.raises(ValueError, match=r"values and weights|could not convert"):
+        request_scores.from_json(scores(RIGHT).to_json() | damage)
