@@ -31,7 +31,12 @@ def parser() -> argparse.ArgumentParser:
         "--prompt_file", default="", metavar="FILE", help="a text file with the prompt; - is stdin"
     )
     made.add_argument(
-        "--tokens", type=int, default=100, metavar="N", help="tokens to generate (default: 100)"
+        "--tokens",
+        type=int,
+        default=100,
+        metavar="N",
+        help="tokens to generate at most (default: 100); prompt and text together are no longer "
+        "than what the model was trained on",
     )
     made.add_argument(
         "--temperature",
@@ -65,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `prts generate`; see `prts generate --help`.
 
     Raises:
-      UserError: no such checkpoint, no tokenizer, or flags outside their ranges.
+      UserError: no such checkpoint, no tokenizer, flags outside their ranges, or a prompt that is
+        longer than what the model was trained on.
     """
     arguments = parser().parse_args(argv)
     from prts_jax.evaluate.generate import Generator, Sampling
@@ -83,11 +89,23 @@ def main(argv: Sequence[str]) -> int:
     ids = tokenizer.encode(prompt)
     if not ids and tokenizer.bos is not None:
         ids = [tokenizer.bos]
+    room = loaded.length - len(ids)
+    if room < 1:
+        raise UserError(
+            f"prompt: has {len(ids)} tokens, and the model was trained on rows of {loaded.length}; "
+            "shorten it"
+        )
+    if room < arguments.tokens:
+        print(
+            f"prts generate: {room} tokens at most: the model was trained on rows of "
+            f"{loaded.length}",
+            file=sys.stderr,
+        )
     stop = set() if tokenizer.eos is None else {tokenizer.eos}
     began = time.monotonic()
     with jax.set_mesh(loaded.mesh):
         rows = Generator(loaded.params, loaded.model, loaded.compute).stream(
-            [ids], arguments.tokens, stop, sampling
+            [ids], min(room, arguments.tokens), stop, sampling
         )
         shown = _Shown(prompt, quiet=arguments.json)
         made = _follow((int(row[0]) for row in rows), stop, tokenizer.decode, shown)

@@ -105,8 +105,7 @@ def measure(
       UserError: there is nothing to predict.
     """
     config = loaded.lineage.config["data"]
-    trained = int(loaded.lineage.imported.get("length") or config["length"])
-    length = min(length or data.store.packed or trained, max(data.store.tokens - 1, 1))
+    length = min(length or data.store.packed or loaded.length, max(data.store.tokens - 1, 1))
     apart = bool(config.get("documents", False)) if documents is None else documents
     parts = axis_size(loaded.mesh, "batch")
     batches = eval_batches(data.store, length, -(-rows // parts) * parts, documents=apart)

@@ -57,8 +57,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         self._loaded: LoadedModel = load(checkpoint, dtype)
         lineage = self._loaded.lineage
         self._tokenizer: Tokenizer = tokenizer_of(self._loaded.path, lineage, tokenizer)
-        trained = lineage.imported.get("length") or lineage.config["data"]["length"]
-        self.max_length = int(max_length) or int(trained)
+        self.max_length = int(max_length) or self._loaded.length
         # The harness's "auto" measures memory on a GPU of torch's.
         self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
         self._scorer = Scorer(self._loaded, self.batch_size, self.max_length)

@@ -40,6 +40,11 @@ class LoadedModel:
         """The model's shape."""
         return self.lineage.model
 
+    @property
+    def length(self) -> int:
+        """Tokens of the rows that it was trained on, by us or by those it was imported from."""
+        return int(self.lineage.imported.get("length") or self.lineage.config["data"]["length"])
+
 
 def load(
     spec: str, dtype: str = "bfloat16", mesh: MeshConfig = ALL_DEVICES, attention: str = "auto"

@@ -88,8 +88,10 @@ def make_evaluator(
         out = logits(params, batch["tokens"], model, compute, documents=documents, gates=gates)
         losses = token_losses(out, batch["targets"])
 
-        def of_row(*row: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return loss_by_source(*(values[None] for values in row), len(sources))
+        def of_row(
+            losses_S: jax.Array, weights_S: jax.Array, source_ids_S: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            return loss_by_source(losses_S[None], weights_S[None], source_ids_S[None], len(sources))
 
         return jax.vmap(of_row)(losses, batch["loss_weights"], batch["source_ids"])
 

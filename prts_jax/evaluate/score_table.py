@@ -118,9 +118,12 @@ def _row(name: tuple[str, str], measured: Sequence[_Measured | None]) -> Row:
     first = measured[0].requests if measured[0] else None
     for one in measured[1:]:
         other = one.requests if one else None
-        known = first is not None and other is not None
-        differences.append(other.minus(first) if known else None)
-        paired.append(known and other.pairs_with(first))
+        if first is None or other is None:
+            differences.append(None)
+            paired.append(False)
+        else:
+            differences.append(other.minus(first))
+            paired.append(other.pairs_with(first))
     return Row(
         title=f"{group} {metric}",
         group=group,

@@ -116,16 +116,19 @@ def from_json(values: dict[str, Any]) -> Scores:
     Raises:
       ValueError, KeyError, TypeError: these are no scores.
     """
-    lists = {
-        "values": np.asarray(values["values"], np.float64),
-        "weights": np.asarray(values.get("weights", np.ones(len(values["values"]))), np.float64),
-    }
-    shapes = {found.shape for found in lists.values()}
-    if len(shapes) != 1 or len(shapes.pop()) != 1 or not lists["weights"].sum() > 0:
+    scores = np.asarray(values["values"], np.float64)
+    weights = np.asarray(values.get("weights", np.ones(len(scores))), np.float64)
+    if scores.ndim != 1 or scores.shape != weights.shape or not weights.sum() > 0:
         raise ValueError("values and weights are no two lists of one length")
-    names = ("group", "name", "subject", "requests")
-    texts = {name: str(values[name]) for name in names}
-    return Scores(**texts, **lists, exponential=bool(values["exponential"]))
+    return Scores(
+        group=str(values["group"]),
+        name=str(values["name"]),
+        values=scores,
+        weights=weights,
+        subject=str(values["subject"]),
+        requests=str(values["requests"]),
+        exponential=bool(values["exponential"]),
+    )
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:

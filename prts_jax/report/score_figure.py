@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prts_jax.errors import UserError
@@ -59,7 +60,7 @@ def draw(labels: Sequence[str], rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_one(axes, panel: Sequence[Row], at: int, label: str, count: int) -> None:
+def _draw_one(axes: Axes, panel: Sequence[Row], at: int, label: str, count: int) -> None:
     places, values, halves = [], [], []
     for place, row in enumerate(panel):
         change, first = row.differences[at], row.scores[0]

@@ -188,6 +188,8 @@ class _Run:
         with contextlib.closing(stream):
             if first == 0:
                 self._write_line()
+            elif first == stop or _due(first, config.evaluation.every_steps):
+                self._catch_up()
             compiled = self._compile(self._batch(origin, first)) if first < stop else None
             self.recorder.restart_clock()
             for batch in stream:
@@ -281,6 +283,17 @@ class _Run:
             extra["growth"] = self.lineage.growth[-1]
         self.recorder.line_due(self.lineage)
         self.recorder.settle(extra)
+
+    def _catch_up(self) -> None:
+        """Evaluates what a run that resumes just where it should have evaluated has not.
+
+        None was due when the step was saved: the stop, the interval or the store was another.
+        """
+        if self.lineage.evaluation.get("step") == self.lineage.step:
+            return
+        found = self._validate()
+        if self.log is not None:
+            self.log.amend(self.lineage.step, found)
 
     def _advance(self, lineage: Lineage) -> Lineage:
         tokens = self.batches.tokens(lineage.position)

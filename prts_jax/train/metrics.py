@@ -116,6 +116,12 @@ class MetricsLog:
                 if isinstance(value, float) and math.isfinite(value):
                     self._writer.add_scalar(name, value, line["step"])
 
+    def amend(self, step: int, values: Line) -> None:
+        """Adds keys to the line of the restored step, if that line is there."""
+        if values and self.kept and self.kept[-1]["step"] == step:
+            self.kept[-1] |= values
+            self._rewrite(self.kept)
+
     def flush(self) -> None:
         """Makes every line written so far durable (call it before a checkpoint is)."""
         if self._segment:

@@ -1,5 +1,6 @@
 """The commands of the page on interop, run as they stand there on a tiny model."""
 
+import collections
 import importlib
 import json
 import re
@@ -32,14 +33,16 @@ def test_the_commands_of_the_page_work(tmp_path, monkeypatch, capsys):
     Path("some_text/a.txt").write_text(text)
 
     [block] = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    said = {}
+    said = collections.defaultdict(str)
     for line in block.strip().splitlines():
         prts, command, *flags = shlex.split(line)
         assert prts == "prts"
         assert importlib.import_module(f"prts_jax.cli.{command}").main(flags) == 0
-        said[command] = capsys.readouterr().out
+        said[command] += capsys.readouterr().out
     assert "Once upon a time" in said["generate"]
     assert re.search(r"^all +\d+", said["eval"], re.MULTILINE)
+    assert re.search(r"grown − ours$(.*\n)+^loss all ", said["eval"], re.MULTILINE)
+    assert (tmp_path / "differences.png").exists()
     assert "model.layers: 2 in A, 4 in B" in said["inspect"]
     assert (tmp_path / "grown_hf" / "tokenizer.json").exists()  # through growth, too
     loaded = transformers.AutoModelForCausalLM.from_pretrained("grown_hf")

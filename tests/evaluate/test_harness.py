@@ -46,11 +46,29 @@ metric_list:
 metadata:
   version: 3
 """
+TEXT_TASK = """
+task: local_text
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+should_decontaminate: false
+metric_list:
+  - metric: word_perplexity
+  - metric: byte_perplexity
+  - metric: bits_per_byte
+metadata:
+  version: 1
+"""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`hf`, a tiny model with a tokenizer; `ours`, the same imported; `tasks`, one task."""
+    """`hf`, a tiny model with a tokenizer; `ours`, the same imported; `tasks`, two tasks."""
     root = tmp_path_factory.mktemp("harness")
     save_transformers(root / "hf", MODEL)
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -74,6 +92,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tasks").mkdir()
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "tasks" / "local.yaml").write_text(TASK.format(data=root / "rows.jsonl"))
+    (root / "tasks" / "text.yaml").write_text(TEXT_TASK.format(data=root / "rows.jsonl"))
     return root
 
 
@@ -137,8 +156,34 @@ def test_scores_of_a_task_are_those_of_the_hf_model(
     expected = simple_evaluate(theirs, tasks=["local_choice"], task_manager=manager)
     for metric in ("acc,none", "acc_norm,none"):
         assert found[metric] == expected["results"]["local_choice"][metric]
+    for error in ("acc_stderr,none", "acc_norm_stderr,none"):
+        assert found[error] == pytest.approx(expected["results"]["local_choice"][error])
     assert found["version"] == 3
     assert found["shots"] == 0
+
+
+def test_word_perplexity_has_an_interval_and_is_compared(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two evaluations of one checkpoint: the same requests in another precision, and fewer."""
+    flags = [f"--checkpoint={folders / 'ours'}", "--tasks=local_text,local_choice"]
+    flags.append(f"--include_path={folders / 'tasks'}")
+    runs = {"full": ["--dtype=float32"], "half": ["--dtype=bfloat16"], "few": ["--limit=5"]}
+    for name, extra in runs.items():
+        argv = [*flags, *extra, f"--save={tmp_path / name}.json", "--json"]
+        assert eval_command.main(argv) == 0
+        found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["tasks"]["local_text"]
+        assert found["word_perplexity,none"] > 1
+        assert found["word_perplexity_stderr,none"] > 0
+        assert 0 < found["bits_per_byte_stderr,none"] < found["bits_per_byte,none"]
+    assert eval_command.main(["--compare", *(f"{tmp_path / n}.json" for n in runs), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    by_name = {(row["group"], row["name"]): row for row in rows}
+    _, half, few = by_name["local_text", "word_perplexity,none"]["differences"]
+    assert (half["paired"], few["paired"]) == (True, False)
+    assert half["stderr"] < few["stderr"]  # what makes a text hard is hard in both precisions
+    _, half, few = by_name["local_choice", "acc,none"]["differences"]
+    assert (half["paired"], few["paired"]) == (True, False)
 
 
 def test_the_papers_tasks_exist_and_say_what_they_would_download(

@@ -1,6 +1,7 @@
 """Whole runs in this process: what they leave, how they go on, what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,20 @@ def test_a_run_made_longer_goes_on_as_if_it_had_always_been_so_long(base, run, t
     assert curve(lines) == curve(read_lines(base.workdir))
     assert_same(stored_params(tmp_path), stored_params(base.workdir))
     assert json.loads((tmp_path / "DONE").read_text())["step"] == 6
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_an_evaluation_is_not_skipped_where_a_run_resumes(run, tmp_path, stop):
+    """Step 4 was saved when no evaluation was due there; now it is, by the stop or the interval."""
+    run(tmp_path / "resumed", train__steps=5, evaluation__every_steps=0)
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "5")  # as if it had been killed there
+    (tmp_path / "resumed" / "DONE").unlink()
+    lines = run(tmp_path / "resumed", train__steps=stop, evaluation__every_steps=4)
+    whole = run(tmp_path / "whole", train__steps=stop, evaluation__every_steps=4)
+    assert validated(lines) == sorted({0, 4, stop})
+    assert curve(lines) == curve(whole)
+    lineage = read_lineage(resolve(str(tmp_path / "resumed")))
+    assert lineage.evaluation.get("step") == (6 if stop == 6 else 0)  # a saved step stays as it is
 
 
 @pytest.mark.slow

@@ -1,0 +1,91 @@
+"""`prts generate` as a user meets it: text from flags or files, and refusals of one line."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from prts_jax.cli import generate, run
+from tests.checkpoint.tiny import write_source
+from tests.evaluate.conftest import words
+from tests.evaluate.worded import WORDS
+
+__all__ = ["words"]  # a fixture
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, object]:
+    capsys.readouterr()
+    assert generate.main([*flags, "--json", "--tokens=6", "--dtype=float32"]) == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert run(generate.main, flags, "generate") == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    [line] = shown.err.strip().splitlines()
+    return line
+
+
+def test_a_prompt_comes_from_flag_file_or_standard_input(
+    words: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = f"--checkpoint={words / 'model'}"
+    found = as_json(capsys, checkpoint, "--prompt=the cat sat")
+    assert set(str(found["text"]).split()) <= set(WORDS)
+    (tmp_path / "prompt").write_text("the cat sat")
+    file = as_json(capsys, checkpoint, f"--prompt_file={tmp_path / 'prompt'}")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat sat"))
+    standard = as_json(capsys, checkpoint, "--prompt_file=-")
+    assert found["text"] == file["text"] == standard["text"]
+    assert generate.main([checkpoint, "--prompt=the cat sat", "--tokens=6", "--dtype=float32"]) == 0
+    assert capsys.readouterr().out == f"the cat sat{found['text']}\n"
+
+
+FLAGS = {
+    "temperature below 0": (["--prompt=a", "--temperature=-1"], "temperature: is -1.0"),
+    "temperature nan": (["--prompt=a", "--temperature=nan"], "temperature: is nan"),
+    "top_p of 0": (["--prompt=a", "--top_p=0"], "top_p: is 0.0; it must be above 0 and at most 1"),
+    "top_p above 1": (["--prompt=a", "--top_p=1.5"], "top_p: is 1.5"),
+    "no tokens": (["--prompt=a", "--tokens=0"], "--tokens=0: must be at least 1"),
+    "dtype": (["--prompt=a", "--dtype=x"], "--dtype=x: is none of bfloat16, float32"),
+    "no prompt": ([], "--prompt, --prompt_file: give one of them"),
+    "two prompts": (["--prompt=a", "--prompt_file=b"], "give one of them"),
+    "no such file": (["--prompt_file=/no/such"], "--prompt_file=/no/such: cannot be read"),
+    "no such checkpoint": (["--prompt=a"], "/no/checkpoint: "),
+}
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_flags_out_of_range_are_refused_in_one_line(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = FLAGS[case]
+    assert message in refusal(capsys, "--checkpoint=/no/checkpoint", *flags)
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_source(tmp_path / "bare")
+    line = refusal(capsys, f"--checkpoint={tmp_path / 'bare'}", "--prompt=a")
+    assert "no tokenizer in" in line
+    assert "--tokenizer" in line
+
+
+def test_prompt_and_text_are_no_longer_than_what_the_model_was_trained_on(
+    words: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = f"--checkpoint={words / 'model'}"
+    line = refusal(capsys, checkpoint, "--prompt=" + "cat " * 16)
+    assert "prompt: has 16 tokens, and the model was trained on rows of 16; shorten it" in line
+    assert generate.main([checkpoint, "--prompt=" + "cat " * 13, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["tokens"]) <= 3
+    assert "3 tokens at most" in shown.err
