@@ -25,6 +25,22 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds how a checkpoint's model is run, as --dtype and --tokenizer."""
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of activations and matrix products (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default="",
+        metavar="PATH",
+        help="folder, tokenizer.json or tokenizer.model (default: the checkpoint's own)",
+    )
+
+
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `prts_jax.mesh.start_distributed` takes, as attributes of its names."""
     parser.add_argument(

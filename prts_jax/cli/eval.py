@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from prts_jax.cli import eval_text, run
-from prts_jax.cli.arguments import OneLineParser
+from prts_jax.cli.arguments import OneLineParser, add_model_flags
 from prts_jax.errors import UserError
 from prts_jax.evaluate import paper8, results, score_table
 from prts_jax.evaluate.results import Results
@@ -64,15 +64,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of a row at most (default: what the model was trained with)",
     )
-    made.add_argument(
-        "--dtype", default="bfloat16", metavar="NAME", help="bfloat16 (default) or float32"
-    )
-    made.add_argument(
-        "--tokenizer",
-        default="",
-        metavar="PATH",
-        help="folder, tokenizer.json or tokenizer.model (default: the checkpoint's own)",
-    )
+    add_model_flags(made)
     made.add_argument(
         "--documents",
         choices=("yes", "no"),
@@ -154,8 +146,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--data, --text, --documents: are for --perplexity; add it")
     if (arguments.include_path or arguments.limit or arguments.shots >= 0) and not arguments.tasks:
         raise UserError("--include_path, --shots, --limit: are for --tasks; add it")
-    if arguments.dtype not in ("bfloat16", "float32"):
-        raise UserError(f"--dtype={arguments.dtype}: is none of bfloat16, float32")
     if arguments.batch < 1 or arguments.length < 0 or arguments.limit < 0:
         raise UserError("--batch, --length, --limit: must be above 0")
 

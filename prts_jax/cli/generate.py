@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from prts_jax.cli import run
-from prts_jax.cli.arguments import OneLineParser
+from prts_jax.cli.arguments import OneLineParser, add_model_flags
 from prts_jax.errors import UserError
 
 
@@ -53,15 +53,7 @@ def parser() -> argparse.ArgumentParser:
         help="draw from the likeliest tokens of this probability together (default: 1, all)",
     )
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
-    made.add_argument(
-        "--tokenizer",
-        default="",
-        metavar="PATH",
-        help="folder, tokenizer.json or tokenizer.model (default: the checkpoint's own)",
-    )
-    made.add_argument(
-        "--dtype", default="bfloat16", metavar="NAME", help="bfloat16 (default) or float32"
-    )
+    add_model_flags(made)
     made.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return made
 
@@ -81,8 +73,6 @@ def main(argv: Sequence[str]) -> int:
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     if arguments.tokens < 1:
         raise UserError(f"--tokens={arguments.tokens}: must be at least 1")
-    if arguments.dtype not in ("bfloat16", "float32"):
-        raise UserError(f"--dtype={arguments.dtype}: is none of bfloat16, float32")
     prompt = _prompt(arguments.prompt, arguments.prompt_file)
     loaded = load(arguments.checkpoint, arguments.dtype)
     tokenizer = tokenizer_of(loaded.path, loaded.lineage, arguments.tokenizer)

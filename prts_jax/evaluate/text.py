@@ -8,7 +8,7 @@ from typing import Any
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
-from prts_jax.paths import as_path, is_remote
+from prts_jax.paths import as_path
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,6 @@ def tokenizer_file(place: str) -> str:
       UserError: it lies on object storage.
     """
     root = as_path(place)
-    if is_remote(place):
-        raise UserError(f"{place}: tokenizers are read from local disk; copy it there")
     names = [root] if root.is_file() else [root / "tokenizer.json", root / "tokenizer.model"]
     return next((str(path) for path in names if path.is_file()), "")
 
@@ -99,7 +97,7 @@ def tokenizer_file(place: str) -> str:
 def _fast(file: str) -> Tokenizer:
     from tokenizers import Tokenizer as FastTokenizer
 
-    opened = FastTokenizer.from_file(file)
+    opened = FastTokenizer.from_str(as_path(file).read_text())
     special = _special_tokens(file)
     ids = {name: opened.token_to_id(text) if text else None for name, text in special.items()}
     return Tokenizer(
@@ -127,7 +125,7 @@ def _special_tokens(file: str) -> dict[str, str | None]:
 def _sentencepiece(file: str) -> Tokenizer:
     from sentencepiece import SentencePieceProcessor
 
-    opened = SentencePieceProcessor(model_file=file)
+    opened = SentencePieceProcessor(model_proto=as_path(file).read_bytes())
     bos, eos = opened.bos_id(), opened.eos_id()
     return Tokenizer(
         path=file,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prts_jax.errors import UserError
+from prts_jax.paths import is_remote
 
 ENDINGS = (".txt", ".md")
 
@@ -71,6 +72,10 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
     Raises:
       UserError: no such files, or one that is not UTF-8.
     """
+    if is_remote(path):
+        raise UserError(
+            f"{path}: text is read from local disk; copy it there, or use a token store"
+        )
     root = Path(path).expanduser()
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _is_text(p))
     if not files:

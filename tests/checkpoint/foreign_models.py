@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from prts_jax import tree
 from prts_jax.config import ModelConfig
 
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
@@ -17,11 +18,19 @@ def shape(heads: str = "gqa", tied: bool = False) -> ModelConfig:
     )
 
 
-def transformers_model(model: ModelConfig, dtype: str = "float32", **extra: Any) -> Any:
-    """A LlamaForCausalLM with weights as large as training makes them, norms among them."""
-    import torch
+def _llama(model: ModelConfig, **extra: Any) -> Any:
+    """A LlamaForCausalLM of this shape, as transformers draws it; `extra` goes into its config."""
     import transformers
 
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
+    if model.rope_scaling.factor != 1.0:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": model.rope_scaling.factor,
+            "low_freq_factor": model.rope_scaling.low_freq_factor,
+            "high_freq_factor": model.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": model.rope_scaling.original_length,
+        }
     options: dict[str, Any] = {
         "vocab_size": model.vocab,
         "hidden_size": model.embed,
@@ -31,19 +40,63 @@ def transformers_model(model: ModelConfig, dtype: str = "float32", **extra: Any)
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_dim,
         "rms_norm_eps": model.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_parameters": rope,
         "tie_word_embeddings": model.tied,
         "max_position_embeddings": 64,
         "attn_implementation": "eager",
     }
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(options | extra)))
+
+
+def transformers_model(model: ModelConfig, dtype: str = "float32", **extra: Any) -> Any:
+    """A LlamaForCausalLM with weights as large as training makes them, norms among them."""
+    import torch
+
     torch.manual_seed(0)
-    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(options | extra)))
+    made = _llama(model, **extra)
     with torch.no_grad():
         for parameter in made.parameters():
             # Values that bfloat16 holds, so that every dtype here says the same.
             values = torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1)
             parameter.copy_(values.to(torch.bfloat16).float())
     return made.to(getattr(torch, dtype)).eval()
+
+
+def transformers_of(params: Any, model: ModelConfig, dtype: str = "float32") -> Any:
+    """A LlamaForCausalLM with our parameters, its own code under our weights."""
+    import torch
+
+    made = _llama(model).to(getattr(torch, dtype)).eval()
+    weights = {name: torch.tensor(value) for name, value in under_their_names(params).items()}
+    missing, unexpected = made.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert set(missing) <= ({"lm_head.weight"} if model.tied else set())
+    made.tie_weights()
+    return made
+
+
+def under_their_names(params: Any) -> dict[str, np.ndarray]:
+    """Our parameters (or gradients, or moments) under transformers' names, kernels [out, in]."""
+    leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+    width = leaves["final_norm"].size
+    named = {
+        "model.embed_tokens.weight": leaves.pop("token_embedding"),
+        "model.norm.weight": leaves.pop("final_norm"),
+    }
+    if "head" in leaves:
+        named["lm_head.weight"] = leaves.pop("head").T
+    theirs = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    theirs |= {f"attention/{name}": f"self_attn.{name}_proj" for name in "qkvo"}
+    theirs |= {f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    for path, stacked in leaves.items():
+        ours = path.removeprefix("layers/")
+        for layer, values in enumerate(stacked):
+            if ours == "attention/o":
+                values = values.reshape(-1, width).T
+            elif values.ndim > 1:
+                values = values.reshape(values.shape[0], -1).T
+            named[f"model.layers.{layer}.{theirs[ours]}.weight"] = values
+    return {name: np.ascontiguousarray(values) for name, values in named.items()}
 
 
 def save_transformers(

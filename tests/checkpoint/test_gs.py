@@ -1,5 +1,6 @@
 """Checkpoints and growth on gs://, against a fake server: no renames, no locks, no TensorFlow."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from prts_jax.checkpoint import grow, object_lock
+from prts_jax.checkpoint import convert, grow, object_lock
 from prts_jax.checkpoint.executors import grow_checkpoint
 from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
@@ -150,3 +151,45 @@ def test_files_cannot_be_shared_with_an_object_store_and_layers_are_streamed(fak
     assert is_complete(f"{fake_gcs}/grown")
     with pytest.raises(UserError, match="no hard links; use --mode=stream"):
         grow_checkpoint(str(tmp_path / "source"), f"{fake_gcs}/again", growth_map, "reference")
+
+
+def test_models_are_converted_from_and_to_object_stores(fake_gcs, tmp_path):
+    """disk → gs → gs → disk, each reading what the one before wrote; all values stay."""
+    write_source(tmp_path / "ours")
+    ours = convert.open_checkpoint(str(tmp_path / "ours"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    convert.write_huggingface(
+        ours, f"{fake_gcs}/hf", tokenizer=str(tmp_path / "tokenizer.json"), shard_bytes=5000
+    )
+    remote = convert.open_source("hf", f"{fake_gcs}/hf")
+    assert remote.model == MODEL
+    convert.write_checkpoint(remote, f"{fake_gcs}/imported")
+    assert is_complete(f"{fake_gcs}/imported")
+    back = convert.open_source("orbax", f"{fake_gcs}/imported")
+    convert.write_huggingface(back, str(tmp_path / "back"))
+    found = convert.open_source("hf", str(tmp_path / "back"))
+    assert convert.first_difference(ours, found, "float32") == ""
+    assert (tmp_path / "back" / "tokenizer.json").read_text() == "{}"
+    with pytest.raises(UserError, match="exists already"):
+        convert.write_checkpoint(remote, f"{fake_gcs}/imported")
+
+
+def test_a_conversion_that_fails_leaves_nothing_in_the_bucket(fake_gcs, tmp_path):
+    write_source(tmp_path / "ours")
+    ours = convert.open_checkpoint(str(tmp_path / "ours"))
+
+    def read(leaf, layer):
+        if leaf == "layers/mlp/up":
+            raise UserError("the source is damaged")
+        return ours.read(leaf, layer)
+
+    damaged = dataclasses.replace(ours, read=read)
+    for write in (convert.write_checkpoint, convert.write_huggingface):
+        with pytest.raises(UserError, match="the source is damaged"):
+            write(damaged, f"{fake_gcs}/out")
+        assert not epath.Path(f"{fake_gcs}/out").exists()
+
+
+def test_a_file_of_lit_gpt_is_read_from_disk_alone(fake_gcs):
+    with pytest.raises(UserError, match="copy it"):
+        convert.open_source("litgpt", f"{fake_gcs}/lit_model.pth", "6L2048H")

@@ -1,13 +1,24 @@
 """`prts convert` and `prts inspect` of other formats, as a user and a program meet them."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from prts_jax.checkpoint.convert import ConversionReport
+from prts_jax.checkpoint.foreign import ForeignModel, is_linear, layer_shape, pieces
+from prts_jax.checkpoint.huggingface import config_json, tensor_name, write_json
+from prts_jax.checkpoint.safetensors_files import NewTensor, write_folder
 from prts_jax.cli import convert, inspect, run
+from prts_jax.config import ModelConfig
+from prts_jax.model.llama import declare
 from tests.checkpoint.foreign_models import save_transformers, shape
-from tests.checkpoint.tiny import write_source
+from tests.checkpoint.tiny import flip_byte, write_source
+from tests.conftest import RunPrts
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -89,6 +100,99 @@ def test_bad_input_is_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_verify_finds_a_value_that_the_disk_has_changed(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last bit of what was written flips between writing and reading again."""
+
+    def flipping(write: Callable[..., ConversionReport], pattern: str) -> Callable[..., object]:
+        def written(source: ForeignModel, target: str, *more: object) -> ConversionReport:
+            report = write(source, target, *more)
+            file = max(Path(target).rglob(pattern), key=lambda path: path.stat().st_size)
+            content = bytearray(file.read_bytes())
+            content[-1] ^= 1
+            file.write_bytes(content)
+            return report
+
+        return written
+
+    assert convert.main(argv(folder, tmp_path / "ours")) == 0
+    module = convert.convert
+    flipped = flipping(module.write_huggingface, "*.safetensors")
+    monkeypatch.setattr(module, "write_huggingface", flipped)
+    back = argv(tmp_path / "ours", tmp_path / "back", "--verify", kind="orbax", to="hf")
+    assert run(convert.main, back, "convert") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'back'}: token_embedding: differs from {tmp_path / 'ours'}" in line
+
+
+def test_verify_finds_damage_in_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = np.asarray(write_source(tmp_path / "ours")["layers"]["mlp"]["up"])
+    write = convert.convert.write_checkpoint
+
+    def damaging(source: ForeignModel, target: str, *more: Any) -> ConversionReport:
+        report = write(source, target, *more)
+        flip_byte(Path(target), up[1].tobytes())
+        return report
+
+    monkeypatch.setattr(convert.convert, "write_checkpoint", damaging)
+    copy = argv(tmp_path / "ours", tmp_path / "copy", "--verify", kind="orbax")
+    assert run(convert.main, copy, "convert") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'copy'}: layers/mlp/up, layer 1: is not what was saved" in line
+
+
+def write_large(folder: Path, layers: int) -> int:
+    """A Llama of transformers' form whose tensors have 4 MB at most; returns the bytes of all."""
+    model = ModelConfig(
+        vocab=1000, layers=layers, embed=512, heads=8, kv_heads=8, head_dim=64, mlp=2048
+    )
+    float32 = np.dtype(np.float32)
+
+    def tensor(leaf: str, layer: int | None) -> NewTensor:
+        declaration = declare(model)[leaf]
+        shape = layer_shape(declaration)
+        if is_linear(declaration):
+            shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
+        made = np.random.default_rng(layer or 0).standard_normal
+        return NewTensor(tensor_name(leaf, layer), shape, float32, lambda: made(shape, float32))
+
+    folder.mkdir()
+    tensors = [tensor(leaf, layer) for leaf, layer in pieces(model)]
+    write_folder(str(folder), tensors, 10**9, lambda count: None)
+    write_json(str(folder), "config.json", config_json(model, "float32", 64))
+    return sum(one.nbytes for one in tensors)
+
+
+@pytest.mark.slow
+def test_memory_is_for_some_tensors_whatever_the_models_size(
+    tmp_path: Path, run_prts: RunPrts
+) -> None:
+    """A model 600 MB larger takes less than an eighth of that more, there and back."""
+
+    def peak(source: Path, target: Path, kind: str, to: str) -> int:
+        found = run_prts("convert", *argv(source, target, "--json", kind=kind, to=to))
+        rss: int = json.loads(found.stdout)["peak_rss_bytes"]
+        return rss
+
+    sizes, there, back = [], [], []
+    for layers in (1, 36):
+        root = tmp_path / str(layers)
+        root.mkdir()
+        sizes.append(write_large(root / "hf", layers))
+        there.append(peak(root / "hf", root / "ours", "hf", "orbax"))
+        back.append(peak(root / "ours", root / "back", "orbax", "hf"))
+    more = sizes[1] - sizes[0]
+    assert more > 580e6
+    assert there[1] - there[0] < more / 8
+    assert back[1] - back[0] < more / 8
 
 
 def test_an_existing_target_is_kept(

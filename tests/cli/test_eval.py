@@ -133,7 +133,7 @@ REFUSALS = {
     ),
     "dtype": (
         ["--checkpoint=c", "--perplexity", "--dtype=int8"],
-        "--dtype=int8: is none of bfloat16, float32",
+        "argument --dtype: invalid choice: 'int8'",
     ),
     "batch": (["--checkpoint=c", "--perplexity", "--batch=0"], "must be above 0"),
     "a word for a number": (

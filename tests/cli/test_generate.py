@@ -53,7 +53,7 @@ FLAGS = {
     "top_p of 0": (["--prompt=a", "--top_p=0"], "top_p: is 0.0; it must be above 0 and at most 1"),
     "top_p above 1": (["--prompt=a", "--top_p=1.5"], "top_p: is 1.5"),
     "no tokens": (["--prompt=a", "--tokens=0"], "--tokens=0: must be at least 1"),
-    "dtype": (["--prompt=a", "--dtype=x"], "--dtype=x: is none of bfloat16, float32"),
+    "dtype": (["--prompt=a", "--dtype=x"], "argument --dtype: invalid choice: 'x'"),
     "no prompt": ([], "--prompt, --prompt_file: give one of them"),
     "two prompts": (["--prompt=a", "--prompt_file=b"], "give one of them"),
     "no such file": (["--prompt_file=/no/such"], "--prompt_file=/no/such: cannot be read"),

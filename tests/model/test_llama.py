@@ -17,6 +17,7 @@ from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.model import llama
 from prts_jax.model.initialise import init_params
 from prts_jax.model.inputs import Documents
+from tests.checkpoint.foreign_models import transformers_of
 
 SMALL = ModelConfig(vocab=97, layers=3, embed=48, heads=6, kv_heads=2, head_dim=8, mlp=80)
 FLOAT32 = ComputeConfig(dtype="float32", attention="xla")
@@ -65,58 +66,13 @@ def hugging_face_logits(
     model: ModelConfig,
     documents: Documents | None = None,
 ) -> np.ndarray:
-    """Copies the weights into a LlamaForCausalLM, whose kernels are [out, in], and runs it.
+    """Runs transformers' code on our weights.
 
     Documents become a 4-dimensional additive mask, and position ids.
     """
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
-    if model.rope_scaling.factor != 1.0:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": model.rope_scaling.factor,
-            "low_freq_factor": model.rope_scaling.low_freq_factor,
-            "high_freq_factor": model.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": model.rope_scaling.original_length,
-        }
-    config = transformers.LlamaConfig(
-        vocab_size=model.vocab,
-        hidden_size=model.embed,
-        intermediate_size=model.mlp,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        num_key_value_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        rms_norm_eps=model.norm_eps,
-        rope_parameters=rope,
-        tie_word_embeddings=model.tied,
-        attn_implementation="eager",
-    )
-    reference = transformers.LlamaForCausalLM(config).float().eval()
-    leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
-    weights = {
-        "model.embed_tokens.weight": leaves["token_embedding"],
-        "model.norm.weight": leaves["final_norm"],
-    }
-    if not model.tied:
-        weights["lm_head.weight"] = leaves["head"].T
-    kernels = {"attention/q": "self_attn.q_proj", "attention/k": "self_attn.k_proj"}
-    kernels |= {"attention/v": "self_attn.v_proj", "attention/o": "self_attn.o_proj"}
-    kernels |= {f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
-    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    for layer in range(model.layers):
-        for ours, theirs in norms.items():
-            weights[f"model.layers.{layer}.{theirs}.weight"] = leaves[f"layers/{ours}"][layer]
-        for ours, theirs in kernels.items():
-            kernel = leaves[f"layers/{ours}"][layer]
-            inputs = model.heads * model.head_dim if ours == "attention/o" else kernel.shape[0]
-            weights[f"model.layers.{layer}.{theirs}.weight"] = kernel.reshape(inputs, -1).T
-    state = {name: torch.tensor(np.ascontiguousarray(value)) for name, value in weights.items()}
-    missing, unexpected = reference.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) <= ({"lm_head.weight"} if model.tied else set())
-    reference.tie_weights()
+    pytest.importorskip("transformers")
+    reference = transformers_of(params, model)
     packed: dict[str, Any] = {}
     if documents is not None:
         segment_ids = np.asarray(documents.segment_ids_BxS)

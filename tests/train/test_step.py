@@ -11,6 +11,7 @@ from prts_jax.model.llama import declare, logits
 from prts_jax.train.optim import learning_rate, make_optimizer
 from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step
+from tests.checkpoint.foreign_models import transformers_of, under_their_names
 from tests.train import tiny
 
 NO_CLIP = {"optimizer__clip": 0.0}
@@ -128,28 +129,10 @@ def test_gradient_norm_is_reported_before_the_clip():
 def test_loss_and_gradients_are_torchs_on_hugging_faces_llama():
     """From the same weights and the same batch; torch computes in float64."""
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     batch = make_batch()
     state, step = start(tiny.run_config(**NO_CLIP))
-    model = tiny.MODEL
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=model.vocab,
-            hidden_size=model.embed,
-            intermediate_size=model.mlp,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.kv_heads,
-            head_dim=model.head_dim,
-            rms_norm_eps=model.norm_eps,
-            rope_theta=model.rope_theta,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
-    ).double()
-    theirs.load_state_dict(
-        {name: torch.tensor(value) for name, value in as_torch(state.params).items()}
-    )
+    theirs = transformers_of(state.params, tiny.MODEL, "float64")
     out = theirs(torch.tensor(np.asarray(batch["tokens"]), dtype=torch.long)).logits
     loss = torch.nn.functional.cross_entropy(
         out.flatten(0, 1), torch.tensor(np.asarray(batch["targets"])).long().flatten()
@@ -161,7 +144,7 @@ def test_loss_and_gradients_are_torchs_on_hugging_faces_llama():
     assert float(metrics.loss) == pytest.approx(loss.item(), rel=1e-6)
     assert float(metrics.gradient_norm) == pytest.approx(norm.item(), rel=1e-5)
     gradients = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
-    moments = as_torch(state.optimizer[1].mu)
+    moments = under_their_names(state.optimizer[1].mu)
     assert moments.keys() == gradients.keys()
     for name, gradient in gradients.items():
         # After one step without a clip, the first moment is (1 - b1) times the gradient.
@@ -169,32 +152,6 @@ def test_loss_and_gradients_are_torchs_on_hugging_faces_llama():
         np.testing.assert_allclose(
             moments[name] / 0.1, gradient, rtol=1e-4, atol=1e-5 * scale, err_msg=name
         )
-
-
-def as_torch(params) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names, kernels as [out, in]."""
-    layers = params["layers"]
-    named = {
-        "model.embed_tokens.weight": params["token_embedding"],
-        "model.norm.weight": params["final_norm"],
-        "lm_head.weight": params["head"].T,
-    }
-    for i in range(tiny.MODEL.layers):
-        block = f"model.layers.{i}"
-        attention, mlp = layers["attention"], layers["mlp"]
-        named |= {
-            f"{block}.input_layernorm.weight": layers["attention_norm"][i],
-            f"{block}.post_attention_layernorm.weight": layers["mlp_norm"][i],
-            f"{block}.mlp.gate_proj.weight": mlp["gate"][i].T,
-            f"{block}.mlp.up_proj.weight": mlp["up"][i].T,
-            f"{block}.mlp.down_proj.weight": mlp["down"][i].T,
-        }
-        width = tiny.MODEL.embed
-        for name in "qkv":
-            kernel = attention[name][i].reshape(width, -1)
-            named[f"{block}.self_attn.{name}_proj.weight"] = kernel.T
-        named[f"{block}.self_attn.o_proj.weight"] = attention["o"][i].reshape(-1, width).T
-    return {name: np.asarray(value, np.float64) for name, value in named.items()}
 
 
 def test_the_state_is_given_away():
