@@ -84,11 +84,7 @@ def open_tokenizer(file: str) -> Tokenizer:
 
 
 def tokenizer_file(place: str) -> str:
-    """Returns the tokenizer's file in a folder, or the file itself; "" where there is none.
-
-    Raises:
-      UserError: it lies on object storage.
-    """
+    """Returns the tokenizer's file in a folder, or the file itself; "" where there is none."""
     root = as_path(place)
     names = [root] if root.is_file() else [root / "tokenizer.json", root / "tokenizer.model"]
     return next((str(path) for path in names if path.is_file()), "")
