@@ -17,6 +17,7 @@ from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
 from prts_jax.evaluate import text
+from prts_jax.paths import as_path
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -144,7 +145,7 @@ def _model_tokenizer(place: str) -> tuple[Any, Callable[[str], list[int]]]:
         raise UserError(
             f"{file}: has no end-of-text token; name it, eos_token, in {TOKENIZER_CONFIG} beside it"
         )
-    model, config = Path(file).read_bytes(), Path(file).with_name(TOKENIZER_CONFIG)
+    model, config = as_path(file).read_bytes(), as_path(file).parent / TOKENIZER_CONFIG
     is_fast = file.endswith(".json")
     recorded = _data_module("tokenizer").Tokenizer(
         model=model,
