@@ -13,6 +13,7 @@ from prts_jax.errors import UserError
 from prts_jax.evaluate import paper8, results, score_table
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import Scores
+from prts_jax.paths import as_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,17 +111,17 @@ def main(argv: Sequence[str]) -> int:
     measured = [_evaluate(arguments, checkpoint) for checkpoint in arguments.checkpoint]
     if len(measured) > 1:
         return _compare(arguments, measured)
-    if arguments.save:
-        results.save(measured[0], arguments.save)
     if arguments.json:
         print(json.dumps(measured[0].found))
     else:
         print("\n".join(_text(measured[0])))
+    if arguments.save:  # whatever comes of it, the results have been said
+        results.save(measured[0], arguments.save)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    asked = arguments.perplexity or arguments.tasks
+    asked = arguments.perplexity or arguments.tasks.strip(",")
     if arguments.compare and (asked or arguments.checkpoint or arguments.save):
         raise UserError(
             "--compare: reads saved results; leave out --checkpoint, --perplexity, --tasks, --save"
@@ -130,6 +131,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--compare: needs two files or more; the first is what others differ from")
     if arguments.picture and compared < 2:
         raise UserError("--picture: is of a comparison; give --compare, or several --checkpoint")
+    if arguments.picture and not as_path(arguments.picture).parent.is_dir():
+        raise UserError(f"--picture={arguments.picture}: its folder does not exist; make it first")
     if arguments.save and compared > 1:
         raise UserError("--save: is for one checkpoint; evaluate each alone, then use --compare")
     if arguments.compare:

@@ -99,7 +99,9 @@ def test_a_picture_of_the_differences(
     evaluate(capsys, "--compare", *files, f"--picture={tmp_path / 'it.png'}")
     assert (tmp_path / "it.png").read_bytes().startswith(b"\x89PNG")
     missing = tmp_path / "missing" / "it.png"
-    assert "cannot be written" in refusal(capsys, "--compare", *files, f"--picture={missing}")
+    assert "its folder does not exist" in refusal(
+        capsys, "--compare", *files, f"--picture={missing}"
+    )
 
 
 def test_results_are_not_overwritten_and_nothing_is_computed_for_them(
@@ -115,6 +117,7 @@ def test_results_are_not_overwritten_and_nothing_is_computed_for_them(
 REFUSALS = {
     "no checkpoint": (["--perplexity"], "--checkpoint: is missing; name one"),
     "nothing to do": (["--checkpoint=c"], "give --perplexity, --tasks=NAMES, or both"),
+    "no names": (["--checkpoint=c", "--tasks=,"], "give --perplexity, --tasks=NAMES, or both"),
     "data and text": (
         ["--checkpoint=c", "--perplexity", "--data=a", "--text=b"],
         "--data, --text: both are given; keep one",
