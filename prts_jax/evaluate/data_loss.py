@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.packed import eval_batches
 from data_pipelines.statistics import statistics
-from data_pipelines.store import TokenStore
+from data_pipelines.store import TokenStore, read_index
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import LoadedModel
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator
@@ -60,10 +60,28 @@ def open_store(loaded: LoadedModel, directory: str = "") -> Data:
             f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
             f"{loaded.model.vocab}; give a store made with the model's tokenizer"
         )
+    known = _trained_on(loaded)
+    if known and store.tokenizer != known:
+        raise UserError(
+            f"{directory}: its tokens are of another tokenizer (sha256 {store.tokenizer[:12]}) "
+            f"than {loaded.path} was trained with ({known[:12]}); give a store made with the "
+            "model's tokenizer"
+        )
     counted = statistics(directory)
     # Of instructions only the answers are predicted, and nobody counted their bytes.
     text_bytes = None if store.packed else counted.text_bytes
     return Data(store, counted.tokens, text_bytes, store.fingerprint)
+
+
+def _trained_on(loaded: LoadedModel) -> str:
+    """Returns the sha256 of a run's tokenizer; "" of an imported model, or if its store is gone."""
+    if loaded.lineage.imported:
+        return ""  # it may carry the same tokenizer in another form
+    try:
+        sha256: str = read_index(loaded.lineage.config["data"]["train"])["tokenizer_sha256"]
+    except UserError:
+        return ""
+    return sha256
 
 
 def read_text(loaded: LoadedModel, path: str, tokenizer: str = "") -> Data:
