@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         help="compute both models on a batch after the growth (of this token store, else of the "
         "checkpoint's own, else of random tokens), print the largest logit difference and both "
         "losses; exit code 1 if a function-preserving growth changed more than rounding does. "
-        "Holds one whole model in memory at a time",
+        "Holds one whole model in memory at a time, of the source two",
     )
     made.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"
@@ -201,7 +201,8 @@ def _grow_verified(
 
     # Before anything is grown: a wrong store or a damaged source shall leave nothing behind.
     batch = agreement.choose_batch(layout.read_lineage(source), arguments.verify)
-    before = agreement.apply(source, batch)
+    keeps = growth_map.function_preserving()
+    before = agreement.apply(source, batch, reorder=keeps)
     report = _grow(source, target, growth_map, arguments)
     found = agreement.compare(before, agreement.apply(target, batch), batch, growth_map)
     _print(report, target, growth_map, arguments.json, found)
