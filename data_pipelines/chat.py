@@ -1,12 +1,12 @@
 """From a row of instruction data to turns, and from turns to tokens that know what is an answer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.rows import Fault
+from data_pipelines.template import PLAIN, Template
 
 ROLES = ("system", "user", "assistant")
 
@@ -19,25 +19,6 @@ class Turn(NamedTuple):
 
     role: str
     content: str
-
-
-@dataclass(frozen=True)
-class Template:
-    """How turns become text; `{}` is what is said.
-
-    Attributes:
-      system: of the system's turn.
-      user: of a user's.
-      answer: comes before the assistant's, which ends in the end-of-text token.
-    """
-
-    system: str = "### System:\n{}\n\n"
-    user: str = "### Instruction:\n{}\n\n"
-    answer: str = "### Response:\n"
-
-
-PLAIN = Template()
-"""Words only, so that every tokenizer can say it."""
 
 
 def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
@@ -79,8 +60,7 @@ def tokens_of(
     prompt = ""
     for turn in turns:
         if turn.role != "assistant":
-            form = template.system if turn.role == "system" else template.user
-            prompt += form.replace("{}", turn.content)
+            prompt += template.said(turn.role, turn.content)
             continue
         asked, answered = encode(prompt + template.answer), [*encode(turn.content), eos_id]
         tokens += [*asked, *answered]

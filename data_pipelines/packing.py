@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.chat import PLAIN, Template
 from data_pipelines.native import Encoded
 from data_pipelines.permutation import permute
+from data_pipelines.template import PLAIN, Template
 from prts_jax.errors import UserError
 
 TOO_LONG = ("truncate", "refuse")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from data_pipelines.template import PLAIN
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser, add_model_flags
 from prts_jax.errors import UserError
@@ -29,6 +30,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", default="", metavar="TEXT", help="what is continued")
     made.add_argument(
         "--prompt_file", default="", metavar="FILE", help="a text file with the prompt; - is stdin"
+    )
+    made.add_argument(
+        "--instruction",
+        default="",
+        metavar="TEXT",
+        help="in place of a prompt: what a model fine-tuned on instructions is asked",
+    )
+    made.add_argument(
+        "--system", default="", metavar="TEXT", help="what it is told before (with --instruction)"
     )
     made.add_argument(
         "--tokens",
@@ -73,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     if arguments.tokens < 1:
         raise UserError(f"--tokens={arguments.tokens}: must be at least 1")
-    prompt = _prompt(arguments.prompt, arguments.prompt_file)
+    prompt = _prompt(arguments)
     loaded = load(arguments.checkpoint, arguments.dtype)
     tokenizer = tokenizer_of(loaded.path, loaded.lineage, arguments.tokenizer)
     ids = tokenizer.encode(prompt)
@@ -106,11 +116,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _prompt(text: str, file: str) -> str:
-    if bool(text) == bool(file):
-        raise UserError("--prompt, --prompt_file: give one of them")
+def _prompt(arguments: argparse.Namespace) -> str:
+    text, file, instruction = arguments.prompt, arguments.prompt_file, arguments.instruction
+    if sum(map(bool, (text, file, instruction))) != 1:
+        raise UserError("--prompt, --prompt_file, --instruction: give one of them")
+    if arguments.system and not instruction:
+        raise UserError("--system: goes with --instruction")
+    if instruction:
+        return PLAIN.prompt(instruction, arguments.system)
     if not file:
-        return text
+        return str(text)
     try:
         return sys.stdin.read() if file == "-" else Path(file).expanduser().read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.chat import Turn, tokens_of, turns_of
 from data_pipelines.rows import CHAT_FAULTS, FAULTS, Fault
+from data_pipelines.template import PLAIN
 
 EOS = 0
 
@@ -93,6 +94,14 @@ def test_what_stands_between_two_answers_is_encoded_as_one_text():
     tokens, answers = tokens_of(turns, whole, EOS)
     assert pieces == ["### System:\ns\n\n### Instruction:\nu\n\n### Response:\n", "a"]
     assert (tokens.tolist(), answers.tolist()) == ([1, 1, EOS], [0, 1, 1])
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_a_model_is_asked_in_the_words_that_it_was_trained_with(system: str):
+    told = [message("system", system)] if system else []
+    messages = [*told, message("user", "Sing {}."), message("assistant", "La")]
+    text, answers = said({"messages": messages})
+    assert text[: answers.index("a")] == PLAIN.prompt("Sing {}.", system)
 
 
 USER, ASSISTANT = message("user", "u"), message("assistant", "a")

@@ -9,12 +9,13 @@ import pytest
 
 from data_pipelines.build import Rules
 from data_pipelines.cache import cache
-from data_pipelines.chat import PLAIN, tokens_of, turns_of
+from data_pipelines.chat import tokens_of, turns_of
 from data_pipelines.instructions import open_instructions
 from data_pipelines.packing import Packing
 from data_pipelines.rows import Fault
 from data_pipelines.statistics import statistics
 from data_pipelines.store import PADDING, TokenStore
+from data_pipelines.template import PLAIN
 from data_pipelines.verify import verify
 from prts_jax.errors import UserError
 from tests.instruction_data import (
