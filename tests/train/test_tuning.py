@@ -25,6 +25,7 @@ from prts_jax.evaluate.perplexity import make_evaluator
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step
+from prts_jax.train.tuning import tokenizers_of
 from tests.checkpoint import foreign_models
 from tests.data_pipelines.test_instructions import examples_of
 from tests.instruction_data import TOKENIZER, make_store, many
@@ -208,6 +209,20 @@ def test_stores_that_do_not_fit_are_refused(tune: Run, stores: Any, packed, tmp_
         tune(tmp_path / "d", data__instructions=False)
     for name in "abcd":
         assert not (tmp_path / name / "metrics.jsonl").exists()
+
+
+def test_a_checkpoints_tokenizer_is_what_it_carries_or_that_of_its_store(
+    base: Any, stores: Any, tmp_path: Path
+):
+    path = resolve(str(base.workdir))
+    lineage = read_lineage(path)
+    assert tokenizers_of(lineage, path) == {TokenStore.open(stores.train).tokenizer}
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tokenizer.model").write_bytes(TOKENIZER.model)
+    assert tokenizers_of(lineage, str(tmp_path)) == {TOKENIZER.sha256}
+    data = lineage.config["data"] | {"train": str(tmp_path / "gone")}
+    moved = dataclasses.replace(lineage, config=lineage.config | {"data": data})
+    assert tokenizers_of(moved, path) == set()
 
 
 @pytest.mark.slow
