@@ -53,7 +53,7 @@ def draw(labels: Sequence[str], rows: Sequence[Row]) -> Figure:
                 _draw_one(axes, panel, at, label, len(labels))
             axes.axvline(0, color="#888888", linewidth=1)
             axes.set_yticks(range(len(panel)), [row.title for row in panel])
-            axes.invert_yaxis()
+            axes.set_ylim(len(panel) - 0.5, -0.5)
             unit = "percentage points" if panel[0].percent else "% of the first"
             axes.set_xlabel(f"difference to {labels[0]} ({unit}, 95% interval)")
         figure.axes[0].legend()

@@ -32,6 +32,7 @@ def test_shares_are_in_points_and_losses_relative_to_the_first():
     assert drawn(shares) == [pytest.approx((2.0, 0.98), rel=1e-3)]
     assert drawn(losses) == [pytest.approx((-5.0, 2.45), rel=1e-3)]
     assert [label.get_text() for label in shares.get_yticklabels()] == ["PIQA"]
+    assert shares.get_ylim() == (0.5, -0.5)  # the first on top, none at the edge
     assert shares.get_xlabel() == "difference to base (percentage points, 95% interval)"
 
 
