@@ -9,10 +9,13 @@ from jax.sharding import Mesh
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.safetensors_files import INDEX, SINGLE
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
+from prts_jax.errors import UserError
 from prts_jax.growth.gates import fold_current_gates
 from prts_jax.mesh import make_mesh, param_shardings
 from prts_jax.model.llama import declare
+from prts_jax.paths import as_path
 
 ALL_DEVICES = MeshConfig()
 
@@ -61,7 +64,7 @@ def load(
       UserError: no such checkpoint, a damaged one, one with half-open gates of width, or a mesh
         that does not fit the devices.
     """
-    path = checkpoint_store.resolve(spec)
+    path = _resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
     made = make_mesh(mesh)
@@ -76,3 +79,15 @@ def load(
     params = fold_current_gates(params, lineage, declarations)
     compute = ComputeConfig(dtype=dtype, attention=attention)
     return LoadedModel(path, lineage, params, made, compute)
+
+
+def _resolve(spec: str) -> str:
+    try:
+        return checkpoint_store.resolve(spec)
+    except UserError as error:
+        if any((as_path(spec) / name).exists() for name in (SINGLE, INDEX)):
+            raise UserError(
+                f"{spec}: is a model of Hugging Face; import it first: prts convert --from=hf "
+                f"--to=orbax --source={spec} --target=DIR"
+            ) from error
+        raise

@@ -37,3 +37,11 @@ def test_half_open_gates_of_width_are_refused(source, tmp_path):
     stream(source, str(tmp_path / "grown"), make_map(MODEL, None, "random_width", widths="mlp=32"))
     with pytest.raises(UserError, match="gates of mlp are open by 0% only"):
         load(str(tmp_path / "grown"))
+
+
+def test_a_folder_of_transformers_is_told_how_to_become_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="no complete checkpoint there"):
+        load(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="is a model of Hugging Face; import it first: prts conv"):
+        load(str(tmp_path))
