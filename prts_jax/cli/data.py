@@ -20,6 +20,7 @@ from prts_jax.evaluate import text
 from prts_jax.paths import as_path
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"  # of transformers 5; before, it is in the other
 
 
 def main(argv: Sequence[str]) -> int:
@@ -131,7 +132,8 @@ def _instructions(arguments: argparse.Namespace) -> None:
         f"examples read {template.system!r} (if there is a system), {template.user!r}, "
         f"{template.answer!r}, the answer, the end-of-text token {tokenizer.eos_id}"
     )
-    if b"chat_template" in tokenizer.beside.get(TOKENIZER_CONFIG, b""):
+    in_a_file = (as_path(arguments.tokenizer) / CHAT_TEMPLATE).exists()
+    if in_a_file or b"chat_template" in tokenizer.beside.get(TOKENIZER_CONFIG, b""):
         print(f"the chat_template of {arguments.tokenizer} is not used")
 
 

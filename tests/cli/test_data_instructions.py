@@ -84,9 +84,13 @@ def test_a_store_can_say_its_answers_with_the_tokenizer_that_it_carries(
     assert len(shown) == 2
 
 
+@pytest.mark.parametrize("transformers", [4, 5])
 def test_a_tokenizer_of_hugging_face_is_carried_along_and_its_template_left_alone(
-    prepare: Prepare, words: Path, capsys: pytest.CaptureFixture[str]
+    prepare: Prepare, words: Path, capsys: pytest.CaptureFixture[str], transformers: int
 ):
+    if transformers == 5:  # which keeps it in a file of its own
+        (words / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+        (words / "chat_template.jinja").write_text("{{ messages }}")
     store = TokenStore.open(prepare(ANSWERS, tokenizer=words) / "train")
     assert store.vocab_size == len(WORDS)
     assert texts_of(store) == answers_of(ANSWERS)
