@@ -36,6 +36,7 @@ def prepare(tmp_path: Path) -> Prepare:
 @pytest.fixture
 def words(tmp_path: Path) -> Path:
     """A folder with a tokenizer.json of whole words, as transformers writes it."""
+    pytest.importorskip("tokenizers")
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace

@@ -70,6 +70,8 @@ class Theirs:
 
 @pytest.fixture(scope="module")
 def theirs(packed: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     return Theirs(tmp_path_factory.mktemp("hf") / "model", packed)
 
 
