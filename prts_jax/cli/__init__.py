@@ -10,7 +10,7 @@ from prts_jax.errors import Interrupted, UserError
 COMMANDS = {
     "data": "prepare text: token stores from seqio tasks or folders, on one machine or many",
     "train": "train a model, resuming or growing what is there",
-    "grow": "grow a checkpoint into a deeper one",
+    "grow": "grow a checkpoint into a deeper or wider one",
     "convert": "models of Hugging Face and lit-gpt in, models for Hugging Face out",
     "inspect": "show what a checkpoint holds",
     "plan": "when to grow, from what, and what it saves",

@@ -137,6 +137,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--save: is for one checkpoint; evaluate each alone, then use --compare")
     if arguments.compare:
         return
+    for checkpoint in arguments.checkpoint:
+        if arguments.checkpoint.count(checkpoint) > 1:
+            raise UserError(f"--checkpoint={checkpoint}: is given twice; keep one")
     if not arguments.checkpoint and arguments.tasks != paper8.NAME:
         raise UserError(
             "--checkpoint: is missing; name one (without it, --tasks=paper8 prints what is run)"

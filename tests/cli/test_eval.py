@@ -117,6 +117,10 @@ def test_results_are_not_overwritten_and_nothing_is_computed_for_them(
 REFUSALS = {
     "no checkpoint": (["--perplexity"], "--checkpoint: is missing; name one"),
     "nothing to do": (["--checkpoint=c"], "give --perplexity, --tasks=NAMES, or both"),
+    "twice": (
+        ["--checkpoint=c", "--checkpoint=c", "--perplexity"],
+        "--checkpoint=c: is given twice",
+    ),
     "no names": (["--checkpoint=c", "--tasks=,"], "give --perplexity, --tasks=NAMES, or both"),
     "data and text": (
         ["--checkpoint=c", "--perplexity", "--data=a", "--text=b"],
