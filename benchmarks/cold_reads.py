@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.files import open_files
+from data_pipelines.store.files import open_files
 
 WINDOW, WINDOWS, DTYPE = 2048, 500, np.dtype("<u2")
 PIECE = 1 << 24

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from prts_jax.checkpoint import huggingface, safetensors_files
-from prts_jax.checkpoint.foreign import is_linear, layer_shape, pieces
 from prts_jax.config import ModelConfig
-from prts_jax.model.llama import declare
+from prts_jax.formats import huggingface, safetensors_files
+from prts_jax.formats.model_source import is_linear, layer_shape, pieces
+from prts_jax.model.architecture import declare
 from prts_jax.model.presets import preset
 
 

@@ -27,14 +27,14 @@ import sentencepiece
 from numpy.lib.stride_tricks import sliding_window_view
 from other_readers import grain_over_memory_map, seqio_cached
 
-from data_pipelines.build import Rules
-from data_pipelines.cache import cache
-from data_pipelines.loader import TrainBatches
-from data_pipelines.mixture import train_batches
-from data_pipelines.native import NativeTask
-from data_pipelines.rows import read_documents
-from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files
-from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.mixture import train_batches
+from data_pipelines.build.cache import cache
+from data_pipelines.build.file_work import Rules
+from data_pipelines.text.native import NativeTask
+from data_pipelines.text.rows import read_documents
+from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files
+from data_pipelines.text.tokenizer import load_tokenizer
 
 LENGTH, BATCH, TURN = 1024, 128, 8
 COPIES = 24  # of the corpus, so that the start of processes is little of the work

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.loader import TrainBatches
-from data_pipelines.store import TokenStore
+from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.store.store import TokenStore
 from prts_jax import config
 from prts_jax.feed import place, prefetch
 from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step

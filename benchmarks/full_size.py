@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.loader import TrainBatches
-from data_pipelines.sources import SLIMPAJAMA
-from data_pipelines.store import TokenStore
-from data_pipelines.store_writer import Shard, write_index, write_shard
+from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.store.store import TokenStore
+from data_pipelines.store.writer import Shard, write_index, write_shard
+from data_pipelines.text.sources import SLIMPAJAMA
 
 SHARDS, SHARD_TOKENS, SHARD_DOCUMENTS = 59_166, 10_600_000, 10_000
 LENGTH, BATCH, ROWS = 2048, 1024, 64  # a host of sixteen

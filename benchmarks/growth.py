@@ -30,14 +30,15 @@ from typing import Any
 
 import numpy as np
 
-from prts_jax.checkpoint import grow, layout, leaves
-from prts_jax.checkpoint.digest import LayerDigest
+from prts_jax.checkpoint import arrays, layout
+from prts_jax.checkpoint.digests import LayerDigest
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import CHUNK_BYTES
 from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.declaration import Declaration
+from prts_jax.growth.on_disk import stream
 from prts_jax.growth.operators import make_map
-from prts_jax.model.declaration import Declaration
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.model.presets import preset
 
 
@@ -81,12 +82,12 @@ def write_source(path: str, model: ModelConfig) -> None:
     declarations = declare(model)
     for name, declaration in declarations.items():
         piece = _piece(declaration)
-        leaf = leaves.create_leaf(path, name, declaration, piece)
+        leaf = arrays.create_leaf(path, name, declaration, piece)
         layer_shape = declaration.shape[1:] if declaration.stacked else declaration.shape
         found = [
             LayerDigest(layer_shape) for _ in range(model.layers if declaration.stacked else 1)
         ]
-        grid = leaves.StoredLeaf(declaration.shape, np.dtype(declaration.dtype), piece, piece)
+        grid = arrays.StoredLeaf(declaration.shape, np.dtype(declaration.dtype), piece, piece)
         for block in grid.blocks():
             shape = tuple(box.stop - box.start for box in block)
             values = rng.random(shape, np.float32).astype(declaration.dtype)
@@ -97,7 +98,7 @@ def write_source(path: str, model: ModelConfig) -> None:
             else:
                 found[0].update(values, origin)
         digests[name] = tuple(digest.hexdigest() for digest in found)
-    leaves.write_tree(path, declarations)
+    arrays.write_tree(path, declarations)
     config = to_dict(RunConfig(model=model))
     layout.write_lineage(path, Lineage(0, 0, config, 0, 0, 0.0, 0.0, "", (), digests))
 
@@ -106,7 +107,7 @@ def _piece(declaration: Declaration) -> tuple[int, ...]:
     """Returns a shape of chunks like that of a save: some rows of a layer, or of a vocabulary."""
     first = 1 if declaration.stacked else 0
     elements = CHUNK_BYTES // np.dtype(declaration.dtype).itemsize
-    rows = leaves.split_rows(declaration.shape[first:], elements)
+    rows = arrays.split_rows(declaration.shape[first:], elements)
     return (*[1] * first, *rows)
 
 
@@ -130,7 +131,7 @@ def _grow(source: str, target: str, mode: str, options: dict[str, Any]) -> dict[
 
 def _bytes_grown(source: str, operator: str, options: dict[str, Any]) -> int:
     growth_map = make_map(layout.read_lineage(source).model, None, operator, **options)
-    return grow.plan(source, growth_map).bytes_written
+    return stream.plan(source, growth_map).bytes_written
 
 
 def _copy(source: str, target: str, size: int) -> dict[str, Any]:

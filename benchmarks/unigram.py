@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from data_pipelines.store import TokenStore
+from data_pipelines.store.store import TokenStore
 
 train, validation = (TokenStore.open(f"{sys.argv[1]}/{split}") for split in ("train", "validation"))
 counts = np.bincount(train.read(0, train.tokens), minlength=train.vocab_size) + 1

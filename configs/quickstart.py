@@ -13,7 +13,7 @@ import typing
 
 from prts_jax import config
 from prts_jax.errors import UserError
-from prts_jax.model import counts, llama
+from prts_jax.model import architecture, counts
 
 BATCH, LENGTH = 8, 128
 
@@ -52,7 +52,7 @@ GROWTH_FACTOR = 4
 
 
 def flops_per_step(model: config.ModelConfig) -> int:
-    declarations = llama.declare(model)
+    declarations = architecture.declare(model)
     return BATCH * LENGTH * counts.training_flops_per_token(model, declarations, LENGTH)
 
 

@@ -10,7 +10,7 @@ rate, warm-up, decay, weight decay and epochs are Stanford Alpaca's published on
 ours, for a row holds several examples.
 """
 
-from data_pipelines.store import TokenStore
+from data_pipelines.store.store import TokenStore
 from prts_jax import config
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.errors import UserError

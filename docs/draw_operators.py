@@ -23,7 +23,7 @@ from prts_jax.growth.leaf import grow_layers
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.widening import NEW
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.report.figures import COLOURS, DPI, STYLE
 
 IMAGES = Path(__file__).parent / "images" / "operators"

@@ -11,8 +11,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prts_jax.config import MeshConfig
+from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
-from prts_jax.model.declaration import Declaration
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # parameters

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.build import Rules
-from data_pipelines.cache import cache
-from data_pipelines.instructions import open_instructions
-from data_pipelines.packing import Packing
-from data_pipelines.store import TokenStore
-from data_pipelines.tokenizer import Tokenizer
+from data_pipelines.build.cache import cache
+from data_pipelines.build.file_work import Rules
+from data_pipelines.chat.instructions import open_instructions
+from data_pipelines.chat.packing import Packing
+from data_pipelines.store.store import TokenStore
+from data_pipelines.text.tokenizer import Tokenizer
 
 SPECIAL = ["</s>", "<unk>"]
 MARKS = ["###", "System", ":", "Instruction", "Response"]

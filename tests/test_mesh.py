@@ -20,7 +20,7 @@ from prts_jax.mesh import (
     partition_spec,
     start_distributed,
 )
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 
 MODEL = ModelConfig(vocab=64, layers=3, embed=48, heads=4, kv_heads=2, head_dim=8, mlp=96)
 

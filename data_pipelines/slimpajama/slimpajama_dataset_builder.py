@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import apache_beam as beam
 import tensorflow_datasets as tfds
 
-from data_pipelines.inputs import relative_names
-from data_pipelines.rows import read_documents
-from data_pipelines.sources import SLIMPAJAMA, SPLIT_GLOBS, list_files
+from data_pipelines.text.inputs import relative_names
+from data_pipelines.text.rows import read_documents
+from data_pipelines.text.sources import SLIMPAJAMA, SPLIT_GLOBS, list_files
 
 Example = tuple[str, dict[str, str | None]]
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 
 from etils import epath
@@ -12,9 +13,41 @@ from prts_jax.checkpoint.lock import LOCK_FILE, workdir_lock
 from prts_jax.checkpoint.object_lock import object_lock
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
+from prts_jax.sizes import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, quota or file answers; tensorstore hands on the text alone."""
+
+
+def free_bytes(target: str) -> int | None:
+    """Returns the free space where `target` will be; None where nobody can tell (gs://)."""
+    return None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
+
+
+def existing_parent(target: str) -> str:
+    """Returns the innermost directory around a local `target` that exists."""
+    parent = os.path.dirname(str(as_path(target)))
+    while not os.path.isdir(parent):
+        parent = os.path.dirname(parent)
+    return parent
+
+
+def check_space(target: str, needed: int) -> None:
+    """Refuses a disk that is too small.
+
+    Args:
+      target: where a checkpoint will be.
+      needed: bytes of its values.
+
+    Raises:
+      UserError: says how much is needed and how much is free.
+    """
+    free = free_bytes(target)
+    if free is not None and free < needed * 1.01:
+        raise UserError(
+            f"{target}: needs {format_bytes(needed)} and {format_bytes(free)} are free; free space "
+            "or choose another disk"
+        )
 
 
 def refuse_existing(target: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import tensorstore as ts
 
-from prts_jax.checkpoint.leaves import files_below
+from prts_jax.checkpoint.arrays import files_below
 from prts_jax.errors import UserError
 
 REFRESH_SECONDS = 5.0

@@ -11,11 +11,11 @@ import orbax.checkpoint as ocp
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
-from prts_jax.checkpoint.digest import digests, first_difference
+from prts_jax.checkpoint.digests import digests, first_difference
 from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, read_lineage, resolve
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.declaration import LAYERS, Declaration
 from prts_jax.errors import UserError
-from prts_jax.model.declaration import LAYERS, Declaration
 from prts_jax.paths import as_path
 from prts_jax.tree import flatten, named_leaves, unflatten
 

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from prts_jax.checkpoint import adapted, convert
-from prts_jax.checkpoint.convert import ConversionReport
-from prts_jax.checkpoint.foreign import ForeignModel
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.progress import Progress
 from prts_jax.errors import UserError
+from prts_jax.formats import convert, import_transforms
+from prts_jax.formats.convert import ConversionReport
+from prts_jax.formats.model_source import ForeignModel
 from prts_jax.sizes import format_bytes
 
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     _check(arguments)
     opened = convert.open_source(arguments.source_format, arguments.source, arguments.preset)
-    source = adapted.with_vocab(opened, arguments.vocab)
+    source = import_transforms.with_vocab(opened, arguments.vocab)
     report = _convert(arguments, source)
     verified = _verify(arguments, source, report)
     if arguments.json:
@@ -142,7 +142,7 @@ def _verify(
     if not arguments.verify:
         return {}
     if arguments.to == "hf":
-        source = adapted.without_gates(source)
+        source = import_transforms.without_gates(source)
     target = convert.open_source(arguments.to, arguments.target)
     if arguments.verify == "logits":
         from prts_jax.evaluate.logits_check import compare

@@ -55,14 +55,14 @@ def _parser() -> OneLineParser:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    cache = _data_module("cache")
+    cache = _data_module("build.cache")
     for split, task in _tasks(arguments):
         directory = os.path.join(arguments.output, split)
         _say(cache.cache(task, directory, rules=_rules(arguments), workers=arguments.workers))
 
 
 def _beam(arguments: argparse.Namespace) -> None:
-    beam = _data_module("beam", extra="beam")
+    beam = _data_module("build.beam", extra="beam")
     for split, task in _tasks(arguments):
         directory = os.path.join(arguments.output, split)
         _say(beam.cache(task, directory, arguments.pipeline_options, rules=_rules(arguments)))
@@ -79,18 +79,18 @@ def _tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     where = (arguments.input, arguments.tokenizer)
     for split in SPLITS if arguments.split == "all" else (arguments.split,):
         if arguments.module or importlib.util.find_spec("seqio"):
-            tasks = _data_module("tasks")
+            tasks = _data_module("text.tasks")
             yield split, tasks.open_task(arguments.task, split, *where, arguments.module)
         else:
-            yield split, _data_module("plain").open_plain_task(arguments.task, split, *where)
+            yield split, _data_module("text.plain").open_plain_task(arguments.task, split, *where)
 
 
 def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     if arguments.input is None or arguments.module:
         raise UserError("--format goes with --input=FOLDER and without --module")
-    folders = _data_module("folders")
+    folders = _data_module("text.folders")
     if arguments.format == "parquet":
-        _data_module("parquet")
+        _data_module("text.parquet")
     form = folders.Format(
         arguments.format,
         arguments.text_field or "text",
@@ -111,22 +111,23 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def _instructions(arguments: argparse.Namespace) -> None:
-    instructions = _data_module("instructions")
-    packing = _data_module("packing").Packing(
+    instructions = _data_module("chat.instructions")
+    packing = _data_module("chat.packing").Packing(
         arguments.length, arguments.too_long, arguments.held_out, arguments.seed
     )
     tokenizer, encode = _model_tokenizer(arguments.tokenizer)
     tasks = instructions.open_instructions(arguments.input, tokenizer, encode, packing)
-    rules = _data_module("build").Rules(
+    rules = _data_module("build.file_work").Rules(
         skip_bad=arguments.on_error == "skip",
         max_bad_fraction=arguments.max_bad_fraction,
         packing=packing,
     )
     for split, task in tasks.items():
-        store = _data_module("cache").cache(
+        store = _data_module("build.cache").cache(
             task, os.path.join(arguments.output, split), rules=rules
         )
-        print(f"{store.directory}: {_data_module('statistics').statistics(store.directory).packed}")
+        found = _data_module("store.statistics").statistics(store.directory)
+        print(f"{store.directory}: {found.packed}")
     template = packing.template
     print(
         f"examples read {template.system!r} (if there is a system), {template.user!r}, "
@@ -149,7 +150,7 @@ def _model_tokenizer(place: str) -> tuple[Any, Callable[[str], list[int]]]:
         )
     model, config = as_path(file).read_bytes(), as_path(file).parent / TOKENIZER_CONFIG
     is_fast = file.endswith(".json")
-    recorded = _data_module("tokenizer").Tokenizer(
+    recorded = _data_module("text.tokenizer").Tokenizer(
         model=model,
         sha256=hashlib.sha256(model).hexdigest(),
         vocab_size=opened.vocab,
@@ -161,7 +162,7 @@ def _model_tokenizer(place: str) -> tuple[Any, Callable[[str], list[int]]]:
 
 
 def _rules(arguments: argparse.Namespace) -> Any:
-    return _data_module("build").Rules(
+    return _data_module("build.file_work").Rules(
         skip_bad=arguments.on_error == "skip",
         max_bad_fraction=arguments.max_bad_fraction,
         layout=arguments.layout,
@@ -173,8 +174,8 @@ def _say(store: Any) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    cache = _data_module("cache")
-    task = _data_module("litgpt_bin").open_litgpt(
+    cache = _data_module("build.cache")
+    task = _data_module("text.litgpt_bin").open_litgpt(
         arguments.input, arguments.split, arguments.tokenizer
     )
     _say(cache.cache(task, Path(arguments.output)))
@@ -184,7 +185,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     def report(problem: str) -> None:
         print(problem, file=sys.stderr)
 
-    index = _data_module("verify").verify(arguments.store, arguments.workers, report)
+    index = _data_module("store.verify").verify(arguments.store, arguments.workers, report)
     print(
         f"{arguments.store}: {len(index['shards']):,} shards, {index['tokens']:,} tokens, "
         f"{index['documents']:,} documents as in the index; fingerprint {index['fingerprint']}"
@@ -192,7 +193,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _stats(arguments: argparse.Namespace) -> None:
-    module = _data_module("statistics")
+    module = _data_module("store.statistics")
     counts = module.statistics(arguments.store)
     print(json.dumps(counts.as_json()) if arguments.json else counts.table())
     if arguments.histogram:
@@ -205,7 +206,9 @@ def _stats(arguments: argparse.Namespace) -> None:
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
-    model = _data_module("tokenizer").train_from_directory(arguments.input, arguments.vocab_size)
+    model = _data_module("text.tokenizer").train_from_directory(
+        arguments.input, arguments.vocab_size
+    )
     try:
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.output).write_bytes(model)

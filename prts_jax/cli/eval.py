@@ -10,7 +10,7 @@ from typing import Any
 from prts_jax.cli import eval_text, run
 from prts_jax.cli.arguments import OneLineParser, add_model_flags
 from prts_jax.errors import UserError
-from prts_jax.evaluate import paper8, results, score_table
+from prts_jax.evaluate import paper_benchmarks, results, score_table
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import Scores
 from prts_jax.paths import as_path
@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "--tasks",
         default="",
         metavar="NAMES",
-        help=f"tasks of lm-evaluation-harness, comma-separated; {paper8.NAME}: the paper's eight",
+        help="tasks of lm-evaluation-harness, comma-separated; "
+        f"{paper_benchmarks.NAME}: the paper's eight",
     )
     made.add_argument(
         "--include_path", default="", metavar="DIR", help="folder of task files of your own"
@@ -104,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.compare:
         return _compare(arguments, [results.load(file) for file in arguments.compare])
     if not arguments.checkpoint:
-        print(paper8.definition())
+        print(paper_benchmarks.definition())
         return 0
     if arguments.save:
         results.check_new(arguments.save)
@@ -140,7 +141,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for checkpoint in arguments.checkpoint:
         if arguments.checkpoint.count(checkpoint) > 1:
             raise UserError(f"--checkpoint={checkpoint}: is given twice; keep one")
-    if not arguments.checkpoint and arguments.tasks != paper8.NAME:
+    if not arguments.checkpoint and arguments.tasks != paper_benchmarks.NAME:
         raise UserError(
             "--checkpoint: is missing; name one (without it, --tasks=paper8 prints what is run)"
         )
@@ -193,7 +194,11 @@ def _tasks(
         ) from error
     names: list[str] = []
     for name in filter(None, arguments.tasks.split(",")):
-        names += [b.task for b in paper8.BENCHMARKS] if name == paper8.NAME else [name]
+        names += (
+            [b.task for b in paper_benchmarks.BENCHMARKS]
+            if name == paper_benchmarks.NAME
+            else [name]
+        )
     manager = harness.Tasks(include_path=arguments.include_path or None)
     manager.check(names)
     model = harness.HarnessModel(
@@ -201,8 +206,8 @@ def _tasks(
     )
     shots = None if arguments.shots < 0 else arguments.shots
     found, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)
-    if paper8.NAME in arguments.tasks.split(","):
-        found[paper8.AVERAGE] = {"acc,none": paper8.average(found)}
+    if paper_benchmarks.NAME in arguments.tasks.split(","):
+        found[paper_benchmarks.AVERAGE] = {"acc,none": paper_benchmarks.average(found)}
     return found, scores
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from prts_jax.checkpoint import huggingface, inspection
-from prts_jax.checkpoint.inspection import Differences
 from prts_jax.config import to_dict
+from prts_jax.formats import huggingface, inspection
+from prts_jax.formats.inspection import Differences
 from prts_jax.growth.map import format_ranges
 from prts_jax.sizes import format_bytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines.template import PLAIN
+from data_pipelines.chat.template import PLAIN
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser, add_model_flags
 from prts_jax.errors import UserError

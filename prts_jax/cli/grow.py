@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from prts_jax.checkpoint import executors, grow, hosts, layout
+from prts_jax import processes
+from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
-from prts_jax.checkpoint.forecast import forecast
 from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser, add_host_flags
 from prts_jax.cli.progress import Progress
@@ -21,9 +21,11 @@ from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.on_disk import grow, stream
+from prts_jax.growth.on_disk.forecast import forecast
 from prts_jax.growth.operators import OPERATORS, make_map
 from prts_jax.mesh import start_distributed
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 from prts_jax.sizes import format_bytes
 
@@ -144,14 +146,14 @@ def main(argv: Sequence[str]) -> int:
     # The work is the host's: an accelerator may be busy with a run, and is left alone.
     jax.config.update("jax_platforms", "cpu")
     with _standard_output_on_error():
-        processes, process = start_distributed(
+        count, process = start_distributed(
             arguments.multihost, arguments.coordinator, arguments.processes, arguments.process
         )
-        with hosts.together():
+        with processes.together():
             pass  # the first exchange, before which nothing is connected
-    if processes > 1 and (arguments.dry_run or arguments.verify is not None):
+    if count > 1 and (arguments.dry_run or arguments.verify is not None):
         raise UserError("--dry_run, --verify: are for one process; leave --multihost out")
-    with hosts.together():
+    with processes.together():
         source = layout.resolve(arguments.source)
         target = str(as_path(arguments.target))
         refuse_existing(target)
@@ -176,8 +178,8 @@ def main(argv: Sequence[str]) -> int:
 def _show_plan(
     source: str, target: str, growth_map: GrowthMap, arguments: argparse.Namespace
 ) -> None:
-    work = grow.plan(source, growth_map)
-    moments = executors.optimizer_plan(source, growth_map, arguments.optimizer)
+    work = stream.plan(source, growth_map)
+    moments = grow.optimizer_plan(source, growth_map, arguments.optimizer)
     if moments is not None:
         work = dataclasses.replace(
             work,
@@ -219,8 +221,8 @@ def _grow_verified(
 
 def _grow(
     source: str, target: str, growth_map: GrowthMap, arguments: argparse.Namespace
-) -> grow.GrowthReport:
-    return executors.grow_checkpoint(
+) -> stream.GrowthReport:
+    return grow.grow_checkpoint(
         source,
         target,
         growth_map,
@@ -231,7 +233,7 @@ def _grow(
 
 
 def _print(
-    report: grow.GrowthReport,
+    report: stream.GrowthReport,
     target: str,
     growth_map: GrowthMap,
     as_json: bool,

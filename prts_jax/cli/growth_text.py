@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from prts_jax.checkpoint.forecast import Forecast
-from prts_jax.checkpoint.grow import GrowthPlan, GrowthReport
 from prts_jax.growth import explain
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.on_disk.forecast import Forecast
+from prts_jax.growth.on_disk.stream import GrowthPlan, GrowthReport
 from prts_jax.sizes import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # computing a model takes Orbax, seconds to import; only --verify does

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prts_jax.checkpoint import inspection, layout, leaves
+from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.ancestry import stages
-from prts_jax.checkpoint.leaves import StoredLeaf
+from prts_jax.checkpoint.arrays import StoredLeaf
 from prts_jax.checkpoint.lineage import FORMAT, Lineage
 from prts_jax.cli import family_tree, foreign_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError
+from prts_jax.formats import inspection
 from prts_jax.growth.map import GrowthMap
 
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.lineage and not arguments.json:
         print(family_tree.draw(path, lineage))
         return 0
-    stored = leaves.describe(path)
+    stored = arrays.describe(path)
     if arguments.json:
         print(json.dumps(as_json(lineage, stored)))
     else:

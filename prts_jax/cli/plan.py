@@ -12,9 +12,9 @@ from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.growth.guidelines import GROWTH_FACTOR
-from prts_jax.growth.plan import DEFAULT_MFU, Plan, Shape, make_plan
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
+from prts_jax.planning.guidelines import GROWTH_FACTOR
+from prts_jax.planning.plan import DEFAULT_MFU, Plan, Shape, make_plan
 from prts_jax.report.table import Table, flops, quantity, render
 
 

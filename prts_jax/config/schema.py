@@ -17,8 +17,9 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama. The paper's 24L2048H is layers=24, embed=2048."""
+    """Shape of a decoder. The paper's 24L2048H is layers=24, embed=2048."""
 
+    architecture: str = "llama"  # a name in prts_jax.model.architecture
     vocab: int = 32000
     layers: int = 6
     embed: int = 1024
@@ -209,6 +210,7 @@ class RunConfig:
 
 
 CHOICES = {
+    "model.architecture": ("llama",),
     "compute.dtype": ("bfloat16", "float32"),
     "compute.attention": ("auto", "xla", "splash", "cudnn"),
     "compute.remat": ("none", "dots", "full"),

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.loader import EvalBatches
-from data_pipelines.store import TokenStore
+from data_pipelines.batches.loader import EvalBatches
+from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
@@ -21,7 +21,7 @@ from prts_jax.growth.gates import opening
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.widening import Widening
-from prts_jax.model.llama import declare, logits
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.loss import token_losses
 
 TOLERANCE = 2e-6

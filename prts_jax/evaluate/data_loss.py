@@ -9,9 +9,9 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from data_pipelines.packed import eval_batches
-from data_pipelines.statistics import statistics
-from data_pipelines.store import TokenStore, read_index
+from data_pipelines.batches.packed import eval_batches
+from data_pipelines.store.statistics import statistics
+from data_pipelines.store.store import TokenStore, read_index
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import LoadedModel
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator

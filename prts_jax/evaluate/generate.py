@@ -11,8 +11,8 @@ import numpy as np
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.buckets import bucket
+from prts_jax.model.architecture import empty_cache, next_logits
 from prts_jax.model.inputs import Cache, Cached
-from prts_jax.model.llama import empty_cache, next_logits
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.safetensors_files import INDEX, SINGLE
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from prts_jax.errors import UserError
+from prts_jax.formats.safetensors_files import INDEX, SINGLE
 from prts_jax.growth.gates import fold_current_gates
 from prts_jax.mesh import make_mesh, param_shardings
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
 ALL_DEVICES = MeshConfig()

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from prts_jax import tree
-from prts_jax.checkpoint.foreign import ForeignModel, pieces
 from prts_jax.config import ComputeConfig
 from prts_jax.errors import UserError
-from prts_jax.model.llama import declare, logits
+from prts_jax.formats.model_source import ForeignModel, pieces
+from prts_jax.model.architecture import declare, logits
 
 TOKENS = 64
 

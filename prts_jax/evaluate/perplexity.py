@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.loader import EvalBatches
+from data_pipelines.batches.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.feed import place, prefetch
 from prts_jax.mesh import compile_together
+from prts_jax.model.architecture import logits
 from prts_jax.model.inputs import Gates, documents_of
-from prts_jax.model.llama import logits
 from prts_jax.model.loss import loss_by_source, token_losses
 
 LARGEST_EXPONENT = 700.0

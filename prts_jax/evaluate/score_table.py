@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prts_jax.evaluate import paper8
+from prts_jax.evaluate import paper_benchmarks
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Estimate, Scores, mean_of
 
@@ -76,7 +76,7 @@ def rows_of(results: Sequence[Results]) -> list[Row]:
     names = list(dict.fromkeys(name for one in measured for name in one))
     rows = {name: _row(name, [one.get(name) for one in measured]) for name in names}
     ordered: list[Row] = []
-    for benchmark in paper8.BENCHMARKS:
+    for benchmark in paper_benchmarks.BENCHMARKS:
         row = rows.pop((benchmark.task, benchmark.metric), None)
         if row is not None:
             ordered.append(dataclasses.replace(row, title=benchmark.title))
@@ -106,7 +106,7 @@ def _values(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, 
     for task, metrics in tasks.items():
         for name, value in metrics.items():
             shown = isinstance(value, float) and "_stderr," not in name
-            if shown and task != paper8.AVERAGE:
+            if shown and task != paper_benchmarks.AVERAGE:
                 yield task, name, value
 
 
@@ -137,7 +137,7 @@ def _row(name: tuple[str, str], measured: Sequence[_Measured | None]) -> Row:
 
 def _average(rows: Sequence[Row]) -> Row | None:
     """Returns the mean of the paper's accuracies; their requests are other ones, so independent."""
-    if len(rows) < sum(benchmark.percent for benchmark in paper8.BENCHMARKS):
+    if len(rows) < sum(benchmark.percent for benchmark in paper_benchmarks.BENCHMARKS):
         return None
 
     def over(columns: Sequence[tuple[Estimate | None, ...]]) -> tuple[Estimate | None, ...]:
@@ -147,8 +147,8 @@ def _average(rows: Sequence[Row]) -> Row | None:
         )
 
     return Row(
-        title=paper8.AVERAGE,
-        group=paper8.AVERAGE,
+        title=paper_benchmarks.AVERAGE,
+        group=paper_benchmarks.AVERAGE,
         name="acc,none",
         percent=True,
         scores=over([row.scores for row in rows]),

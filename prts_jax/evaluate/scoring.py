@@ -11,7 +11,7 @@ from prts_jax.evaluate.buckets import bucket
 from prts_jax.evaluate.loaded import LoadedModel
 from prts_jax.feed import place
 from prts_jax.mesh import axis_size
-from prts_jax.model.llama import logits
+from prts_jax.model.architecture import logits
 from prts_jax.model.loss import token_losses
 
 FIELDS = ("tokens", "targets", "weights")

@@ -15,7 +15,7 @@ ENDINGS = (".txt", ".md")
 
 @dataclass(frozen=True)
 class TextStore:
-    """What `data_pipelines.loader.EvalBatches` asks of a token store.
+    """What `data_pipelines.batches.loader.EvalBatches` asks of a token store.
 
     Each file is a document that ends in the end token; each folder right below the root is a
     source (files in the root are the source "text").

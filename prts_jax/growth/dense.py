@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax.declaration import LAYERS, STREAM, Declaration
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays
-from prts_jax.model.declaration import LAYERS, STREAM, Declaration
 
 VALUES = "v"
 """Last part of the path of the projection whose outputs the output projection beside it reads."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from prts_jax.growth import exact
+from prts_jax.declaration import Declaration
+from prts_jax.growth import function_preservation
 from prts_jax.growth.leaf import is_copied
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.widening import NEW
-from prts_jax.model.declaration import Declaration
 
 
 def reasons(growth_map: GrowthMap) -> list[str]:
@@ -27,11 +27,13 @@ def reasons(growth_map: GrowthMap) -> list[str]:
         found.append(f"{growth_map.noise:.0%} noise is mixed in")
     if growth_map.adds_random():
         found.append("new entries are random and add to the old ones")
-    if not exact.keeps_sums(widths):
+    if not function_preservation.keeps_sums(widths):
         found.append("the weights of a position's copies do not sum to one")
-    if not exact.keeps_norms(source, target, widths, growth_map.norm_scale):
+    if not function_preservation.keeps_norms(source, target, widths, growth_map.norm_scale):
         found.append("the norms see another mean square, or keep their scale or epsilon")
-    if not exact.keeps_attention(source, target, widths, "heads" in growth_map.gates):
+    if not function_preservation.keeps_attention(
+        source, target, widths, "heads" in growth_map.gates
+    ):
         found.append("queries meet other keys or other angles than in the source")
     return found
 

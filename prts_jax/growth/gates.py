@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.widening import NEW
-from prts_jax.model.declaration import Declaration
 from prts_jax.model.inputs import Gates
 from prts_jax.tree import flatten, unflatten
 

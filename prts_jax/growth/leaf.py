@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax.declaration import Declaration, Kind
 from prts_jax.growth import dense
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays
 from prts_jax.growth.widening import NEW
-from prts_jax.model.declaration import Declaration
 from prts_jax.model.drawing import draw_rows
 from prts_jax.model.initialise import init_leaf, leaf_key, standard_deviation
 
@@ -198,7 +198,7 @@ def sums_over(declaration: Declaration, axis: str) -> bool:
     """Returns whether growth weights the copies along an axis, which the parameter sums over."""
     # A tied embedding also contracts its width, but what it produces must be whole copies: the
     # weights go into the norm before the head.
-    return axis in declaration.contracts and not declaration.looks_up
+    return axis in declaration.contracts and declaration.kind is not Kind.TABLE
 
 
 def along(vector: Any, at: int, ndim: int) -> Any:
@@ -214,7 +214,7 @@ def _factor(growth_map: GrowthMap, declaration: Declaration, rows: jax.Array | N
         if growth_map.target.tied and not declaration.stacked:
             weights = np.asarray(growth_map.widths["embed"].weights, np.float32)
             factor = factor * (weights if rows is None else jnp.asarray(weights)[rows])[None]
-    if declaration.makes_queries and "head_dim" in growth_map.widths:
+    if declaration.kind is Kind.QUERY and "head_dim" in growth_map.widths:
         wider = growth_map.target.head_dim / growth_map.source.head_dim
         factor = factor * np.float32(math.sqrt(wider))
     return factor

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from prts_jax.config import ModelConfig
+from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
 from prts_jax.growth import dense, depth
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays, Matrices
 from prts_jax.growth.widening import partition
 from prts_jax.growth.width import wide_target
-from prts_jax.model.declaration import Declaration
 
 WIDENS = ("embed", "mlp", "heads", "kv_heads")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import prts_jax.config
 from prts_jax.config import ModelConfig
+from prts_jax.declaration import STREAM
 from prts_jax.errors import UserError
-from prts_jax.growth import exact
+from prts_jax.growth import function_preservation
 from prts_jax.growth.matrices import Matrices
 from prts_jax.growth.widening import NEW, Widening, runs
-from prts_jax.model.declaration import STREAM
 
 GATED = ("layers", "embed", "mlp", "heads")
 """The axes whose new positions can have gates; new key heads are read by new query heads only."""
@@ -24,7 +24,7 @@ GATED = ("layers", "embed", "mlp", "heads")
 class GrowthMap:
     """How each layer and each widened axis of a target model comes from a source model.
 
-    Executors (`on_mesh`, `prts_jax.checkpoint.grow`) look at nothing but the attributes below
+    Executors (`on_mesh`, `prts_jax.growth.on_disk.stream`) look at nothing but the attributes below
     `options`, and share the arithmetic (`prts_jax.growth.leaf`), so they agree bit for bit.
     Leaves without a layer axis and without an axis that widens are copied.
 
@@ -129,9 +129,13 @@ class GrowthMap:
         return (
             not self.noise
             and not self.adds_random()
-            and exact.keeps_sums(self.widths)
-            and exact.keeps_norms(self.source, self.target, self.widths, self.norm_scale)
-            and exact.keeps_attention(self.source, self.target, self.widths, "heads" in self.gates)
+            and function_preservation.keeps_sums(self.widths)
+            and function_preservation.keeps_norms(
+                self.source, self.target, self.widths, self.norm_scale
+            )
+            and function_preservation.keeps_attention(
+                self.source, self.target, self.widths, "heads" in self.gates
+            )
         )
 
     def connection_rate(self) -> float:

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax.declaration import Declaration
 from prts_jax.growth import dense
 from prts_jax.growth.leaf import fresh_layers, grow_layers
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays
 from prts_jax.growth.widening import NEW
-from prts_jax.model.declaration import Declaration
 from prts_jax.tree import flatten, unflatten
 
 

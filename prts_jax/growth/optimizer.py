@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.growth.leaf import along, inner_axes, sums_over
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.widening import NEW
-from prts_jax.model.declaration import Declaration
 from prts_jax.tree import named_leaves
 
 POWERS: Mapping[str, int] = {
@@ -244,7 +244,7 @@ def _gradient_factor(growth_map: GrowthMap, declaration: Declaration) -> float:
     if declaration.scales_stream and "embed" in growth_map.widths:
         index = growth_map.widths["embed"].index
         factor *= math.sqrt(len(index) / sum(place != NEW for place in index))
-    if declaration.makes_queries and "head_dim" in growth_map.widths:
+    if declaration.kind is Kind.QUERY and "head_dim" in growth_map.widths:
         factor *= math.sqrt(growth_map.source.head_dim / growth_map.target.head_dim)
     return factor
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from prts_jax.config import ModelConfig
-from prts_jax.model.declaration import Declaration
+from prts_jax.declaration import Declaration
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def count_parameters(declarations: Mapping[str, Declaration]) -> ParameterCount:
     """Counts parameters; the look-up is what has a vocab axis and contracts nothing.
 
     Args:
-      declarations: from `prts_jax.model.llama.declare`.
+      declarations: from `prts_jax.model.architecture.declare`.
     """
     sizes = {path: math.prod(d.shape) for path, d in declarations.items()}
     return ParameterCount(

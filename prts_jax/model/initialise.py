@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from prts_jax import tree
-from prts_jax.model.declaration import Declaration
+from prts_jax.declaration import Declaration
 from prts_jax.model.drawing import draw_rows
 
 
@@ -98,7 +98,7 @@ def init_params(
     """Makes the parameters of a fresh model, each shard on the device that keeps it.
 
     Args:
-      declarations: from `prts_jax.model.llama.declare`.
+      declarations: from `prts_jax.model.architecture.declare`.
       layers: depth of the model (scales the down projections).
       kind: "paper" or "torch_default", see `standard_deviation`.
       seed: of the run.

@@ -24,7 +24,7 @@ def documents_of(batch: Mapping[str, jax.Array]) -> Documents | None:
     """Returns where the documents of a batch lie, or None where it does not say.
 
     Args:
-      batch: of `data_pipelines.loader`.
+      batch: of `data_pipelines.batches.loader`.
     """
     if "segment_ids" not in batch:
         return None

@@ -13,6 +13,7 @@ from flax import struct
 from flax.core import meta
 
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
+from prts_jax.declaration import STREAM, Kind
 from prts_jax.mesh import constrain
 from prts_jax.model.attention import cached_attention, causal_attention
 from prts_jax.model.inputs import Cache, Gates
@@ -28,6 +29,9 @@ class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
     axes: tuple[str, ...] = struct.field(pytree_node=False)
     contracts: tuple[str, ...] = struct.field(pytree_node=False)
     init: str = struct.field(pytree_node=False)
+    kind: Kind = struct.field(pytree_node=False)
+    normalizes: str = struct.field(pytree_node=False)
+    normed: bool = struct.field(pytree_node=False)
 
     def unbox(self) -> Any:
         """Returns the bare value."""
@@ -52,9 +56,12 @@ class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
 def declare_param(
     module: nn.Module,
     name: str,
+    kind: Kind,
     axes: dict[str, int],
     contracts: tuple[str, ...] = (),
     init: str = "linear",
+    normalizes: str = "",
+    normed: bool = False,
 ) -> jax.Array:
     """Declares a float32 parameter of a Linen module and returns its value.
 
@@ -64,18 +71,27 @@ def declare_param(
     Args:
       module: the module being called.
       name: last part of the parameter's path.
+      kind: what the parameter does.
       axes: logical axis → size, in the order of the array's dimensions.
       contracts: axes summed over when the parameter is applied.
       init: name of the initialiser.
+      normalizes: see `Declaration`.
+      normed: see `Declaration`.
     """
 
     def boxed(rng: jax.Array) -> Any:
         del rng
         value = jnp.zeros(tuple(axes.values()), jnp.float32)
-        return Declared(value, tuple(axes), contracts, init)
+        return Declared(value, tuple(axes), contracts, init, kind, normalizes, normed)
 
     value: jax.Array = module.param(name, boxed)  # Linen unboxes it
     return value
+
+
+def declare_norm(module: nn.Module, name: str, axes: dict[str, int]) -> jax.Array:
+    """Declares the scale of an RMS norm over its one axis; see `declare_param`."""
+    (axis,) = axes
+    return declare_param(module, name, Kind.NORM, axes, init="ones", normalizes=axis)
 
 
 def matmul_precision(dtype: str) -> jax.lax.Precision:
@@ -166,10 +182,10 @@ class Attention(nn.Module):
         precision = matmul_precision(self.compute.dtype)
         embed, head_dim = {"embed": m.embed}, {"head_dim": m.head_dim}
         heads, kv_heads = {"heads": m.heads}, {"kv_heads": m.kv_heads}
-        w_q = declare_param(self, "q", embed | heads | head_dim, ("embed",))
-        w_k = declare_param(self, "k", embed | kv_heads | head_dim, ("embed",))
-        w_v = declare_param(self, "v", embed | kv_heads | head_dim, ("embed",))
-        w_o = declare_param(self, "o", heads | head_dim | embed, ("heads", "head_dim"))
+        w_q = declare_param(self, "q", Kind.QUERY, embed | heads | head_dim, ("embed",))
+        w_k = declare_param(self, "k", Kind.KEY, embed | kv_heads | head_dim, ("embed",))
+        w_v = declare_param(self, "v", Kind.VALUE, embed | kv_heads | head_dim, ("embed",))
+        w_o = declare_param(self, "o", Kind.OUTPUT, heads | head_dim | embed, ("heads", "head_dim"))
 
         def project(w_ExHxD: jax.Array, axis: str) -> jax.Array:
             y = jnp.einsum("bse,ehd->bhsd", x_BxSxE, w_ExHxD.astype(dtype), precision=precision)
@@ -206,9 +222,9 @@ class Mlp(nn.Module):
         dtype = jnp.dtype(self.compute.dtype)
         precision = matmul_precision(self.compute.dtype)
         embed, mlp = {"embed": self.model.embed}, {"mlp": self.model.mlp}
-        w_gate = declare_param(self, "gate", embed | mlp, ("embed",))
-        w_up = declare_param(self, "up", embed | mlp, ("embed",))
-        w_down = declare_param(self, "down", mlp | embed, ("mlp",), "down_projection")
+        w_gate = declare_param(self, "gate", Kind.READER, embed | mlp, ("embed",))
+        w_up = declare_param(self, "up", Kind.READER, embed | mlp, ("embed",))
+        w_down = declare_param(self, "down", Kind.WRITER, mlp | embed, ("mlp",), "down_projection")
         gate_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_gate.astype(dtype), precision=precision)
         up_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_up.astype(dtype), precision=precision)
         hidden_BxSxM = constrain(jax.nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "length", "mlp"))
@@ -245,8 +261,8 @@ class Block(nn.Module):
           cache: this layer's, [B, K, T, D] each; None: the row is all there is.
         """
         m = self.model
-        attention_norm = declare_param(self, "attention_norm", {"embed": m.embed}, init="ones")
-        mlp_norm = declare_param(self, "mlp_norm", {"embed": m.embed}, init="ones")
+        attention_norm = declare_norm(self, "attention_norm", {STREAM: m.embed})
+        mlp_norm = declare_norm(self, "mlp_norm", {STREAM: m.embed})
         attention = Attention(m, self.compute, name="attention")
         mlp = Mlp(m, self.compute, name="mlp")
 

@@ -11,13 +11,14 @@ from flax.core import meta
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.declaration import LAYERS, Declaration, Kind
 from prts_jax.mesh import constrain
-from prts_jax.model.declaration import LAYERS, Declaration
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
 from prts_jax.model.layers import (
     Block,
     Declared,
     Rope,
+    declare_norm,
     declare_param,
     gated,
     matmul_precision,
@@ -54,7 +55,12 @@ class Llama(nn.Module):
         vocab, embed = {"vocab": m.vocab}, {"embed": m.embed}
         # A tied embedding is also the head, and as the head it contracts its width.
         table_VxE = declare_param(
-            self, "token_embedding", vocab | embed, ("embed",) if m.tied else (), "embedding"
+            self,
+            "token_embedding",
+            Kind.TABLE,
+            vocab | embed,
+            ("embed",) if m.tied else (),
+            "embedding",
         )
         x_BxSxE = gated(table_VxE.astype(dtype)[tokens_BxS], gates.embed_E)
         x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
@@ -72,12 +78,12 @@ class Llama(nn.Module):
             x_BxSxE, cache = self._through_layers(x_BxSxE, rope, segment_ids_BxS, gates, cached)
         if cached is not None:  # a vocabulary's logits are large: of the places asked for alone
             x_BxSxE = jnp.take_along_axis(x_BxSxE, cached.scored_B[:, None, None], axis=1)
-        final_norm = declare_param(self, "final_norm", embed, init="ones")
+        final_norm = declare_norm(self, "final_norm", embed)
         x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
         if m.tied:
             head_ExV = table_VxE.T
         else:
-            head_ExV = declare_param(self, "head", embed | vocab, ("embed",))
+            head_ExV = declare_param(self, "head", Kind.READER, embed | vocab, ("embed",))
         logits_BxSxV = jnp.einsum(
             "bse,ev->bsv",
             x_BxSxE,
@@ -153,7 +159,16 @@ def declare(model: ModelConfig) -> dict[str, Declaration]:
 
 def _declaration(box: Declared) -> Declaration:
     array = box.value
-    return Declaration(array.shape, array.dtype.name, box.axes, box.contracts, box.init)
+    return Declaration(
+        array.shape,
+        array.dtype.name,
+        box.axes,
+        box.contracts,
+        box.init,
+        box.kind,
+        box.normalizes,
+        box.normed,
+    )
 
 
 def logits(

@@ -17,7 +17,7 @@ from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import check_copies, grow_optimizer
 from prts_jax.mesh import param_shardings
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.train.learn import Learn
 from prts_jax.train.state import (
     TrainState,

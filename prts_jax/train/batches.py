@@ -1,9 +1,9 @@
 """The data of a stage: its training and validation batches, and what is wrong with them."""
 
-from data_pipelines.loader import EvalBatches, TrainBatches
-from data_pipelines.mixture import train_batches
-from data_pipelines.packed import check_packed, eval_batches
-from data_pipelines.store import TokenStore
+from data_pipelines.batches.loader import EvalBatches, TrainBatches
+from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.packed import check_packed, eval_batches
+from data_pipelines.store.store import TokenStore
 from prts_jax.config import RunConfig
 from prts_jax.errors import UserError
 from prts_jax.mesh import axis_size, make_mesh

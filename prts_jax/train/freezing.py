@@ -13,9 +13,9 @@ import numpy as np
 
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import RunConfig
+from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
-from prts_jax.model.declaration import Declaration
 from prts_jax.train.state import TrainState, parameter_path
 
 
@@ -66,7 +66,7 @@ def trained_parts(
         if declaration.stacked:
             trains = ~np.isin(np.arange(declaration.shape[0]), list(frozen))
             parts[path] = trains.reshape(-1, *[1] * (len(declaration.shape) - 1))
-        elif declaration.looks_up and not declaration.contracts:
+        elif declaration.kind is Kind.TABLE and not declaration.contracts:
             parts[path] = np.zeros((), bool)
     return parts
 

@@ -14,11 +14,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from data_pipelines.loader import TrainBatches
+from data_pipelines.batches.loader import TrainBatches
 from prts_jax import tree
 from prts_jax.checkpoint.layout import read_matrices
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import RunConfig
+from prts_jax.declaration import Declaration
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.feed import place, prefetch
 from prts_jax.growth import dense
@@ -26,10 +27,9 @@ from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_leaves
 from prts_jax.mesh import compile_together, param_shardings, sharding
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
-from prts_jax.model.declaration import Declaration
 from prts_jax.model.inputs import documents_of
-from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import token_losses
 from prts_jax.train.optim import apply_updates, make_optimizer
 from prts_jax.train.state import TrainState, fresh_state, replicated

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipelines.loader import TrainBatches
-from prts_jax.checkpoint.digest import digests
+from data_pipelines.batches.loader import TrainBatches
+from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.lock import workdir_lock

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prts_jax.errors import UserError
-from prts_jax.launch.peaks import PEAK_FLOPS_PER_DEVICE
 from prts_jax.paths import as_path, is_remote, write_atomically
+from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
 
 Line = dict[str, Any]
 

@@ -10,20 +10,20 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from data_pipelines.loader import TrainBatches
-from data_pipelines.mixture import train_batches
+from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.mixture import train_batches
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
+from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.mesh import param_shardings
-from prts_jax.model.declaration import Declaration
+from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare
-from prts_jax.train import tuning
+from prts_jax.train import fine_tuning
 from prts_jax.train.ancestor import Ancestor, grow_from, start_from
 from prts_jax.train.distill import choose_teacher, find_teacher
 from prts_jax.train.learn import Learn, Learned, learn
@@ -267,8 +267,8 @@ def _after(
 ) -> Start:
     """A new stage on what an ancestor left; data go on at the next token."""
     before, model = ancestor.lineage, ancestor.lineage.model
-    if tuning.begins(before, config.data):
-        before = tuning.begin(before, ancestor.path, batches.store, allow_change)
+    if fine_tuning.begins(before, config.data):
+        before = fine_tuning.begin(before, ancestor.path, batches.store, allow_change)
         allow_change = (*allow_change, "data.store")
     position, note, changes = data_position(before, config, batches, allow_change)
     lineage = dataclasses.replace(

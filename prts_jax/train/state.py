@@ -9,8 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prts_jax import tree
+from prts_jax.declaration import Declaration
 from prts_jax.mesh import param_shardings
-from prts_jax.model.declaration import Declaration
 
 
 class TrainState(NamedTuple):

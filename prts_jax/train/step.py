@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from prts_jax.config import ModelConfig, RunConfig
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.inputs import Gates, documents_of
-from prts_jax.model.llama import declare, logits
 from prts_jax.model.loss import loss_by_source, token_losses
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
@@ -67,7 +67,7 @@ def make_train_step(
 
     The state is donated. The third argument holds the parameters of the model `teacher`, or None.
 
-    The batch is one of `data_pipelines.loader`, each array [batch, length]. The loss is the
+    The batch is one of `data_pipelines.batches.loader`, each array [batch, length]. The loss is the
     weighted mean over all tokens of the batch, also when it is accumulated over micro-batches.
 
     Args:

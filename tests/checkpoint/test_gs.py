@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from prts_jax.checkpoint import convert, grow, object_lock
-from prts_jax.checkpoint.executors import grow_checkpoint
+from prts_jax.checkpoint import object_lock
 from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
 from prts_jax.errors import UserError
+from prts_jax.formats import convert
+from prts_jax.growth.on_disk import stream
+from prts_jax.growth.on_disk.grow import grow_checkpoint
 from prts_jax.growth.operators import make_map
 from prts_jax.tree import flatten
 from tests.checkpoint.tiny import DECLARED, MODEL, abstract, lineage_of, random_params, write_source
@@ -60,21 +62,21 @@ def test_without_its_marker_a_checkpoint_does_not_count_and_is_written_anew(fake
 def test_growth_streams_between_object_stores_and_disks(fake_gcs, tmp_path):
     params = write_source(tmp_path / "source")
     growth_map = make_map(MODEL, None, "stack", 2, "")
-    grow.stream(str(tmp_path / "source"), f"{fake_gcs}/six", growth_map)
+    stream.stream(str(tmp_path / "source"), f"{fake_gcs}/six", growth_map)
     again = make_map(growth_map.target, None, "layers", 0, "0:6,3:6")
-    grow.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
+    stream.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
     grown = read_lineage(f"{fake_gcs}/nine")
     assert grown.model.layers == 9
     mesh_free = {
         path: np.asarray(leaf)[[0, 1, 2, 0, 1, 2, 0, 1, 2]] if DECLARED[path].stacked else leaf
         for path, leaf in flatten(params).items()
     }
-    from tests.checkpoint.test_grow import read
+    from tests.growth.on_disk.test_stream import read
 
     for path, leaf in read(f"{fake_gcs}/nine").items():
         np.testing.assert_array_equal(leaf, mesh_free[path], err_msg=path)
     with pytest.raises(UserError, match="exists already"):
-        grow.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
+        stream.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
 
 
 def test_a_growth_that_fails_leaves_no_checkpoint(fake_gcs, tmp_path, monkeypatch):
@@ -85,9 +87,9 @@ def test_a_growth_that_fails_leaves_no_checkpoint(fake_gcs, tmp_path, monkeypatc
 
     growth_map = make_map(MODEL, None, "stack", 2, "")
     with pytest.raises(KeyboardInterrupt):
-        grow.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map, progress=stop)
+        stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map, progress=stop)
     assert not is_complete(f"{fake_gcs}/grown")
-    grow.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+    stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
     assert is_complete(f"{fake_gcs}/grown")
 
 
@@ -99,9 +101,9 @@ def test_two_growths_into_one_address_are_refused(fake_gcs, tmp_path, monkeypatc
         object_lock.object_lock(f"{fake_gcs}/.grown.growing"),
         pytest.raises(UserError, match=rf"process {os.getpid()} on .* is writing there; wait"),
     ):
-        grow.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+        stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
     assert not is_complete(f"{fake_gcs}/grown")
-    grow.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+    stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
     assert is_complete(f"{fake_gcs}/grown")
     assert not epath.Path(f"{fake_gcs}/.grown.growing").exists()
 

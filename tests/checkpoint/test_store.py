@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from prts_jax.checkpoint import leaves, reference
+from prts_jax.checkpoint import arrays
 from prts_jax.checkpoint.store import (
     Checkpoints,
     read_lineage,
@@ -26,10 +26,10 @@ from prts_jax.checkpoint.store import (
 )
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
+from prts_jax.growth.on_disk import reference
 from prts_jax.growth.operators import make_map
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten, unflatten
-from tests.checkpoint.test_grow import read
 from tests.checkpoint.tiny import (
     DECLARED,
     MODEL,
@@ -39,6 +39,7 @@ from tests.checkpoint.tiny import (
     random_params,
     write_source,
 )
+from tests.growth.on_disk.test_stream import read
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -86,7 +87,7 @@ def test_parameters_may_be_donated_as_soon_as_save_returns(tmp_path):
 
 def test_every_layer_of_a_stacked_leaf_is_one_chunk(tmp_path):
     write_source(tmp_path / "ckpt")
-    for path, leaf in leaves.describe(str(tmp_path / "ckpt")).items():
+    for path, leaf in arrays.describe(str(tmp_path / "ckpt")).items():
         assert leaf.shape == DECLARED[path].shape
         layer = (1, *leaf.shape[1:]) if DECLARED[path].stacked else leaf.shape
         assert leaf.chunk == layer, path
@@ -94,7 +95,7 @@ def test_every_layer_of_a_stacked_leaf_is_one_chunk(tmp_path):
 
 def test_names_on_disk_are_stable(tmp_path):
     write_source(tmp_path / "ckpt")
-    assert sorted(leaves.describe(str(tmp_path / "ckpt"))) == [
+    assert sorted(arrays.describe(str(tmp_path / "ckpt"))) == [
         "final_norm",
         "head",
         "layers/attention/k",

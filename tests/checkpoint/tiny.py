@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prts_jax.checkpoint.digest import digests
+from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.config import ModelConfig, RunConfig, to_dict
-from prts_jax.model.declaration import Declaration
-from prts_jax.model.llama import declare
+from prts_jax.declaration import Declaration
+from prts_jax.model.architecture import declare
 from prts_jax.tree import unflatten
 
 MODEL = ModelConfig(vocab=48, layers=3, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prts_jax.checkpoint.convert import ConversionReport
-from prts_jax.checkpoint.foreign import ForeignModel, is_linear, layer_shape, pieces
-from prts_jax.checkpoint.huggingface import config_json, tensor_name, write_json
-from prts_jax.checkpoint.safetensors_files import NewTensor, write_folder
 from prts_jax.cli import convert, inspect, run
 from prts_jax.config import ModelConfig
-from prts_jax.model.llama import declare
-from tests.checkpoint.foreign_models import save_transformers, shape
+from prts_jax.formats.convert import ConversionReport
+from prts_jax.formats.huggingface import config_json, tensor_name, write_json
+from prts_jax.formats.model_source import ForeignModel, is_linear, layer_shape, pieces
+from prts_jax.formats.safetensors_files import NewTensor, write_folder
+from prts_jax.model.architecture import declare
 from tests.checkpoint.tiny import flip_byte, write_source
 from tests.conftest import RunPrts
+from tests.formats.foreign_models import save_transformers, shape
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

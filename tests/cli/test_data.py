@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import zstandard
 
-from data_pipelines.sources import EMBEDDED_SHAKESPEARE, list_files
-from data_pipelines.store import TokenStore
+from data_pipelines.store.store import TokenStore
+from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, list_files
 from prts_jax.cli import data
 from prts_jax.errors import UserError
 

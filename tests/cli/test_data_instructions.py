@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.sources import EMBEDDED_SHAKESPEARE
-from data_pipelines.store import TokenStore
-from data_pipelines.verify import verify
+from data_pipelines.store.store import TokenStore
+from data_pipelines.store.verify import verify
+from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE
 from prts_jax.cli import data
 from prts_jax.errors import UserError
 from prts_jax.evaluate.text import open_tokenizer, tokenizer_file

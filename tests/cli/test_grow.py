@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from prts_jax.checkpoint import reference
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import grow, run
 from prts_jax.evaluate import agreement
-from tests.checkpoint.test_grow_optimizer import save
+from prts_jax.growth.on_disk import reference
 from tests.checkpoint.tiny import write_source
+from tests.growth.on_disk.test_optimizer import save
 from tests.train.tiny import write_store
 
 CONFIG = """

@@ -10,7 +10,7 @@ from prts_jax.cli import grow, run
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.operators import make_map
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from tests.checkpoint.tiny import MODEL, write_source
 from tests.train.tiny import stored_params
 

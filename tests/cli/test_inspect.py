@@ -9,7 +9,7 @@ import pytest
 
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import family_tree, grow, inspect, run
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from tests.checkpoint.tiny import DECLARED, write_source
 
 

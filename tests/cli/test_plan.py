@@ -10,7 +10,7 @@ import pytest
 
 from prts_jax.cli import COMMANDS, run
 from prts_jax.cli.plan import main
-from prts_jax.growth.guidelines import growth_timing
+from prts_jax.planning.guidelines import growth_timing
 
 PLANNING = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
 

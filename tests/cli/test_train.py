@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.store import TokenStore
+from data_pipelines.store.store import TokenStore
 from prts_jax import cli
 from prts_jax.config import to_dict
 from tests.conftest import ROOT, RunPrts, prts_environment

@@ -9,8 +9,8 @@ import pytest
 import zstandard
 from hypothesis import settings
 
-from data_pipelines.store import TokenStore
-from data_pipelines.store_writer import write_index, write_shard
+from data_pipelines.store.store import TokenStore
+from data_pipelines.store.writer import write_index, write_shard
 
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("no_deadline", deadline=None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.foreign_models import save_transformers, shape
+from tests.formats.foreign_models import save_transformers, shape
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
 

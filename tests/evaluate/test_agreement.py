@@ -8,7 +8,6 @@ import pytest
 from scipy.special import log_softmax
 
 from prts_jax import tree
-from prts_jax.checkpoint.grow import stream
 from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.config import ComputeConfig
 from prts_jax.errors import UserError
@@ -23,8 +22,9 @@ from prts_jax.evaluate.agreement import (
     compare,
     tolerance,
 )
+from prts_jax.growth.on_disk.stream import stream
 from prts_jax.growth.operators import make_map
-from prts_jax.model.llama import logits
+from prts_jax.model.architecture import logits
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params, write_source
 from tests.train.tiny import write_store
 

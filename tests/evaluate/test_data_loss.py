@@ -12,7 +12,7 @@ from prts_jax.errors import UserError
 from prts_jax.evaluate import data_loss
 from prts_jax.evaluate.loaded import LoadedModel, load
 from prts_jax.evaluate.scores import ALL, BITS, LOSS
-from prts_jax.model.llama import logits
+from prts_jax.model.architecture import logits
 from tests.evaluate import worded
 from tests.evaluate.worded import LENGTH, SOURCES
 

@@ -9,8 +9,8 @@ from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.buckets import bucket
 from prts_jax.evaluate.generate import Generator, Sampling, choose
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare, logits
 
 FLOAT32 = ComputeConfig(dtype="float32", attention="xla")
 MODEL = ModelConfig(vocab=31, layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=24)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prts_jax.checkpoint import convert
 from prts_jax.cli import eval as eval_command
 from prts_jax.cli import run
 from prts_jax.config import ModelConfig
-from prts_jax.evaluate import paper8
-from tests.checkpoint.foreign_models import save_transformers
+from prts_jax.evaluate import paper_benchmarks
+from prts_jax.formats import convert
+from tests.formats.foreign_models import save_transformers
 
 pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
@@ -190,7 +190,7 @@ def test_the_papers_tasks_exist_and_say_what_they_would_download(
     folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = TaskManager().all_tasks
-    assert all(benchmark.task in known for benchmark in paper8.BENCHMARKS)
+    assert all(benchmark.task in known for benchmark in paper_benchmarks.BENCHMARKS)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     argv = [f"--checkpoint={folders / 'ours'}", "--tasks=piqa", "--limit=1"]
     assert run(eval_command.main, argv, "eval") == 2

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.loader import EvalBatches
-from data_pipelines.store import TokenStore
+from data_pipelines.batches.loader import EvalBatches
+from data_pipelines.store.store import TokenStore
 from prts_jax.evaluate.perplexity import Perplexity, make_evaluator
 from prts_jax.mesh import make_mesh
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare, logits
 from tests.train import tiny
 
 CONFIG = tiny.run_config()

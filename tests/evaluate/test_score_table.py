@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from prts_jax.evaluate import paper8
+from prts_jax.evaluate import paper_benchmarks
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.score_table import rows_of
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Scores
@@ -18,7 +18,7 @@ def paper_results(label, seed, requests="asked"):
     """Made-up scores of the eight benchmarks, in an order that is not the paper's."""
     rng = np.random.default_rng(seed)
     tasks, scores = {}, []
-    for benchmark in reversed(paper8.BENCHMARKS):
+    for benchmark in reversed(paper_benchmarks.BENCHMARKS):
         values, weights = rng.integers(0, 2, REQUESTS).astype(float), np.ones(REQUESTS)
         if not benchmark.percent:
             values, weights = rng.normal(60, 5, REQUESTS), rng.integers(15, 25, REQUESTS) * 1.0
@@ -72,7 +72,7 @@ def test_the_average_is_over_the_seven_and_as_sure_as_they_are():
     values = {one.group: [r.scores for r in measured] for one in measured[0].scores}
     assert len(values) == 8
     accuracies = [
-        [{s.group: s.values for s in one.scores}[b.task] for b in paper8.BENCHMARKS[:7]]
+        [{s.group: s.values for s in one.scores}[b.task] for b in paper_benchmarks.BENCHMARKS[:7]]
         for one in measured
     ]
     average = rows["average of seven"]

@@ -10,7 +10,7 @@ import pytest
 
 from prts_jax.evaluate.loaded import LoadedModel, load
 from prts_jax.evaluate.scoring import Scorer
-from prts_jax.model.llama import logits
+from prts_jax.model.architecture import logits
 
 LONGEST = 40
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.store_writer import write_index, write_shard
+from data_pipelines.store.writer import write_index, write_shard
 from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.tree import flatten, unflatten
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params

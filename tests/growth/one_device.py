@@ -10,8 +10,8 @@ import numpy as np
 from prts_jax.config import ModelConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
+from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare
 from prts_jax.tree import flatten, unflatten
 
 

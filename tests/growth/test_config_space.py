@@ -17,7 +17,7 @@ from prts_jax.growth.explain import changes, reasons
 from prts_jax.growth.gates import gates_after
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
-from prts_jax.model.llama import declare, logits
+from prts_jax.model.architecture import declare, logits
 from prts_jax.tree import flatten, unflatten
 from tests.growth.one_device import grow
 

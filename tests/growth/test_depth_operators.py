@@ -11,8 +11,8 @@ import pytest
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.operators import make_map
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare, logits
 from prts_jax.tree import flatten, unflatten
 from tests.checkpoint.tiny import random_params
 from tests.growth.one_device import grow

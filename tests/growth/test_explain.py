@@ -5,7 +5,7 @@ import pytest
 from prts_jax.config import ModelConfig
 from prts_jax.growth.explain import changes, reasons
 from prts_jax.growth.operators import make_map
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 
 SOURCE = ModelConfig(vocab=48, layers=2, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)
 

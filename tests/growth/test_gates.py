@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import fold_gates, gates_after, opening, refuse_shut
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.widening import NEW
-from prts_jax.model.declaration import Declaration
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.inputs import Gates
-from prts_jax.model.llama import declare, logits
 from prts_jax.tree import flatten, unflatten
 from tests.growth import one_device
 
@@ -47,7 +47,7 @@ def draw(declaration: Declaration, rng: np.random.Generator) -> np.ndarray:
     if declaration.init == "ones":
         return rng.uniform(0.5, 1.5, declaration.shape).astype(np.float32)
     deviation = (
-        0.4 / (declaration.shape[-1] if declaration.looks_up else declaration.fan_in)
+        0.4 / (declaration.shape[-1] if declaration.kind is Kind.TABLE else declaration.fan_in)
     ) ** 0.5
     return rng.normal(0, deviation, declaration.shape).astype(np.float32)
 

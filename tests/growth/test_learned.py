@@ -15,7 +15,7 @@ from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Matrices
 from prts_jax.growth.operators import make_map
-from prts_jax.model.llama import declare, logits
+from prts_jax.model.architecture import declare, logits
 from prts_jax.tree import flatten
 from tests.growth import one_device
 from tests.growth.one_device import params_of

@@ -18,7 +18,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import FRESH, KEPT, SCHEDULE, Moment, grow_optimizer, roles
-from prts_jax.model.llama import declare, logits
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.loss import token_losses
 from prts_jax.tree import flatten, named_leaves, unflatten
 from tests.growth.one_device import grow, params_of

@@ -17,7 +17,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.widening import NEW, Widening, partition
 from prts_jax.growth.width import parse_widths
-from prts_jax.model.llama import logits
+from prts_jax.model.architecture import logits
 from prts_jax.tree import flatten
 from tests.growth import one_device
 from tests.growth.one_device import params_of

@@ -10,7 +10,7 @@ import pytest
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
-from prts_jax.model import llama
+from prts_jax.model import architecture
 from prts_jax.model.counts import (
     attention_flops_per_token,
     count_parameters,
@@ -36,7 +36,7 @@ SMALL = ModelConfig(vocab=512, layers=2, embed=256, heads=4, kv_heads=2, head_di
 def test_parameters_equal_the_papers_table_as_printed(
     name: str, unit: float, digits: int, non_embedding: str, total: str
 ) -> None:
-    count = count_parameters(llama.declare(preset(name)))
+    count = count_parameters(architecture.declare(preset(name)))
     assert f"{count.non_embedding / unit:.{digits}f}" == non_embedding
     assert f"{count.total / unit:.{digits}f}" == total
 
@@ -55,7 +55,7 @@ def test_parameters_equal_the_papers_table_as_printed(
     ],
 )
 def test_parameters_equal_those_of_the_published_checkpoints(name: str, total: int) -> None:
-    assert count_parameters(llama.declare(preset(name))).total == total
+    assert count_parameters(architecture.declare(preset(name))).total == total
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -64,7 +64,7 @@ def test_parameters_equal_the_sum_written_out(name: str) -> None:
     attention = m.embed * m.head_dim * (2 * m.heads + 2 * m.kv_heads)
     layer = attention + 3 * m.embed * m.mlp
     norms = (2 * m.layers + 1) * m.embed
-    count = count_parameters(llama.declare(m))
+    count = count_parameters(architecture.declare(m))
     assert count.matmul == m.layers * layer + m.vocab * m.embed
     assert count.non_embedding == m.layers * layer + norms
     assert count.total == count.non_embedding + (1 if m.tied else 2) * m.vocab * m.embed
@@ -75,7 +75,9 @@ def test_a_base_is_a_quarter_of_its_target(size: str) -> None:
     """The growth factor counts non-embedding parameters; the final norm is not a layer's."""
     target, base = preset(f"paper_{size}"), preset(f"paper_{size}_base")
     assert dataclasses.replace(base, layers=target.layers) == target
-    counts = [count_parameters(llama.declare(m)).non_embedding - m.embed for m in (target, base)]
+    counts = [
+        count_parameters(architecture.declare(m)).non_embedding - m.embed for m in (target, base)
+    ]
     assert counts[0] == 4 * counts[1]
 
 
@@ -91,11 +93,14 @@ def compiled_flops_per_token(model: ModelConfig, length: int, batch: int = 2) ->
     compute = ComputeConfig(dtype="float32", attention="xla", scan=False)
 
     def loss(params: Mapping[str, Any], tokens_BxS: jax.Array) -> jax.Array:
-        log_probs = jax.nn.log_softmax(llama.logits(params, tokens_BxS, model, compute))
+        log_probs = jax.nn.log_softmax(architecture.logits(params, tokens_BxS, model, compute))
         return -jnp.take_along_axis(log_probs, tokens_BxS[..., None], axis=-1).mean()
 
     params = tree.unflatten(
-        {path: jax.ShapeDtypeStruct(d.shape, d.dtype) for path, d in llama.declare(model).items()}
+        {
+            path: jax.ShapeDtypeStruct(d.shape, d.dtype)
+            for path, d in architecture.declare(model).items()
+        }
     )
     tokens_BxS = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     compiled = jax.jit(jax.value_and_grad(loss)).lower(params, tokens_BxS).compile()
@@ -106,7 +111,7 @@ def with_full_attention(model: ModelConfig, length: int) -> int:
     """Ours, plus the pairs that a causal mask hides and XLA's attention computes all the same."""
     seen = attention_flops_per_token(model, length)
     full = model.layers * 2 * 2 * model.heads * model.head_dim * length
-    return training_flops_per_token(model, llama.declare(model), length) + 3 * (full - seen)
+    return training_flops_per_token(model, architecture.declare(model), length) + 3 * (full - seen)
 
 
 @pytest.mark.parametrize(
@@ -137,5 +142,5 @@ def test_attention_flops_equal_the_compilers_growth_with_length() -> None:
 
 
 def test_six_n_d_counts_all_parameters() -> None:
-    declarations = llama.declare(preset("paper_410m"))
+    declarations = architecture.declare(preset("paper_410m"))
     assert six_n_d_per_token(declarations) == 6 * count_parameters(declarations).total

@@ -14,8 +14,8 @@ import pytest
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params, leaf_key
-from prts_jax.model.llama import declare, logits
 
 # Leaves of at least 60,000 values: their standard deviation is known to 0.3%.
 MODEL = ModelConfig(vocab=512, layers=4, embed=128, heads=8, kv_heads=4, head_dim=32, mlp=320)

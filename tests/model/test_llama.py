@@ -14,22 +14,22 @@ from jax.sharding import AbstractMesh, AxisType
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
-from prts_jax.model import llama
+from prts_jax.model import architecture
 from prts_jax.model.initialise import init_params
 from prts_jax.model.inputs import Documents
-from tests.checkpoint.foreign_models import transformers_of
+from tests.formats.foreign_models import transformers_of
 
 SMALL = ModelConfig(vocab=97, layers=3, embed=48, heads=6, kv_heads=2, head_dim=8, mlp=80)
 FLOAT32 = ComputeConfig(dtype="float32", attention="xla")
 
-logits = jax.jit(llama.logits, static_argnums=(2, 3))
+logits = jax.jit(architecture.logits, static_argnums=(2, 3))
 
 
 def random_params(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
     """Parameters of the size that training gives them; norms differ from one, too."""
     rng = np.random.default_rng(seed)
     leaves = {}
-    for path, declaration in llama.declare(model).items():
+    for path, declaration in architecture.declare(model).items():
         if declaration.init == "ones":
             leaf = rng.uniform(0.5, 1.5, declaration.shape)
         else:
@@ -214,7 +214,7 @@ def test_full_remat_computes_the_forward_pass_again(scan: bool) -> None:
 def test_every_parameter_has_a_gradient(layers: int, tied: bool) -> None:
     model = dataclasses.replace(SMALL, layers=layers, tied=tied)
     _, grads = loss_and_grads(model, FLOAT32)
-    assert set(grads) == set(llama.declare(model))
+    assert set(grads) == set(architecture.declare(model))
     for path, grad in grads.items():
         assert jnp.isfinite(grad).all(), path
         per_layer = grad.reshape(layers, -1) if path.startswith("layers/") else grad.reshape(1, -1)
@@ -279,7 +279,7 @@ def test_bfloat16_products_read_bfloat16() -> None:
 
 def test_declarations_name_every_parameter_once() -> None:
     """Pins the names and axes that are stored on disk and that growth goes by."""
-    declared = {path: (d.axes, d.contracts) for path, d in llama.declare(SMALL).items()}
+    declared = {path: (d.axes, d.contracts) for path, d in architecture.declare(SMALL).items()}
     into_heads, into_kv_heads = (
         (("layers", "embed", axis, "head_dim"), ("embed",)) for axis in ("heads", "kv_heads")
     )
@@ -302,20 +302,20 @@ def test_declarations_name_every_parameter_once() -> None:
 
 def test_declared_shapes_follow_the_config() -> None:
     sizes = dataclasses.asdict(SMALL)
-    for path, declaration in llama.declare(SMALL).items():
+    for path, declaration in architecture.declare(SMALL).items():
         assert declaration.shape == tuple(sizes[axis] for axis in declaration.axes), path
         assert declaration.dtype == "float32"
         assert declaration.stacked == path.startswith("layers/")
 
 
 def test_a_tied_embedding_contracts_its_width_and_there_is_no_head() -> None:
-    declared = llama.declare(dataclasses.replace(SMALL, tied=True))
+    declared = architecture.declare(dataclasses.replace(SMALL, tied=True))
     assert "head" not in declared
     assert declared["token_embedding"].contracts == ("embed",)
 
 
 def test_a_model_without_layers_has_no_layer_parameters() -> None:
-    declared = llama.declare(dataclasses.replace(SMALL, layers=0))
+    declared = architecture.declare(dataclasses.replace(SMALL, layers=0))
     assert set(declared) == {"token_embedding", "final_norm", "head"}
 
 
@@ -323,13 +323,13 @@ def test_a_mesh_in_context_changes_no_declaration() -> None:
     """Nor are its devices asked to compute: they may be absent, and the batch here is one."""
     mesh = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     with jax.sharding.use_abstract_mesh(mesh):
-        inside = llama.declare(SMALL)
-    assert inside == llama.declare(SMALL)
+        inside = architecture.declare(SMALL)
+    assert inside == architecture.declare(SMALL)
 
 
 @pytest.mark.parametrize("model", [SMALL, SHAPES["tied"], SHAPES["no_layers"]])
 def test_fresh_parameters_are_what_the_model_takes(model: ModelConfig) -> None:
-    params = init_params(llama.declare(model), model.layers, "paper", seed=0)
+    params = init_params(architecture.declare(model), model.layers, "paper", seed=0)
     out = logits(params, tokens_of(model), model, FLOAT32)
     assert out.shape == (2, 24, model.vocab)
     assert jnp.isfinite(out).all()
@@ -340,7 +340,7 @@ def test_declaring_touches_no_device() -> None:
     program = (
         "from jax._src import xla_bridge\n"
         "from prts_jax.config import ModelConfig\n"
-        "from prts_jax.model.llama import declare\n"
+        "from prts_jax.model.architecture import declare\n"
         "declare(ModelConfig())\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )

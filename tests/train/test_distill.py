@@ -11,6 +11,7 @@ import pytest
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from prts_jax.errors import UserError
 from prts_jax.mesh import make_mesh
+from prts_jax.model.architecture import declare
 from prts_jax.model.counts import (
     count_parameters,
     forward_flops_per_token,
@@ -18,7 +19,6 @@ from prts_jax.model.counts import (
     training_flops_per_token,
 )
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import fresh_state

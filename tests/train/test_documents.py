@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.loader import EvalBatches, TrainBatches
-from data_pipelines.store import TokenStore
+from data_pipelines.batches.loader import EvalBatches, TrainBatches
+from data_pipelines.store.store import TokenStore
 from prts_jax.evaluate.perplexity import make_evaluator
 from prts_jax.mesh import make_mesh
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare, logits
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step

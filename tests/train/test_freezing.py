@@ -13,9 +13,9 @@ from prts_jax.errors import UserError
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare, logits
 from prts_jax.train.freezing import layers_kept
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import TrainState, fresh_state

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from prts_jax.checkpoint.grow import stream
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import Opening, opening
+from prts_jax.growth.on_disk.stream import stream
 from prts_jax.growth.operators import make_map
 from prts_jax.train import loop
 from prts_jax.train.step import make_train_step

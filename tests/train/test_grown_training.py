@@ -11,8 +11,8 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import TrainState, fresh_state
 from prts_jax.train.step import make_train_step

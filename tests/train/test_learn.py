@@ -17,8 +17,8 @@ from prts_jax.errors import Interrupted, UserError
 from prts_jax.growth import dense
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.model.architecture import declare
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
-from prts_jax.model.llama import declare
 from prts_jax.train import learn
 from prts_jax.train.learn import make_learn_step, matrices_on_mesh
 from prts_jax.train.optim import make_optimizer

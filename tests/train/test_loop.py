@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.loader import TrainBatches
-from data_pipelines.store import TokenStore
+from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.store.store import TokenStore
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
+from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
-from prts_jax.model.llama import declare
 from prts_jax.train.batches import training_batches
 from prts_jax.train.loop import train
 from tests.train import tiny

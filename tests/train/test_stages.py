@@ -11,8 +11,8 @@ import pytest
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from prts_jax.config import to_dict
 from prts_jax.errors import Interrupted, UserError
+from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
-from prts_jax.model.llama import declare
 from prts_jax.train import loop
 from prts_jax.train.stages import remaining_stages
 from tests.train import tiny

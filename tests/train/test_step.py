@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from prts_jax.mesh import make_mesh
+from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params
-from prts_jax.model.llama import declare, logits
 from prts_jax.train.optim import learning_rate, make_optimizer
 from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step
-from tests.checkpoint.foreign_models import transformers_of, under_their_names
+from tests.formats.foreign_models import transformers_of, under_their_names
 from tests.train import tiny
 
 NO_CLIP = {"optimizer__clip": 0.0}

@@ -12,13 +12,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from data_pipelines.store import TokenStore
-from data_pipelines.store_writer import write_index, write_shard
+from data_pipelines.store.store import TokenStore
+from data_pipelines.store.writer import write_index, write_shard
 from prts_jax import config, tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.checkpoint.store import restore_params
 from prts_jax.mesh import make_mesh
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.train.start import abstract_params
 
 MODEL = config.ModelConfig(vocab=64, layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48)

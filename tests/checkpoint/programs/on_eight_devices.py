@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from prts_jax.checkpoint import grow, leaves, reference
-from prts_jax.checkpoint.digest import digests
+from prts_jax.checkpoint import arrays
+from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.store import restore_params, save_checkpoint
 from prts_jax.config import MeshConfig, ModelConfig
+from prts_jax.growth.on_disk import reference, stream
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten, unflatten
 from tests.checkpoint.tiny import abstract, lineage_of, random_params
 
@@ -88,7 +89,7 @@ program = (
 )
 collectives = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
-grow.stream(folder("fsdp=8"), f"{FOLDER}/grown", growth_map)
+stream.stream(folder("fsdp=8"), f"{FOLDER}/grown", growth_map)
 one = unflatten({path: jax.device_put(expected[path], jax.devices()[0]) for path in expected})
 streamed = restore_params(f"{FOLDER}/grown", abstract(one), targets)
 linked = []
@@ -97,7 +98,7 @@ for number, name in enumerate(MESHES):
     linked.append(restore_params(f"{FOLDER}/linked_{number}", abstract(grown), targets))
 
 found = [digests(placed(name), DECLARED) for name in MESHES]
-chunks = leaves.describe(folder("fsdp=8"))
+chunks = arrays.describe(folder("fsdp=8"))
 print(
     json.dumps(
         {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from data_pipelines.cache import cache
-from data_pipelines.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA
+from data_pipelines.build.cache import cache
+from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA
 from prts_jax.errors import UserError
 
 pytestmark = pytest.mark.beam
@@ -25,7 +25,7 @@ def test_a_built_data_set_holds_every_row_and_caches_file_by_file(
     tmp_path: Path, write_rows: Callable[..., Path]
 ):
     pytest.importorskip("apache_beam", reason="runs in the environment of `make test-beam`")
-    from data_pipelines import tasks
+    from data_pipelines.text import tasks
 
     rows = [(f"row {number} ✓\n", SETS[number % 7]) for number in range(60)]
     for number in range(3):

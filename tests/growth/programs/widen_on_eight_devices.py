@@ -10,7 +10,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
-from prts_jax.model.llama import declare
+from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten, unflatten
 
 SOURCE = ModelConfig(vocab=48, layers=2, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)

@@ -13,7 +13,7 @@ import numpy as np
 
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from prts_jax.mesh import make_mesh, param_shardings, sharding, start_distributed
-from prts_jax.model import llama
+from prts_jax.model import architecture
 from prts_jax.model.initialise import init_params
 
 MODEL = ModelConfig(vocab=64, layers=3, embed=48, heads=4, kv_heads=2, head_dim=8, mlp=96)
@@ -21,7 +21,7 @@ COMPUTE = ComputeConfig(dtype="float32", attention="xla")
 
 
 def next_token_loss(params: dict[str, jax.Array], tokens_BxS: jax.Array) -> jax.Array:
-    log_probs = jax.nn.log_softmax(llama.logits(params, tokens_BxS, MODEL, COMPUTE))[:, :-1]
+    log_probs = jax.nn.log_softmax(architecture.logits(params, tokens_BxS, MODEL, COMPUTE))[:, :-1]
     return -jnp.take_along_axis(log_probs, tokens_BxS[:, 1:, None], axis=-1).mean()
 
 
@@ -31,7 +31,7 @@ def main(coordinator: str, processes: str, process: str) -> None:
     )
     devices = jax.device_count()
     mesh = make_mesh(MeshConfig(fsdp=-1, tensor=min(2, devices)))
-    declarations = llama.declare(MODEL)
+    declarations = architecture.declare(MODEL)
     shardings = param_shardings(mesh, declarations)
     tokens_BxS = np.random.default_rng(0).integers(0, MODEL.vocab, (8, 16), dtype=np.int32)
     with jax.set_mesh(mesh):

@@ -16,7 +16,7 @@ import numpy as np
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from prts_jax.mesh import make_mesh, param_shardings, sharding
-from prts_jax.model import llama
+from prts_jax.model import architecture
 from prts_jax.model.initialise import init_params
 
 MODEL = ModelConfig(vocab=64, layers=3, embed=48, heads=4, kv_heads=2, head_dim=8, mlp=96)
@@ -32,7 +32,7 @@ Results = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 
 def evaluate(params: Mapping[str, Any], tokens_BxS: jax.Array) -> Results:
     def loss(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-        logits = llama.logits(params, tokens_BxS, MODEL, COMPUTE)
+        logits = architecture.logits(params, tokens_BxS, MODEL, COMPUTE)
         log_probs = jax.nn.log_softmax(logits)[:, :-1]
         return -jnp.take_along_axis(log_probs, tokens_BxS[:, 1:, None], axis=-1).mean(), logits
 
@@ -46,7 +46,7 @@ def relative_error(ours: jax.Array, reference: jax.Array) -> float:
 
 
 def main() -> None:
-    declarations = llama.declare(MODEL)
+    declarations = architecture.declare(MODEL)
     params = init_params(declarations, MODEL.layers, "paper", seed=3)
     tokens_BxS = jax.random.randint(jax.random.key(0), (8, 16), 0, MODEL.vocab, jnp.int32)
     loss, logits, grads = jax.jit(evaluate)(params, tokens_BxS)

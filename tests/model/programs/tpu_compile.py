@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.mesh import param_shardings, sharding
-from prts_jax.model import llama
+from prts_jax.model import architecture
 from prts_jax.model.attention import causal_attention
 
 COLLECTIVES = r" (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(?:-start)?\("
@@ -58,10 +58,10 @@ def model_gradient(mesh: Mesh, remat: str) -> dict[str, object]:
     compute = ComputeConfig(attention="splash", remat=remat)
 
     def loss(params: dict[str, jax.Array], tokens_BxS: jax.Array) -> jax.Array:
-        log_probs = jax.nn.log_softmax(llama.logits(params, tokens_BxS, MODEL, compute))
+        log_probs = jax.nn.log_softmax(architecture.logits(params, tokens_BxS, MODEL, compute))
         return -jnp.take_along_axis(log_probs[:, :-1], tokens_BxS[:, 1:, None], axis=-1).mean()
 
-    declarations = llama.declare(MODEL)
+    declarations = architecture.declare(MODEL)
     shardings = param_shardings(mesh, declarations)
     params = tree.unflatten(
         {

@@ -1,0 +1,196 @@
+"""Which sets of a store are trained on, and in which shares.
+
+The sets' natural shares need no more than `TokenStore.only`. Given shares come from `MixedBatches`:
+the run's windows are dealt to the sets in rounds of `ROUND`, each round shuffled.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.packed import PackedBatches, check_packed
+from data_pipelines.batches.permutation import permute
+from data_pipelines.store.store import TokenStore
+from prts_jax.errors import UserError
+
+ROUND = 1024
+
+WITHOUT = {"no_github": "RedPajamaGithub"}
+"""Mixtures that are all sets but one; the paper trained without GitHub."""
+
+
+@dataclass(frozen=True)
+class MixedBatches(TrainBatches):
+    """Windows of several sets in given shares; each set has epochs of its own.
+
+    After any whole number of rounds each set has had its share of the windows, rounded by less
+    than the number of sets, and each of its windows once before any comes again.
+
+    Attributes:
+      weights: (set, share) of each, in any order; shares are relative to their sum.
+    """
+
+    weights: tuple[tuple[str, Fraction], ...] = ()
+
+    def _check_store(self) -> None:
+        for part in self._parts:
+            part._check_store()
+
+    @functools.cached_property
+    def _parts(self) -> tuple[TrainBatches, ...]:
+        return tuple(
+            TrainBatches(
+                self.store.only([name]),
+                self.length,
+                self.batch,
+                self.seed,
+                self.shuffle,
+                self.overlap,
+                self.block,
+                self.documents,
+            )
+            for name, _ in self.weights
+        )
+
+    @functools.cached_property
+    def _borders(self) -> tuple[Fraction, ...]:
+        """The sum of the shares before each set, and 1 at the end."""
+        total = sum(weight for _, weight in self.weights)
+        sums = [Fraction(0)]
+        for _, weight in self.weights:
+            sums.append(sums[-1] + weight / total)
+        return tuple(sums)
+
+    def _dealt(self, windows: int) -> np.ndarray:
+        """How many of the run's first `windows` windows are each set's; whole rounds are asked for.
+
+        Integers throughout, so shares never drift. Each set takes its part of what the sets after
+        it have left, rounded up, so no count ever falls.
+        """
+        counts, left = [], windows
+        for before, after in reversed(list(itertools.pairwise(self._borders))):
+            below = int(left * before / after)
+            counts.append(left - below)
+            left = below
+        return np.array(counts[::-1])
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows until every set has been read once."""
+        shares = (
+            after - before for before, after in zip(self._borders, self._borders[1:], strict=False)
+        )
+        return max(
+            -(-part.windows_per_epoch // share)
+            for part, share in zip(self._parts, shares, strict=True)
+        )
+
+    def keeps_position(self, position: int) -> bool:
+        """Never: shares are of windows, so another length deals other tokens."""
+        return False
+
+    def windows(self, consumed: np.ndarray) -> np.ndarray:
+        """As `TrainBatches.windows`."""
+        sets, places = self.deal(consumed)
+        out = np.empty((2 + self.documents, len(consumed), self.length + 1), np.int32)
+        for number, part in enumerate(self._parts):
+            here = np.flatnonzero(sets == number)
+            out[:, here] = part.windows(places[here])
+        return out
+
+    def deal(self, consumed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns of each of the run's windows its set and how many of that set came before it.
+
+        Both int64, the set as a place in `weights`.
+        """
+        sets, places = np.empty_like(consumed), np.empty_like(consumed)
+        rounds, slots = np.divmod(consumed, ROUND)
+        for number in np.unique(rounds):
+            here = rounds == number
+            dealt, before = self._round(int(number))
+            sets[here], places[here] = dealt[slots[here]], before[slots[here]]
+        return sets, places
+
+    def _round(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Set of each slot of a round, and the set's windows before it in the run; [ROUND]."""
+        start, stop = (self._dealt(n * ROUND) for n in (number, number + 1))
+        slots = np.arange(ROUND)
+        if self.shuffle:
+            slots = permute(slots, ROUND, f"{self.seed}/mixture/{number}/{self.store.fingerprint}")
+        sets = np.searchsorted(np.cumsum(stop - start), slots, side="right")
+        one_hot = sets[:, None] == np.arange(len(self.weights))
+        earlier = np.cumsum(one_hot, axis=0)[np.arange(ROUND), sets] - 1
+        return sets, start[sets] + earlier
+
+
+def train_batches(
+    store: TokenStore,
+    mixture: str,
+    length: int,
+    batch: int,
+    seed: int,
+    shuffle: bool = True,
+    overlap: bool = True,
+    block: int = 0,
+    documents: bool = False,
+    instructions: bool = False,
+) -> TrainBatches:
+    """Returns the batches of a mixture.
+
+    Args:
+      store: with layout "by_set", unless everything in it is taken.
+      mixture: "" or "natural" for everything; "no_github"; sets ("A,B") in their natural shares;
+        or shares of windows ("A=0.7,B=0.3").
+      length: see `TrainBatches`, as for the rest.
+      batch: see there.
+      seed: see there.
+      shuffle: see there.
+      overlap: see there.
+      block: see there.
+      documents: see there.
+      instructions: the store is packed, with a loss on answers alone (`PackedBatches`).
+
+    Raises:
+      UserError: a mixture that cannot be read, an unknown set, a store whose sets lie mixed, a
+        set smaller than a window, or a packed store where none is asked for or none where one is.
+    """
+    check_packed(store, instructions)
+    rest = (length, batch, seed, shuffle, overlap, block, documents)
+    if instructions:
+        return PackedBatches(store, *rest)
+    if mixture in ("", "natural"):
+        return TrainBatches(store, *rest)
+    if mixture in WITHOUT:
+        names = [name for name in store.sources if name != WITHOUT[mixture]]
+        return TrainBatches(store.only(names), *rest)
+    if "=" not in mixture:
+        return TrainBatches(store.only(name.strip() for name in mixture.split(",")), *rest)
+    weights = parse_weights(mixture)
+    return MixedBatches(store, *rest, weights=tuple(weights.items()))
+
+
+def parse_weights(mixture: str) -> Mapping[str, Fraction]:
+    """Returns the exact shares of "A=0.7,B=0.3", in the order given; they need not add up to 1.
+
+    Raises:
+      UserError: a share that is no number above 0, or a set named twice.
+    """
+    weights: dict[str, Fraction] = {}
+    for part in mixture.split(","):
+        name, _, value = (text.strip() for text in part.partition("="))
+        try:
+            weight = Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            weight = Fraction(0)
+        if weight <= 0 or name in weights:
+            raise UserError(
+                f"mixture {mixture!r}: cannot read {part.strip()!r}; give each set once with a "
+                "share above 0, as in 'A=0.7,B=0.3'"
+            )
+        weights[name] = weight
+    return weights

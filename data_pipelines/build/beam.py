@@ -1,0 +1,182 @@
+"""Runs a task into a token store as an Apache Beam pipeline: the same bytes, from many machines.
+
+    Create(numbers of the files) | Reshuffle | Map(make or keep one shard) | ToList | Map(finish)
+
+The work on a file is that of `cache.py` (`build.Build`), and a finished shard is kept. A bad file
+does not end the pipeline, whose runner would only try it again: every other file is made, and the
+last step leaves what was wrong in `failure.json` in place of an index.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics, MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from data_pipelines.build.file_work import STRICT, Build, FileTask, Rules
+from data_pipelines.build.cache import report_to_stderr, say_if_finished, writing
+from data_pipelines.store.store import TokenStore
+from data_pipelines.store.writer import Shard, write_json
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path, is_remote
+
+# It warns of a flag that it does not know, and goes on without it; here that is an error.
+logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+
+FAILURE = "failure.json"
+NAMESPACE = "prts"  # of the counters, which a runner shows while it works
+
+Made = tuple[int, Shard | str]
+"""A file's number, and its shard or what was wrong with it."""
+
+
+def cache(
+    task: FileTask,
+    directory: str | os.PathLike[str],
+    options: Sequence[str] = (),
+    report: Callable[[str], None] = report_to_stderr,
+    rules: Rules = STRICT,
+) -> TokenStore:
+    """Makes a token store with a Beam runner, or opens the finished one that is there.
+
+    Args:
+      task: what to tokenize; workers need neither seqio nor TensorFlow for a `native.NativeTask`.
+      directory: the store's folder, local or gs://; every worker must reach it and the input.
+      options: Beam's, `--runner=…` and the like; without any, its own runner in this process.
+      report: called with each line of progress.
+      rules: what is left out, and how the documents lie.
+
+    Returns:
+      The finished store.
+
+    Raises:
+      UserError: as `cache.cache`; or options that Beam does not know or refuses.
+    """
+    pipeline_options = parse_options(options)
+    _refuse_unreachable(pipeline_options, [os.fspath(directory), *task.files])
+    build = Build.of(task, directory, rules)
+    with contextlib.nullcontext() if is_remote(directory) else writing(directory):
+        if not say_if_finished(build, report):
+            build.begin()
+            _run(build, pipeline_options, report)
+    return TokenStore.open(directory)
+
+
+def parse_options(options: Sequence[str]) -> PipelineOptions:
+    """Returns Beam's options; Beam itself passes over a flag that is misspelt.
+
+    Raises:
+      UserError: a flag that none of Beam's runners knows, or a value that it refuses.
+    """
+    parsed = PipelineOptions(list(options))
+    usage = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(usage):
+            known = parsed.get_all_options()
+            given = parsed.get_all_options(retain_unknown_options=True)
+    except SystemExit as error:
+        refusal = usage.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UserError(f"Beam refuses its options: {refusal}") from error
+    if unknown := sorted(given.keys() - known.keys()):
+        raise UserError(f"Beam has no option --{unknown[0]}: see its PipelineOptions")
+    return parsed
+
+
+def _refuse_unreachable(options: PipelineOptions, paths: Sequence[str]) -> None:
+    runner = options.view_as(StandardOptions).runner or ""
+    local = [path for path in paths if not is_remote(path)]
+    if "dataflow" in runner.lower() and local:
+        raise UserError(f"Dataflow's workers do not reach {local[0]}: give gs:// folders")
+
+
+def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) -> None:
+    """Makes what is missing of a store, its index last."""
+    failure = as_path(build.directory) / FAILURE
+    failure.unlink(missing_ok=True)
+    files, begin = len(build.sizes), time.monotonic()
+    pipeline = pipeline_of(build, options)
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except RuntimeError as error:
+        # What a runner passes on of a worker's error is its text.
+        last = str(error).strip().splitlines()[-1]
+        if "OSError" not in last:
+            raise
+        raise UserError(
+            f"cannot write the store {build.directory}: {last}; mend it, start again"
+        ) from error
+    seconds = max(time.monotonic() - begin, 1e-9)
+    made, tokens, read = (_count(result, name) for name in ("files", "tokens", "input bytes"))
+    report(
+        f"{build.task.name}/{build.task.split}: {made:,} of {files:,} files made, "
+        f"{tokens:,} tokens, {read / seconds / 1e6:.2f} MB/s read, {tokens / seconds:,.0f} tokens/s"
+    )
+    if failure.exists():
+        reason = json.loads(failure.read_bytes())["error"]
+        failure.unlink()
+        raise UserError(reason)
+
+
+def pipeline_of(build: Build, options: PipelineOptions) -> beam.Pipeline:
+    """Returns the pipeline that makes a store, not yet running.
+
+    Raises:
+      UserError: the options' runner refuses them.
+    """
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except ValueError as error:
+        refusal = " ".join(str(error).split())
+        raise UserError(f"Beam refuses its options: {refusal}") from error
+    _ = (
+        pipeline
+        | "files" >> beam.Create(range(len(build.sizes)))
+        | "spread" >> beam.Reshuffle()
+        | "make shards" >> beam.Map(functools.partial(_make, build))
+        | "gather" >> beam.combiners.ToList()
+        | "finish" >> beam.Map(functools.partial(_finish, build))
+    )
+    return pipeline
+
+
+def _make(build: Build, number: int) -> Made:
+    """Makes one shard, or takes the one that is there; runs in a worker."""
+    shard = build.kept(number)
+    if shard is not None:
+        return number, shard
+    try:
+        shard = build.make(number)
+    except UserError as error:
+        return number, str(error)
+    Metrics.counter(NAMESPACE, "files").inc()
+    Metrics.counter(NAMESPACE, "tokens").inc(shard.tokens)
+    Metrics.counter(NAMESPACE, "input bytes").inc(shard.source_bytes)
+    return number, shard
+
+
+def _finish(build: Build, made: Sequence[Made]) -> None:
+    """Writes the index, or what was wrong; runs in one worker."""
+    shards: list[Shard] = []
+    wrong: list[str] = []
+    for _, shard in sorted(made, key=lambda entry: entry[0]):
+        wrong.append(shard) if isinstance(shard, str) else shards.append(shard)
+    try:
+        if wrong:
+            others = f" (and {len(wrong) - 1:,} files more)" if len(wrong) > 1 else ""
+            raise UserError(f"{wrong[0]}{others}")
+        build.finish(shards)
+    except UserError as error:
+        write_json(as_path(build.directory) / FAILURE, {"error": str(error)})
+
+
+def _count(result: beam.runners.runner.PipelineResult, name: str) -> int:
+    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE).with_name(name))
+    return sum(counter.result for counter in found["counters"])

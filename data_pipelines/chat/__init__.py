@@ -1,0 +1,1 @@
+"""Instruction data: turns, template, packing."""

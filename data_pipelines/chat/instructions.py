@@ -1,0 +1,138 @@
+"""Files of instruction data as a task: each row an example that knows its answers."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from data_pipelines.chat.packing import Packing
+from data_pipelines.chat.turns import Encode, tokens_of, turns_of
+from data_pipelines.store.store import PADDING
+from data_pipelines.text.folders import MAX_SETS, Format, files_of, set_of, splits_of
+from data_pipelines.text.lines import Damage, numbered_lines
+from data_pipelines.text.native import Encoded
+from data_pipelines.text.rows import MAX_LINE_BYTES, Fault, parse_object
+from data_pipelines.text.tokenizer import Tokenizer
+from prts_jax.errors import UserError
+
+JSON_LINES = Format("jsonl")
+SET = "instructions"
+
+
+@dataclass(frozen=True)
+class InstructionTask:
+    """One split of instruction data as `build.FileTask`.
+
+    Attributes:
+      split: `train` or `validation`.
+      files: input files in order.
+      file_sets: the set of each file.
+      sources: names of the sets; the last is `store.PADDING`.
+      tokenizer: what the ids mean.
+      encode: text → its ids.
+      packing: how long an example may be, how its text is made, and which rows are held out.
+    """
+
+    split: str
+    files: tuple[str, ...]
+    file_sets: tuple[str, ...]
+    sources: tuple[str, ...]
+    tokenizer: Tokenizer
+    encode: Encode
+    packing: Packing
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return SET
+
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
+        """Yields file `index`'s examples and faults, in order.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        source = self.sources.index(self.file_sets[index])
+        for number, line in numbered_lines(self.files[index], MAX_LINE_BYTES):
+            if isinstance(line, Damage):
+                yield Fault(line, number)
+            elif self.takes(line):
+                yield self._example(line, number, source)
+
+    def takes(self, line: bytes) -> bool:
+        """Whether a row belongs to this split, which its bytes alone decide."""
+        if not self.packing.held_out:
+            return True
+        drawn = int.from_bytes(hashlib.sha256(line).digest()[:8], "big") / 2**64
+        return (drawn < self.packing.held_out) == (self.split == "validation")
+
+    def _example(self, line: bytes, number: int, source: int) -> Encoded | Fault:
+        row = parse_object(line, number)
+        turns = row if isinstance(row, Fault) else turns_of(row, number)
+        if isinstance(turns, Fault):
+            return turns
+        tokens, answers = tokens_of(
+            turns, self.encode, self.tokenizer.eos_id, self.packing.template
+        )
+        most = self.packing.length + 1
+        if len(tokens) <= most:
+            return Encoded(tokens, source, answers=answers)
+        if self.packing.too_long == "refuse" or not answers[:most].any():
+            return Fault("too_long", number, f"{len(tokens):,} tokens; a row has {most:,}")
+        return Encoded(tokens[:most], source, answers=answers[:most], truncated=True)
+
+
+def open_instructions(
+    path: str | os.PathLike[str], tokenizer: Tokenizer, encode: Encode, packing: Packing
+) -> dict[str, InstructionTask]:
+    """Returns the task of each split that there is.
+
+    A folder's splits are its folders `train` and `validation`. Where it has neither, and where
+    `path` is a file, all is `train` but for the rows that are held out.
+
+    Args:
+      path: a file of JSON lines or a folder of them, local or gs://.
+      tokenizer: what the ids mean.
+      encode: text → its ids.
+      packing: see there.
+
+    Raises:
+      UserError: no such file, more sets than a store has, or rows to hold out beside a split that
+        is there.
+    """
+    folder, files = os.fspath(path), splits_of(path, JSON_LINES)
+    if files and packing.held_out:
+        raise UserError(f"--held_out: {folder} has splits of its own; leave it out")
+    homes = {split: os.path.join(folder, split) for split in files}
+    if not files:
+        is_file = folder.endswith(JSON_LINES.endings)
+        everything = [folder] if is_file else files_of(folder, JSON_LINES)
+        if not everything:
+            raise UserError(
+                f"no instructions found: {folder} has no file *{', *'.join(JSON_LINES.endings)}; "
+                "give --input the folder that holds them, or one of them"
+            )
+        splits = ("train", "validation") if packing.held_out else ("train",)
+        files = dict.fromkeys(splits, everything)
+        homes = dict.fromkeys(splits, os.path.dirname(folder) if is_file else folder)
+    sets = {
+        split: tuple(set_of(file, homes[split], SET) for file in found)
+        for split, found in files.items()
+    }
+    return {
+        split: InstructionTask(
+            split, tuple(found), sets[split], _sources(sets, folder), tokenizer, encode, packing
+        )
+        for split, found in files.items()
+    }
+
+
+def _sources(sets: Mapping[str, tuple[str, ...]], folder: str) -> tuple[str, ...]:
+    """Returns the sets of all splits, so that a source id means the same in each, and padding."""
+    names = sorted({name for found in sets.values() for name in found})
+    if PADDING in names or len(names) >= MAX_SETS:
+        raise UserError(
+            f"{folder}: has {len(names)} sub-folders, each a set; there may be {MAX_SETS - 1}, "
+            f"none called {PADDING}"
+        )
+    return (*names, PADDING)

@@ -1,0 +1,1 @@
+"""The token store on disk: files, index, writer, statistics, verification."""

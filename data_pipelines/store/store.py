@@ -1,0 +1,319 @@
+"""The token store: tokens on disk as flat arrays, one shard for each input file.
+
+    DIR/index.json            what the store holds, its digests and its fingerprint; written last
+    DIR/tokenizer.model       the SentencePiece model that made the tokens
+    DIR/shard-00000.tokens    every document's tokens in order, little-endian uint16 (uint32 if the
+                              vocabulary is larger than 65,536)
+    DIR/shard-00000.ends      for each document the shard's token count after it, uint64
+    DIR/shard-00000.sources   for each document its source id, uint8
+    DIR/shard-00000.answers   of instructions: for each token 1 if it is part of an answer, uint8
+
+A shard's documents lie in the order of its input file (layout "mixed"), or one set after the other
+in the order of the source ids (layout "by_set"). The index also lists, for each shard, the lines of
+its input that were left out, by the kind of fault.
+
+A packed store (`packing.py`) is rows of equal size, each of whole documents and padding, which has
+a source of its own, `PADDING`. Tokens of a Hugging Face tokenizer come with its tokenizer.json in
+place of the SentencePiece model.
+
+`store_writer.py` makes one. Reading needs neither TensorFlow nor the `data` extra, and works on gs://
+too (`files.py`).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.store.files import Files, open_files
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path
+
+FORMAT = 1
+INDEX = "index.json"
+TOKENIZER = "tokenizer.model"
+TOKENIZER_FILES = (TOKENIZER, "tokenizer.json")
+LAYOUTS = ("mixed", "by_set")
+PADDING = "padding"
+END_DTYPE = np.dtype("<u8")
+SOURCE_DTYPE = np.dtype("u1")
+ANSWER_DTYPE = np.dtype("u1")
+OPEN_DESCRIPTIONS = 128  # shards whose document ends are at hand
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Returns the smallest of uint16 and uint32 that holds every token id."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def fingerprint(index: Mapping[str, Any]) -> str:
+    """Returns the sha256 of what decides the batches: tokens, documents, sources, vocabulary.
+
+    Names of tasks and files are left out, so the same content has the same fingerprint.
+    """
+    content = [index[key] for key in ("format", "tokenizer_sha256", "vocab_size", "eos_id")]
+    shards = [[s["tokens"], s["documents"], sorted(s["sha256"].items())] for s in index["shards"]]
+    return hashlib.sha256(json.dumps([*content, index["sources"], shards]).encode()).hexdigest()
+
+
+def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a finished store's index and checks that it is whole.
+
+    Raises:
+      UserError: no store there, one that is unfinished, or an index that is damaged or newer.
+    """
+    path = as_path(directory) / INDEX
+    try:
+        index = json.loads(path.read_bytes())
+        if index["format"] != FORMAT:
+            raise UserError(
+                f"token store of format {index['format']}, not {FORMAT}: {directory}; cache the "
+                "text again"
+            )
+        intact = index["fingerprint"] == fingerprint(index)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no finished token store: {directory}; make it with `prts data cache`"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read the token store {path}: {error}; mend it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"damaged index: {path}; delete the store and cache again") from error
+    if not intact:
+        raise UserError(f"changed index: {path} does not match its fingerprint; cache again")
+    return index
+
+
+class TokenStore:
+    """A finished store, or some of its sets, read as one long array of tokens.
+
+    Attributes:
+      directory: its folder, local or gs://.
+      fingerprint: sha256 of the content.
+      vocab_size: number of token ids.
+      eos_id: the id that ends a document.
+      tokens: number of tokens.
+      documents: number of documents; of the whole store.
+      sources: names of the sets; a source id is an index into them.
+      layout: of `LAYOUTS`.
+      tokenizer: sha256 of the SentencePiece model, or tokenizer.json, that made the tokens.
+      packed: inputs of a row of a packed store; 0 of any other.
+    """
+
+    def __init__(self, directory: str, index: Mapping[str, Any], files: Files):
+        """Takes an index as it is; `open` checks it."""
+        self.directory = directory
+        self.fingerprint: str = index["fingerprint"]
+        self.vocab_size: int = index["vocab_size"]
+        self.eos_id: int = index["eos_id"]
+        self.documents: int = index["documents"]
+        self.sources: tuple[str, ...] = tuple(index["sources"])
+        self.layout: str = index.get("layout", "mixed")
+        self.tokenizer: str = index["tokenizer_sha256"]
+        self.packed: int = index.get("packing", {}).get("length", 0)
+        self._files = files
+        self._names = [shard["name"] for shard in index["shards"]]
+        self._shard_documents = [shard["documents"] for shard in index["shards"]]
+        self._per_source = np.array(
+            [shard["tokens_per_source"] for shard in index["shards"]], np.int64
+        ).reshape(len(self._names), len(self.sources))
+        self._section_ends = np.cumsum(self._per_source, axis=1)
+        per_shard = self._per_source.sum(axis=1)
+        self._take(np.arange(len(self._names)), np.zeros_like(per_shard), per_shard)
+        self._descriptions = lru_cache(OPEN_DESCRIPTIONS)(self._read_descriptions)
+
+    def _take(self, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """Lets the array be tokens [offset, offset + size) of each shard, one after the other."""
+        present = sizes > 0
+        self._shards, self._offsets = shards[present], offsets[present]
+        self._ends = np.cumsum(sizes[present], dtype=np.int64)
+        self.tokens = int(self._ends[-1]) if self._ends.size else 0
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> "TokenStore":
+        """Opens a store after checking the index and the size of every file.
+
+        Raises:
+          UserError: the store is missing, unfinished or damaged.
+        """
+        index, files = read_index(directory), open_files(directory)
+        sizes = files.sizes()
+        for shard in index["shards"]:
+            if sum(shard["tokens_per_source"]) != shard["tokens"]:
+                raise UserError(
+                    f"changed index: {as_path(directory) / INDEX} counts {shard['tokens']} tokens "
+                    f"of {shard['name']}, its sets {sum(shard['tokens_per_source'])}; cache again"
+                )
+            for name, expected in file_sizes(shard, index["vocab_size"]).items():
+                if sizes.get(name) != expected:
+                    actual = sizes.get(name)
+                    found = (
+                        "is missing" if actual is None else f"has {actual} bytes, not {expected}"
+                    )
+                    raise UserError(
+                        f"damaged token store: {as_path(directory) / name} {found}; delete the "
+                        "store, cache again"
+                    )
+        return cls(os.fspath(directory), index, files)
+
+    def only(self, names: Iterable[str]) -> "TokenStore":
+        """Returns the tokens of some sets as a store of their own, with a fingerprint of its own.
+
+        Raises:
+          UserError: an unknown set, or a store whose sets lie mixed.
+        """
+        chosen = sorted(self._source(name) for name in names)
+        if chosen == list(range(len(self.sources))):
+            return self
+        if self.layout != "by_set":
+            raise UserError(
+                f"sets lie mixed in {self.directory}: cache with --layout=by_set to choose among "
+                "them when training"
+            )
+        some = copy(self)
+        begins = self._section_ends - self._per_source
+        shards = np.repeat(np.arange(len(self._names)), len(chosen))
+        some._take(shards, begins[:, chosen].ravel(), self._per_source[:, chosen].ravel())
+        content = f"{self.fingerprint} {[self.sources[source] for source in chosen]}"
+        some.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        return some
+
+    def _source(self, name: str) -> int:
+        if name not in self.sources:
+            raise UserError(
+                f"no set {name!r} in {self.directory}: it has {', '.join(self.sources)}"
+            )
+        return self.sources.index(name)
+
+    def _read_descriptions(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """The token count after each document of a shard, and its source."""
+        name, documents = self._names[shard], self._shard_documents[shard]
+        return (
+            self._files.whole(f"{name}.ends", END_DTYPE, documents),
+            self._files.whole(f"{name}.sources", SOURCE_DTYPE, documents),
+        )
+
+    def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yields (shard, first and end token within it, offset in the result)."""
+        if start < 0 or count < 0 or start + count > self.tokens:
+            raise IndexError(f"tokens [{start}, {start + count}) of {self.tokens}")
+        segment = int(np.searchsorted(self._ends, start, side="right"))
+        done = 0
+        while done < count:
+            begin = int(self._ends[segment - 1]) if segment else 0
+            size = min(int(self._ends[segment]) - start - done, count - done)
+            first = int(self._offsets[segment]) + start + done - begin
+            yield int(self._shards[segment]), first, first + size, done
+            done += size
+            segment += 1
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Returns tokens [start, start + count), across shards: int32 [count].
+
+        Raises:
+          IndexError: beyond the store.
+        """
+        out, dtype = np.empty(count, np.int32), token_dtype(self.vocab_size)
+        for shard, first, end, offset in self._pieces(start, count):
+            out[offset : offset + end - first] = self._files.read(
+                f"{self._names[shard]}.tokens", dtype, first, end
+            )
+        return out
+
+    def read_many(
+        self, spans: Sequence[tuple[int, int]], documents: bool = False
+    ) -> list[tuple[np.ndarray, ...]]:
+        """Returns (tokens, source ids), each int32 [count], of every (start, count); see `read`.
+
+        On object storage the requests are under way together.
+
+        Args:
+          spans: (start, count) of each.
+          documents: whether `document_offsets` are a third array.
+        """
+
+        def read(span: tuple[int, int]) -> tuple[np.ndarray, ...]:
+            both = self.read(*span), self.source_ids(*span)
+            return (*both, self.document_offsets(*span)) if documents else both
+
+        return self._files.map(read, list(spans))
+
+    def read_answers(self, spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Returns of the tokens of every (start, count) which are part of an answer: bool [count].
+
+        Only packed stores know it.
+        """
+
+        def read(span: tuple[int, int]) -> np.ndarray:
+            out = np.empty(span[1], bool)
+            for shard, first, end, offset in self._pieces(*span):
+                out[offset : offset + end - first] = self._files.read(
+                    f"{self._names[shard]}.answers", ANSWER_DTYPE, first, end
+                )
+            return out
+
+        return self._files.map(read, list(spans))
+
+    def source_ids(self, start: int, count: int) -> np.ndarray:
+        """Returns the source id of the document that each token belongs to: int32 [count].
+
+        Raises:
+          IndexError: beyond the store.
+        """
+        out = np.empty(count, np.int32)
+        for shard, first, end, offset in self._pieces(start, count):
+            if self.layout == "by_set":
+                # From the index: a window on object storage is then a single request.
+                borders = np.clip(self._section_ends[shard], first, end)
+                sources, sizes = np.arange(len(borders)), np.diff(borders, prepend=first)
+            else:
+                _, sources, sizes = self._documents(shard, first, end)
+            # Most windows lie in one document.
+            ids = sources[0] if len(sources) == 1 else np.repeat(sources, sizes)
+            out[offset : offset + end - first] = ids
+        return out
+
+    def document_offsets(self, start: int, count: int) -> np.ndarray:
+        """Returns how many tokens of its document come before each token: int32 [count].
+
+        Raises:
+          IndexError: beyond the store.
+        """
+        out = np.empty(count, np.int32)
+        for shard, first, end, offset in self._pieces(start, count):
+            begins, _, sizes = self._documents(shard, first, end)
+            begin = begins[0] if len(begins) == 1 else np.repeat(begins, sizes)
+            out[offset : offset + end - first] = np.arange(first, end) - begin
+        return out
+
+    def _documents(
+        self, shard: int, first: int, end: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each document that meets tokens [first, end) begins, its source, its part there."""
+        ends, sources = self._descriptions(shard)
+        # An int would be looked for as a float64, in a copy of all ends.
+        places = np.array([first, end - 1], END_DTYPE)
+        document, last = (int(place) for place in np.searchsorted(ends, places, side="right"))
+        borders = ends[document : last + 1].astype(np.int64)
+        begins = np.empty_like(borders)
+        begins[0] = ends[document - 1] if document else 0
+        begins[1:] = borders[:-1]
+        sizes = np.minimum(borders, end) - np.maximum(begins, first)
+        return begins, sources[document : last + 1], sizes
+
+
+def file_sizes(shard: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """Returns the bytes that each of a shard's files has, by name; `shard` is the index's entry."""
+    items = {
+        "tokens": shard["tokens"] * token_dtype(vocab_size).itemsize,
+        "ends": shard["documents"] * END_DTYPE.itemsize,
+        "sources": shard["documents"] * SOURCE_DTYPE.itemsize,
+    }
+    if "answers" in shard["sha256"]:
+        items["answers"] = shard["tokens"] * ANSWER_DTYPE.itemsize
+    return {f"{shard['name']}.{suffix}": size for suffix, size in items.items()}

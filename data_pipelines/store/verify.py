@@ -1,0 +1,136 @@
+"""Checks a finished store against its index: every digest, every count, every id."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.build.workers import results
+from data_pipelines.store.files import Files, open_files
+from data_pipelines.store.store import (
+    ANSWER_DTYPE,
+    END_DTYPE,
+    SOURCE_DTYPE,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    file_sizes,
+    read_index,
+    token_dtype,
+)
+from prts_jax.errors import UserError
+
+READ_ITEMS = 1 << 24  # at once
+
+
+def verify(
+    directory: str | os.PathLike[str],
+    workers: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Reads the whole store and compares it with its index.
+
+    Args:
+      directory: the store's folder, local or gs://.
+      workers: processes.
+      report: called with each damage found.
+
+    Returns:
+      The index.
+
+    Raises:
+      UserError: no finished store, or damage; how much there is and the first.
+    """
+    index = read_index(directory)
+    sizes = open_files(directory).sizes()
+    problems = list(_index_problems(index)) + list(_tokenizer_problems(directory, index, sizes))
+    work = functools.partial(_check_shard, directory=os.fspath(directory), sizes=sizes)
+    shards = range(len(index["shards"]))
+    found = dict(results(work, index, shards, min(workers, max(len(shards), 1))))
+    problems += [problem for number in shards for problem in found[number]]
+    for problem in problems:
+        report(problem)
+    if problems:
+        raise UserError(
+            f"damaged token store: {directory} has {len(problems)} faults, the first: "
+            f"{problems[0]}; copy those files again, or delete the store and cache again"
+        )
+    return index
+
+
+def _index_problems(index: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("tokens", "documents"):
+        total = sum(shard[key] for shard in index["shards"])
+        if index[key] != total:
+            yield f"the index counts {index[key]} {key}, its shards {total}"
+
+
+def _tokenizer_problems(
+    directory: str | os.PathLike[str], index: Mapping[str, Any], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    name = next((name for name in TOKENIZER_FILES if name in sizes), "")
+    if not name:
+        yield f"{TOKENIZER} is missing"
+        return
+    model = open_files(directory).read(name, np.dtype("u1"), 0, sizes[name])
+    if hashlib.sha256(model.tobytes()).hexdigest() != index["tokenizer_sha256"]:
+        yield f"{name} is not the one that made the tokens"
+
+
+def _check_shard(
+    index: Mapping[str, Any], number: int, *, directory: str, sizes: Mapping[str, int]
+) -> tuple[int, list[str]]:
+    """What is wrong with one shard; runs in a worker."""
+    shard, files = index["shards"][number], open_files(directory)
+    expected = file_sizes(shard, index["vocab_size"])
+    wrong = [
+        f"{name} is missing" if name not in sizes else f"{name} has {sizes[name]} bytes, not {size}"
+        for name, size in expected.items()
+        if sizes.get(name) != size
+    ]
+    return number, wrong or list(_content_problems(shard, files, index))
+
+
+def _content_problems(
+    shard: Mapping[str, Any], files: Files, index: Mapping[str, Any]
+) -> Iterator[str]:
+    name, documents = shard["name"], shard["documents"]
+    dtype = token_dtype(index["vocab_size"])
+    digest, highest = hashlib.sha256(), -1
+    for start in range(0, shard["tokens"], READ_ITEMS):
+        stop = min(start + READ_ITEMS, shard["tokens"])
+        tokens = files.read(f"{name}.tokens", dtype, start, stop)
+        digest.update(tokens.tobytes())
+        highest = max(highest, int(tokens.max()))
+    ends = files.read(f"{name}.ends", END_DTYPE, 0, documents)
+    sources = files.read(f"{name}.sources", SOURCE_DTYPE, 0, documents)
+    digests = {
+        "tokens": digest.hexdigest(),
+        "ends": hashlib.sha256(ends.tobytes()).hexdigest(),
+        "sources": hashlib.sha256(sources.tobytes()).hexdigest(),
+    }
+    if "answers" in shard["sha256"]:
+        answers = files.read(f"{name}.answers", ANSWER_DTYPE, 0, shard["tokens"])
+        digests["answers"] = hashlib.sha256(answers.tobytes()).hexdigest()
+    for suffix, found in digests.items():
+        if shard["sha256"][suffix] != found:
+            yield f"{name}.{suffix} does not match its digest"
+    if highest >= index["vocab_size"]:
+        yield f"{name}.tokens holds id {highest} of a vocabulary of {index['vocab_size']}"
+    lengths = np.diff(ends.astype(np.int64), prepend=0)
+    if (lengths < 0).any() or (int(ends[-1]) if documents else 0) != shard["tokens"]:
+        yield f"{name}.ends does not add up to {shard['tokens']} tokens"
+        return
+    if index.get("layout") == "by_set" and (np.diff(sources.astype(np.int64)) < 0).any():
+        yield f"{name}.sources is not in the order of the sets"
+    if "packing" in index:
+        row = index["packing"]["length"] + 1
+        if not np.isin(np.arange(row, shard["tokens"] + 1, row), ends).all():
+            yield f"{name}.ends has documents that lie in two rows of {row}"
+    known = len(index["sources"])
+    per_source = np.zeros(max(known, int(sources.max(initial=0)) + 1), np.int64)
+    np.add.at(per_source, sources, lengths)
+    if per_source.tolist() != list(shard["tokens_per_source"]):
+        yield f"{name}.sources gives {per_source.tolist()} tokens per source"

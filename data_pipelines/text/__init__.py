@@ -1,0 +1,1 @@
+"""Text and rows to documents and tokens."""

@@ -1,0 +1,112 @@
+"""Reads the packed `.bin` files of lit-gpt's and TinyLlama's data preparation as a task.
+
+A file is `LITPKDS`, a version (uint64, 1), a dtype code (uint8), the number of tokens (uint64), all
+little-endian, and the tokens. Each document begins with the begin-of-text id; what is left of the
+last file is filled with that id. Texts that cross from one file to the next become two documents.
+"""
+
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from data_pipelines.text.native import Encoded
+from data_pipelines.text.rows import Fault
+from data_pipelines.text.tokenizer import Tokenizer, load_tokenizer
+from prts_jax.errors import UserError
+
+HEADER = struct.Struct("<7sQBQ")
+MAGIC, VERSION = b"LITPKDS", 1
+DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats
+
+
+@dataclass(frozen=True)
+class LitGptTask:
+    """A folder of `.bin` files as `build.FileTask`.
+
+    Attributes:
+      name: "litgpt".
+      split: which split the files are of.
+      files: in the order of their names.
+      sources: one, as the files do not say more.
+      tokenizer: the SentencePiece model that the tokens were made with.
+      bos_id: begins every document.
+    """
+
+    name: str
+    split: str
+    files: tuple[str, ...]
+    sources: tuple[str, ...]
+    tokenizer: Tokenizer
+    bos_id: int
+
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
+        """Yields file `index`'s documents, in order, without the filling at its end.
+
+        Raises:
+          UserError: not such a file, or one that is cut off.
+        """
+        tokens = read_tokens(self.files[index])
+        others = np.flatnonzero(tokens != self.bos_id)
+        tokens = tokens[: others[-1] + 1] if others.size else tokens[:0]
+        begins = np.flatnonzero(tokens == self.bos_id)
+        borders = np.unique(np.concatenate([[0], begins, [tokens.size]]))
+        for begin, end in itertools.pairwise(borders):
+            yield Encoded(tokens[begin:end], 0)
+
+
+def read_tokens(path: str | os.PathLike[str]) -> np.ndarray:
+    """Returns a file's tokens, filling included, in the file's own dtype [n].
+
+    Raises:
+      UserError: not such a file, a newer one, or one that is cut off.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            header = file.read(HEADER.size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; mend it, start again") from error
+    magic, version, code, count = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
+    if magic != MAGIC or version != VERSION or code not in DTYPES:
+        raise UserError(
+            f"not a packed file of lit-gpt: {path} begins with {header[:16]!r}; give .bin files of "
+            "its prepare_*.py"
+        )
+    dtype = np.dtype(DTYPES[code])
+    if size != HEADER.size + count * dtype.itemsize:
+        raise UserError(
+            f"truncated file: {path} has {size} bytes, not {HEADER.size + count * dtype.itemsize}; "
+            "fetch it again"
+        )
+    if not count:
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", offset=HEADER.size, shape=(count,)))
+
+
+def open_litgpt(
+    directory: str | os.PathLike[str], split: str, tokenizer: str | os.PathLike[str]
+) -> LitGptTask:
+    """Returns the task over a folder's `.bin` files.
+
+    Args:
+      directory: holds the files of one split.
+      split: its name in the store's index.
+      tokenizer: the SentencePiece model that made them.
+
+    Raises:
+      UserError: no `.bin` file there, or a tokenizer that cannot be read or has no begin of text.
+    """
+    files = tuple(sorted(str(path) for path in Path(directory).glob("*.bin")))
+    if not files:
+        raise UserError(f"no .bin file in {directory}: give the folder of one split")
+    loaded = load_tokenizer(tokenizer)
+    bos_id = sentencepiece.SentencePieceProcessor(model_proto=loaded.model).bos_id()
+    if bos_id < 0:
+        raise UserError(f"the tokenizer {tokenizer} has no begin-of-text id: give the files' own")
+    return LitGptTask("litgpt", split, files, ("litgpt",), loaded, bos_id)

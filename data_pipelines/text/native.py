@@ -1,0 +1,152 @@
+"""Text → SentencePiece → end of text without TensorFlow: what the common tasks come down to.
+
+`tasks.py` decides which seqio tasks are of this form; their tokens are the same either way.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from data_pipelines.text.rows import Document, Fault, read_rows
+from data_pipelines.text.tokenizer import Tokenizer
+
+# SentencePiece needs about 50 bytes of memory for each byte that it is given at once, and is twice
+# as slow on megabytes as on kilobytes.
+PIECE_CHARACTERS = 1 << 14
+SPACES = (" ", "▁")  # SentencePiece writes a space as the second
+
+
+class Encoded(NamedTuple):
+    """A document as a task gives it to the cache.
+
+    Attributes:
+      tokens: its ids, the end-of-text id included, any integer dtype [n].
+      source: index of its set in the task's `sources`.
+      text_bytes: length of its text in UTF-8; None where the task does not know it.
+      answers: uint8 [n], 1 where a token is part of an answer; None where all tokens are text.
+      truncated: whether its end was cut off.
+    """
+
+    tokens: np.ndarray
+    source: int
+    text_bytes: int | None = None
+    answers: np.ndarray | None = None
+    truncated: bool = False
+
+
+class Encoder:
+    """Token ids of texts, as `SentencePieceProcessor.encode` and the end-of-text id give them.
+
+    Long texts are encoded in parts where that makes no difference: for a BPE without
+    normalisation none of whose pieces has a space after another character, nothing merges across
+    the beginning of a word, and a part's word gets its space from the dummy prefix. Texts under
+    other tokenizers, and stretches without a space, are encoded whole.
+    """
+
+    def __init__(self, model: bytes):
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._eos = self._processor.eos_id()
+        self.splits = _words_are_independent(self._processor, model)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of a text and the end-of-text id: int32 [n]."""
+        ids: list[int] = []
+        for part in split_at_words(text) if self.splits else (text,):
+            ids += self._processor.encode(part)
+        ids.append(self._eos)
+        return np.array(ids, np.int32)
+
+
+def split_at_words(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Yields a text in parts of at least so many characters, less the space between two parts.
+
+    >>> list(split_at_words("one two  three", 3))
+    ['one', 'two', ' three']
+    """
+    begin = 0
+    while (space := _word_border(text, begin + characters)) >= 0:
+        yield text[begin:space]
+        begin = space + 1
+    yield text[begin:]
+
+
+def _word_border(text: str, start: int) -> int:
+    """The first space from `start` on that follows a word and is not the text's last; or -1."""
+    space = text.find(" ", max(start, 1))
+    while space >= 0 and text[space - 1] in SPACES:
+        space = text.find(" ", space + 1)
+    return space if space + 1 < len(text) else -1
+
+
+def _words_are_independent(processor: sentencepiece.SentencePieceProcessor, model: bytes) -> bool:
+    # Its classes are made when it is loaded, where no type checker sees them.
+    model_proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]
+    proto = model_proto.FromString(model)
+    normalizer = proto.normalizer_spec
+    return (
+        proto.trainer_spec.model_type == proto.trainer_spec.BPE
+        and not proto.trainer_spec.treat_whitespace_as_suffix
+        and normalizer.add_dummy_prefix
+        and not normalizer.remove_extra_whitespaces
+        and normalizer.escape_whitespaces
+        and not normalizer.precompiled_charsmap
+        and not any("▁" in piece.piece.lstrip("▁") or " " in piece.piece for piece in proto.pieces)
+        # Neighbouring unknown pieces become one, so a space must never be unknown.
+        and not processor.is_unknown(processor.piece_to_id("▁"))
+    )
+
+
+@functools.lru_cache(1)
+def _encoder(model: bytes) -> Encoder:
+    return Encoder(model)
+
+
+RowReader = Callable[[str, Collection[str]], Iterator[Document | Fault]]
+"""Gives a file's documents, and faults where a row is none or of none of the sets."""
+
+
+@dataclass(frozen=True)
+class NativeTask:
+    """One split of a corpus as `build.FileTask`, tokenized here; may be sent to other processes.
+
+    Attributes:
+      name: of the seqio task that defines it.
+      split: which.
+      files: input files in order.
+      sources: names of all of the corpus's sets.
+      chosen: the sets to tokenize; the others' rows are passed over.
+      tokenizer: a SentencePiece model.
+      read: a function of a module, or a `functools.partial` of one.
+      file_sets: the set of each file's documents, where its rows do not say.
+    """
+
+    name: str
+    split: str
+    files: tuple[str, ...]
+    sources: tuple[str, ...]
+    chosen: frozenset[str]
+    tokenizer: Tokenizer
+    read: RowReader = read_rows
+    file_sets: tuple[str, ...] = ()
+
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
+        """Yields file `index`'s documents and faults, in order.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        encoder = _encoder(self.tokenizer.model)
+        ids = {name: number for number, name in enumerate(self.sources)}
+        for row in self.read(self.files[index], ids):
+            if isinstance(row, Fault):
+                yield row
+                continue
+            set_name = self.file_sets[index] if row.set_name is None else row.set_name
+            if set_name in self.chosen:
+                tokens = encoder.encode(row.text)
+                yield Encoded(tokens, ids[set_name], len(row.text.encode()))

@@ -1,0 +1,95 @@
+"""Reads the rows of parquet files, a few at a time, with the faults of JSON lines (`rows.py`)."""
+
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO
+
+import pyarrow
+from pyarrow import parquet
+
+from data_pipelines.text.inputs import open_input, unreadable
+from data_pipelines.text.rows import (
+    MAX_LINE_BYTES,
+    SLIMPAJAMA_FIELDS,
+    Document,
+    Fault,
+    Fields,
+    document_of,
+    known_set,
+)
+
+BATCH_ROWS = 256  # a row group may hold gigabytes of text
+
+
+def read_parquet(
+    path: str,
+    sets: Collection[str] | None = None,
+    max_text_bytes: int = MAX_LINE_BYTES,
+    fields: Fields = SLIMPAJAMA_FIELDS,
+) -> Iterator[Document | Fault]:
+    """Yields a file's documents and faults, one for each row, in order.
+
+    Damage to a row group is one fault, at the first of its rows that is lost; the next row group is
+    read again. A fault's line is the row's number, from 1.
+
+    Args:
+      path: local or gs://.
+      sets: the set names there are; None takes any.
+      max_text_bytes: longer texts are faults.
+      fields: where a row has its text and its set; a dot leads into a struct.
+
+    Raises:
+      UserError: the file cannot be opened or read from the disk.
+    """
+    try:
+        with open_input(path) as file:
+            for number, row in _numbered_rows(file, fields):
+                found = row if isinstance(row, Fault) else document_of(row, number, fields)
+                if isinstance(found, Document) and len(found.text.encode()) > max_text_bytes:
+                    found = Fault("enormous_line", number)
+                yield known_set(found, number, sets)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _numbered_rows(file: BinaryIO, fields: Fields) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    columns = [name for name in (fields.text, fields.set) if name is not None]
+    begin = 1
+    try:
+        table = parquet.ParquetFile(file, page_checksum_verification=True)
+        sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        yield begin, _damage(error, begin)
+        return
+    for group, size in enumerate(sizes):
+        number = begin
+        try:
+            for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                for row in _as_text(batch, number):
+                    yield number, row
+                    number += 1
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            yield number, _damage(error, number)
+        else:
+            if number < begin + size:
+                yield number, Fault("corrupt_file", number, "the row group ends early")
+        begin += size
+
+
+def _as_text(batch: pyarrow.RecordBatch, number: int) -> Iterator[dict[str, Any] | Fault]:
+    """The rows of a batch; Arrow does not look whether what it calls text is UTF-8."""
+    for index in range(batch.num_rows):
+        try:
+            [row] = batch.slice(index, 1).to_pylist()
+            yield {
+                name: value.decode() if isinstance(value, bytes) else value
+                for name, value in row.items()
+            }
+        except UnicodeDecodeError as error:
+            yield Fault("invalid_utf8", number + index, error.reason)
+
+
+def _damage(error: Exception, number: int) -> Fault:
+    """The fault that an error of Arrow stands for; one of the disk is raised."""
+    if isinstance(error, OSError) and not (type(error) is OSError and error.errno is None):
+        raise error
+    return Fault("corrupt_file", number, str(error))

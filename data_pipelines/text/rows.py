@@ -1,0 +1,191 @@
+"""Reads the rows of JSON lines so that nothing is lost without a word.
+
+What cannot be a document is a `Fault` with its kind and its line, between the documents that are
+good; the caller decides whether a fault ends the run or is left out and counted.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from data_pipelines.text.lines import Damage, numbered_lines
+from prts_jax.errors import UserError
+
+TEXT_FIELD = "text"
+SET_FIELD = "redpajama_set_name"
+MAX_LINE_BYTES = 1 << 27  # far above any book, far below memory
+
+CHAT_FAULTS = {
+    "missing_turns": "the row has neither messages, nor instruction and output",
+    "bad_turn": "instruction, input and output are strings, and a message has a role and a content",
+    "unknown_role": "a message's role is none of system, user and assistant",
+    "turns_out_of_order": "messages are system or not, then user and assistant by turns",
+    "no_answer": "no assistant answers, or an answer is empty",
+    "too_long": "it does not fit into a row; give a larger --length",
+}
+"""What is wrong with a row of instruction data."""
+
+FAULTS = {
+    "truncated_file": "the file ends before its compressed data does; fetch it again",
+    "corrupt_file": "the file cannot be decoded from here on; fetch it again",
+    "enormous_line": f"it is longer than {MAX_LINE_BYTES >> 20} MiB; split its document",
+    "invalid_utf8": "it is not UTF-8",
+    "bad_json": "the line is not a JSON object",
+    "missing_text": "the row has no such field for its text",
+    "text_not_a_string": "the row's text is not a string",
+    "lone_surrogate": "the text holds half of a surrogate pair, which is no character",
+    "empty_text": "the text is empty",
+    "missing_set": "the row has no such field for its set",
+    "unknown_set": "the row's set is none of those that there are",
+    **CHAT_FAULTS,
+}
+"""Kinds of bad input, and what is wrong. A store's index lists lines by these names."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a row are read; a dot leads into a field's fields.
+
+    Attributes:
+      text: the document.
+      set: the name of its set; None where rows do not say.
+    """
+
+    text: str = TEXT_FIELD
+    set: str | None = f"meta.{SET_FIELD}"
+
+
+SLIMPAJAMA_FIELDS = Fields()
+
+
+class Document(NamedTuple):
+    """One row: its text, and its set (`RedPajamaC4`, …; None where it does not say)."""
+
+    text: str
+    set_name: str | None
+
+
+class Fault(NamedTuple):
+    """A row, or the rest of a file, that is no document.
+
+    Attributes:
+      kind: a key of `FAULTS`.
+      line: of the decompressed file, from 1 (in parquet, the row); for a damaged file the first
+        that is lost.
+      detail: what the parser said, or the unknown name.
+    """
+
+    kind: str
+    line: int
+    detail: str = ""
+
+    def error(self, path: str | os.PathLike[str]) -> UserError:
+        """Returns the error that names file and line and says how to mend it."""
+        detail = f" ({' '.join(self.detail.split())})" if self.detail else ""
+        return UserError(
+            f"{self.kind}: {os.fspath(path)}, line {self.line}: {FAULTS[self.kind]}{detail}; "
+            "mend it, or leave such rows out with --on_error=skip"
+        )
+
+
+def read_rows(
+    path: str | os.PathLike[str],
+    sets: Collection[str] | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    fields: Fields = SLIMPAJAMA_FIELDS,
+) -> Iterator[Document | Fault]:
+    """Yields a file's documents and faults, one for each line that is not blank, in order.
+
+    Args:
+      path: a file of JSON lines, `.zst` (of any number of frames), `.gz` or plain.
+      sets: the set names there are; None takes any.
+      max_line_bytes: longer lines are faults and are never held in memory.
+      fields: where a row has its text and its set.
+
+    Raises:
+      UserError: the file cannot be opened or read from the disk.
+    """
+    for number, line in numbered_lines(path, max_line_bytes):
+        if isinstance(line, Damage):
+            yield Fault(line, number)
+        else:
+            yield known_set(parse_row(line, number, fields), number, sets)
+
+
+def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
+    """Yields the documents of one file, in order.
+
+    Raises:
+      UserError: at the first fault, naming file and line.
+    """
+    for row in read_rows(path):
+        if isinstance(row, Fault):
+            raise row.error(path)
+        yield row
+
+
+def parse_row(line: bytes, number: int, fields: Fields = SLIMPAJAMA_FIELDS) -> Document | Fault:
+    """Returns the document of one line, `{"text": …, "meta": {"redpajama_set_name": …}}`."""
+    row = parse_object(line, number)
+    return row if isinstance(row, Fault) else document_of(row, number, fields)
+
+
+def parse_object(line: bytes, number: int) -> dict[str, Any] | Fault:
+    """Returns the JSON object of one line."""
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return Fault("invalid_utf8", number, error.reason)
+    # A number of thousands of digits is a ValueError too, and deep nesting a RecursionError.
+    except (ValueError, RecursionError) as error:
+        return Fault("bad_json", number, str(error))
+    if not isinstance(row, dict):
+        return Fault("bad_json", number, f"a {type(row).__name__}")
+    return row
+
+
+def document_of(row: Mapping[str, Any], number: int, fields: Fields) -> Document | Fault:
+    """Returns the document of one row, as JSON or parquet gave it."""
+    text = field_of(row, fields.text)
+    if text is MISSING:
+        return Fault("missing_text", number, fields.text)
+    if not isinstance(text, str):
+        return Fault("text_not_a_string", number, type(text).__name__)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Fault("lone_surrogate", number)
+    if not text:
+        return Fault("empty_text", number)
+    if fields.set is None:
+        return Document(text, None)
+    set_name = field_of(row, fields.set)
+    if set_name is MISSING:
+        return Fault("missing_set", number, fields.set)
+    if not isinstance(set_name, str):
+        return Fault("unknown_set", number, "not a string")
+    return Document(text, set_name)
+
+
+def known_set(row: Document | Fault, number: int, sets: Collection[str] | None) -> Document | Fault:
+    """Returns the row, or a fault in its place if it is of a set that there is not."""
+    if sets is None or isinstance(row, Fault) or row.set_name is None or row.set_name in sets:
+        return row
+    return Fault("unknown_set", number, repr(row.set_name[:80]))
+
+
+MISSING = object()
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """Returns a row's field, `MISSING` without it; a dot leads into a field's fields."""
+    if name in row:
+        return row[name]
+    found: Any = row
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return MISSING
+        found = found[part]
+    return found

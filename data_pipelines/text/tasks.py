@@ -1,0 +1,389 @@
+"""The seqio tasks and mixtures; the only module that imports seqio and TensorFlow.
+
+For each corpus: `{corpus}` (all of it, in file order), `{corpus}_{set}` for each set, and the
+mixtures `{corpus}_natural` and, for SlimPajama, `slimpajama_no_github` (the paper's data) and
+`slimpajama_tfds`, over the data set of TensorFlow Datasets (`slimpajama/`). A mixture here is one
+task over the sets it holds, in the order of the files: one pass over the input, and the shares are
+those of the text itself. `register` points a corpus at another folder.
+
+A task gives for each document `targets` (its pieces and the end-of-text id, int32 [n]) and
+`source_ids` (its set, int32 []). `open_task` opens one for caching: without TensorFlow where the
+task is no more than text → SentencePiece → end of text, through seqio otherwise.
+"""
+
+import difflib
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from data_pipelines.text.native import Encoded, NativeTask
+from data_pipelines.text.rows import Fault, read_rows
+from data_pipelines.text.sources import (
+    CORPORA,
+    HOMES,
+    SLIMPAJAMA,
+    SPLIT_GLOBS,
+    TOKENIZER,
+    Corpus,
+    corpus_of,
+    list_files,
+    located,
+    tasks_of,
+)
+from data_pipelines.text.tokenizer import Tokenizer, load_tokenizer
+from prts_jax.errors import UserError
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Sends what native code writes to standard error nowhere; exceptions pass as ever.
+
+    TensorFlow reports on its build while it is imported, before any log level is heard, and
+    SentencePiece on each model.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with _silent_libraries():
+    import seqio
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    # TensorFlow would take all of an accelerator's memory, and tokenizing has no use for it.
+    tf.config.set_visible_devices([], "GPU")
+# seqio warns of every vocabulary without a padding id, which Llama's is.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class CorpusSource(seqio.FileDataSource):
+    """Documents of chosen sets of a corpus, as {"targets": text, "source_ids": id}.
+
+    Attributes:
+      sources: the corpus's set names, chosen or not, so that an id means the same in every task.
+      chosen: the sets that are yielded.
+      faults: rows of the last reading that are no documents, in order.
+      failure: the error that ended the last reading; TensorFlow would pass on only its text.
+    """
+
+    def __init__(self, corpus: Corpus, directory: str | os.PathLike[str], sets: Sequence[str]):
+        self.sources = tuple(corpus.sets.values())
+        self.chosen = frozenset(corpus.sets[short_name] for short_name in sets)
+        self.faults: list[Fault] = []
+        self.failure: UserError | None = None
+        self._directory = directory
+        super().__init__(self._dataset, split_to_filepattern=SPLIT_GLOBS)
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Returns the split's files in order."""
+        return list_files(self._directory, split)
+
+    def _dataset(self, file: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_generator(
+            self._rows,
+            args=(file,),
+            output_signature={
+                "targets": tf.TensorSpec((), tf.string),
+                "source_ids": tf.TensorSpec((), tf.int32),
+            },
+        )
+
+    def _rows(self, file: bytes) -> Iterator[dict[str, object]]:
+        try:
+            for row in read_rows(file.decode(), self.sources):
+                if isinstance(row, Fault):
+                    self.faults.append(row)
+                elif row.set_name in self.chosen:
+                    yield {
+                        "targets": row.text.encode(),
+                        "source_ids": self.sources.index(row.set_name),
+                    }
+        except UserError as error:
+            self.failure = error
+            raise
+
+
+class TfdsCorpusSource(seqio.TfdsDataSource):
+    """A corpus's data set of TensorFlow Datasets, whose labels are source ids.
+
+    Attributes:
+      sources: the corpus's set names.
+    """
+
+    def __init__(self, corpus: Corpus, directory: str | os.PathLike[str]):
+        self.sources = tuple(corpus.sets.values())
+        super().__init__(TFDS_NAME, tfds_data_dir=os.fspath(directory), splits=list(SPLIT_GLOBS))
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Returns the split's files in order.
+
+        Raises:
+          UserError: the data set is not there.
+        """
+        try:
+            files: Sequence[str] = super().list_shards(split)
+        except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"no data set {TFDS_NAME}: {reason}; make it with `tfds build`, and give its "
+                "--data_dir as --input"
+            ) from error
+        return files
+
+
+def _rows_of_tfds(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(
+        lambda row: {
+            "targets": row["text"],
+            "source_ids": tf.cast(row["redpajama_set_name"], tf.int32),
+        }
+    )
+
+
+def register(
+    corpus: Corpus, directory: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
+) -> None:
+    """Registers a corpus's tasks and mixtures, in place of those that there are.
+
+    Args:
+      corpus: which.
+      directory: the folder that holds train/ and validation/.
+      tokenizer: a SentencePiece model; read when a task is first used.
+    """
+    _registered[corpus.name] = (directory, tokenizer)
+    tasks = tasks_of(corpus)
+    mixtures = {name: task for name, task in MIXTURES.items() if name in tasks}
+
+    vocabulary = LoadedOnce(os.fspath(tokenizer))
+    for name, sets in tasks.items():
+        if name in mixtures:
+            continue
+        seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.add(
+            name,
+            source=CorpusSource(corpus, directory, sets),
+            preprocessors=[_tokenize, seqio.preprocessors.append_eos],
+            output_features={"targets": seqio.Feature(vocabulary, add_eos=True)},
+        )
+    if corpus is SLIMPAJAMA:
+        seqio.TaskRegistry.remove("slimpajama_tfds")
+        seqio.TaskRegistry.add(
+            "slimpajama_tfds",
+            source=TfdsCorpusSource(corpus, directory),
+            preprocessors=[
+                _rows_of_tfds,
+                seqio.preprocessors.tokenize,
+                seqio.preprocessors.append_eos,
+            ],
+            output_features={"targets": seqio.Feature(vocabulary, add_eos=True)},
+        )
+    for name, task in mixtures.items():
+        seqio.MixtureRegistry.remove(name)
+        seqio.MixtureRegistry.add(name, [(task, 1.0)])
+
+
+def _tokenize(
+    dataset: tf.data.Dataset, output_features: seqio.preprocessors.OutputFeaturesType
+) -> tf.data.Dataset:
+    return seqio.preprocessors.tokenize(dataset, output_features, copy_pretokenized=False)
+
+
+class LoadedOnce(seqio.SentencePieceVocabulary):
+    """Keeps the tokenizer that runs in tf.data; seqio's own builds one for every data set.
+
+    Lifted out of the function being traced, one serves all files, at twice the speed.
+    """
+
+    @functools.cached_property
+    def tf_tokenizer(self) -> Any:
+        """The `tensorflow_text.SentencepieceTokenizer` of this model."""
+        with tf.init_scope(), _silent_libraries():
+            return super().tf_tokenizer
+
+
+class SeqioFileTask:
+    """One split of any seqio task as `build.FileTask`: its documents file by file, in order.
+
+    Any task will do whose source lists its files, as those over files and over TFDS do, and whose
+    `targets` come from a SentencePiece vocabulary. Documents of a foreign one all belong to one
+    source, of its name.
+    """
+
+    def __init__(
+        self, name: str, split: str, task: seqio.Task, recipe: tuple[Any, ...] | None = None
+    ):
+        """Takes a task as it is.
+
+        Args:
+          name: what the store is to be called after.
+          split: of the task.
+          task: of a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
+          recipe: arguments of `open_task` that make this one again, in another process.
+        """
+        vocabulary = task.output_features["targets"].vocabulary
+        self.name = name
+        self.split = split
+        self.sources = tuple(getattr(task.source, "sources", (task.name,)))
+        self.files = [os.fspath(file) for file in task.source.list_shards(split)]
+        self.tokenizer: Tokenizer = load_tokenizer(vocabulary.sentencepiece_model_file)
+        self._task = task
+        self._recipe = recipe
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self._recipe is None:
+            raise UserError(f"task {self.name} was not opened by its name: cache it in one process")
+        return open_task, self._recipe
+
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
+        """Yields file `index`'s documents in order, and faults among them.
+
+        Text lengths are known where the task keeps the text, as `targets_pretokenized`.
+
+        Raises:
+          UserError: a file of a corpus cannot be read.
+        """
+        faults: list[Fault] = getattr(self._task.source, "faults", [])
+        faults.clear()
+        dataset = self._task.get_dataset(
+            split=self.split,
+            shuffle=False,
+            shard_info=seqio.ShardInfo(index=index, num_shards=len(self.files)),
+            try_in_mem_cache=False,
+        )
+        try:
+            for example in dataset.as_numpy_iterator():
+                while faults:
+                    yield faults.pop(0)
+                text = example.get("targets_pretokenized")
+                source = int(example.get("source_ids", 0))
+                yield Encoded(example["targets"], source, None if text is None else len(text))
+        except tf.errors.OpError as error:
+            raise getattr(self._task.source, "failure", None) or error from None
+        yield from faults
+
+
+def native_task(name: str, split: str, task: seqio.Task) -> NativeTask | None:
+    """Returns the same documents without TensorFlow, or None if the task is more than that."""
+    source, feature = task.source, task.output_features.get("targets")
+    if not isinstance(source, CorpusSource) or feature is None or len(task.output_features) > 1:
+        return None
+    vocabulary = feature.vocabulary
+    if type(vocabulary) not in (seqio.SentencePieceVocabulary, LoadedOnce):
+        return None
+    tokenizer = load_tokenizer(vocabulary.sentencepiece_model_file)
+    # seqio writes extra ids and another normalisation into the model that it uses.
+    plain = vocabulary.sp_model == tokenizer.model and not vocabulary._use_fast_tokenizer
+    steps = tuple(task.preprocessors)
+    tokenizes = steps in [(step, seqio.preprocessors.append_eos) for step in TOKENIZING]
+    if not (plain and tokenizes and feature.add_eos):
+        return None
+    return NativeTask(
+        name=name,
+        split=split,
+        files=tuple(source.list_shards(split)),
+        sources=source.sources,
+        chosen=source.chosen,
+        tokenizer=tokenizer,
+    )
+
+
+TOKENIZING = (_tokenize, seqio.preprocessors.tokenize)
+
+
+def open_task(
+    name: str,
+    split: str,
+    directory: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    modules: Sequence[str] = (),
+) -> NativeTask | SeqioFileTask:
+    """Returns a registered task, or a mixture of one, for caching.
+
+    Args:
+      name: in seqio's registries.
+      split: `train` or `validation`.
+      directory: where the corpus lies; by default the embedded one, or `slimpajama` here.
+      tokenizer: a SentencePiece model; by default `tokenizer.model` in the corpus's folder, and
+        for Shakespeare the embedded one if there is none.
+      modules: Python modules that register tasks of their own, imported first.
+
+    Raises:
+      UserError: an unknown name (the nearest is named), a mixture of several tasks, a missing
+        folder, tokenizer or module.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"cannot import {module}: {error}; give a module on PYTHONPATH"
+            ) from error
+    with _pointed_at(name, directory, tokenizer):
+        provider = _find(name)
+        if isinstance(provider, seqio.Mixture):
+            tasks = provider.tasks
+            if len(tasks) != 1:
+                raise UserError(
+                    f"mixture {name} has {len(tasks)} tasks: cache each of them by itself"
+                )
+            provider = tasks[0]
+    native = native_task(name, split, provider)
+    recipe = (name, split, directory, tokenizer, tuple(modules))
+    return native or SeqioFileTask(name, split, provider, recipe)
+
+
+def _find(name: str) -> seqio.Task | seqio.Mixture:
+    try:
+        return seqio.get_mixture_or_task(name)
+    except ValueError as error:
+        known = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise UserError(f"no task {name!r}: the nearest is {nearest!r}") from error
+
+
+@contextmanager
+def _pointed_at(
+    name: str,
+    directory: str | os.PathLike[str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+) -> Iterator[None]:
+    """Registers a task's corpus with what is given, and afterwards as it was before."""
+    if directory is None and tokenizer is None:
+        yield
+        return
+    _find(name)
+    corpus = corpus_of(name)
+    if corpus is None:
+        raise UserError(f"task {name!r} has its own input and tokenizer: leave both out")
+    before = _registered[corpus.name]
+    register(corpus, *located(corpus, directory, tokenizer))
+    try:
+        yield
+    finally:
+        register(corpus, *before)
+
+
+_registered: dict[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] = {}
+"""Corpus → folder and tokenizer that seqio's registry, which is global, has for it now."""
+
+TFDS_NAME = "slimpajama:1.0.0"
+MIXTURES = {
+    "shakespeare_natural": "shakespeare",
+    "slimpajama_natural": "slimpajama",
+    "slimpajama_no_github": "slimpajama_all_but_github",
+}
+"""Each is one task, for the sets' shares are those of the text."""
+
+for _corpus in CORPORA:
+    register(_corpus, HOMES[_corpus.name], HOMES[_corpus.name] / TOKENIZER)

@@ -1,0 +1,263 @@
+"""One layer of one leaf at a time: a checkpoint's arrays through tensorstore.
+
+Orbax reads and writes whole arrays. Growth of models larger than memory needs single layers, so
+this file reads what Orbax wrote (zarr3 arrays in one OCDBT database, "layers.mlp.up" for
+"layers/mlp/up") and writes what Orbax reads.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from prts_jax.checkpoint.layout import PARAMS
+from prts_jax.declaration import Declaration
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path, is_remote
+
+_METADATA = "_METADATA"
+_DICT_KEY = 2
+"""Orbax's code for a key of a dictionary in the description of a tree."""
+
+
+@dataclass(frozen=True)
+class StoredLeaf:
+    """A leaf on disk.
+
+    Attributes:
+      shape: of the whole.
+      dtype: of its elements.
+      chunk: shape of what is read at once.
+      shard: shape of what one key of the database holds: a chunk, or several side by side.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def shards(self) -> int:
+        """How many keys of the database hold the values."""
+        return math.prod(
+            -(-size // step) for size, step in zip(self.shape, self.shard, strict=True)
+        )
+
+    def blocks(self) -> Iterator[tuple[slice, ...]]:
+        """Yields the boxes of the chunk grid, in row-major order."""
+        return boxes(self.shape, self.chunk)
+
+
+def boxes(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Yields boxes of shape `step` that tile a box of shape `shape`, in row-major order.
+
+    Those at the far sides are as small as they must be. A scalar is one box.
+    """
+    counts = [-(-size // side) for size, side in zip(shape, step, strict=True)]
+    for place in np.ndindex(*counts):
+        yield tuple(
+            slice(number * side, min((number + 1) * side, size))
+            for number, side, size in zip(place, step, shape, strict=True)
+        )
+
+
+def whole_chunks(shape: tuple[int, ...], chunk: tuple[int, ...], elements: int) -> tuple[int, ...]:
+    """Returns the largest box of whole chunks with at most `elements`, at least one chunk.
+
+    It is grown along the last axes first, so that it lies together on disk.
+
+    >>> whole_chunks((100, 8), (10, 4), 200)
+    (20, 8)
+    """
+    box = list(chunk)
+    for axis in reversed(range(len(shape))):
+        others = math.prod(box) // box[axis]
+        most = max(1, elements // (others * chunk[axis]))
+        box[axis] = min(shape[axis], most * chunk[axis])
+        if box[axis] < shape[axis]:
+            break
+    return tuple(box)
+
+
+def split_rows(box: tuple[int, ...], elements: int) -> tuple[int, ...]:
+    """Returns a box that tiles `box` along its first axis, with at most `elements` or one row.
+
+    >>> split_rows((12, 10), 50)
+    (4, 10)
+    """
+    if not box:
+        return box
+    row = math.prod(box[1:])
+    parts = next(
+        n
+        for n in range(1, box[0] + 1)
+        if box[0] % n == 0 and (box[0] // n * row <= elements or n == box[0])
+    )
+    return (box[0] // parts, *box[1:])
+
+
+def open_leaf(checkpoint: str, path: str, item: str = PARAMS) -> ts.TensorStore:
+    """Opens a leaf of a checkpoint's parameters, or of another item, for reading.
+
+    Raises:
+      UserError: it is not there, or its files are damaged.
+    """
+    try:
+        return ts.open(_spec(checkpoint, path, item=item), read=True, context=_CONTEXT).result()
+    except Exception as error:  # tensorstore raises ValueError and others for bad files
+        raise unreadable(checkpoint, path, error) from error
+
+
+def unreadable(checkpoint: str, path: str, error: Exception) -> UserError:
+    """Returns the error of a leaf that tensorstore cannot read."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(
+        f"{checkpoint}: {path}: cannot be read; files are missing or damaged, use another "
+        f"checkpoint ({reason})"
+    )
+
+
+def describe(checkpoint: str, item: str = PARAMS) -> dict[str, StoredLeaf]:
+    """Returns path → what is stored, of an item of a checkpoint, without reading values.
+
+    Raises:
+      UserError: the item is missing or damaged.
+    """
+    file = as_path(checkpoint) / item / _METADATA
+    try:
+        keys = json.loads(file.read_text())["tree_metadata"].values()
+        paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in keys]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: is missing or damaged; use another checkpoint ({error})"
+        ) from error
+    leaves = {}
+    for path in sorted(paths):
+        array = open_leaf(checkpoint, path, item)
+        grid = array.schema.chunk_layout
+        chunk, shard = (
+            tuple(size or 1 for size in part.shape or ())
+            for part in (grid.read_chunk, grid.write_chunk)
+        )
+        leaves[path] = StoredLeaf(array.shape, array.dtype.numpy_dtype, chunk, shard)
+    return leaves
+
+
+def create_leaf(
+    checkpoint: str,
+    path: str,
+    declaration: Declaration,
+    chunk: tuple[int, ...],
+    database: str = "",
+    item: str = PARAMS,
+) -> ts.TensorStore:
+    """Creates a leaf and opens it for writing.
+
+    Args:
+      checkpoint: directory of a checkpoint in the making.
+      path: path of the leaf.
+      declaration: its shape and dtype.
+      chunk: shape of a chunk.
+      database: `process_database` of this process where several write; "" where one does.
+      item: of the checkpoint: parameters or the optimizer's state.
+    """
+    metadata = {
+        "shape": list(declaration.shape),
+        "data_type": declaration.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "fill_value": 0,
+    }
+    spec = _spec(checkpoint, path, database, item) | {
+        "metadata": metadata,
+        "store_data_equal_to_fill_value": True,
+    }
+    return ts.open(spec, create=True, write=True, context=_CONTEXT).result()
+
+
+def process_database(process: int) -> str:
+    """Returns the folder of a process's own database, below the item; Orbax's name for it."""
+    return f"ocdbt.process_{process}/"
+
+
+def merge_databases(checkpoint: str, processes: int, item: str = PARAMS) -> None:
+    """Makes the one database that points to all values in those of the processes, which stay.
+
+    Args:
+      checkpoint: directory of a checkpoint in the making.
+      processes: how many have written; all of them are done.
+      item: of the checkpoint.
+    """
+    context = ts.Context()  # pointers can be copied only within one
+    whole, *parts = (
+        ts.KvStore.open(
+            {"driver": "ocdbt", "base": _base(checkpoint, database, item)}, context=context
+        ).result()
+        for database in ("", *map(process_database, range(processes)))
+    )
+    with ts.Transaction(atomic=True) as transaction:
+        writing = whole.with_transaction(transaction)
+        for copied in [part.experimental_copy_range_to(writing) for part in parts]:
+            copied.result()
+
+
+def write_tree(
+    checkpoint: str, declarations: Mapping[str, Declaration], item: str = PARAMS
+) -> None:
+    """Writes the description of the tree that Orbax looks for beside the arrays."""
+    tree = {}
+    for path, declaration in declarations.items():
+        keys = tuple(path.split("/"))
+        tree[str(keys)] = {
+            "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
+            "value_metadata": {
+                "value_type": "jax.Array",
+                "skip_deserialize": False,
+                "write_shape": list(declaration.shape),
+            },
+        }
+    description = {
+        "tree_metadata": tree,
+        "use_ocdbt": True,
+        "use_zarr3": True,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    (as_path(checkpoint) / item / _METADATA).write_text(json.dumps(description))
+
+
+# One cache for all, so that the arrays of a database share its one writer: writers of their own
+# would contend for its manifest, and each retry costs a round trip to an object store.
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 2**24}})
+
+
+def folder_in_database(path: str) -> str:
+    """Returns what all keys of a leaf begin with: "layers.mlp.up/" for "layers/mlp/up"."""
+    return path.replace("/", ".") + "/"
+
+
+def _spec(checkpoint: str, path: str, database: str = "", item: str = PARAMS) -> dict[str, Any]:
+    folder = folder_in_database(path)
+    kvstore = {"driver": "ocdbt", "base": _base(checkpoint, database, item), "path": folder}
+    return {"driver": "zarr3", "kvstore": kvstore}
+
+
+def _base(checkpoint: str, database: str, item: str = PARAMS) -> dict[str, Any]:
+    return files_below(f"{checkpoint}/{item}/{database}")
+
+
+def files_below(prefix: str) -> dict[str, Any]:
+    """Returns the files or objects whose names begin with `prefix`, as tensorstore says it."""
+    if is_remote(prefix):
+        bucket, _, inside = prefix.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": inside}
+    return {"driver": "file", "path": prefix}

@@ -1,0 +1,176 @@
+"""Digests of parameters: 64 bits for each (leaf, layer), computed where the array lives.
+
+A digest is a sum, modulo 2^32 and twice, over the elements of one layer of a leaf; each term mixes
+the element's bits with its row-major index inside the layer. Sums commute, so the digest does not
+depend on how the array is sharded, nor on the layer's place in the stack (a copied layer keeps its
+digest); the index makes it depend on the order of the elements. For a fixed index the mix is a
+bijection of the bits, so a change of any one element always changes the digest.
+
+It finds damage, not malice: it is no cryptographic hash. The mixing constants are those of
+MurmurHash3's 32-bit finaliser (A. Appleby) and of Knuth's multiplicative hash.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prts_jax.declaration import Declaration
+from prts_jax.tree import flatten
+
+_MURMUR_1, _MURMUR_2, _KNUTH = 0x85EBCA6B, 0xC2B2AE35, 0x9E3779B1
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+_BLOCK = 1 << 15  # elements mixed at a time in NumPy: their temporaries stay in the cache
+
+
+def digests(
+    params: Mapping[str, Any], declarations: Mapping[str, Declaration]
+) -> dict[str, tuple[str, ...]]:
+    """Digests every layer of every leaf on the devices that hold it.
+
+    Works on arrays that span processes; every process gets the whole result.
+
+    Args:
+      params: nested dict of arrays (of 1, 2 or 4 bytes an element), `[layers, …]` where stacked.
+      declarations: path → declaration, for each leaf of `params`.
+
+    Returns:
+      path → one digest (16 hexadecimal digits) for each layer, or a single one for a leaf that is
+      not stacked.
+    """
+    leaves = flatten(params)
+    stacked = tuple(declarations[path].stacked for path in leaves)
+    sums = _digest_function(stacked, _replicated(leaves.values()))(tuple(leaves.values()))
+    return {
+        path: tuple(_hexadecimal(*pair) for pair in np.asarray(layers))
+        for path, layers in zip(leaves, sums, strict=True)
+    }
+
+
+class LayerDigest:
+    """The same digest of one layer of a leaf, in NumPy and block by block.
+
+    >>> layer = np.arange(12, dtype=np.float32).reshape(4, 3)
+    >>> digest = LayerDigest((4, 3))
+    >>> digest.update(layer[:, :2], origin=(0, 0))
+    >>> digest.update(layer[:, 2:], origin=(0, 2))
+    >>> digest.hexdigest() == digest_of(layer)
+    True
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        self._first = 0
+        self._second = 0
+
+    def update(self, block: np.ndarray, origin: tuple[int, ...]) -> None:
+        """Adds a box of the layer's elements; boxes may come in any order.
+
+        Args:
+          block: as many axes as the layer; 1, 2 or 4 bytes an element.
+          origin: place of the block's first element in the layer.
+        """
+        if block.ndim == 0:
+            block, origin, strides = block[None], (0,), [1]
+        else:
+            strides = self._strides
+        bits = np.ascontiguousarray(block).view(_BITS[block.dtype.itemsize])
+        inside = _row_major_index(block.shape[1:], origin[1:], strides[1:])
+        rows = max(1, _BLOCK // max(inside.size, 1))
+        for start in range(0, block.shape[0], rows):
+            part = bits[start : start + rows].reshape(-1, inside.size)
+            first_row = np.arange(part.shape[0], dtype=np.uint64) + np.uint64(origin[0] + start)
+            index = (first_row * np.uint64(strides[0])).astype(np.uint32)[:, None] + inside
+            first, second = _mix(part.astype(np.uint32), index)
+            self._first += int(first.sum(dtype=np.uint64))
+            self._second += int(second.sum(dtype=np.uint64))
+
+    def hexdigest(self) -> str:
+        """Returns the digest of what was added so far, 16 hexadecimal digits."""
+        return _hexadecimal(self._first & 0xFFFFFFFF, self._second & 0xFFFFFFFF)
+
+
+def digest_of(layer: np.ndarray) -> str:
+    """Returns the digest of one whole layer (or unstacked leaf) held in memory."""
+    digest = LayerDigest(layer.shape)
+    digest.update(layer, origin=(0,) * layer.ndim)
+    return digest.hexdigest()
+
+
+def first_difference(
+    expected: Mapping[str, tuple[str, ...]], found: Mapping[str, tuple[str, ...]]
+) -> str:
+    """Returns where two sets of digests differ ("layers/mlp/up, layer 3"), "" if nowhere."""
+    for path in sorted(expected.keys() | found.keys()):
+        ours, theirs = expected.get(path, ()), found.get(path, ())
+        if len(ours) != len(theirs):
+            return path
+        for layer, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            if one != other:
+                return f"{path}, layer {layer}" if len(ours) > 1 else path
+    return ""
+
+
+def _mix(bits: Any, index: Any) -> tuple[Any, Any]:
+    """Mixes elements' bits with their indices (uint32 arrays of NumPy or JAX) into two words."""
+    key = index * np.uint32(_KNUTH)
+    key = (key ^ (key >> np.uint32(15))) * np.uint32(_MURMUR_2)
+    first = (bits ^ key) * np.uint32(_MURMUR_1)
+    first = (first ^ (first >> np.uint32(13))) * np.uint32(_MURMUR_2)
+    first = first ^ (first >> np.uint32(16))
+    second = (first + key) * np.uint32(_MURMUR_1)
+    second = (second ^ (second >> np.uint32(15))) * np.uint32(_KNUTH)
+    return first, second ^ (second >> np.uint32(16))
+
+
+def _row_major_index(
+    shape: tuple[int, ...], origin: tuple[int, ...], strides: list[int]
+) -> np.ndarray:
+    """Returns the flattened row-major indices (uint32, modulo 2^32) of a box's elements."""
+    index = np.zeros(shape, np.uint64)
+    for axis, (size, start, stride) in enumerate(zip(shape, origin, strides, strict=True)):
+        places = (np.arange(size, dtype=np.uint64) + np.uint64(start)) * np.uint64(stride)
+        index += places.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    return index.astype(np.uint32).reshape(-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_function(stacked: tuple[bool, ...], replicated: jax.sharding.Sharding | None) -> Any:
+    def sums(leaves: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(
+            _layer_sums(leaf if is_stacked else leaf[None])
+            for leaf, is_stacked in zip(leaves, stacked, strict=True)
+        )
+
+    return jax.jit(sums, out_shardings=replicated)
+
+
+def _layer_sums(leaf: jax.Array) -> jax.Array:
+    """Returns the two sums of each layer: `[layers, …]` → `[layers, 2]`, uint32."""
+    bits = jax.lax.bitcast_convert_type(leaf, _BITS[leaf.dtype.itemsize]).astype(jnp.uint32)
+    index = jnp.zeros(leaf.shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(1, leaf.ndim)):
+        place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        index = index + place * np.uint32(stride & 0xFFFFFFFF)
+        stride *= leaf.shape[axis]
+    inside = tuple(range(1, leaf.ndim))
+    words = _mix(bits, index)
+    return jnp.stack([jnp.sum(word, axis=inside, dtype=jnp.uint32) for word in words], axis=-1)
+
+
+def _replicated(leaves: Any) -> jax.sharding.Sharding | None:
+    """Returns the sharding that leaves the small result whole on every process."""
+    for leaf in leaves:
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return None
+
+
+def _hexadecimal(first: int, second: int) -> str:
+    return f"{int(first):08x}{int(second):08x}"

@@ -1,0 +1,1 @@
+"""Models of other projects: Hugging Face, lit-gpt, and conversion between formats."""

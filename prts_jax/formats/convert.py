@@ -1,0 +1,357 @@
+"""Conversion between formats: foreign or ours → ours or foreign.
+
+In memory are the tensor that is being written and the one that is made meanwhile.
+"""
+
+import dataclasses
+import math
+import resource
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prts_jax.checkpoint import arrays, layout
+from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
+from prts_jax.checkpoint.digests import digest_of
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.tokenizer import carry_tokenizer
+from prts_jax.config import RunConfig, to_dict
+from prts_jax.declaration import Declaration
+from prts_jax.errors import UserError
+from prts_jax.formats import huggingface, litgpt, model_card, safetensors_files
+from prts_jax.formats.import_transforms import without_gates
+from prts_jax.formats.model_source import (
+    ForeignModel,
+    TensorShape,
+    is_linear,
+    layer_shape,
+    linear_from_kernel,
+    pieces,
+)
+from prts_jax.formats.safetensors_files import NewTensor
+from prts_jax.model.architecture import declare
+from prts_jax.paths import as_path, is_remote
+
+Progress = Callable[[int, int], None]
+"""Called with bytes written so far and in all."""
+
+TARGET_DTYPES = ("float32", "bfloat16", "float16")
+CHUNK_BYTES = 2**26
+"""Largest chunk of a leaf without layers."""
+AT_ONCE = 2
+"""Tensors in memory: while one waits for the disk the other is read, turned and hashed."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Attributes:
+      source_format: "hf", "litgpt" or "orbax".
+      target_format: "orbax" or "hf".
+      dtype: of what was written.
+      tensors: pieces moved: layers of leaves, and leaves without layers.
+      bytes_written: bytes of values.
+      seconds: wall time.
+      peak_rss_bytes: largest memory of the process so far.
+      tokenizer: names of the files that were carried along.
+    """
+
+    source_format: str
+    target_format: str
+    dtype: str
+    tensors: int
+    bytes_written: int
+    seconds: float
+    peak_rss_bytes: int
+    tokenizer: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as JSON would hold it."""
+        return dataclasses.asdict(self) | {"tokenizer": list(self.tokenizer)}
+
+
+def open_source(source_format: str, path: str, preset: str = "") -> ForeignModel:
+    """Opens what is to be converted, without reading its weights.
+
+    Args:
+      source_format: "hf", "litgpt" or "orbax".
+      path: a folder, a file, or (orbax) a checkpoint as `layout.resolve` takes it.
+      preset: lit-gpt: shape of a file that does not say it.
+
+    Raises:
+      UserError: no such format, or the source is missing, damaged or of another kind of model.
+    """
+    if preset and source_format != "litgpt":
+        raise UserError("--preset: only a .pth file lacks its shape; leave it out")
+    if source_format == "hf":
+        return huggingface.open_model(path)
+    if source_format == "litgpt":
+        return litgpt.open_model(path, preset)
+    if source_format == "orbax":
+        return open_checkpoint(path)
+    raise UserError(f"--from={source_format}: is none of hf, litgpt, orbax; name one of them")
+
+
+def open_checkpoint(spec: str) -> ForeignModel:
+    """Opens a checkpoint of ours; every layer read is compared with its digest.
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    path = layout.resolve(spec)
+    lineage = layout.read_lineage(path)
+    stored = arrays.describe(path)
+
+    def read(leaf: str, layer: int | None) -> np.ndarray:
+        where = leaf if layer is None else f"{leaf}, layer {layer}"
+        array = arrays.open_leaf(path, leaf)
+        try:
+            values: np.ndarray = (array if layer is None else array[layer]).read().result()
+        except Exception as error:  # tensorstore raises ValueError and others for bad files
+            raise arrays.unreadable(path, where, error) from error
+        if digest_of(values) != lineage.digests[leaf][layer or 0]:
+            raise UserError(
+                f"{path}: {where}: is not what was saved (digests differ); the files are damaged, "
+                "use another checkpoint"
+            )
+        return values
+
+    return ForeignModel(
+        format="orbax",
+        path=path,
+        model=lineage.model,
+        dtype=_natural_dtype(lineage),
+        tensors={
+            name: TensorShape(leaf.shape, leaf.dtype.name, leaf.nbytes)
+            for name, leaf in stored.items()
+        },
+        read=read,
+        length=int(lineage.imported.get("length", 0)) or int(lineage.config["data"]["length"]),
+        folder=str(as_path(path) / layout.TOKENIZER),
+        lineage=lineage,
+    )
+
+
+def _natural_dtype(lineage: Lineage) -> str:
+    """What holds the weights exactly: an import's own dtype until it is trained or grown."""
+    untouched = lineage.step == 0 and not lineage.growth
+    return str(lineage.imported.get("dtype", "float32")) if untouched else "float32"
+
+
+def write_checkpoint(
+    source: ForeignModel, target: str, tokenizer: str = "", progress: Progress | None = None
+) -> ConversionReport:
+    """Writes a model as a checkpoint of ours: float32, a chunk a layer.
+
+    A foreign model's lineage begins here: step 0, no tokens, no store.
+
+    Args:
+      source: what `open_source` returned.
+      target: directory of the new checkpoint, which must not exist.
+      tokenizer: folder or file of its tokenizer; "": what lies beside the source.
+      progress: told of every piece written.
+
+    Raises:
+      UserError: see `new_checkpoint`, and what reading the source raises. Nothing is left behind.
+    """
+    began = time.monotonic()
+    target = str(as_path(target))
+    declarations = declare(source.model)
+    move = _Mover(target, declarations, "float32", progress)
+    with new_checkpoint(target) as directory:
+        digests: dict[str, list[str]] = {path: [] for path in declarations}
+        targets = {
+            path: arrays.create_leaf(directory, path, declaration, _chunk(declaration))
+            for path, declaration in declarations.items()
+        }
+
+        def write(path: str, layer: int | None) -> tuple[str, int, str]:
+            values = move.read(source, path, layer)
+            array = targets[path] if layer is None else targets[path][layer]
+            array.write(values, can_reference_source_data_indefinitely=True).result()
+            return path, values.nbytes, digest_of(values)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for path, nbytes, digest in pool.map(write, *zip(*pieces(source.model), strict=True)):
+                digests[path].append(digest)
+                move.wrote(nbytes)
+        arrays.write_tree(directory, declarations)
+        carried = carry_tokenizer(
+            tokenizer or source.folder, str(as_path(directory) / layout.TOKENIZER)
+        )
+        lineage = _lineage(source)
+        config = {**lineage.config, "model": to_dict(source.model)}
+        found = {path: tuple(layers) for path, layers in digests.items()}
+        layout.write_lineage(directory, dataclasses.replace(lineage, config=config, digests=found))
+    return move.report(source, "orbax", began, carried)
+
+
+def write_huggingface(
+    source: ForeignModel,
+    target: str,
+    dtype: str = "",
+    tokenizer: str = "",
+    shard_bytes: int = 5_000_000_000,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Writes a model as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    Weights in safetensors (with an index if there are several files), config.json, a model card
+    that states lineage and tokens, and the tokenizer's files.
+
+    Args:
+      source: what `open_source` returned.
+      target: the new folder, which must not exist.
+      dtype: of the weights; "": the source's.
+      tokenizer: folder or file of its tokenizer; "": what lies beside the source.
+      shard_bytes: values a file holds at most.
+      progress: told of every tensor written.
+
+    Raises:
+      UserError: an unknown dtype, a model that the format cannot hold, see `new_checkpoint` and
+        `without_gates`, and what reading the source raises. Nothing is left behind.
+    """
+    began = time.monotonic()
+    source = without_gates(source)
+    dtype = dtype or source.dtype
+    if dtype not in TARGET_DTYPES:
+        raise UserError(f"--dtype={dtype}: is none of {', '.join(TARGET_DTYPES)}; name one of them")
+    if source.model.layers < 1:
+        raise UserError(f"{source.path}: has no layers, and transformers needs one; grow it first")
+    target = str(as_path(target))
+    declarations = declare(source.model)
+    move = _Mover(target, declarations, dtype, progress)
+
+    def tensor(path: str, layer: int | None) -> NewTensor:
+        declaration, shape = declarations[path], layer_shape(declarations[path])
+        if is_linear(declaration):
+            shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
+
+        def make() -> np.ndarray:
+            values = move.read(source, path, layer)
+            return linear_from_kernel(values, declaration) if is_linear(declaration) else values
+
+        name = huggingface.tensor_name(path, layer)
+        return NewTensor(name, shape, safetensors_files.dtype_named(dtype), make)
+
+    with new_checkpoint(target) as directory:
+        carried = carry_tokenizer(tokenizer or source.folder, directory)
+        tensors = [tensor(path, layer) for path, layer in pieces(source.model)]
+        safetensors_files.write_folder(directory, tensors, shard_bytes, move.wrote)
+        values = huggingface.config_json(source.model, dtype, source.length or 2048)
+        values |= huggingface.special_tokens(directory)
+        huggingface.write_json(directory, huggingface.CONFIG, values)
+        (as_path(directory) / "README.md").write_text(model_card.write(source, dtype))
+    return move.report(source, "hf", began, carried)
+
+
+def first_difference(source: ForeignModel, target: ForeignModel, dtype: str) -> str:
+    """Compares two models bit for bit, a piece at a time, after rounding to `dtype`.
+
+    Returns:
+      Where they differ first ("layers/mlp/up, layer 3"); "" if nowhere.
+    """
+    for field in dataclasses.fields(source.model):
+        ours, theirs = getattr(source.model, field.name), getattr(target.model, field.name)
+        if ours != theirs:
+            return f"model.{field.name} ({ours} and {theirs})"
+    rounded = safetensors_files.dtype_named(dtype)
+    for path, layer in pieces(source.model):
+        one = source.read(path, layer).astype(rounded)
+        other = target.read(path, layer).astype(rounded)
+        if one.shape != other.shape or one.tobytes() != other.tobytes():
+            return path if layer is None else f"{path}, layer {layer}"
+    return ""
+
+
+class _Mover:
+    """Reads pieces in the target's dtype, checks the room for them and tells of progress."""
+
+    def __init__(
+        self,
+        target: str,
+        declarations: Mapping[str, Declaration],
+        dtype: str,
+        progress: Progress | None,
+    ) -> None:
+        self.dtype, self._progress = dtype, progress
+        self._itemsize = safetensors_files.dtype_named(dtype).itemsize
+        self._total = sum(math.prod(d.shape) for d in declarations.values()) * self._itemsize
+        self.done = self.tensors = 0
+        free = None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
+        if free is not None and free < self._total * 1.01:
+            raise UserError(
+                f"{target}: needs {self._total / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+                "free space or choose another disk"
+            )
+
+    def read(self, source: ForeignModel, path: str, layer: int | None) -> np.ndarray:
+        values = source.read(path, layer)
+        target = safetensors_files.dtype_named(self.dtype)
+        with np.errstate(over="ignore"):  # said below, with the name of the leaf
+            rounded = np.ascontiguousarray(values, target)
+        overflows = self.dtype == "float16" and not np.isfinite(rounded).all()
+        if overflows and np.isfinite(values.astype(np.float32)).all():
+            raise UserError(
+                f"{source.path}: {path}: holds values beyond the range of float16; choose "
+                "--dtype=bfloat16 or float32"
+            )
+        return rounded
+
+    def wrote(self, count: int) -> None:
+        self.done += count
+        self.tensors += 1
+        if self._progress is not None:
+            self._progress(self.done, self._total)
+
+    def report(
+        self, source: ForeignModel, target_format: str, began: float, tokenizer: list[str]
+    ) -> ConversionReport:
+        return ConversionReport(
+            source_format=source.format,
+            target_format=target_format,
+            dtype=self.dtype,
+            tensors=self.tensors,
+            bytes_written=self.done,
+            seconds=time.monotonic() - began,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            tokenizer=tuple(tokenizer),
+        )
+
+
+def _lineage(source: ForeignModel) -> Lineage:
+    if source.lineage is not None:
+        return source.lineage
+    imported = {
+        "format": source.format,
+        "path": source.path,
+        "dtype": source.dtype,
+        "length": source.length,
+    }
+    return Lineage(
+        step=0,
+        stage_step=0,
+        config=to_dict(RunConfig(model=source.model)),
+        position=0,
+        tokens=0,
+        flops=0,
+        flops_6nd=0,
+        store="",
+        growth=(),
+        digests={},
+        imported=imported,
+    )
+
+
+def _chunk(declaration: Declaration) -> tuple[int, ...]:
+    """A layer; of a leaf without layers, rows of at most `CHUNK_BYTES`."""
+    if declaration.stacked:
+        return (1, *declaration.shape[1:])
+    row = math.prod(declaration.shape[1:]) * np.dtype(declaration.dtype).itemsize
+    return (max(1, min(declaration.shape[0], CHUNK_BYTES // row)), *declaration.shape[1:])

@@ -1,0 +1,272 @@
+"""Llamas of Hugging Face's transformers: their config.json, and their names for our leaves.
+
+Kernels are [out, in] there. Rotary embeddings pair the same halves as ours, so queries and keys
+need no permutation. Facts from transformers' `LlamaConfig` and `LlamaForCausalLM`, 4.x and 5.x.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prts_jax.config import ModelConfig, RopeScaling, check_model
+from prts_jax.errors import UserError
+from prts_jax.formats import safetensors_files
+from prts_jax.formats.model_source import (
+    ForeignModel,
+    TensorShape,
+    check_shape,
+    is_linear,
+    kernel_from_linear,
+    layer_shape,
+    pieces,
+)
+from prts_jax.model.architecture import declare
+from prts_jax.paths import as_path
+
+CONFIG = "config.json"
+
+NAMES = {
+    "token_embedding": "model.embed_tokens.weight",
+    "layers/attention_norm": "model.layers.{layer}.input_layernorm.weight",
+    "layers/attention/q": "model.layers.{layer}.self_attn.q_proj.weight",
+    "layers/attention/k": "model.layers.{layer}.self_attn.k_proj.weight",
+    "layers/attention/v": "model.layers.{layer}.self_attn.v_proj.weight",
+    "layers/attention/o": "model.layers.{layer}.self_attn.o_proj.weight",
+    "layers/mlp_norm": "model.layers.{layer}.post_attention_layernorm.weight",
+    "layers/mlp/gate": "model.layers.{layer}.mlp.gate_proj.weight",
+    "layers/mlp/up": "model.layers.{layer}.mlp.up_proj.weight",
+    "layers/mlp/down": "model.layers.{layer}.mlp.down_proj.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+"""Path of a leaf → name of its tensor."""
+
+FIELDS = {
+    "vocab": "vocab_size",
+    "layers": "num_hidden_layers",
+    "embed": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+}
+"""Field of `ModelConfig` → required key of config.json."""
+
+# Keys that would change what is computed, and the values that change nothing.
+_ONLY = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+}
+_IGNORED = (".rotary_emb.inv_freq",)
+"""Ends of names that old checkpoints carry though they are computed."""
+
+
+def tensor_name(path: str, layer: int | None) -> str:
+    """Returns the name of a leaf's tensor.
+
+    >>> tensor_name("layers/mlp/up", 3)
+    'model.layers.3.mlp.up_proj.weight'
+    """
+    return NAMES[path].format(layer=layer)
+
+
+def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """Reads a config.json.
+
+    Args:
+      values: the parsed JSON, with the RoPE keys of transformers 4 or 5.
+      where: the file, for messages.
+
+    Raises:
+      UserError: not a Llama, a key is missing, or it asks for something that our model has not.
+    """
+    if values.get("model_type") != "llama":
+        raise UserError(
+            f"{where}: model_type is {values.get('model_type')!r}; only 'llama' can be converted"
+        )
+    for key, allowed in _ONLY.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{where}: {key} is {values[key]!r}; only {allowed[0]!r} is supported")
+    missing = [key for key in FIELDS.values() if key not in values]
+    if missing:
+        raise UserError(f"{where}: lacks {missing[0]}; fetch the model's own config.json")
+    theta, scaling = _rope(values, where)
+    try:
+        sizes: dict[str, Any] = {ours: int(values[theirs]) for ours, theirs in FIELDS.items()}
+        heads = max(sizes["heads"], 1)
+        model = ModelConfig(
+            **sizes,
+            kv_heads=int(values.get("num_key_value_heads") or heads),
+            head_dim=int(values.get("head_dim") or sizes["embed"] // heads),
+            norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            tied=bool(values.get("tie_word_embeddings", False)),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: cannot be read ({error}); fetch it again") from error
+    check_model(model, where)
+    return model
+
+
+def _rope(values: Mapping[str, Any], where: str) -> tuple[float, RopeScaling]:
+    """Returns theta and scaling: `rope_parameters` (5.x), or `rope_theta` and `rope_scaling`."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    try:
+        theta = float(rope.get("rope_theta", values.get("rope_theta", 10000.0)))
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            return theta, RopeScaling()
+        if kind == "llama3":
+            return theta, RopeScaling(
+                factor=float(rope["factor"]),
+                low_freq_factor=float(rope["low_freq_factor"]),
+                high_freq_factor=float(rope["high_freq_factor"]),
+                original_length=int(rope["original_max_position_embeddings"]),
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: RoPE parameters cannot be read ({error!r})") from error
+    raise UserError(f"{where}: rope_type is {kind!r}; 'default' and 'llama3' are supported")
+
+
+def config_json(model: ModelConfig, dtype: str, length: int) -> dict[str, Any]:
+    """Returns a config.json, its RoPE keys for transformers 4 and 5.
+
+    Args:
+      model: the shape.
+      dtype: of the weights ("bfloat16").
+      length: longest sequence.
+    """
+    scaled = model.rope_scaling.factor != 1.0
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if scaled:
+        rope = {
+            "rope_type": "llama3",
+            "factor": model.rope_scaling.factor,
+            "low_freq_factor": model.rope_scaling.low_freq_factor,
+            "high_freq_factor": model.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": model.rope_scaling.original_length,
+        }
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: getattr(model, ours) for ours, theirs in FIELDS.items()},
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": model.rope_theta,
+        "rope_scaling": rope if scaled else None,
+        "rope_parameters": {**rope, "rope_theta": model.rope_theta},
+        "tie_word_embeddings": model.tied,
+        "max_position_embeddings": length,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        "use_cache": True,
+    }
+
+
+def read_config_file(folder: str) -> dict[str, Any]:
+    """Returns a folder's parsed config.json.
+
+    Raises:
+      UserError: there is none, or it is no JSON object.
+    """
+    file = as_path(folder) / CONFIG
+    try:
+        return dict(json.loads(file.read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: has no {CONFIG}; name a folder of a model as transformers saves it"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: is damaged ({error}); fetch it again") from error
+
+
+def special_tokens(folder: str) -> dict[str, Any]:
+    """Returns the ids of special tokens that a carried generation_config.json names."""
+    file = as_path(folder) / "generation_config.json"
+    if not file.exists():
+        return {}
+    try:
+        values = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file.name}: is damaged ({error}); mend or remove it") from error
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: values[name] for name in names if name in values}
+
+
+def write_json(folder: str, name: str, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file the way transformers does."""
+    (as_path(folder) / name).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def open_model(folder: str) -> ForeignModel:
+    """Opens a folder of transformers without reading weights.
+
+    Args:
+      folder: config.json and safetensors, in one file or several.
+
+    Raises:
+      UserError: something is missing, damaged, or no Llama of ours (names the tensor and shapes).
+    """
+    folder = str(as_path(folder))
+    values = read_config_file(folder)
+    model = read_config(values, str(as_path(folder) / CONFIG))
+    stored = safetensors_files.open_folder(folder)
+    declarations = declare(model)
+    expected = {}
+    for path, layer in pieces(model):
+        name, declaration = tensor_name(path, layer), declarations[path]
+        shape = layer_shape(declaration)
+        if is_linear(declaration):
+            shape = (declaration_out(shape, declaration.fan_in), declaration.fan_in)
+        check_shape(folder, name, stored[name].shape if name in stored else None, shape)
+        expected[name] = path
+    _refuse_others(folder, stored, expected, model)
+
+    def read(path: str, layer: int | None) -> np.ndarray:
+        values = stored[tensor_name(path, layer)].read()
+        declaration = declarations[path]
+        return kernel_from_linear(values, declaration) if is_linear(declaration) else values
+
+    return ForeignModel(
+        format="hf",
+        path=folder,
+        model=model,
+        dtype=commonest_dtype({name: stored[name].dtype.name for name in expected}),
+        tensors={
+            name: TensorShape(tensor.shape, tensor.dtype.name, tensor.nbytes)
+            for name, tensor in stored.items()
+        },
+        read=read,
+        length=int(values.get("max_position_embeddings") or 0),
+        folder=folder,
+    )
+
+
+def declaration_out(shape: tuple[int, ...], fan_in: int) -> int:
+    """Returns how many outputs a linear map of that shape has."""
+    return int(np.prod(shape)) // fan_in
+
+
+def commonest_dtype(dtypes: Mapping[str, str]) -> str:
+    """Returns the dtype of most tensors ("float32" of none)."""
+    return Counter(dtypes.values()).most_common(1)[0][0] if dtypes else "float32"
+
+
+def _refuse_others(
+    folder: str, stored: Mapping[str, Any], expected: Mapping[str, str], model: ModelConfig
+) -> None:
+    """Refuses tensors that conversion would lose; a tied model may carry its head twice."""
+    copies = {NAMES["head"]} if model.tied else set()
+    for name in stored:
+        if name not in expected and name not in copies and not name.endswith(_IGNORED):
+            raise UserError(
+                f"{folder}: {name}: is no tensor of a Llama of {model.layers} layers, and would be "
+                "lost; is config.json this model's?"
+            )

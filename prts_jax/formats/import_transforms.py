@@ -1,0 +1,62 @@
+"""Models that change as they are read: another vocabulary, gates folded into the weights."""
+
+import dataclasses
+
+import numpy as np
+
+from prts_jax.errors import UserError
+from prts_jax.formats.model_source import ForeignModel, layer_shape
+from prts_jax.growth.gates import layer_factors, opening
+from prts_jax.model.architecture import declare
+
+
+def with_vocab(source: ForeignModel, vocab: int) -> ForeignModel:
+    """Returns a model whose vocabulary is padded with zeros, or cut, when it is read.
+
+    A padded entry's logit is 0: it takes part in the softmax until training pushes it down.
+
+    Args:
+      source: the model.
+      vocab: entries wanted; 0 keeps them.
+    """
+    if not vocab or vocab == source.model.vocab:
+        return source
+    model = dataclasses.replace(source.model, vocab=vocab)
+    declarations = declare(model)
+
+    def read(leaf: str, layer: int | None) -> np.ndarray:
+        values = source.read(leaf, layer)
+        shape = layer_shape(declarations[leaf])
+        kept = values[tuple(slice(size) for size in shape)]
+        return np.pad(kept, [(0, size - had) for size, had in zip(shape, kept.shape, strict=True)])
+
+    return dataclasses.replace(source, model=model, read=read)
+
+
+def without_gates(source: ForeignModel) -> ForeignModel:
+    """Returns a model that computes without gates what this one computes with them.
+
+    Other formats have none: those of new layers go into the output projections as they are read.
+
+    Args:
+      source: the model.
+
+    Raises:
+      UserError: gates of width are not open (`prts_jax.growth.gates.layer_factors`).
+    """
+    opens = None if source.lineage is None else opening(source.lineage)
+    if opens is None or source.lineage is None:
+        return source
+    try:
+        factors = layer_factors(opens.at(source.lineage.stage_step))
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from error
+    declarations = declare(source.model)
+
+    def read(leaf: str, layer: int | None) -> np.ndarray:
+        values = source.read(leaf, layer)
+        if factors is None or not declarations[leaf].writes_stream:
+            return values
+        return (values * factors[layer]).astype(values.dtype)
+
+    return dataclasses.replace(source, read=read)

@@ -1,0 +1,287 @@
+"""Checkpoints of lit-gpt and of the paper's code: one .pth, queries, keys and values fused.
+
+The rows of `attn.attn.weight` are per query group [q … q, k, v]. Facts from lit-gpt's `Config` and
+`GPT`, and from the paper's fork of TinyLlama. torch reads the file, memory-mapped and without
+unpickling anything but tensors.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from prts_jax.config import ModelConfig, RopeScaling, check_model
+from prts_jax.declaration import Declaration
+from prts_jax.errors import UserError
+from prts_jax.formats.huggingface import commonest_dtype
+from prts_jax.formats.model_source import (
+    ForeignModel,
+    TensorShape,
+    check_shape,
+    is_linear,
+    kernel_from_linear,
+    layer_shape,
+    pieces,
+)
+from prts_jax.model.architecture import declare
+from prts_jax.model.presets import preset
+from prts_jax.paths import as_path, is_remote
+
+WEIGHTS = "lit_model.pth"
+CONFIG = "lit_config.json"
+
+NAMES = {
+    "token_embedding": ("transformer.wte.weight",),
+    "layers/attention_norm": ("transformer.h.{layer}.norm_1.weight",),
+    "layers/attention/q": ("transformer.h.{layer}.attn.attn.weight",),
+    "layers/attention/k": ("transformer.h.{layer}.attn.attn.weight",),
+    "layers/attention/v": ("transformer.h.{layer}.attn.attn.weight",),
+    "layers/attention/o": ("transformer.h.{layer}.attn.proj.weight",),
+    "layers/mlp_norm": ("transformer.h.{layer}.norm_2.weight",),
+    "layers/mlp/gate": (
+        "transformer.h.{layer}.mlp.swiglu.w1.weight",
+        "transformer.h.{layer}.mlp.fc_1.weight",
+    ),
+    "layers/mlp/up": (
+        "transformer.h.{layer}.mlp.swiglu.w2.weight",
+        "transformer.h.{layer}.mlp.fc_2.weight",
+    ),
+    "layers/mlp/down": (
+        "transformer.h.{layer}.mlp.swiglu.w3.weight",
+        "transformer.h.{layer}.mlp.proj.weight",
+    ),
+    "final_norm": ("transformer.ln_f.weight",),
+    "head": ("lm_head.weight",),
+}
+"""Path of a leaf → its names: the paper's code's first, then lit-gpt's."""
+
+_FUSED = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
+_WRAPPERS = ("_orig_mod.", "_forward_module.", "module.")
+_ONLY = {
+    "bias": (False,),
+    "parallel_residual": (False,),
+    "rotary_percentage": (1.0,),
+    "_mlp_class": ("LLaMAMLP",),
+    "mlp_class_name": ("LLaMAMLP",),
+    "_norm_class": ("RMSNorm", "FusedRMSNorm"),
+    "norm_class_name": ("RMSNorm", "FusedRMSNorm"),
+}
+
+
+def open_model(path: str, preset_name: str = "") -> ForeignModel:
+    """Opens a checkpoint without reading its weights.
+
+    Args:
+      path: a folder with lit_model.pth and lit_config.json, or a bare .pth file.
+      preset_name: shape of a bare file ("6L2048H", "llama2_7b").
+
+    Raises:
+      UserError: torch is not installed; something is missing or damaged; the file needs pickle;
+        or its tensors are not the model's (names the tensor and both shapes).
+    """
+    if is_remote(path):
+        raise UserError(f"{path}: .pth files are read from local disk; copy it there first")
+    root = as_path(path)
+    file = root / WEIGHTS if root.is_dir() else root
+    model, length = _shape(root, preset_name)
+    tensors = _load(str(file))
+    model = _with_rows(model, tensors, str(file))
+    declarations = declare(model)
+    names = {path: _spelling(path, tensors) for path in declarations}
+    expected = set()
+    for leaf, layer in pieces(model):
+        name, shape = names[leaf].format(layer=layer), _stored_shape(leaf, declarations, model)
+        found = tuple(tensors[name].shape) if name in tensors else None
+        check_shape(str(file), name, found, shape)
+        expected.add(name)
+    for name in sorted(tensors.keys() - expected):
+        raise UserError(
+            f"{file}: {name}: is no tensor of a Llama of {model.layers} layers, and would be lost; "
+            "is the config, or --preset, this model's?"
+        )
+
+    def read(leaf: str, layer: int | None) -> np.ndarray:
+        tensor, declaration = tensors[names[leaf].format(layer=layer)], declarations[leaf]
+        if leaf in _FUSED:
+            return kernel_from_linear(_part_of_fused(tensor, leaf, model), declaration)
+        values = as_numpy(tensor)
+        return kernel_from_linear(values, declaration) if is_linear(declaration) else values
+
+    described = _shapes(tensors)
+    return ForeignModel(
+        format="litgpt",
+        path=str(root),
+        model=model,
+        dtype=commonest_dtype({name: shape.dtype for name, shape in described.items()}),
+        tensors=described,
+        read=read,
+        length=length,
+        folder=str(file.parent),
+    )
+
+
+def describe(path: str) -> dict[str, TensorShape]:
+    """Returns name → tensor of a folder or a bare file, whatever model it is.
+
+    Raises:
+      UserError: torch is not installed, or the file is missing, damaged or needs pickle.
+    """
+    root = as_path(path)
+    return _shapes(_load(str(root / WEIGHTS if root.is_dir() else root)))
+
+
+def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, int]:
+    """Reads a lit_config.json: lit-gpt's `Config`, old and new names.
+
+    Returns:
+      The shape, and the longest sequence.
+
+    Raises:
+      UserError: a key is missing, or asks for something that our model has not.
+    """
+    for key, allowed in _ONLY.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{where}: {key} is {values[key]!r}; only {allowed[0]!r} is supported")
+    try:
+        embed, heads = int(values["n_embd"]), int(values["n_head"])
+        head_dim = int(values.get("head_size") or embed // max(heads, 1))
+        model = ModelConfig(
+            vocab=int(values.get("padded_vocab_size") or values["vocab_size"]),
+            layers=int(values["n_layer"]),
+            embed=embed,
+            heads=heads,
+            kv_heads=int(values.get("n_query_groups") or heads),
+            head_dim=head_dim,
+            mlp=int(values["intermediate_size"]),
+            norm_eps=float(values.get("norm_eps", 1e-5)),
+            rope_theta=float(values.get("rope_base", 10000)),
+            rope_scaling=RopeScaling(),
+        )
+        length = int(values.get("block_size", 2048))
+    except KeyError as error:
+        raise UserError(f"{where}: lacks {error}; is it lit-gpt's config?") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: cannot be read ({error}); is it lit-gpt's config?") from error
+    if values.get("rope_condense_ratio", 1) != 1 or values.get("rope_adjustments"):
+        raise UserError(f"{where}: stretches RoPE in a way that is not supported")
+    check_model(model, where)
+    return model, length
+
+
+def as_numpy(tensor: Any) -> np.ndarray:
+    """Returns a torch tensor as NumPy has it, bfloat16 by way of its bits."""
+    import ml_dtypes
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+    return np.asarray(tensor.numpy())
+
+
+def _shape(root: Any, preset_name: str) -> tuple[ModelConfig, int]:
+    config = root / CONFIG
+    if preset_name:
+        return preset(preset_name), 2048
+    if not root.exists():
+        raise UserError(f"{root}: does not exist; name a folder with {WEIGHTS}, or a .pth file")
+    if not root.is_dir():
+        raise UserError(f"{root}: says nothing of its shape; give --preset=6L2048H, say")
+    if not config.exists():
+        raise UserError(f"{root}: has no {CONFIG}; add it, or give --preset=6L2048H, say")
+    try:
+        values = dict(json.loads(config.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{config}: is damaged ({error}); copy it again") from error
+    return read_config(values, str(config))
+
+
+def _load(file: str) -> dict[str, Any]:
+    """Returns name → memory-mapped tensor, the wrappers' prefixes taken off."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{file}: reading .pth files needs torch; pip install 'prts_jax[hf]'"
+        ) from None
+    import pickle
+
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{file}: does not exist; name the folder or the file itself") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file}: holds more than tensors ({_first_line(error)}), and unpickling it could run "
+            "any code; where you trust it, load it with torch and save its state_dict alone"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({_first_line(error)}); copy it again, and if torch wrote it "
+            "before 1.6, save it again"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        raise UserError(f"{file}: is no state_dict of a model; save model.state_dict() alone")
+    return {_bare(name): tensor for name, tensor in content.items()}
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, TensorShape]:
+    return {
+        name: TensorShape(
+            tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+
+
+def _bare(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _with_rows(model: ModelConfig, tensors: Mapping[str, Any], file: str) -> ModelConfig:
+    """Gives a preset the vocabulary that the file holds: lit-gpt pads it."""
+    embedding = tensors.get(NAMES["token_embedding"][0])
+    if embedding is None or embedding.ndim != 2:
+        check_shape(file, NAMES["token_embedding"][0], None, (model.vocab, model.embed))
+    return dataclasses.replace(model, vocab=int(embedding.shape[0]))  # type: ignore[union-attr]
+
+
+def _spelling(path: str, tensors: Mapping[str, Any]) -> str:
+    names = NAMES[path]
+    return next((name for name in names if name.format(layer=0) in tensors), names[0])
+
+
+def _stored_shape(
+    leaf: str, declarations: Mapping[str, Declaration], model: ModelConfig
+) -> tuple[int, ...]:
+    if leaf in _FUSED:
+        return ((model.heads + 2 * model.kv_heads) * model.head_dim, model.embed)
+    declaration = declarations[leaf]
+    shape = layer_shape(declaration)
+    if is_linear(declaration):
+        return (int(np.prod(shape)) // declaration.fan_in, declaration.fan_in)
+    return shape
+
+
+def _part_of_fused(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:
+    """Returns the rows of q, k or v as `[out, in]`, read without those of the others."""
+    queries = model.heads // model.kv_heads
+    groups = tensor.reshape(model.kv_heads, queries + 2, model.head_dim, model.embed)
+    rows: dict[str, Callable[[], Any]] = {
+        "layers/attention/q": lambda: groups[:, :queries],
+        "layers/attention/k": lambda: groups[:, queries],
+        "layers/attention/v": lambda: groups[:, queries + 1],
+    }
+    return as_numpy(rows[leaf]().reshape(-1, model.embed))

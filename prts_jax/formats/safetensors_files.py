@@ -1,0 +1,219 @@
+"""Safetensors files, about one tensor in memory at a time, on local disk and on gs://.
+
+The library of the same name writes whole files from memory and reads local ones. The format is
+small: eight bytes with the length of a JSON header, the header (name → dtype, shape and offsets
+into what follows), the values.
+Source: https://huggingface.co/docs/safetensors, section "Format".
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from prts_jax.ahead import one_ahead
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+LONGEST_HEADER = 100_000_000
+"""Bytes; the library's own bound, beyond which a length is damage."""
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""Name in the format → dtype, of what weights are stored in."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies.
+
+    Attributes:
+      file: path of its file.
+      shape: of the tensor.
+      dtype: of its elements.
+      start: byte of the file at which its values begin.
+    """
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """Returns the values.
+
+        Raises:
+          UserError: the file ends before them.
+        """
+        with as_path(self.file).open("rb") as file:
+            file.seek(self.start)
+            content = file.read(self.nbytes)
+        if len(content) < self.nbytes:
+            raise UserError(f"{self.file}: is cut short; fetch it again")
+        return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+
+def dtype_named(name: str) -> np.dtype:
+    """Returns the dtype of that name, bfloat16 among them."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def open_folder(folder: str) -> dict[str, StoredTensor]:
+    """Returns name → tensor of a model's folder, in one file or several with an index.
+
+    Reads headers only.
+
+    Args:
+      folder: holds `model.safetensors`, or `model.safetensors.index.json` and what it names.
+
+    Raises:
+      UserError: no such files, a damaged header, or a tensor that the index misplaces.
+    """
+    root = as_path(folder)
+    if not (root / INDEX).exists():
+        if not (root / SINGLE).exists():
+            raise UserError(
+                f"{folder}: holds neither {SINGLE} nor {INDEX}; name the folder of a model saved "
+                "as safetensors"
+            )
+        return read_header(str(root / SINGLE))
+    try:
+        where: dict[str, str] = dict(json.loads((root / INDEX).read_text())["weight_map"])
+        files = {str(root / name) for name in where.values()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root / INDEX}: is damaged ({error}); fetch it again") from error
+    found = {name: tensor for file in sorted(files) for name, tensor in read_header(file).items()}
+    missing = sorted(where.keys() - found.keys())
+    if missing:
+        raise UserError(
+            f"{root / INDEX}: names {missing[0]}, which {where[missing[0]]} does not hold; fetch "
+            "both again"
+        )
+    return found
+
+
+def read_header(path: str) -> dict[str, StoredTensor]:
+    """Returns name → tensor of one file.
+
+    Raises:
+      UserError: no such file, or its header or its length is not what the format asks for.
+    """
+    try:
+        size = as_path(path).stat().length
+        with as_path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, LONGEST_HEADER):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = dict(json.loads(file.read(length)))
+        header.pop("__metadata__", None)
+        tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: does not exist; fetch what is missing of the model") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path}: is no whole safetensors file ({error}); fetch it again"
+        ) from error
+    for name, tensor in tensors.items():
+        if tensor.start + tensor.nbytes > size:
+            raise UserError(f"{path}: is cut short: {name} lies beyond its end; fetch it again")
+    return tensors
+
+
+def _tensor(path: str, begin: int, entry: Mapping[str, Any]) -> StoredTensor:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']}; {', '.join(DTYPES)} are understood")
+    shape = tuple(int(size) for size in entry["shape"])
+    start, stop = (int(offset) for offset in entry["data_offsets"])
+    tensor = StoredTensor(path, shape, DTYPES[entry["dtype"]], begin + start)
+    if stop - start != tensor.nbytes or start < 0:
+        raise ValueError(f"offsets {start} to {stop} do not hold shape {list(shape)}")
+    return tensor
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to write.
+
+    Attributes:
+      name: its name in the file.
+      shape: of the tensor.
+      dtype: of its elements.
+      make: returns its values; called once, shortly before they are written.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_folder(
+    folder: str, tensors: Sequence[NewTensor], shard_bytes: int, wrote: Callable[[int], None]
+) -> None:
+    """Writes tensors to `model.safetensors`, or to several files with an index.
+
+    Args:
+      folder: exists.
+      tensors: in the order in which they are made and written.
+      shard_bytes: a file holds at most so many bytes of values, or a single tensor.
+      wrote: told the bytes of each tensor written.
+    """
+    shards: list[list[NewTensor]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    names = [SINGLE]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{at:05d}-of-{count:05d}.safetensors" for at in range(1, count + 1)]
+        weight_map = {t.name: name for name, part in zip(names, shards, strict=True) for t in part}
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+            "weight_map": weight_map,
+        }
+        (as_path(folder) / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    for name, part in zip(names, shards, strict=True):
+        _write_file(str(as_path(folder) / name), part, wrote)
+
+
+def _write_file(path: str, tensors: Sequence[NewTensor], wrote: Callable[[int], None]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, start + tensor.nbytes],
+        }
+        start += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # values are aligned, as the library has it
+    with as_path(path).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor, values in zip(tensors, one_ahead(t.make for t in tensors), strict=True):
+            content = np.ascontiguousarray(values, tensor.dtype)
+            file.write(content.reshape(-1).view(np.uint8).data)
+            wrote(tensor.nbytes)

@@ -1,0 +1,1 @@
+"""Growth from checkpoint to checkpoint: planned once, then streamed or done by reference."""

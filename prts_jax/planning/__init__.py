@@ -1,0 +1,1 @@
+"""When to grow, what it saves, and how fast the hardware is."""

@@ -1,0 +1,58 @@
+"""Where a run begins to be fine-tuned on instructions: a stage of its own, on another store."""
+
+import hashlib
+from collections.abc import Collection
+
+from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
+from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import DataConfig
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path
+
+
+def begins(lineage: Lineage, data: DataConfig) -> bool:
+    """Whether a run on `data` fine-tunes what has only been pretrained so far.
+
+    Args:
+      lineage: of the checkpoint that it starts from.
+      data: of the run's config.
+    """
+    return data.instructions and not lineage.config["data"].get("instructions", False)
+
+
+def begin(lineage: Lineage, path: str, store: TokenStore, allow_change: Collection[str]) -> Lineage:
+    """Returns the lineage at the beginning of fine-tuning; the store may be another without leave.
+
+    Args:
+      lineage: of the checkpoint.
+      path: of the checkpoint.
+      store: of instructions.
+      allow_change: with "data.store" another tokenizer's store is taken too.
+
+    Raises:
+      UserError: the store is of another tokenizer than the checkpoint.
+    """
+    known = tokenizers_of(lineage, path)
+    if known and store.tokenizer not in known and "data.store" not in allow_change:
+        raise UserError(
+            f"config.data.train: the tokens of {store.directory} are of another tokenizer (sha256 "
+            f"{store.tokenizer[:12]}) than {path} was trained with ({sorted(known)[0][:12]}); "
+            "prepare the instructions with that one, or pass --allow_change=data.store"
+        )
+    return lineage.tuned()
+
+
+def tokenizers_of(lineage: Lineage, path: str) -> set[str]:
+    """Returns the sha256 of each file of a checkpoint's tokenizer, as far as they are at hand.
+
+    Those carried along since its import, otherwise the one of the store that it was trained on.
+    """
+    folder = as_path(path) / layout.TOKENIZER
+    carried = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if carried:
+        return {hashlib.sha256(file.read_bytes()).hexdigest() for file in carried}
+    try:
+        return {read_index(lineage.config["data"]["train"])["tokenizer_sha256"]}
+    except UserError:  # the store has gone since
+        return set()

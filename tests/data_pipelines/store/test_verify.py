@@ -1,0 +1,78 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.store.store import TokenStore, fingerprint
+from data_pipelines.store.verify import verify
+from prts_jax.errors import UserError
+
+SHARDS = [[([1, 2, 3], 0), ([4], 1)], [([5, 6], 1)], []]
+MakeStore = Callable[..., TokenStore]
+
+
+@pytest.fixture
+def folder(make_store: MakeStore) -> Path:
+    directory = Path(make_store(SHARDS).directory)
+    (directory / "tokenizer.model").write_bytes(b"model")
+    change_index(directory, tokenizer_sha256=hashlib.sha256(b"model").hexdigest())
+    return directory
+
+
+def change_index(folder: Path, **changes: object) -> None:
+    """Changes the index so that it still matches its own fingerprint."""
+    index = json.loads((folder / "index.json").read_bytes()) | changes
+    index["fingerprint"] = fingerprint(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_a_whole_store_is_passed_by_any_number_of_processes(folder: Path):
+    for workers in (1, 2):
+        assert verify(folder, workers)["tokens"] == 6
+
+
+@pytest.mark.parametrize("name", ["shard-00000.tokens", "shard-00001.ends", "shard-00000.sources"])
+def test_any_flipped_bit_is_found(folder: Path, name: str):
+    whole = (folder / name).read_bytes()
+    for position in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[position // 8] ^= 1 << position % 8
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=f"faults, the first: {name} does not match"):
+            verify(folder)
+    (folder / name).write_bytes(whole)
+    verify(folder)
+
+
+def test_every_fault_is_reported(folder: Path):
+    (folder / "shard-00000.tokens").write_bytes(b"")
+    (folder / "shard-00001.ends").unlink()
+    (folder / "tokenizer.model").write_bytes(b"another")
+    found: list[str] = []
+    with pytest.raises(UserError, match="3 faults"):
+        verify(folder, report=found.append)
+    assert found == [
+        "tokenizer.model is not the one that made the tokens",
+        "shard-00000.tokens has 0 bytes, not 8",
+        "shard-00001.ends is missing",
+    ]
+
+
+def test_counts_that_do_not_agree_are_found_though_digests_do(folder: Path):
+    index = json.loads((folder / "index.json").read_bytes())
+    index["shards"][0]["tokens_per_source"] = [2, 2]
+    change_index(folder, shards=index["shards"], tokens=7)
+    found: list[str] = []
+    with pytest.raises(UserError, match="2 faults"):
+        verify(folder, report=found.append)
+    assert found == [
+        "the index counts 7 tokens, its shards 6",
+        "shard-00000.sources gives [3, 1] tokens per source",
+    ]
+
+
+def test_no_store_is_no_store(tmp_path: Path):
+    with pytest.raises(UserError, match="no finished token store"):
+        verify(tmp_path)

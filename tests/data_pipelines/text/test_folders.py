@@ -1,0 +1,245 @@
+"""Folders of files against SentencePiece on each text, and what is bad in them."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pyarrow
+import pytest
+import sentencepiece
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from data_pipelines.build.cache import cache
+from data_pipelines.build.file_work import Rules
+from data_pipelines.text.folders import Format, open_folder, read_text, splits_of
+from data_pipelines.text.rows import Document, Fault
+from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE
+from prts_jax.cli import data
+from prts_jax.errors import UserError
+from tests.gcs import fake_gcs, gcs_server  # noqa: F401 (fixtures)
+
+TOKENIZER = EMBEDDED_SHAKESPEARE / "tokenizer.model"
+PROCESSOR = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
+EOS = 2
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+}
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def jsonl(*rows: object) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def write_parquet(path: Path, rows: list[dict[str, object]], row_group_size: int = 2) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=row_group_size)
+
+
+def tokens_of(*texts: str) -> list[int]:
+    return [token for text in texts for token in [*PROCESSOR.encode(text), EOS]]
+
+
+def test_a_text_file_is_a_document_and_its_sub_folder_a_set(tmp_path: Path):
+    folder = tmp_path / "input"
+    for ending, compress in COMPRESS.items():
+        write(folder / f"train/prose/a.txt{ending}", compress(b"Prose.\n\nTwo lines."))
+    write(folder / "train/verse/deep/er/b.md", "# Verse ✓".encode())
+    write(folder / "train/readme.md", b"in no folder")
+    write(folder / "train/verse/picture.png", b"\x89PNG")
+    write(folder / "validation/prose/c.txt", b"held out")
+
+    form = Format("text")
+    assert list(splits_of(folder, form)) == ["train", "validation"]
+    task = open_folder(folder, "train", form, TOKENIZER)
+    names = [Path(file).relative_to(folder / "train").as_posix() for file in task.files]
+    assert names == [
+        *("prose/a.txt", "prose/a.txt.gz", "prose/a.txt.zst", "readme.md", "verse/deep/er/b.md")
+    ]
+    store = cache(task, tmp_path / "store", lambda line: None, Rules(layout="by_set"))
+    prose = ["Prose.\n\nTwo lines."] * 3
+    assert store.read(0, store.tokens).tolist() == tokens_of(*prose, "in no folder", "# Verse ✓")
+    assert store.sources == ("prose", "text", "verse")
+    held_out = open_folder(folder, "validation", form, TOKENIZER)
+    assert held_out.sources == store.sources, "a source id means the same in every split"
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_json_lines_name_their_text_and_set_as_they_like(tmp_path: Path, ending: str):
+    rows = [
+        {"body": {"raw": "first"}, "lang": "en"},
+        {"body": {"raw": "zweite"}, "lang": "de"},
+        {"body": {"raw": "third"}, "lang": "en"},
+    ]
+    write(tmp_path / f"input/part-0.jsonl{ending}", COMPRESS[ending](jsonl(*rows)))
+    form = Format("jsonl", "body.raw", "lang", ("de", "en"))
+    task = open_folder(tmp_path / "input", "train", form, TOKENIZER)
+    store = cache(task, tmp_path / "store", lambda line: None)
+    assert store.read(0, store.tokens).tolist() == tokens_of("first", "zweite", "third")
+    ids = [
+        sid for row in rows for sid in [row["lang"] == "en"] * len(tokens_of(row["body"]["raw"]))
+    ]
+    assert store.source_ids(0, store.tokens).tolist() == ids
+
+
+def test_parquet_is_read_as_json_lines_are(tmp_path: Path):
+    rows: list[dict[str, object]] = [
+        {"meta": {"lang": lang, "n": n}, "content": f"text {n} in {lang}", "extra": [n]}
+        for n, lang in enumerate(["en", "de", "en", "en", "de"])
+    ]
+    write_parquet(tmp_path / "parquet/train/0.parquet", rows)
+    write(tmp_path / "jsonl/train/0.jsonl", jsonl(*rows))
+    stores = [
+        cache(
+            open_folder(
+                tmp_path / name,
+                "train",
+                Format(name, "content", "meta.lang", ("de", "en")),
+                TOKENIZER,
+            ),
+            tmp_path / f"{name}-store",
+            lambda line: None,
+        )
+        for name in ("parquet", "jsonl")
+    ]
+    assert stores[0].fingerprint == stores[1].fingerprint
+    assert stores[0].read(0, stores[0].tokens).tolist() == tokens_of(
+        *(str(row["content"]) for row in rows)
+    )
+
+
+@pytest.mark.parametrize("name", ["text", "jsonl", "parquet"])
+def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, name: str):
+    for number in range(5):
+        folder = tmp_path / "input" / f"set{number % 2}"
+        write(folder / f"{number}.txt", f"text {number}".encode())
+        write(folder / f"{number}.jsonl", jsonl({"text": f"text {number}"}, {"text": 3}))
+        write_parquet(folder / f"{number}.parquet", [{"text": f"text {number}"}, {"text": None}])
+    task = open_folder(tmp_path / "input", "train", Format(name), TOKENIZER)
+    assert task.sources == ("set0", "set1")
+    made = []
+    for workers in (1, 3):
+        cache(task, tmp_path / f"{workers}", lambda line: None, Rules(True, 0.5), workers)
+        made.append({file.name: file.read_bytes() for file in (tmp_path / f"{workers}").iterdir()})
+    assert made[0] == made[1]
+    bad = json.loads(made[0]["index.json"])["bad"]
+    assert bad == ({} if name == "text" else {"text_not_a_string": 5})
+
+
+def test_a_bad_text_is_one_fault(tmp_path: Path):
+    whole = gzip.compress(b"To be, or not to be. " * 99)
+    for name, content, fault in (
+        ("a.txt", b"good\nbad \xff\n", Fault("invalid_utf8", 2, "invalid start byte")),
+        ("a.txt", b"", Fault("empty_text", 1)),
+        ("a.txt", b"x" * 101, Fault("enormous_line", 1)),
+        ("a.txt.gz", whole[:-20], Fault("truncated_file", 1)),
+        ("a.txt.gz", whole[:-8] + b"\0" * 8, Fault("corrupt_file", 1)),
+        ("a.txt.gz", b"no gzip", Fault("corrupt_file", 1)),
+        ("a.txt.zst", zstandard.compress(b"abc")[:-1], Fault("truncated_file", 1)),
+    ):
+        limit = 100 if fault.kind == "enormous_line" else 1 << 20
+        write(tmp_path / name, content)
+        assert list(read_text(str(tmp_path / name), max_text_bytes=limit)) == [fault]
+    with pytest.raises(UserError, match="cannot read .*none.txt: No such file"):
+        list(read_text(str(tmp_path / "none.txt")))
+
+
+@given(content=st.binary(max_size=60), ending=st.sampled_from(["", ".gz", ".zst"]))
+def test_whatever_a_text_file_holds_it_is_one_document_or_one_fault(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str
+):
+    path = tmp_path_factory.getbasetemp() / f"fuzzed.txt{ending}"
+    path.write_bytes(content)
+    [row] = read_text(str(path))
+    if not ending and isinstance(row, Document):
+        assert row.text.encode() == content
+
+
+def test_what_leads_nowhere_is_refused(tmp_path: Path):
+    write(tmp_path / "a.txt", b"text")
+    with pytest.raises(UserError, match=r"no text found: .* have no file \*\.parquet"):
+        open_folder(tmp_path, "train", Format("parquet"), TOKENIZER)
+    write(tmp_path / "train/a.txt", b"text")
+    with pytest.raises(UserError, match=r"no text found: .*/validation"):
+        open_folder(tmp_path, "validation", Format("text"), TOKENIZER)
+    for number in range(257):
+        write(tmp_path / f"sets/{number}/a.txt", b"text")
+    with pytest.raises(UserError, match="257 sets in .*: a store has at most 256"):
+        open_folder(tmp_path / "sets", "train", Format("text"), TOKENIZER)
+    with pytest.raises(UserError, match="--set_field and --sets go together"):
+        Format("jsonl", set_field="lang")
+    with pytest.raises(UserError, match="--set_field and --sets go together"):
+        Format("jsonl", sets=("a",))
+    for sets in (("a", "b", "a"), ("a", "")):
+        with pytest.raises(UserError, match="give each name once, none empty"):
+            Format("jsonl", set_field="lang", sets=sets)
+    with pytest.raises(UserError, match="--format=text has no fields"):
+        Format("text", set_field="lang", sets=("a",))
+
+
+@pytest.mark.parametrize("name", ["text", "jsonl", "parquet"])
+def test_a_folder_on_object_storage(tmp_path: Path, name: str, fake_gcs: str):  # noqa: F811
+    folder = tmp_path / "input"
+    for number in (1, 10, 2):
+        write(folder / f"train/a/{number}.txt.gz", gzip.compress(f"text {number}".encode()))
+        write(folder / f"train/a/{number}.jsonl.zst", zstandard.compress(jsonl({"text": "hello"})))
+        write_parquet(folder / f"train/a/{number}.parquet", [{"text": f"text {number}"}])
+    fsspec.filesystem("gs").put(str(folder), f"{fake_gcs}/input", recursive=True)
+    for where, out in ((folder, "local"), (f"{fake_gcs}/input", "remote")):
+        cache(open_folder(where, "train", Format(name), TOKENIZER), tmp_path / out, lambda _: None)
+    index, remote = ((tmp_path / out / "index.json").read_bytes() for out in ("local", "remote"))
+    assert index == remote
+    assert [Path(shard["source_file"]).name[:2] for shard in json.loads(index)["shards"]] == [
+        *("1.", "2.", "10")
+    ]
+
+
+def test_the_command_makes_the_splits_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write(tmp_path / "input/train/a.jsonl", jsonl({"content": "hello"}))
+    write(tmp_path / "input/tokenizer.model", TOKENIZER.read_bytes())
+    command = ["cache", f"--input={tmp_path}/input", "--workers=1", "--format=jsonl"]
+    data.main([*command, "--text_field=content", f"--output={tmp_path}/out"])
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/out/train: {len(tokens_of('hello'))} tokens of 1 documents\n"
+    )
+    with pytest.raises(UserError, match=r"missing_text: .*a\.jsonl, line 1: .*\(text\)"):
+        data.main([*command, f"--output={tmp_path}/other"])
+    with pytest.raises(UserError, match="another store is in the way: .* differs in task"):
+        data.main([*command, f"--output={tmp_path}/out"])
+
+    whole = ["cache", f"--input={tmp_path}/input/train", "--workers=1", "--format=jsonl"]
+    whole += ["--text_field=content", f"--tokenizer={TOKENIZER}", f"--output={tmp_path}/whole"]
+    with pytest.raises(UserError, match="has no train/ and no validation/ .* --split"):
+        data.main(whole)
+    data.main([*whole, "--split=validation"])
+    assert (tmp_path / "whole/validation/index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format=text"], "--format goes with --input"),
+        (["--format=text", "--input=x", "--module=m"], "without --module"),
+        (["--task=shakespeare", "--text_field=content"], "--text_field goes with --format"),
+        (["--task=shakespeare", "--format=text"], "not allowed with argument --task"),
+        ([], "one of the arguments --task --format is required"),
+    ],
+)
+def test_flags_that_contradict_each_other(tmp_path: Path, flags: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        data.main(["cache", *flags, f"--output={tmp_path}/out"])
+    assert not (tmp_path / "out").exists()

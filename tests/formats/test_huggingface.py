@@ -1,0 +1,116 @@
+"""Llamas that transformers wrote, read by us; and config.json in its spellings."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prts_jax.config import ComputeConfig, RopeScaling
+from prts_jax.errors import UserError
+from prts_jax.evaluate.logits_check import load_params
+from prts_jax.formats import huggingface
+from prts_jax.model.architecture import logits
+from tests.formats.foreign_models import logits_of, save_transformers, shape
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+TOKENS = np.random.default_rng(1).integers(0, 40, (2, 12))
+FLOAT32 = ComputeConfig(dtype="float32", attention="xla")
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+PLAIN = {
+    "model_type": "llama",
+    "vocab_size": 40,
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("heads", ["mha", "gqa", "mqa"])
+def test_logits_are_those_of_transformers(tmp_path: Path, heads: str, tied: bool) -> None:
+    extra: dict[str, Any] = {"rope_parameters": LLAMA3} if heads == "gqa" else {}
+    theirs = save_transformers(tmp_path, shape(heads, tied), **extra)
+    opened = huggingface.open_model(str(tmp_path))
+    assert (opened.model.rope_scaling != RopeScaling()) == (heads == "gqa")
+    assert opened.length == 64
+    ours = jax.jit(logits, static_argnums=(2, 3))(
+        load_params(opened), jnp.asarray(TOKENS, jnp.int32), opened.model, FLOAT32
+    )
+    np.testing.assert_allclose(ours, logits_of(theirs, TOKENS), atol=2e-5)
+
+
+def test_both_spellings_of_rope_are_read() -> None:
+    new = huggingface.read_config(PLAIN | {"rope_parameters": LLAMA3}, "config.json")
+    scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    old = huggingface.read_config(PLAIN | {"rope_theta": 500.0, "rope_scaling": scaling}, "c")
+    oldest = dict(scaling, type=scaling["rope_type"])
+    oldest.pop("rope_type")
+    assert new == old
+    assert new == huggingface.read_config(
+        PLAIN | {"rope_theta": 500.0, "rope_scaling": oldest}, "c"
+    )
+    assert new.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 32)
+    assert new.kv_heads == 4
+    assert new.head_dim == 4
+
+
+def test_a_config_written_is_the_config_read() -> None:
+    model = dataclasses.replace(shape("gqa"), rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))
+    values = huggingface.config_json(model, "bfloat16", 64)
+    assert huggingface.read_config(values, "config.json") == model
+    without_new = {key: value for key, value in values.items() if key != "rope_parameters"}
+    assert huggingface.read_config(without_new, "config.json") == model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mixtral"}, "model_type is 'mixtral'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type is 'linear'"),
+        ({"rope_scaling": {"type": "llama3"}}, "RoPE parameters cannot be read"),
+        ({"rope_scaling": 3}, "RoPE parameters cannot be read"),
+        ({"num_key_value_heads": 3}, "do not divide among kv_heads=3"),
+        ({"hidden_size": "wide"}, "cannot be read"),
+    ],
+)
+def test_what_we_cannot_compute_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        huggingface.read_config(PLAIN | change, "config.json")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    values = {key: value for key, value in PLAIN.items() if key != "hidden_size"}
+    with pytest.raises(UserError, match="lacks hidden_size"):
+        huggingface.read_config(values, "config.json")
+
+
+def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:
+    save_transformers(tmp_path, shape())
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"intermediate_size": 24', '"intermediate_size": 32'))
+    with pytest.raises(UserError, match=r"down_proj.weight: has shape \[16, 24\].*\[16, 32\]"):
+        huggingface.open_model(str(tmp_path))
+    config.write_text(text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+    with pytest.raises(UserError, match=r"layers.1.* would be lost"):
+        huggingface.open_model(str(tmp_path))
+    config.write_text(text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    with pytest.raises(UserError, match=r"layers\.2\..*: is missing"):
+        huggingface.open_model(str(tmp_path))
