@@ -4,9 +4,19 @@
 class UserError(Exception):
     """A mistake in what the user gave: exit code 2 and this one line, without a traceback.
 
-    The message says what is wrong, where it stands and how to mend it, in one line.
+    The message says what is wrong, where it is and what to do about it, in one line.
     """
 
 
 class Interrupted(Exception):
     """A run that stopped early and can be resumed (preemption, SIGTERM): exit code 75."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """Returns the first line of an error's text, or the name of its type where it has no text.
+
+    Args:
+      error: raised by a library, perhaps with a text of many lines.
+      most: characters of the line that are kept.
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path, write_atomically
 
 FOLDER = "hosts"
@@ -30,7 +30,7 @@ _MESSAGE_BYTES = 1024
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def all_processes() -> Iterator[None]:
     """Runs a short block on all processes; an error on one of them is an error on all.
 
     Alone, a process just runs the block.
@@ -56,14 +56,14 @@ def together() -> Iterator[None]:
     raise_first(dict(enumerate(texts)))
 
 
-def first_alone(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def run_on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Calls a function on the first process and gives its result, as JSON would hold it, to all.
 
     Raises:
       UserError: it failed.
     """
     result: dict[str, Any] = {}
-    with together():
+    with all_processes():
         if jax.process_index() == 0:
             result = function()
     if jax.process_count() == 1:
@@ -80,7 +80,7 @@ def message_of(error: BaseException) -> str:
     """Returns an error as one line: a user's error in its own words."""
     if isinstance(error, UserError):
         return str(error)
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class StoppedElsewhereError(UserError):

@@ -5,7 +5,7 @@ import pytest
 
 from prts_jax import processes
 from prts_jax.errors import UserError
-from prts_jax.processes import FOLDER, Reports, StoppedElsewhereError, first_alone, together
+from prts_jax.processes import FOLDER, Reports, StoppedElsewhereError, all_processes, run_on_first
 
 
 @pytest.fixture
@@ -89,6 +89,6 @@ def test_a_directory_that_is_not_shared_is_named(process, tmp_path):
 
 
 def test_alone_a_process_just_does_it():
-    with pytest.raises(ValueError, match="as it is"), together():
+    with pytest.raises(ValueError, match="as it is"), all_processes():
         raise ValueError("as it is")
-    assert first_alone(lambda: {"layers": [1, 2]}) == {"layers": [1, 2]}
+    assert run_on_first(lambda: {"layers": [1, 2]}) == {"layers": [1, 2]}

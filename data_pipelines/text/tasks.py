@@ -35,7 +35,7 @@ from data_pipelines.text.sources import (
     tasks_of,
 )
 from data_pipelines.text.tokenizer import Tokenizer, load_tokenizer
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 
 
 @contextmanager
@@ -134,10 +134,9 @@ class TfdsCorpusSource(seqio.TfdsDataSource):
         try:
             files: Sequence[str] = super().list_shards(split)
         except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"no data set {TFDS_NAME}: {reason}; make it with `tfds build`, and give its "
-                "--data_dir as --input"
+                f"no data set {TFDS_NAME}: {first_line(error)}; make it with `tfds build` and "
+                "give its --data_dir as --input"
             ) from error
         return files
 

@@ -16,7 +16,7 @@ import tensorstore as ts
 
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.declaration import Declaration
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path, is_remote
 
 _METADATA = "_METADATA"
@@ -119,10 +119,9 @@ def open_leaf(checkpoint: str, path: str, item: str = PARAMS) -> ts.TensorStore:
 
 def unreadable(checkpoint: str, path: str, error: Exception) -> UserError:
     """Returns the error of a leaf that tensorstore cannot read."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return UserError(
         f"{checkpoint}: {path}: cannot be read; files are missing or damaged, use another "
-        f"checkpoint ({reason})"
+        f"checkpoint ({first_line(error)})"
     )
 
 

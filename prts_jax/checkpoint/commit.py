@@ -11,7 +11,7 @@ from etils import epath
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lock import LOCK_FILE, workdir_lock
 from prts_jax.checkpoint.object_lock import object_lock
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path, is_remote
 from prts_jax.sizes import format_bytes
 
@@ -119,7 +119,7 @@ def writing(target: str) -> Iterator[None]:
         text = str(error)
         # tensorstore says this last, after the names of many files
         full = [os.strerror(code) for code in FULL if os.strerror(code) in text]
-        reason = full[0] if full else (text.splitlines() or [type(error).__name__])[0][:200]
+        reason = full[0] if full else first_line(error)
         raise UserError(
             f"{target}: could not be written ({reason}); see whether the disk is full or choose "
             "another"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prts_jax.declaration import Declaration
+from prts_jax.errors import UserError
 from prts_jax.tree import flatten
 
 _MURMUR_1, _MURMUR_2, _KNUTH = 0x85EBCA6B, 0xC2B2AE35, 0x9E3779B1
@@ -113,6 +114,26 @@ def first_difference(
             if one != other:
                 return f"{path}, layer {layer}" if len(ours) > 1 else path
     return ""
+
+
+def check_digests(
+    checkpoint: str, expected: Mapping[str, tuple[str, ...]], found: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Compares the digests of what was read with those that the lineage holds.
+
+    Raises:
+      UserError: they differ (names the leaf and the layer).
+    """
+    if where := first_difference(expected, found):
+        raise not_what_was_saved(checkpoint, where)
+
+
+def not_what_was_saved(checkpoint: str, where: str) -> UserError:
+    """Returns the error of values in a checkpoint whose digest is not the one in its lineage."""
+    return UserError(
+        f"{checkpoint}: {where}: is not what was saved (digests differ); the files are damaged, "
+        "use another checkpoint"
+    )
 
 
 def _mix(bits: Any, index: Any) -> tuple[Any, Any]:

@@ -11,11 +11,11 @@ import orbax.checkpoint as ocp
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
-from prts_jax.checkpoint.digests import digests, first_difference
+from prts_jax.checkpoint.digests import check_digests, digests
 from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, read_lineage, resolve
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.declaration import LAYERS, Declaration
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path
 from prts_jax.tree import flatten, named_leaves, unflatten
 
@@ -196,12 +196,7 @@ def restore_params(
     leaves = flatten(abstract)
     params = unflatten(_restore(f"{path}/{PARAMS}", leaves))
     if verify:
-        damaged = first_difference(read_lineage(path).digests, digests(params, declarations))
-        if damaged:
-            raise UserError(
-                f"{path}: {damaged}: is not what was saved (digests differ); the files are "
-                "damaged, use another checkpoint"
-            )
+        check_digests(path, read_lineage(path).digests, digests(params, declarations))
     return params
 
 
@@ -358,9 +353,9 @@ def _storage_errors(what: str) -> Iterator[None]:
             error, OSError
         ):
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        line = first_line(error, most=10_000)
         # tensorstore tells causes from the outside in: the operating system's word comes last.
-        reason = lines[0] if len(lines[0]) < 200 else f"… {lines[0].partition(' [')[0][-160:]}"
+        reason = line if len(line) < 200 else f"… {line.partition(' [')[0][-160:]}"
         full = "no space left" in reason.lower()
         mend = "free space and start again" if full else "see whether the storage works"
         raise UserError(f"{what} ({reason}); {mend}") from error

@@ -149,11 +149,11 @@ def main(argv: Sequence[str]) -> int:
         count, process = start_distributed(
             arguments.multihost, arguments.coordinator, arguments.processes, arguments.process
         )
-        with processes.together():
+        with processes.all_processes():
             pass  # the first exchange, before which nothing is connected
     if count > 1 and (arguments.dry_run or arguments.verify is not None):
         raise UserError("--dry_run, --verify: are for one process; leave --multihost out")
-    with processes.together():
+    with processes.all_processes():
         source = layout.resolve(arguments.source)
         target = str(as_path(arguments.target))
         refuse_existing(target)

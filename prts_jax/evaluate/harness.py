@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from prts_jax.config import nearest
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.evaluate.generate import Generator, Sampling
 from prts_jax.evaluate.harness_scores import scores_of
 from prts_jax.evaluate.loaded import LoadedModel, load
@@ -191,11 +191,10 @@ class Tasks(TaskManager):  # type: ignore[misc]  # the harness is not typed
         try:
             return super().load(tasks)
         except Exception as error:  # downloads fail in as many ways as there are libraries below
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"--tasks={','.join(tasks)}: its data could not be loaded ({reason}); it comes "
-                f"from the Hugging Face hub ({self._data_set(tasks[0])}): run once with network "
-                "access, or give task files over local data with --include_path"
+                f"--tasks={','.join(tasks)}: its data could not be loaded ({first_line(error)}); "
+                f"it comes from the Hugging Face hub ({self._data_set(tasks[0])}): run once with "
+                "network access, or give task files over local data with --include_path"
             ) from error
 
     def _data_set(self, task: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
-from prts_jax.checkpoint.digests import digest_of
+from prts_jax.checkpoint.digests import digest_of, not_what_was_saved
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import carry_tokenizer
 from prts_jax.config import RunConfig, to_dict
@@ -116,10 +116,7 @@ def open_checkpoint(spec: str) -> ForeignModel:
         except Exception as error:  # tensorstore raises ValueError and others for bad files
             raise arrays.unreadable(path, where, error) from error
         if digest_of(values) != lineage.digests[leaf][layer or 0]:
-            raise UserError(
-                f"{path}: {where}: is not what was saved (digests differ); the files are damaged, "
-                "use another checkpoint"
-            )
+            raise not_what_was_saved(path, where)
         return values
 
     return ForeignModel(

@@ -14,7 +14,7 @@ import numpy as np
 
 from prts_jax.config import ModelConfig, RopeScaling, check_model
 from prts_jax.declaration import Declaration
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.formats.huggingface import commonest_dtype
 from prts_jax.formats.model_source import (
     ForeignModel,
@@ -213,12 +213,12 @@ def _load(file: str) -> dict[str, Any]:
         raise UserError(f"{file}: does not exist; name the folder or the file itself") from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file}: holds more than tensors ({_first_line(error)}), and unpickling it could run "
+            f"{file}: holds more than tensors ({first_line(error)}), and unpickling it could run "
             "any code; where you trust it, load it with torch and save its state_dict alone"
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         raise UserError(
-            f"{file}: cannot be read ({_first_line(error)}); copy it again, and if torch wrote it "
+            f"{file}: cannot be read ({first_line(error)}); copy it again, and if torch wrote it "
             "before 1.6, save it again"
         ) from error
     for key in ("model", "state_dict"):
@@ -238,10 +238,6 @@ def _shapes(tensors: Mapping[str, Any]) -> dict[str, TensorShape]:
         )
         for name, tensor in tensors.items()
     }
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 def _bare(name: str) -> str:

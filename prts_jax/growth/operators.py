@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prts_jax.config import GrowthConfig, ModelConfig, nearest, third_party_operators
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.growth import depth, learned, width
 from prts_jax.growth.map import GrowthMap
 
@@ -113,7 +113,7 @@ def _third_party(operator: str) -> Make:
     except Exception as error:  # whatever a foreign module raises while it is imported
         raise UserError(
             f"growth.operator: {operator!r} cannot be loaded from {found[operator].value} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            f"({type(error).__name__}: {first_line(error)}); "
             "mend or remove its package"
         ) from error
     return made

@@ -46,7 +46,7 @@ def grow_checkpoint(
       UserError: no such mode, the mode cannot do it, or the growth cannot be done at all.
     """
     _check_mode(mode)
-    with processes.together():
+    with processes.all_processes():
         moments = optimizer_plan(source, growth_map, optimizer)
 
     def streamed() -> GrowthReport:
@@ -56,7 +56,7 @@ def grow_checkpoint(
 
     if mode == "stream":
         return streamed()
-    linked = processes.first_alone(lambda: _link(source, target, growth_map, moments))
+    linked = processes.run_on_first(lambda: _link(source, target, growth_map, moments))
     if "mode" in linked:
         return GrowthReport(**linked | {"layers": tuple(linked["layers"])})
     reason = linked["reason"]

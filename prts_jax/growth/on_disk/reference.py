@@ -24,7 +24,7 @@ from prts_jax.checkpoint.digests import digest_of, first_difference
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.checkpoint.tokenizer import carry_tokenizer
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.growth.leaf import is_copied
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_disk.ocdbt_index import Extent, Extents, extents
@@ -167,7 +167,7 @@ def _expecting_layout(source: str) -> Iterator[None]:
         for code in FULL:
             if os.strerror(code) in str(error):
                 raise OSError(code, os.strerror(code)) from error
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise CannotReferenceError(
             source, f"its files are not laid out as known ({type(error).__name__}: {reason})"
         ) from error

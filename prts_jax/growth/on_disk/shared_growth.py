@@ -25,7 +25,7 @@ from prts_jax.growth.on_disk.pieces import Piece, pieces
 from prts_jax.growth.on_disk.plan import GrowthPlan, plan
 from prts_jax.growth.on_disk.stream import GrowthReport, Progress, write_pieces
 from prts_jax.paths import as_path
-from prts_jax.processes import Reports, together
+from prts_jax.processes import Reports, all_processes
 
 
 def stream_together(
@@ -58,16 +58,17 @@ def stream_together(
     target = str(as_path(target))
     moments_read, moments_written = optimizer_bytes(optimizer)
     first = jax.process_index() == 0
-    with together(), contextlib.ExitStack() as checkpoint:
-        with together():
+    with all_processes(), contextlib.ExitStack() as checkpoint:
+        with all_processes():
             work = plan(source, growth_map)
             if first:
                 check_space(target, work.bytes_written + moments_written)
                 checkpoint.enter_context(new_checkpoint(target))
         directory = directory_to_fill(target)
-        with together():
+        with all_processes():
             reports = Reports(directory)
-        with together():  # all have read the reports, also of an error, before they are removed
+        # All have read the reports, also of an error, before they are removed.
+        with all_processes():
             found = _write_share(
                 work, optimizer, target, reports, progress or (lambda done, total: None)
             )
