@@ -5,65 +5,50 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from itertools import starmap
+from typing import Any
 
 import jax
 
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.model.architecture import declare
-from prts_jax.planning.guidelines import GROWTH_FACTOR
-from prts_jax.planning.plan import DEFAULT_MFU, Plan, Shape, make_plan
-from prts_jax.report.table import Table, flops, quantity, render
+from prts_jax.planning.plan import DEFAULT_MFU, make_plan
+from prts_jax.report.table import flops, quantity
+from prts_jax.text_table import Table, render
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = OneLineParser(
+    parser = OneLineParser(
         prog="prts plan",
         description=(
             "Plan a run that grows once, by the guidelines of Stacking Your Transformers: tokens "
             "for the base (equation 4), its shape, FLOPs with and without growth, and the saving "
-            "that the paper would predict. Says where it leaves what the paper measured."
+            "that the paper would predict. Warns where the plan leaves the paper's measurements."
         ),
     )
-    made.add_argument(
-        "--params",
-        type=float,
-        metavar="N",
-        help="the target's parameters, such as 7e9 (default: the preset's)",
+    add = parser.add_argument
+    help_params = "the target's parameters, such as 7e9 (default: the preset's)"
+    add("--params", type=float, metavar="N", help=help_params)
+    help_tokens = "tokens of the run from scratch, such as 2e12"
+    add("--tokens", type=float, metavar="D", required=True, help=help_tokens)
+    help_preset = (
+        "the target's shape, such as llama2_7b or 24L2048H (default: nearest by parameters)"
     )
-    made.add_argument(
-        "--tokens",
-        type=float,
-        metavar="D",
-        required=True,
-        help="tokens that the target would be trained on from scratch, such as 2e12",
+    add("--preset", default="", metavar="NAME", help=help_preset)
+    help_length = "tokens of a sequence, for attention's FLOPs (default: %(default)s)"
+    add("--length", type=int, default=2048, help=help_length)
+    help_hardware = "a TPU slice, such as v5p-256; adds days"
+    add("--hardware", default="", metavar="TYPE", help=help_hardware)
+    help_mfu = (
+        "with --hardware: assumed share of the chips' peak FLOP/s "
+        f"(default: {DEFAULT_MFU}; better: the mfu in a run's metrics.jsonl)"
     )
-    made.add_argument(
-        "--preset",
-        default="",
-        metavar="NAME",
-        help="the target's shape, such as llama2_7b or 24L2048H (default: nearest by parameters)",
-    )
-    made.add_argument(
-        "--length",
-        type=int,
-        default=2048,
-        help="tokens of a sequence, for attention's FLOPs (default: %(default)s)",
-    )
-    made.add_argument(
-        "--hardware", default="", metavar="TYPE", help="a TPU slice, such as v5p-256: prints days"
-    )
-    made.add_argument(
-        "--mfu",
-        type=float,
-        help="with --hardware: share of the chips' peak FLOP/s to assume "
-        f"(default: {DEFAULT_MFU}; better: mfu of a run's metrics.jsonl)",
-    )
-    made.add_argument("--json", action="store_true", help="print one JSON object")
-    return made
+    add("--mfu", type=float, help=help_mfu)
+    add("--json", action="store_true", help="print one JSON object")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     if arguments.mfu is not None and not arguments.hardware:
         raise UserError("--mfu: says nothing without --hardware; name a slice such as v5p-256")
-    # Shapes only: a plan must not take the accelerator of a run that is going on.
+    # Shapes only: a plan must not take the accelerator of a run in progress.
     jax.config.update("jax_platforms", "cpu")
     plan = make_plan(
         declare,
@@ -86,49 +71,45 @@ def main(argv: Sequence[str]) -> int:
         hardware=arguments.hardware,
         mfu=DEFAULT_MFU if arguments.mfu is None else arguments.mfu,
     )
-    print(json.dumps(plan.to_json(), allow_nan=False) if arguments.json else as_text(plan))
+    print(json.dumps(plan, allow_nan=False) if arguments.json else as_text(plan))
     return 0
 
 
-def as_text(plan: Plan) -> str:
-    """Returns what `prts plan` prints."""
-    saving, target, base, hardware = plan.saving, plan.target, plan.base, plan.hardware
-    chosen = "" if plan.preset_given else " (the preset nearest in parameters; --preset chooses)"
-    least, most = saving.measured_range
-    lines = [
-        _line("target", f"{plan.preset}{chosen}: {_model(target.model)}; {_billions(target)}"),
-        _line("base", f"{base.model.layers} layers, all else as the target; {_billions(base)}"),
-        _line(
-            "growth",
-            f"after {plan.growth_tokens / 1e9:.2f}B tokens, by stacking {GROWTH_FACTOR} times "
-            f"(equation 4 for N = {plan.params:.4g}, C = 6·N·D = {flops(plan.compute)})",
-        ),
-        _line(
-            "saving",
-            f"speed-up {saving.speedup:.1%}, {saving.flops_saved:.1%} fewer FLOPs at equal loss, "
-            f"the base's included: {saving.status}. Rests on this: {saving.basis}; its four sizes "
-            f"gave {least:.1%} to {most:.1%}",
-        ),
-        "",
-        render(_costs(plan)),
-        "",
-        _line(
+def as_text(plan: dict[str, Any]) -> str:
+    """Returns the plan as `prts plan` prints it."""
+    saving, target, base, hardware = (plan[k] for k in ("saving", "target", "base", "hardware"))
+    chosen = "" if target["preset_given"] else " (the nearest preset in parameters; see --preset)"
+    least, most = saving["measured_range"]
+    before = {
+        "target": f"{target['preset']}{chosen}: {target['layers']} layers, {target['embed']} wide, "
+        f"{target['heads']} heads ({target['kv_heads']} kv) of {target['head_dim']}, mlp "
+        f"{target['mlp']}, vocabulary {target['vocab']}{', tied' if target['tied'] else ''}; "
+        f"{target['params'] / 1e9:.4g}B parameters",
+        "base": f"{base['layers']} layers, all else as the target; "
+        f"{base['params'] / 1e9:.4g}B parameters",
+        "growth": f"after {plan['growth_tokens'] / 1e9:.2f}B tokens, by stacking "
+        f"{plan['growth_factor']} times (equation 4 for N = {plan['params']:.4g}, "
+        f"C = 6·N·D = {flops(plan['compute'])})",
+        "saving": f"speed-up {saving['speedup']:.1%}, {saving['flops_saved']:.1%} fewer FLOPs at "
+        f"equal loss, the base's included: {saving['status']}. Basis: {saving['basis']}; the four "
+        f"measured sizes gave {least:.1%} to {most:.1%}",
+    }
+    after = [
+        (
             "FLOPs",
-            f"the project's count at length {plan.length}; 6·N·D counts all parameters of the "
-            "preset. The grown run's rest on the predicted saving; for scratch's FLOPs it could "
-            f"go on to {quantity(plan.after_growth.equal_flops)} tokens after growth, and a lower "
-            "loss",
-        ),
+            f"matrix products and attention at length {plan['length']}; 6·N·D counts all parameters "
+            "of the preset. The grown run's FLOPs follow from the predicted saving; with the FLOPs "
+            "from scratch it could train for "
+            f"{quantity(plan['tokens_after_growth']['equal_flops'])} tokens after growth, to a "
+            "lower loss",
+        )
     ]
     if hardware:
-        lines.append(
-            _line(
-                "days",
-                f"{hardware.chips} chips of {hardware.peak_flops_per_chip / 1e12:.0f} TFLOP/s at "
-                f"an assumed MFU of {hardware.mfu:.0%} (--mfu)",
-            )
-        )
-    lines += [_line("warning", warning) for warning in plan.warnings]
+        tera = hardware["peak_flops_per_chip"] / 1e12
+        mfu = f"an assumed MFU of {hardware['mfu']:.0%} (--mfu)"
+        after.append(("days", f"{hardware['chips']} chips of {tera:.0f} TFLOP/s at {mfu}"))
+    after += [("warning", warning) for warning in plan["warnings"]]
+    lines = [*starmap(_line, before.items()), "", render(_costs(plan)), "", *starmap(_line, after)]
     return "\n".join(lines)
 
 
@@ -136,40 +117,24 @@ def _line(label: str, text: str) -> str:
     return textwrap.fill(text, width=100, initial_indent=f"{label:<9}", subsequent_indent=" " * 9)
 
 
-def _billions(shape: Shape) -> str:
-    return f"{shape.params / 1e9:.4g}B parameters"
+def _costs(plan: dict[str, Any]) -> Table:
+    """Returns the table of tokens, FLOPs and days of each part."""
 
+    def parts(of: dict[str, float], suffix: str = "") -> list[float]:
+        base, grown, scratch = (of[f"{name}{suffix}"] for name in ("base", "grown", "scratch"))
+        return [base, grown - base, grown, scratch]
 
-def _model(model: ModelConfig) -> str:
-    return (
-        f"{model.layers} layers, {model.embed} wide, {model.heads} heads ({model.kv_heads} kv) of "
-        f"{model.head_dim}, mlp {model.mlp}, vocabulary {model.vocab}"
-        f"{', tied' if model.tied else ''}"
-    )
-
-
-def _costs(plan: Plan) -> Table:
-    cost = plan.flops
-    header = ["", "tokens", "FLOPs", "by 6ND"]
-    after = plan.after_growth.equal_loss
-    rows = [
-        ["base", quantity(plan.growth_tokens), flops(cost.base), flops(cost.base_6nd)],
-        [
-            "target after growth",
-            quantity(after),
-            flops(cost.grown - cost.base),
-            flops(cost.grown_6nd - cost.base_6nd),
-        ],
-        ["grown, both", "", flops(cost.grown), flops(cost.grown_6nd)],
-        ["from scratch", quantity(plan.tokens), flops(cost.scratch), flops(cost.scratch_6nd)],
-    ]
-    if plan.hardware:
-        days = plan.hardware.days
-        header.append(f"days on {plan.hardware.name}")
-        parts = (days["base"], days["grown"] - days["base"], days["grown"], days["scratch"])
-        for row, value in zip(rows, parts, strict=True):
-            row.append(f"{value:,.2f}")
-    return Table("Costs to equal loss", header, rows)
+    after = plan["tokens_after_growth"]["equal_loss"]
+    columns = {
+        "": ["base", "target after growth", "grown, both", "from scratch"],
+        "tokens": [quantity(plan["growth_tokens"]), quantity(after), "", quantity(plan["tokens"])],
+        "FLOPs": [flops(value) for value in parts(plan["flops"])],
+        "by 6ND": [flops(value) for value in parts(plan["flops"], "_6nd")],
+    }
+    if plan["hardware"]:
+        days = [f"{value:,.2f}" for value in parts(plan["hardware"]["days"])]
+        columns[f"days on {plan['hardware']['name']}"] = days
+    return Table("Costs to equal loss", list(columns), list(zip(*columns.values(), strict=True)))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""When to grow, from what, by how much and what it saves: the paper's guidelines.
+"""The paper's guidelines: when to grow, from what base, and what growth saves.
 
 Source: Du et al., arXiv 2405.15319: equation 4 for the growth timing, a fixed growth factor of 4,
-and the speed-ups of G_stack that it measured at four sizes.
+and the speed-ups of G_stack measured at four sizes.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 
 GROWTH_FACTOR = 4
-"""Copies of the base. The paper's choice; the fit for it in its appendix is no advice (it would
-stack an 8B from 24 copies and a 70B from 221)."""
+"""Copies of the base, the paper's choice. The fit in its appendix is not used: it would stack an 8B
+from 24 copies and a 70B from 221."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Measurement:
     """A speed-up that the paper measured: a base on `BASE_TOKENS`, stacked 4 times.
 
     Attributes:
-      name: what the paper calls the size.
+      name: the paper's name of the size.
       params: all parameters of its shape.
-      tokens: of the run from scratch that it is measured against.
-      speedup: FLOPs from scratch over FLOPs grown (base included) at equal loss, minus one.
+      tokens: tokens of the run from scratch.
+      speedup: FLOPs from scratch / FLOPs grown (base included) − 1, at equal loss.
     """
 
     name: str
@@ -47,38 +47,18 @@ MEASURED = (
 )
 """Every size at which the paper measured G_stack's speed-up, smallest first."""
 
-MEASURED_GROWTH_TOKENS = (1e9, 50e9)
-"""Bases of the paper's study of growth timing (its published checkpoints, 410M and 1.1B)."""
-
 BASE_TOKENS = 10e9
-"""Of every measured speed-up's base."""
+"""Tokens of the base in every measured speed-up."""
+
+MEASURED_GROWTH_TOKENS = (1e9, 50e9)
+"""Range of base tokens in the paper's study of growth timing (410M and 1.1B)."""
 
 ABOUT = 1.2
-"""Within this ratio a size counts as the paper's: its counts of one model differ by as much with
-what is counted (its 7B has 5.93e9 parameters)."""
+"""A size within this ratio counts as the paper's: its own counts of one model differ by as much,
+depending on what is counted (its 7B has 5.93e9 parameters)."""
 
 MOST_COMPUTE = 1e30
-"""C, FLOPs, beyond which equation 4 is refused: eight orders above the largest measured run."""
-
-
-@dataclass(frozen=True)
-class Saving:
-    """What the paper would predict.
-
-    Attributes:
-      speedup: FLOPs from scratch / FLOPs grown − 1 at equal loss, base included.
-      flops_saved: share of the FLOPs from scratch that growth saves, 1 − 1 / (1 + speedup).
-      status: "measured" where the paper has a run of about this size and length, else
-        "extrapolated".
-      basis: what the prediction rests on, in a sentence.
-      measured_range: lowest and highest speed-up that the paper measured.
-    """
-
-    speedup: float
-    flops_saved: float
-    status: str
-    basis: str
-    measured_range: tuple[float, float]
+"""FLOPs beyond which equation 4 is refused: eight orders above the largest measured run."""
 
 
 def growth_timing(params: float, tokens: float) -> float:
@@ -91,16 +71,16 @@ def growth_timing(params: float, tokens: float) -> float:
 
     Args:
       params: N, the target's parameters.
-      tokens: D, what the target would be trained on from scratch.
+      tokens: D, tokens of the run from scratch.
 
     Raises:
-      UserError: params or tokens are no count, or the equation has no meaning there: it asks for
-        less than one token or for as many as the whole run has, or C is beyond `MOST_COMPUTE`.
+      UserError: params or tokens are below 1, d is below one token or at least D, or C exceeds
+        `MOST_COMPUTE`.
     """
     for name, value in (("params", params), ("tokens", tokens)):
         if not (math.isfinite(value) and value >= 1):
             raise UserError(f"{name}: is {value:g}; give a count of at least 1, such as 7e9")
-    # In logarithms throughout: absurd sizes overflow otherwise, before they can be refused.
+    # In logarithms throughout: absurd sizes would overflow before they are refused.
     log_n, log_d = math.log10(params), math.log10(tokens)
     log_c = math.log10(6) + log_n + log_d
     log_growth = 0.88 * log_n + 163.27 / log_c - 5.74
@@ -112,7 +92,7 @@ def growth_timing(params: float, tokens: float) -> float:
     elif log_growth < 0:
         reason = "it would train the base on less than a token"
     if reason:
-        least, most = _bounds(m.compute for m in MEASURED)
+        least, most = _measured_range("compute")
         raise UserError(
             f"growth timing: for params={params:g} and tokens={tokens:g} equation 4 has no meaning "
             f"(C = 10^{log_c:.1f} FLOPs; {reason}); give a run nearer to those that the paper "
@@ -125,7 +105,7 @@ def base_model(target: ModelConfig) -> ModelConfig:
     """Returns the base that G_stack grows into `target`: a quarter of its layers, all else equal.
 
     Raises:
-      UserError: the layers cannot be divided by the growth factor.
+      UserError: the number of layers is no multiple of the growth factor.
     """
     if target.layers < GROWTH_FACTOR or target.layers % GROWTH_FACTOR:
         raise UserError(
@@ -135,16 +115,20 @@ def base_model(target: ModelConfig) -> ModelConfig:
     return dataclasses.replace(target, layers=target.layers // GROWTH_FACTOR)
 
 
-def predicted_saving(params: float, tokens: float) -> Saving:
+def predicted_saving(params: float, tokens: float) -> dict[str, Any]:
     """Returns the speed-up that the paper measured at the size nearest to `params`.
 
-    The four measured speed-ups differ by less than the runs they come from (size, length, shape),
-    so nothing is fitted through them.
+    Nothing is fitted: the four speed-ups differ by less than the runs they come from.
+
+    Returns:
+      speedup, FLOPs from scratch / FLOPs grown − 1 at equal loss, base included; flops_saved, the
+      share 1 − 1 / (1 + speedup); status, "measured" if the paper has a run of about this size and
+      length, else "extrapolated"; basis, the measurement in a sentence; measured_range, the lowest
+      and highest speed-up that the paper measured.
     """
     nearest = min(MEASURED, key=lambda m: abs(math.log(m.params / params)))
     is_measured = all(
-        abs(math.log(ours / theirs)) <= math.log(ABOUT)
-        for ours, theirs in ((params, nearest.params), (tokens, nearest.tokens))
+        1 / ABOUT <= ratio <= ABOUT for ratio in (params / nearest.params, tokens / nearest.tokens)
     )
     basis = (
         f"the paper measured {nearest.speedup:.1%} with its {nearest.name} against "
@@ -154,27 +138,27 @@ def predicted_saving(params: float, tokens: float) -> Saving:
     if not is_measured:
         basis += f", the nearest in size; for {params:.3g} parameters on {tokens:.3g} tokens "
         basis += "this is extrapolated"
-    return Saving(
-        speedup=nearest.speedup,
-        flops_saved=1 - 1 / (1 + nearest.speedup),
-        status="measured" if is_measured else "extrapolated",
-        basis=basis,
-        measured_range=_bounds(m.speedup for m in MEASURED),
-    )
+    return {
+        "speedup": nearest.speedup,
+        "flops_saved": 1 - 1 / (1 + nearest.speedup),
+        "status": "measured" if is_measured else "extrapolated",
+        "basis": basis,
+        "measured_range": _measured_range("speedup"),
+    }
 
 
 def outside_measurements(params: float, tokens: float, growth_tokens: float) -> list[str]:
-    """Returns in what a plan leaves the paper's measurements by more than `ABOUT`, a line each.
+    """Returns a warning for each quantity that is outside the paper's range by more than `ABOUT`.
 
     Args:
       params: N, the target's parameters.
       tokens: D, tokens of the run from scratch.
-      growth_tokens: d, the base's.
+      growth_tokens: d, tokens of the base.
     """
     checked = (
-        ("parameters", params, _bounds(m.params for m in MEASURED)),
-        ("tokens", tokens, _bounds(m.tokens for m in MEASURED)),
-        ("C = 6·N·D FLOPs", 6 * params * tokens, _bounds(m.compute for m in MEASURED)),
+        ("parameters", params, _measured_range("params")),
+        ("tokens", tokens, _measured_range("tokens")),
+        ("C = 6·N·D FLOPs", 6 * params * tokens, _measured_range("compute")),
         ("growth tokens d", growth_tokens, MEASURED_GROWTH_TOKENS),
     )
     lines = [
@@ -191,6 +175,6 @@ def outside_measurements(params: float, tokens: float, growth_tokens: float) -> 
     return lines
 
 
-def _bounds(values: Iterable[float]) -> tuple[float, float]:
-    listed = list(values)
-    return min(listed), max(listed)
+def _measured_range(attribute: str) -> tuple[float, float]:
+    values = [getattr(measurement, attribute) for measurement in MEASURED]
+    return min(values), max(values)

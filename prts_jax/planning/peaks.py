@@ -1,4 +1,4 @@
-"""Peak FLOP/s of accelerators: what MFU is measured against and what a plan's days assume.
+"""Peak FLOP/s of accelerators, for MFU and for the days of a plan.
 
 Source: the vendors' data sheets (Cloud TPU documentation, "TPU versions"; NVIDIA); bfloat16, dense.
 """
@@ -11,7 +11,7 @@ PEAK_FLOPS_PER_CHIP = {
     "v5p": 459e12,
     "v6e": 918e12,
 }
-"""TPU generation, as `prts_jax.launch.accelerators.GENERATIONS` names it → FLOP/s of a chip."""
+"""TPU generation, as gcloud names it → FLOP/s of a chip."""
 
 PEAK_FLOPS_PER_DEVICE = {
     # A device is one of a chip's two cores here, a chip from v4 on.
@@ -26,4 +26,4 @@ PEAK_FLOPS_PER_DEVICE = {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
-"""Beginning of a `jax.Device`'s `device_kind` → FLOP/s of that device."""
+"""Prefix of a `jax.Device`'s `device_kind` → FLOP/s of that device."""

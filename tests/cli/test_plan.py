@@ -20,23 +20,23 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_json_is_one_object_with_its_keys(capsys):
+def test_json_is_one_object_with_the_documented_keys(capsys):
     out = printed(capsys, "--params=7e9", "--tokens=2e12", "--preset=llama2_7b", "--json")
     assert out.count("\n") == 1
-    made = json.loads(out)
-    assert made["growth_tokens"] == pytest.approx(11.11e9, abs=0.005e9)
-    assert made["growth_factor"] == 4
-    assert (made["base"]["layers"], made["base"]["embed"]) == (8, 4096)
-    flops = made["flops"]
+    plan = json.loads(out)
+    assert plan["growth_tokens"] == pytest.approx(11.11e9, abs=0.005e9)
+    assert plan["growth_factor"] == 4
+    assert (plan["base"]["layers"], plan["base"]["embed"]) == (8, 4096)
+    flops = plan["flops"]
     assert flops["base"] < flops["grown"] < flops["scratch"]
-    assert flops["scratch"] / flops["grown"] - 1 == pytest.approx(made["saving"]["speedup"])
-    assert made["hardware"] is None
+    assert flops["scratch"] / flops["grown"] - 1 == pytest.approx(plan["saving"]["speedup"])
+    assert plan["hardware"] is None
 
 
-def test_the_table_says_what_is_measured_and_what_is_assumed(capsys):
+def test_the_text_names_measurements_and_assumptions(capsys):
     out = printed(capsys, "--params=7e9", "--tokens=2e12", "--hardware=v5p-256")
     text = " ".join(out.split())
-    assert "llama2_7b (the preset nearest in parameters; --preset chooses)" in text
+    assert "llama2_7b (the nearest preset in parameters; see --preset)" in text
     assert "growth after 11.11B tokens, by stacking 4 times" in text
     assert "speed-up 54.6%, 35.3% fewer FLOPs at equal loss, the base's included: extrap" in text
     assert "the paper measured 54.6% with its 7B against 300B tokens" in text
@@ -90,7 +90,7 @@ def test_the_documented_output_is_the_output(capsys):
         (["--params=7e9", "--tokens=2e12", "--factor=24"], "unrecognized arguments: --factor=24"),
     ],
 )
-def test_mistakes_end_in_one_line(capsys, arguments, message):
+def test_user_errors_are_one_line_and_exit_code_2(capsys, arguments, message):
     assert run(main, arguments, "plan") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -99,7 +99,7 @@ def test_mistakes_end_in_one_line(capsys, arguments, message):
     assert captured.err.count("\n") == 1
 
 
-def test_it_is_a_command_of_prts_and_takes_no_accelerator():
+def test_prts_plan_runs_on_the_cpu_without_heavy_imports():
     assert "plan" in COMMANDS
     program = (
         "import sys\n"
@@ -114,5 +114,5 @@ def test_it_is_a_command_of_prts_and_takes_no_accelerator():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert made["growth_tokens"] == round(growth_timing(made["target"]["params"], 4e11))
+    plan = json.loads(done.stdout)
+    assert plan["growth_tokens"] == round(growth_timing(plan["target"]["params"], 4e11))

@@ -28,7 +28,7 @@ from prts_jax.planning.guidelines import (
         (70e9, 2e12, 42.48e9),
     ],
 )
-def test_growth_timing_is_the_papers_table(params, tokens, growth_tokens):
+def test_growth_timing_equals_the_papers_table(params, tokens, growth_tokens):
     assert growth_timing(params, tokens) == pytest.approx(growth_tokens, abs=0.005e9)
 
 
@@ -37,7 +37,7 @@ def test_growth_timing_is_the_papers_table(params, tokens, growth_tokens):
     st.floats(1e11, 1e14),
     st.floats(1.1, 10),
 )
-def test_for_equal_compute_the_base_trains_longer_the_larger_the_target(params, tokens, times):
+def test_at_equal_compute_growth_tokens_are_a_power_law_in_params(params, tokens, times):
     try:
         small, large = growth_timing(params, tokens), growth_timing(params * times, tokens / times)
     except UserError:
@@ -49,7 +49,7 @@ def test_for_equal_compute_the_base_trains_longer_the_larger_the_target(params, 
 @given(
     st.floats(allow_nan=True, allow_infinity=True), st.floats(allow_nan=True, allow_infinity=True)
 )
-def test_growth_comes_within_the_run_or_is_refused_in_a_line(params, tokens):
+def test_growth_timing_is_below_the_run_length_or_refused_in_one_line(params, tokens):
     try:
         timing = growth_timing(params, tokens)
     except UserError as refused:
@@ -83,7 +83,7 @@ def test_the_base_of_a_paper_model_is_the_papers_base(size):
 
 
 @pytest.mark.parametrize("alias", ["30L2048H", "2L2048H", "0L2048H"])
-def test_layers_that_four_copies_cannot_make_are_refused(alias):
+def test_layers_that_are_no_multiple_of_four_are_refused(alias):
     with pytest.raises(UserError, match=r"^target: has \d+ layers, .* a multiple of 4$"):
         base_model(preset(alias))
 
@@ -96,11 +96,11 @@ def test_measured_parameters_are_those_of_the_papers_shapes():
     assert MEASURED[1].compute == pytest.approx(8e20, rel=1e-3)
 
 
-def test_the_papers_7b_saves_what_the_paper_says():
+def test_the_saving_of_the_papers_7b_equals_the_papers():
     saving = predicted_saving(5.93e9, 300e9)
-    assert saving.status == "measured"
-    assert saving.speedup == pytest.approx(300 / 194 - 1, abs=5e-4)
-    assert saving.flops_saved == pytest.approx(1 - 194 / 300, abs=5e-4)
+    assert saving["status"] == "measured"
+    assert saving["speedup"] == pytest.approx(300 / 194 - 1, abs=5e-4)
+    assert saving["flops_saved"] == pytest.approx(1 - 194 / 300, abs=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,16 +115,13 @@ def test_the_papers_7b_saves_what_the_paper_says():
         (1e8, 400e9, 0.531, "extrapolated"),
     ],
 )
-def test_a_saving_says_whether_the_paper_measured_it(params, tokens, speedup, status):
+def test_a_saving_is_measured_or_extrapolated(params, tokens, speedup, status):
     saving = predicted_saving(params, tokens)
-    assert (saving.speedup, saving.status) == (speedup, status)
-    assert ("this is extrapolated" in saving.basis) == (status == "extrapolated")
+    assert (saving["speedup"], saving["status"]) == (speedup, status)
+    assert ("this is extrapolated" in saving["basis"]) == (status == "extrapolated")
 
 
-@pytest.mark.parametrize("measured", MEASURED, ids=lambda m: m.name)
-def test_the_papers_own_runs_are_inside(measured):
-    assert outside_measurements(measured.params, measured.tokens, growth_tokens=10e9) == []
-
-
-def test_the_7b_by_its_name_is_inside_too():
-    assert outside_measurements(7e9, 300e9, growth_tokens=10e9) == []
+def test_the_papers_own_runs_are_within_its_measurements():
+    runs = [(measured.params, measured.tokens) for measured in MEASURED]
+    for params, tokens in [*runs, (7e9, 300e9)]:  # the 7B by its name, too
+        assert outside_measurements(params, tokens, growth_tokens=10e9) == []

@@ -1,0 +1,45 @@
+"""Tables of text cells, aligned for a terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MISSING = "–"
+"""The cell of a value that is not known."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; the first `text_columns` columns hold words, the others numbers."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+
+
+def render(table: Table) -> str:
+    """Returns title, header, a rule and the rows as lines of text."""
+    header, *rows = align([table.header, *table.rows], table.text_columns)
+    rule = "─" * max(map(len, (header, *rows)))
+    return "\n".join([table.title, header, rule, *rows])
+
+
+def align(rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
+    """Returns a line a row, columns two spaces apart, without trailing spaces.
+
+    >>> align([["source", "tokens"], ["web", "1,024"]])
+    ['source  tokens', 'web      1,024']
+
+    Args:
+      rows: cells, equally many in each row.
+      text_columns: the first columns, which are aligned to the left; the others to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
