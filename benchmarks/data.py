@@ -29,6 +29,7 @@ from other_readers import grain_over_memory_map, seqio_cached
 
 from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.build.cache import cache
 from data_pipelines.build.file_work import Rules
 from data_pipelines.text.native import NativeTask
@@ -152,7 +153,8 @@ def reading(tokenizer_file: Path, folder: Path, seconds: float) -> None:
 
     def batches(mixture: str = "", block: int = 0, documents: bool = False) -> Callable[[], int]:
         reader = train_batches(
-            store, mixture, LENGTH, BATCH, seed=0, block=block, documents=documents
+            store,
+            ReadOrder(LENGTH, BATCH, seed=0, block=block, documents=documents, mixture=mixture),
         )
 
         def read() -> int:
@@ -180,7 +182,7 @@ def reading(tokenizer_file: Path, folder: Path, seconds: float) -> None:
         rates,
         "memory map in order, tokens alone",
     )
-    _show_seek(train_batches(store, "", LENGTH, BATCH, seed=0))
+    _show_seek(train_batches(store, ReadOrder(LENGTH, BATCH, seed=0)))
 
 
 def _show_seek(batches: TrainBatches) -> None:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax import config
 from prts_jax.feed import place, prefetch
@@ -62,7 +63,7 @@ def _race(
 ) -> tuple[np.ndarray, float, float, int]:
     """Returns times [rounds, 3], CPU-seconds of the loader and of all, and batches loaded."""
     data, declarations = run.data, declare(run.model)
-    batches = TrainBatches(store, data.length, data.batch, data.seed)
+    batches = TrainBatches(store, ReadOrder(data.length, data.batch, data.seed))
     loading: list[float] = []
 
     def load(step: int) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard, write_index, write_shard
 from data_pipelines.text.sources import SLIMPAJAMA
@@ -72,7 +73,9 @@ def main() -> None:
         seconds = time.perf_counter() - begin
         print(f"{store.tokens:,} tokens: opened in {seconds:.1f} s, at {before:.0f} MB before")
         for block, apart in ((0, False), (65_536, False), (0, True)):
-            batches = TrainBatches(store, LENGTH, BATCH, seed=0, block=block, documents=apart)
+            batches = TrainBatches(
+                store, ReadOrder(LENGTH, BATCH, seed=0, block=block, documents=apart)
+            )
             for first in (0, 10**7):
                 times = []
                 for step in range(first, first + 20):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.build.cache import cache
 from data_pipelines.build.file_work import Rules
 from data_pipelines.chat.instructions import open_instructions
@@ -85,3 +86,9 @@ def make_store(
     file = write_lines(folder / "rows.jsonl", rows)
     task = open_instructions(file, tokenizer, encode, packing)["train"]
     return cache(task, folder / "store", lambda line: None, Rules(packing=packing))
+
+
+def packed_order(length: int, batch: int, seed: int = 0, **changes: Any) -> ReadOrder:
+    """Returns the read order of a packed store."""
+    packed = {"overlap": False, "documents": True, "instructions": True}
+    return ReadOrder(length, batch, seed, **packed | changes)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from data_pipelines.batches.order import ReadOrder, check_rows, check_sizes
 from data_pipelines.batches.permutation import permute
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
@@ -31,68 +32,45 @@ class TrainBatches:
     shifted by one as targets, so neighbours share one token and every token is a target once.
 
     Attributes:
-      store: where the tokens lie.
-      length: inputs of a window.
-      batch: windows of a global batch.
-      seed: of the order.
-      shuffle: False reads the windows in the store's order.
-      overlap: False takes disjoint blocks of length + 1 tokens, as the original's packed dataset.
-      block: tokens that stay together when the order is shuffled, a multiple of the length; 0
-        shuffles the windows. Blocks are read in one piece each, which object storage needs, and a
-        position stays exact when the length changes to another divisor of the block. Tokens after
-        the last whole block are left out.
-      documents: whether documents are kept apart: batches say where they lie.
+      store: the tokens.
+      order: the order in which they are read.
     """
 
     store: TokenStore
-    length: int
-    batch: int
-    seed: int
-    shuffle: bool = True
-    overlap: bool = True
-    block: int = 0
-    documents: bool = False
+    order: ReadOrder
 
     def __post_init__(self) -> None:
-        _check_sizes(self.length, self.batch)
-        if self.block % self.length or self.block < 0:
-            raise UserError(
-                f"block={self.block} is not a multiple of length={self.length}: give one, or 0"
-            )
-        if self.block and not self.overlap:
-            raise UserError(
-                "block and overlap=False: disjoint windows cannot share blocks; drop one"
-            )
         self._check_store()
 
     def _check_store(self) -> None:
         if self.windows_per_epoch < 1:
+            needed = max(self.order.length, self.order.block) + 1
             raise UserError(
                 f"the store is smaller than one window: {self.store.directory} has "
-                f"{self.store.tokens} tokens and length={self.length} needs "
-                f"{max(self.length, self.block) + 1}; give a shorter length or more text"
+                f"{self.store.tokens} tokens and length={self.order.length} needs {needed}; "
+                "give a shorter length or more text"
             )
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of a batch's arrays."""
-        return FIELDS + DOCUMENT_FIELDS * self.documents
+        return FIELDS + DOCUMENT_FIELDS * self.order.documents
 
     @property
     def windows_per_epoch(self) -> int:
         """Number of whole windows in the store, or in its whole blocks."""
-        if self.overlap:
-            block = self.block or self.length
-            return (self.store.tokens - 1) // block * (block // self.length)
-        return self.store.tokens // (self.length + 1)
+        if self.order.overlap:
+            block = self.order.block or self.order.length
+            return (self.store.tokens - 1) // block * self.order.block_windows
+        return self.store.tokens // self.order.stride
 
     def keeps_position(self, position: int) -> bool:
         """Whether a position of the same blocks at another length is the same place here."""
-        return self.block > 0 and position % self.length == 0
+        return self.order.block > 0 and position % self.order.length == 0
 
     def tokens(self, position: int) -> int:
         """Returns how many inputs of the global batch at a position are no padding."""
-        return self.batch * self.length
+        return self.order.batch * self.order.length
 
     def rows(self, position: int, start: int, stop: int) -> Batch:
         """Returns rows [start, stop) of the global batch at a position.
@@ -109,21 +87,15 @@ class TrainBatches:
         Raises:
           UserError: the position is not between two windows (it was counted at another length).
         """
-        check_rows(start, stop, self.batch)
-        if position < 0 or position % self.length:
-            raise UserError(
-                f"position {position} is not a multiple of length={self.length}: keep the length "
-                "that the position was counted with"
-            )
-        consumed = position // self.length + np.arange(start, stop, dtype=np.int64)
+        consumed = self.order.consumed(position, start, stop)
         tokens, sources, *offsets = self.windows(consumed)
         batch = {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],
-            "loss_weights": np.ones((len(consumed), self.length), np.float32),
+            "loss_weights": np.ones((len(consumed), self.order.length), np.float32),
             "source_ids": sources[:, 1:],
         }
-        return keep_documents_apart(batch, offsets[0]) if self.documents else batch
+        return keep_documents_apart(batch, offsets[0]) if self.order.documents else batch
 
     def windows(self, consumed: np.ndarray) -> np.ndarray:
         """Reads the run's windows `consumed`.
@@ -132,31 +104,33 @@ class TrainBatches:
           int32 [2 or 3, n, length + 1]: tokens, source ids and, where documents are kept apart,
           how far each token is into its document.
         """
-        stride = self.length if self.overlap else self.length + 1
-        starts = self._order(consumed) * stride
-        out = np.empty((2 + self.documents, len(starts), self.length + 1), np.int32)
+        stride, size = self.order.stride, self.order.length + 1
+        starts = self.store_windows(consumed) * stride
+        out = np.empty((2 + self.order.documents, len(starts), size), np.int32)
         # Windows that follow one another in the store are read in one piece.
         runs = np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts) != stride) + 1)
         runs = [run for run in runs if run.size]
-        spans = [(int(starts[run[0]]), (len(run) - 1) * stride + self.length + 1) for run in runs]
-        for run, arrays in zip(runs, self.store.read_many(spans, self.documents), strict=True):
+        spans = [(int(starts[run[0]]), (len(run) - 1) * stride + size) for run in runs]
+        for run, arrays in zip(
+            runs, self.store.read_many(spans, self.order.documents), strict=True
+        ):
             for kind, array in enumerate(arrays):
                 if len(run) == 1:
                     out[kind, run[0]] = array
                 else:
-                    out[kind, run] = sliding_window_view(array, self.length + 1)[::stride]
+                    out[kind, run] = sliding_window_view(array, size)[::stride]
         return out
 
-    def _order(self, consumed: np.ndarray) -> np.ndarray:
+    def store_windows(self, consumed: np.ndarray) -> np.ndarray:
         """Returns which window of the store each of the run's windows is; int64, the same shape."""
-        epochs, places = np.divmod(consumed, self.windows_per_epoch)
-        if not self.shuffle:
-            return places
-        together = max(self.block // self.length, 1)
-        blocks, within = np.divmod(places, together)
+        epochs, windows = np.divmod(consumed, self.windows_per_epoch)
+        if not self.order.shuffle:
+            return windows
+        together = self.order.block_windows
+        blocks, within = np.divmod(windows, together)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            key = f"{self.seed}/{epoch}/{self.store.fingerprint}"
+            key = f"{self.order.seed}/{epoch}/{self.store.fingerprint}"
             blocks[here] = permute(blocks[here], self.windows_per_epoch // together, key)
         return blocks * together + within
 
@@ -170,7 +144,7 @@ class EvalBatches:
       length: inputs of a row.
       batch: rows of a batch; what the last lacks is padded, with loss weight 0.
       limit_tokens: stop after so many targets.
-      documents: as in `TrainBatches`.
+      documents: as in `ReadOrder`.
     """
 
     store: TokenStore
@@ -180,7 +154,7 @@ class EvalBatches:
     documents: bool = False
 
     def __post_init__(self) -> None:
-        _check_sizes(self.length, self.batch)
+        check_sizes(self.length, self.batch)
         if self.limit_tokens is not None and self.limit_tokens < 1:
             raise UserError(f"limit_tokens={self.limit_tokens}: give at least 1, or none")
         if self.store.tokens < 2:
@@ -258,14 +232,3 @@ def keep_documents_apart(batch: Batch, offsets: np.ndarray) -> Batch:
         "positions": np.minimum(offsets[:, :-1], places),
         "loss_weights": batch["loss_weights"] * ~begins[:, 1:],
     }
-
-
-def _check_sizes(length: int, batch: int) -> None:
-    if length < 1 or batch < 1:
-        raise UserError(f"length={length}, batch={batch}: both must be at least 1")
-
-
-def check_rows(start: int, stop: int, batch: int) -> None:
-    """Raises: ValueError, unless [start, stop) are rows of a batch."""
-    if not 0 <= start <= stop <= batch:
-        raise ValueError(f"rows [{start}, {stop}) of a batch of {batch}")

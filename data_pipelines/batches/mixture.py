@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.batches.packed import PackedBatches, check_packed
 from data_pipelines.batches.permutation import permute
 from data_pipelines.store.store import TokenStore
@@ -30,39 +31,27 @@ class MixedBatches(TrainBatches):
 
     After any whole number of rounds each set has had its share of the windows, rounded by less
     than the number of sets, and each of its windows once before any comes again.
-
-    Attributes:
-      weights: (set, share) of each, in any order; shares are relative to their sum.
     """
-
-    weights: tuple[tuple[str, Fraction], ...] = ()
 
     def _check_store(self) -> None:
         for part in self._parts:
             part._check_store()
 
     @functools.cached_property
+    def weights(self) -> Mapping[str, Fraction]:
+        """The share of each set; shares are relative to their sum."""
+        return parse_weights(self.order.mixture)
+
+    @functools.cached_property
     def _parts(self) -> tuple[TrainBatches, ...]:
-        return tuple(
-            TrainBatches(
-                self.store.only([name]),
-                self.length,
-                self.batch,
-                self.seed,
-                self.shuffle,
-                self.overlap,
-                self.block,
-                self.documents,
-            )
-            for name, _ in self.weights
-        )
+        return tuple(TrainBatches(self.store.only([name]), self.order) for name in self.weights)
 
     @functools.cached_property
     def _borders(self) -> tuple[Fraction, ...]:
         """The sum of the shares before each set, and 1 at the end."""
-        total = sum(weight for _, weight in self.weights)
+        total = sum(self.weights.values())
         sums = [Fraction(0)]
-        for _, weight in self.weights:
+        for weight in self.weights.values():
             sums.append(sums[-1] + weight / total)
         return tuple(sums)
 
@@ -97,7 +86,7 @@ class MixedBatches(TrainBatches):
     def windows(self, consumed: np.ndarray) -> np.ndarray:
         """As `TrainBatches.windows`."""
         sets, places = self.deal(consumed)
-        out = np.empty((2 + self.documents, len(consumed), self.length + 1), np.int32)
+        out = np.empty((2 + self.order.documents, len(consumed), self.order.length + 1), np.int32)
         for number, part in enumerate(self._parts):
             here = np.flatnonzero(sets == number)
             out[:, here] = part.windows(places[here])
@@ -120,58 +109,38 @@ class MixedBatches(TrainBatches):
         """Set of each slot of a round, and the set's windows before it in the run; [ROUND]."""
         start, stop = (self._dealt(n * ROUND) for n in (number, number + 1))
         slots = np.arange(ROUND)
-        if self.shuffle:
-            slots = permute(slots, ROUND, f"{self.seed}/mixture/{number}/{self.store.fingerprint}")
+        if self.order.shuffle:
+            key = f"{self.order.seed}/mixture/{number}/{self.store.fingerprint}"
+            slots = permute(slots, ROUND, key)
         sets = np.searchsorted(np.cumsum(stop - start), slots, side="right")
         one_hot = sets[:, None] == np.arange(len(self.weights))
         earlier = np.cumsum(one_hot, axis=0)[np.arange(ROUND), sets] - 1
         return sets, start[sets] + earlier
 
 
-def train_batches(
-    store: TokenStore,
-    mixture: str,
-    length: int,
-    batch: int,
-    seed: int,
-    shuffle: bool = True,
-    overlap: bool = True,
-    block: int = 0,
-    documents: bool = False,
-    instructions: bool = False,
-) -> TrainBatches:
-    """Returns the batches of a mixture.
+def train_batches(store: TokenStore, order: ReadOrder) -> TrainBatches:
+    """Returns the batches that an order reads from a store.
 
     Args:
-      store: with layout "by_set", unless everything in it is taken.
-      mixture: "" or "natural" for everything; "no_github"; sets ("A,B") in their natural shares;
-        or shares of windows ("A=0.7,B=0.3").
-      length: see `TrainBatches`, as for the rest.
-      batch: see there.
-      seed: see there.
-      shuffle: see there.
-      overlap: see there.
-      block: see there.
-      documents: see there.
-      instructions: the store is packed, with a loss on answers alone (`PackedBatches`).
+      store: with layout "by_set", unless the mixture takes everything in it.
+      order: the read order.
 
     Raises:
       UserError: a mixture that cannot be read, an unknown set, a store whose sets lie mixed, a
         set smaller than a window, or a packed store where none is asked for or none where one is.
     """
-    check_packed(store, instructions)
-    rest = (length, batch, seed, shuffle, overlap, block, documents)
-    if instructions:
-        return PackedBatches(store, *rest)
+    check_packed(store, order.instructions)
+    mixture = order.mixture
+    if order.instructions:
+        return PackedBatches(store, order)
     if mixture in ("", "natural"):
-        return TrainBatches(store, *rest)
+        return TrainBatches(store, order)
     if mixture in WITHOUT:
         names = [name for name in store.sources if name != WITHOUT[mixture]]
-        return TrainBatches(store.only(names), *rest)
+        return TrainBatches(store.only(names), order)
     if "=" not in mixture:
-        return TrainBatches(store.only(name.strip() for name in mixture.split(",")), *rest)
-    weights = parse_weights(mixture)
-    return MixedBatches(store, *rest, weights=tuple(weights.items()))
+        return TrainBatches(store.only(name.strip() for name in mixture.split(",")), order)
+    return MixedBatches(store, order)
 
 
 def parse_weights(mixture: str) -> Mapping[str, Fraction]:

@@ -5,6 +5,7 @@ padding. `loss_weights` is 1 where the target is a token of an answer, its end-o
 included, and 0 elsewhere.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,9 @@ from data_pipelines.batches.loader import (
     Batch,
     EvalBatches,
     TrainBatches,
-    check_rows,
     keep_documents_apart,
 )
+from data_pipelines.batches.order import check_rows
 from data_pipelines.store.store import PADDING, TokenStore
 from prts_jax.errors import UserError
 
@@ -50,15 +51,13 @@ def _check_length(store: TokenStore, length: int) -> None:
 class PackedBatches(TrainBatches):
     """Rows of a packed store, each once an epoch, in an order of its own for every epoch.
 
-    `length` must be the store's, `overlap` False and `documents` True: so the rows were packed.
+    The order's `length` must be the store's, `overlap` False and `documents` True: so the rows
+    were packed.
     """
 
-    overlap: bool = False
-    documents: bool = True
-
     def _check_store(self) -> None:
-        _check_length(self.store, self.length)
-        if self.overlap or self.block or not self.documents:
+        _check_length(self.store, self.order.length)
+        if self.order.overlap or self.order.block or not self.order.documents:
             raise UserError(
                 f"{self.store.directory} is packed: it needs overlap=False, block=0 and "
                 "documents=True"
@@ -66,22 +65,29 @@ class PackedBatches(TrainBatches):
         super()._check_store()
 
     def rows(self, position: int, start: int, stop: int) -> Batch:
-        """As `TrainBatches.rows`."""
+        """Implements `TrainBatches.rows`."""
         batch = super().rows(position, start, stop)
-        spans = [(first + 1, self.length) for first in self._starts(position)[start:stop]]
-        answers = np.array(self.store.read_answers(spans)).reshape(len(spans), self.length)
+        rows = self.store_windows(self.order.consumed(position, start, stop))
+        spans = [(int(row) * self.order.stride + 1, self.order.length) for row in rows]
+        answers = np.array(self.store.read_answers(spans)).reshape(len(spans), self.order.length)
         return batch | {"loss_weights": batch["loss_weights"] * answers}
 
     def tokens(self, position: int) -> int:
-        """As `TrainBatches.tokens`."""
-        padding = self.store.sources.index(PADDING)
-        rows = (self.store.source_ids(first, self.length) for first in self._starts(position))
-        return sum(int(np.count_nonzero(sources != padding)) for sources in rows)
+        """Implements `TrainBatches.tokens`; exact on every host, whichever rows it reads."""
+        rows = self.store_windows(self.order.consumed(position, 0, self.order.batch))
+        return int(self._row_tokens[rows].sum())
 
-    def _starts(self, position: int) -> list[int]:
-        """The first token in the store of each row of the global batch."""
-        consumed = position // self.length + np.arange(self.batch, dtype=np.int64)
-        return [int(row) * (self.length + 1) for row in self._order(consumed)]
+    @functools.cached_property
+    def _row_tokens(self) -> np.ndarray:
+        """Inputs of each row of the store that are no padding: int64 [rows]."""
+        ends, sources = self.store.document_ends()
+        sizes = np.diff(ends, prepend=0)
+        padding = sources == self.store.sources.index(PADDING)
+        size = self.order.stride
+        tokens = np.full(self.store.tokens // size, self.order.length)
+        # Padding ends its row, and the row's last token is a target only.
+        tokens[(ends[padding] - 1) // size] = size - sizes[padding]
+        return tokens
 
 
 @dataclass(frozen=True)

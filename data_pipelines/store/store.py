@@ -291,6 +291,15 @@ class TokenStore:
             out[offset : offset + end - first] = np.arange(first, end) - begin
         return out
 
+    def document_ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the token count after each document of the whole store, int64, and its source."""
+        pairs = self._files.map(self._read_descriptions, list(range(len(self._names))))
+        before = np.concatenate([[0], np.cumsum(self._per_source.sum(axis=1))])
+        ends = [
+            ends.astype(np.int64) + first for (ends, _), first in zip(pairs, before, strict=False)
+        ]
+        return np.concatenate(ends), np.concatenate([sources for _, sources in pairs])
+
     def _documents(
         self, shard: int, first: int, end: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,10 @@
 """The data of a stage: its training and validation batches, and what is wrong with them."""
 
+import dataclasses
+
 from data_pipelines.batches.loader import EvalBatches, TrainBatches
 from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.batches.packed import check_packed, eval_batches
 from data_pipelines.store.store import TokenStore
 from prts_jax.config import RunConfig
@@ -29,18 +32,8 @@ def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
             f"devices × train.accumulation={config.train.accumulation}; make it a multiple of "
             f"{micro_rows}"
         )
-    return train_batches(
-        _open_store(data.train, config),
-        data.mixture,
-        data.length,
-        data.batch,
-        data.seed,
-        data.shuffle,
-        data.overlap,
-        data.block,
-        data.documents,
-        data.instructions,
-    )
+    order = ReadOrder.of(dataclasses.asdict(data))
+    return train_batches(_open_store(data.train, config), order)
 
 
 def evaluation_batches(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.order import ReadOrder
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
@@ -323,21 +324,11 @@ def data_position(
     if not changed or (changed == ["length"] and batches.keeps_position(lineage.position)):
         return lineage.position, f"data go on at token {lineage.position:,}", changes
     # Sets without shares are in the fingerprint, which is the same.
-    old = train_batches(
-        batches.store,
-        before["mixture"] if "=" in before["mixture"] else "",
-        before["length"],
-        before["batch"],
-        before["seed"],
-        before["shuffle"],
-        before["overlap"],
-        before["block"],
-        before["documents"],
-        before["instructions"],
-    )
-    epochs = -(-lineage.position // (old.windows_per_epoch * old.length))
+    mixture = before["mixture"] if "=" in before["mixture"] else ""
+    old = train_batches(batches.store, ReadOrder.of(before, mixture=mixture))
+    epochs = -(-lineage.position // (old.windows_per_epoch * old.order.length))
     note = f"data.{changed[0]} changed, so data start epoch {epochs + 1} in a new order"
-    return epochs * batches.windows_per_epoch * batches.length, note, changes
+    return epochs * batches.windows_per_epoch * batches.order.length, note, changes
 
 
 def config_changes(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.batches.loader import EvalBatches, TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax.evaluate.perplexity import make_evaluator
 from prts_jax.mesh import make_mesh
@@ -85,7 +86,7 @@ def test_a_steps_loss_is_that_of_the_documents_alone(store, alone):
     )
     state = fresh_state(params, optimizer, mesh)
     step = make_train_step(tiny.MODEL, config, optimizer, sources=len(tiny.SOURCES))
-    batches = TrainBatches(store, LENGTH, ROWS, seed=0, documents=True)
+    batches = TrainBatches(store, ReadOrder(LENGTH, ROWS, seed=0, documents=True))
     _, metrics = step(state, {k: jnp.asarray(v) for k, v in batches.rows(0, 0, ROWS).items()})
 
     loss, by_source = means(alone)

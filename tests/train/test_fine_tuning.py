@@ -28,7 +28,7 @@ from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step
 from tests.data_pipelines.chat.test_instructions import examples_of
 from tests.formats import foreign_models
-from tests.instruction_data import TOKENIZER, make_store, many
+from tests.instruction_data import TOKENIZER, make_store, many, packed_order
 from tests.train import tiny
 
 LENGTH, ROWS = 48, 8
@@ -101,7 +101,7 @@ def test_so_is_a_steps_loss_however_the_answers_lie_among_its_rows(
     batch_size = rows // accumulation * accumulation
     config = tiny.run_config(train__accumulation=accumulation, data__batch=batch_size)
     optimizer = make_optimizer(config.optimizer)
-    batches = PackedBatches(packed, LENGTH, batch_size, seed=0)
+    batches = PackedBatches(packed, packed_order(LENGTH, batch_size, seed=0))
     batch = {k: jnp.asarray(v) for k, v in batches.rows(0, 0, batch_size).items()}
     counts = np.asarray(batch["loss_weights"]).sum(1)
     assert len(set(counts.tolist())) > 3  # a mean of means would be another
@@ -158,7 +158,7 @@ def test_a_run_goes_on_from_what_was_pretrained_and_counts_what_it_reads(
     before = read_lineage(resolve(str(base.workdir)))
     assert lines[0]["step"] == before.step
     assert lines[-1]["validation_loss"] < lines[0]["validation_loss"]
-    batches = PackedBatches(packed, LENGTH, ROWS, seed=0)
+    batches = PackedBatches(packed, packed_order(LENGTH, ROWS, seed=0))
     for number, line in enumerate(lines[1:]):
         position = number * ROWS * LENGTH
         weights = batches.rows(position, 0, ROWS)["loss_weights"]

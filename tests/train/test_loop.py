@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from prts_jax.config import to_dict
@@ -127,7 +128,9 @@ def test_a_line_has_the_mean_losses_since_the_last_one(base, run, tmp_path):
     assert [line["step"] for line in lines] == [0, 3, 4, 6]  # 3 and 6 are evaluated
     single = {line["step"]: line for line in read_lines(base.workdir)[1:]}
     data = base.config.data
-    batches = TrainBatches(TokenStore.open(data.train), data.length, data.batch, data.seed)
+    batches = TrainBatches(
+        TokenStore.open(data.train), ReadOrder(data.length, data.batch, data.seed)
+    )
     sources = {s: batches.rows((s - 1) * STEP_TOKENS, 0, 8)["source_ids"] for s in single}
     for line, part in zip(lines[1:], ([1, 2, 3], [4], [5, 6]), strict=True):
         assert line["loss"] == np.mean([single[step]["loss"] for step in part])
@@ -207,7 +210,7 @@ def test_in_blocks_a_grown_run_of_another_length_and_batch_reads_on_at_the_next_
 
     def remembering(batches, position, start, stop):
         batch = rows(batches, position, start, stop)
-        read[position + start * batches.length] = batch["tokens"].reshape(-1)
+        read[position + start * batches.order.length] = batch["tokens"].reshape(-1)
         return batch
 
     monkeypatch.setattr(TrainBatches, "rows", remembering)
@@ -222,7 +225,9 @@ def test_in_blocks_a_grown_run_of_another_length_and_batch_reads_on_at_the_next_
     monkeypatch.undo()
     assert [line["position"] for line in lines] == [384, 384 + 192, 384 + 2 * 192]
     found = np.concatenate([read[position] for position in sorted(read)])
-    blocks = TrainBatches(TokenStore.open(configure().data.train), 64, 12, seed=0, block=64)
+    blocks = TrainBatches(
+        TokenStore.open(configure().data.train), ReadOrder(64, 12, seed=0, block=64)
+    )
     assert found.tolist() == blocks.rows(0, 0, 12)["tokens"].reshape(-1).tolist()
 
 

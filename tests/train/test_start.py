@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint.layout import resolve
@@ -41,7 +42,7 @@ def other_store(tmp_path_factory) -> str:
 def start(config, workdir, allow_change=()) -> Start:
     mesh, data = make_mesh(config.mesh), config.data
     store = TokenStore.open(data.train)
-    batches = TrainBatches(store, data.length, data.batch, data.seed, data.shuffle, data.overlap)
+    batches = TrainBatches(store, ReadOrder.of(dataclasses.asdict(data)))
     opened = Checkpoints(f"{workdir}/checkpoints", keep=2, keep_every_steps=0)
     with contextlib.closing(opened) as checkpoints, jax.set_mesh(mesh):
         return begin(
@@ -377,9 +378,9 @@ def test_data_go_on_at_the_next_token(base, stores, tmp_path, batch):
     """The grown run's first rows are those that the base would have read next."""
     begun = grown(base, tmp_path, data__batch=batch)
     store = TokenStore.open(stores.train)
-    found = TrainBatches(store, 16, batch, seed=0).rows(begun.lineage.position, 0, batch)
+    found = TrainBatches(store, ReadOrder(16, batch, seed=0)).rows(begun.lineage.position, 0, batch)
     read = 8 * STEPS
-    whole = TrainBatches(store, 16, read + batch, seed=0).rows(0, read, read + batch)
+    whole = TrainBatches(store, ReadOrder(16, read + batch, seed=0)).rows(0, read, read + batch)
     for name, rows in found.items():
         np.testing.assert_array_equal(rows, whole[name], err_msg=name)
 
@@ -410,7 +411,7 @@ def test_in_blocks_another_length_goes_on_at_the_next_token(base, stores):
 
     def position(length: int, at: int) -> int:
         config = changed(base.config, data__length=length, data__block=64)
-        batches = TrainBatches(store, length, 8, seed=0, block=64)
+        batches = TrainBatches(store, ReadOrder(length, 8, seed=0, block=64))
         there = dataclasses.replace(lineage, position=at)
         found, _, changes = data_position(there, config, batches, ())
         assert [change["key"] for change in changes] == ["data.length"]
@@ -424,7 +425,7 @@ def test_shares_of_sets_that_change_begin_an_epoch(base, stores):
     lineage = start(base.config, base.workdir).lineage
     store = TokenStore.open(stores.train)
     config = changed(base.config, data__mixture="natural")
-    batches = TrainBatches(store, 16, 8, seed=0)
+    batches = TrainBatches(store, ReadOrder(16, 8, seed=0))
     assert data_position(lineage, config, batches, ())[0] == WINDOWS * 16
 
 

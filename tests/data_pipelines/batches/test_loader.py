@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batches.loader import EvalBatches, TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 
@@ -43,9 +44,11 @@ def test_every_window_comes_once_an_epoch(
     store = counting_store(tokens)
     if not expected:
         with pytest.raises(UserError, match="smaller than one window"):
-            TrainBatches(store, length, batch, seed=0, shuffle=shuffle, overlap=overlap)
+            TrainBatches(store, ReadOrder(length, batch, seed=0, shuffle=shuffle, overlap=overlap))
         return
-    batches = TrainBatches(store, length, batch, seed=0, shuffle=shuffle, overlap=overlap)
+    batches = TrainBatches(
+        store, ReadOrder(length, batch, seed=0, shuffle=shuffle, overlap=overlap)
+    )
     assert batches.windows_per_epoch == len(expected)
 
     # As many batches as make two epochs and more; epochs end anywhere within a batch.
@@ -76,7 +79,7 @@ def test_any_slice_of_rows_is_that_slice_of_the_batch(
     step: int,
     data: st.DataObject,
 ):
-    batches = TrainBatches(counting_store(tokens), length, batch, seed=3)
+    batches = TrainBatches(counting_store(tokens), ReadOrder(length, batch, seed=3))
     start = data.draw(st.integers(0, batch))
     stop = data.draw(st.integers(start, batch))
     position = step * batch * length
@@ -92,15 +95,15 @@ def test_a_batch_depends_on_windows_consumed_and_not_on_the_batch_size(
 ):
     # So a run may go on with another batch size, as after growth, and lose no window.
     store = counting_store(500)
-    small = TrainBatches(store, length=5, batch=2, seed=1)
-    large = TrainBatches(store, length=5, batch=6, seed=1)
+    small = TrainBatches(store, ReadOrder(length=5, batch=2, seed=1))
+    large = TrainBatches(store, ReadOrder(length=5, batch=6, seed=1))
     parts = concatenate([small.rows(position, 0, 2) for position in (30, 40, 50)])
     np.testing.assert_array_equal(large.rows(30, 0, 6)["tokens"], parts["tokens"])
 
 
 def test_epochs_seeds_and_stores_have_orders_of_their_own(counting_store: CountingStore):
     def order(tokens: int, seed: int, epoch: int) -> tuple[int, ...]:
-        batches = TrainBatches(counting_store(tokens), length=4, batch=50, seed=seed)
+        batches = TrainBatches(counting_store(tokens), ReadOrder(length=4, batch=50, seed=seed))
         epoch_tokens = batches.windows_per_epoch * 4
         return tuple(batches.rows(epoch * epoch_tokens, 0, 50)["tokens"][:, 0].tolist())
 
@@ -113,7 +116,7 @@ def test_epochs_seeds_and_stores_have_orders_of_their_own(counting_store: Counti
 def test_the_order_is_pinned(counting_store: CountingStore):
     # A change of the order would silently change every run that is resumed: raise the store's
     # format or say so in the changelog before this list is edited.
-    batches = TrainBatches(counting_store(64), length=4, batch=5, seed=0)
+    batches = TrainBatches(counting_store(64), ReadOrder(length=4, batch=5, seed=0))
     assert batches.rows(0, 0, 5)["tokens"][:, 0].tolist() == [32, 48, 8, 16, 56]
 
 
@@ -129,7 +132,7 @@ def test_in_blocks_every_window_comes_once_an_epoch_and_blocks_stay_together(
     store, block = counting_store(tokens), 12
     blocks = (tokens - 1) // block
     for length in lengths:
-        batches = TrainBatches(store, length, batch, seed=5, block=block)
+        batches = TrainBatches(store, ReadOrder(length, batch, seed=5, block=block))
         assert batches.windows_per_epoch == blocks * block // length
         count = -(-2 * batches.windows_per_epoch // batch)
         rows = concatenate([batches.rows(i * batch * length, 0, batch) for i in range(count)])
@@ -147,8 +150,8 @@ def test_in_blocks_a_position_outlives_a_change_of_the_length_and_of_the_batch(
     counting_store: CountingStore,
 ):
     store = counting_store(1000)
-    short = TrainBatches(store, length=4, batch=6, seed=1, block=16)
-    long = TrainBatches(store, length=8, batch=2, seed=1, block=16)
+    short = TrainBatches(store, ReadOrder(length=4, batch=6, seed=1, block=16))
+    long = TrainBatches(store, ReadOrder(length=8, batch=2, seed=1, block=16))
     epoch = 16 * ((1000 - 1) // 16)
     # Seven steps of the short run, and the long run's to the end of the epoch.
     before = [short.rows(position, 0, 6)["tokens"] for position in range(0, 168, 24)]
@@ -157,21 +160,21 @@ def test_in_blocks_a_position_outlives_a_change_of_the_length_and_of_the_batch(
     read = np.concatenate([batch.reshape(-1) for batch in (*before, *after)])
     assert sorted(read[:epoch].tolist()) == list(range(epoch))
     assert not long.keeps_position(4)
-    assert not TrainBatches(store, length=8, batch=2, seed=1).keeps_position(168)
+    assert not TrainBatches(store, ReadOrder(length=8, batch=2, seed=1)).keeps_position(168)
 
 
 def test_blocks_must_fit(counting_store: CountingStore):
     store = counting_store(100)
     with pytest.raises(UserError, match="block=12 is not a multiple of length=8"):
-        TrainBatches(store, length=8, batch=1, seed=0, block=12)
+        TrainBatches(store, ReadOrder(length=8, batch=1, seed=0, block=12))
     with pytest.raises(UserError, match="overlap=False"):
-        TrainBatches(store, length=4, batch=1, seed=0, overlap=False, block=12)
+        TrainBatches(store, ReadOrder(length=4, batch=1, seed=0, overlap=False, block=12))
     with pytest.raises(UserError, match="smaller than one window: .* needs 121"):
-        TrainBatches(store, length=4, batch=1, seed=0, block=120)
+        TrainBatches(store, ReadOrder(length=4, batch=1, seed=0, block=120))
 
 
 def test_a_position_counted_at_another_length_is_refused(counting_store: CountingStore):
-    batches = TrainBatches(counting_store(100), length=8, batch=2, seed=0)
+    batches = TrainBatches(counting_store(100), ReadOrder(length=8, batch=2, seed=0))
     with pytest.raises(UserError, match="position 12 is not a multiple of length=8"):
         batches.rows(12, 0, 2)
     with pytest.raises(ValueError, match=r"rows \[0, 3\) of a batch of 2"):
@@ -181,7 +184,7 @@ def test_a_position_counted_at_another_length_is_refused(counting_store: Countin
 def test_sizes_must_make_sense(counting_store: CountingStore):
     store = counting_store(100)
     with pytest.raises(UserError, match="length=0, batch=2"):
-        TrainBatches(store, length=0, batch=2, seed=0)
+        TrainBatches(store, ReadOrder(length=0, batch=2, seed=0))
     with pytest.raises(UserError, match="length=4, batch=0"):
         EvalBatches(store, length=4, batch=0)
     with pytest.raises(UserError, match="limit_tokens=0"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.batches.loader import EvalBatches, TrainBatches
 from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 
 CountingStore = Callable[[int], TokenStore]
@@ -80,8 +81,8 @@ def test_training_rows_say_where_their_documents_lie(
 ):
     store = counting_store(max(tokens, 2 * length + 1))
     choices = {"windows": {}, "disjoint": {"overlap": False}, "blocks": {"block": 2 * length}}
-    plain = TrainBatches(store, length, batch, seed=0, **choices[order])
-    apart = TrainBatches(store, length, batch, seed=0, documents=True, **choices[order])
+    plain = TrainBatches(store, ReadOrder(length, batch, seed=0, **choices[order]))
+    apart = TrainBatches(store, ReadOrder(length, batch, seed=0, documents=True, **choices[order]))
     position = step * batch * length
     found = apart.rows(position, 0, batch)
     assert_apart(found, plain.rows(position, 0, batch))
@@ -125,7 +126,9 @@ def test_shares_of_sets_keep_documents_apart(make_store: MakeStore):
 
     shards = [[document(i, s) for i in part for s in (0, 1)] for part in (range(9), range(9, 20))]
     store = make_store(shards, vocab_size=2000, layout="by_set")
-    batches = train_batches(store, "a=1,b=2", length=5, batch=64, seed=0, documents=True)
+    batches = train_batches(
+        store, ReadOrder(length=5, batch=64, seed=0, documents=True, mixture="a=1,b=2")
+    )
     batch = batches.rows(0, 0, 64)
     of_set, into_set = np.divmod(batch["targets"], 1000)
     assert set(of_set.ravel().tolist()) == {0, 1}
@@ -140,7 +143,7 @@ def test_shares_of_sets_keep_documents_apart(make_store: MakeStore):
 @pytest.mark.parametrize("length", [7, 14])
 def test_rows_of_whole_documents(counting_store: CountingStore, length: int):
     batch = TrainBatches(
-        counting_store(29), length, batch=1, seed=0, shuffle=False, documents=True
+        counting_store(29), ReadOrder(length, batch=1, seed=0, shuffle=False, documents=True)
     ).rows(0, 0, 1)
     documents = length // 7
     assert batch["segment_ids"][0].tolist() == np.repeat(range(documents), 7).tolist()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.batches.loader import EvalBatches, TrainBatches
 from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore, fingerprint, read_index
 from data_pipelines.store.writer import write_json
 
@@ -47,7 +48,7 @@ def store(make_store: MakeStore) -> TokenStore:
 
 def reader(directory: str, kind: str) -> TrainBatches:
     return train_batches(
-        TokenStore.open(directory), length=LENGTH, batch=BATCH, seed=7, **KINDS[kind]
+        TokenStore.open(directory), ReadOrder(LENGTH, BATCH, seed=7, **KINDS[kind])
     )
 
 
@@ -98,7 +99,9 @@ def windows_of_an_epoch(store: TokenStore, kind: str) -> list[set[int]]:
     mixture = str(KINDS[kind]["mixture"])
     windows = []
     for one in ("a", "b") if "=" in mixture else (mixture,):
-        in_order = train_batches(store, one, LENGTH, 1, seed=0, shuffle=False, **rest)
+        in_order = train_batches(
+            store, ReadOrder(LENGTH, 1, seed=0, shuffle=False, **rest, mixture=one)
+        )
         rows = [in_order.rows(i * LENGTH, 0, 1) for i in range(in_order.windows_per_epoch)]
         windows.append({int(row["tokens"][0, 0]) for row in rows})
         assert len(windows[-1]) == len(rows)
@@ -144,7 +147,7 @@ def enormous(make_store: MakeStore) -> TokenStore:
 
 @pytest.mark.parametrize("block", [0, 4096])
 def test_time_does_not_grow_with_the_step(enormous: TokenStore, block: int):
-    batches = TrainBatches(enormous, 256, 64, seed=0, block=block, documents=True)
+    batches = TrainBatches(enormous, ReadOrder(256, 64, seed=0, block=block, documents=True))
 
     def seconds(first: int) -> float:
         """The least CPU time of a batch among several, which other work changes little."""
@@ -163,7 +166,7 @@ def test_memory_does_not_grow_with_the_store(
     enormous: TokenStore, make_store: MakeStore, block: int
 ):
     def peak_bytes(store: TokenStore) -> int:
-        batches = TrainBatches(store, 256, 64, seed=0, block=block, documents=True)
+        batches = TrainBatches(store, ReadOrder(256, 64, seed=0, block=block, documents=True))
         tracemalloc.start()
         batches.rows(10**7 * 64 * 256, 0, 64)
         peak = tracemalloc.get_traced_memory()[1]

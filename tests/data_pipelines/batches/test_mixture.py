@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batches.mixture import ROUND, MixedBatches, parse_weights, train_batches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 
@@ -54,7 +55,7 @@ def test_some_sets_are_a_store_of_their_own(store: TokenStore):
 
 def test_mixtures_by_name(store: TokenStore):
     def sets_of(mixture: str) -> set[int]:
-        batches = train_batches(store, mixture, length=2, batch=8, seed=0)
+        batches = train_batches(store, ReadOrder(length=2, batch=8, seed=0, mixture=mixture))
         count = -(-batches.windows_per_epoch // 8)
         rows = [batches.rows(i * 16, 0, 8)["source_ids"] for i in range(count)]
         return set(np.concatenate(rows).ravel().tolist())
@@ -75,7 +76,7 @@ def test_shares_are_exact_and_every_window_of_a_set_comes_in_turn(
 ):
     mixture = ",".join(f"{name}={share}" for name, share in zip(SETS, shares, strict=False))
     batches = train_batches(
-        store, mixture, 2, 8, seed=data.draw(st.integers(0, 9)), shuffle=shuffle
+        store, ReadOrder(2, 8, seed=data.draw(st.integers(0, 9)), shuffle=shuffle, mixture=mixture)
     )
     assert isinstance(batches, MixedBatches)
     sets, places = batches.deal(np.arange(rounds * ROUND, (rounds + 3) * ROUND))
@@ -94,7 +95,7 @@ def test_shares_are_exact_and_every_window_of_a_set_comes_in_turn(
 
 
 def test_a_set_is_read_once_before_any_of_it_comes_again(store: TokenStore):
-    batches = train_batches(store, "A=1,B=2", length=2, batch=1, seed=3)
+    batches = train_batches(store, ReadOrder(length=2, batch=1, seed=3, mixture="A=1,B=2"))
     windows = {name: (store.only([name]).tokens - 1) // 2 for name in "AB"}
     seen: dict[int, list[int]] = {0: [], 1: []}
     for step in range(300):
@@ -109,7 +110,7 @@ def test_a_set_is_read_once_before_any_of_it_comes_again(store: TokenStore):
 
 
 def test_any_slice_of_rows_is_that_slice_of_the_batch(store: TokenStore):
-    batches = train_batches(store, "A=1,B=2", length=3, batch=16, seed=3)
+    batches = train_batches(store, ReadOrder(length=3, batch=16, seed=3, mixture="A=1,B=2"))
     position = 3 * (ROUND - 8)  # rounds may end within a batch
     batch, part = batches.rows(position, 0, 16), batches.rows(position, 5, 11)
     for name, array in part.items():
@@ -118,7 +119,7 @@ def test_any_slice_of_rows_is_that_slice_of_the_batch(store: TokenStore):
 
 def test_the_order_is_pinned(store: TokenStore):
     # A change would silently change every run that is resumed.
-    batches = train_batches(store, "A=1,B=2", length=2, batch=8, seed=0)
+    batches = train_batches(store, ReadOrder(length=2, batch=8, seed=0, mixture="A=1,B=2"))
     sets, places = batches.deal(np.arange(8))
     assert sets.tolist() == [1, 0, 1, 0, 1, 1, 1, 0]
     assert places.tolist() == [0, 0, 1, 1, 2, 3, 4, 2]
@@ -133,13 +134,13 @@ def test_shares_are_read_exactly():
 
 def test_sets_that_are_not_there_or_lie_mixed_are_refused(store: TokenStore, make_store: MakeStore):
     with pytest.raises(UserError, match="no set 'C' in .*: it has A, B, RedPajamaGithub"):
-        train_batches(store, "A,C", 2, 1, 0)
+        train_batches(store, ReadOrder(2, 1, 0, mixture="A,C"))
     with pytest.raises(UserError, match="no set 'C'"):
-        train_batches(store, "A=1,C=1", 2, 1, 0)
+        train_batches(store, ReadOrder(2, 1, 0, mixture="A=1,C=1"))
     with pytest.raises(UserError, match="smaller than one window"):
-        train_batches(store, "A=1,B=1", 500, 1, 0)
+        train_batches(store, ReadOrder(500, 1, 0, mixture="A=1,B=1"))
     mixed = make_store([[([1, 2], 0), ([3], 1)]], sources=SETS)
     for mixture in ("A", "no_github", "A=1,B=1"):
         with pytest.raises(UserError, match="sets lie mixed .*--layout=by_set"):
-            train_batches(mixed, mixture, 1, 1, 0)
-    assert train_batches(mixed, "natural", 1, 1, 0).store is mixed
+            train_batches(mixed, ReadOrder(1, 1, 0, mixture=mixture))
+    assert train_batches(mixed, ReadOrder(1, 1, 0, mixture="natural")).store is mixed

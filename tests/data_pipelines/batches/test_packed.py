@@ -7,10 +7,11 @@ import pytest
 
 from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.batches.packed import PackedBatches, PackedEvalBatches, eval_batches
 from data_pipelines.store.store import PADDING, TokenStore
 from prts_jax.errors import UserError
-from tests.instruction_data import EOS, WORDS, make_store, many
+from tests.instruction_data import EOS, WORDS, make_store, many, packed_order
 
 LENGTH, BATCH = 24, 4
 PROMPT_BEGINS = WORDS.index("###")
@@ -46,7 +47,7 @@ def rows_of(store: TokenStore) -> list[dict[str, list[int]]]:
 
 
 def test_an_epoch_has_every_row_once_with_the_loss_on_its_answers(store: TokenStore):
-    batches = PackedBatches(store, LENGTH, BATCH, seed=0)
+    batches = PackedBatches(store, packed_order(LENGTH, BATCH, seed=0))
     assert batches.windows_per_epoch == store.tokens // (LENGTH + 1)
     found = []
     steps = -(-batches.windows_per_epoch // BATCH)
@@ -63,8 +64,10 @@ def test_an_epoch_has_every_row_once_with_the_loss_on_its_answers(store: TokenSt
 
 
 def test_examples_are_kept_apart_and_positions_begin_anew(store: TokenStore):
-    plain = TrainBatches(store, LENGTH, BATCH, 0, overlap=False, documents=True).rows(0, 0, BATCH)
-    packed = PackedBatches(store, LENGTH, BATCH, 0).rows(0, 0, BATCH)
+    plain = TrainBatches(store, ReadOrder(LENGTH, BATCH, 0, overlap=False, documents=True)).rows(
+        0, 0, BATCH
+    )
+    packed = PackedBatches(store, packed_order(LENGTH, BATCH, 0)).rows(0, 0, BATCH)
     for name in ("tokens", "targets", "source_ids", "segment_ids", "positions"):
         np.testing.assert_array_equal(packed[name], plain[name])
     begins = np.diff(packed["segment_ids"], axis=1, prepend=-1) > 0
@@ -75,7 +78,7 @@ def test_examples_are_kept_apart_and_positions_begin_anew(store: TokenStore):
 
 
 def test_a_host_reads_its_rows_of_the_same_batch(store: TokenStore):
-    batches = PackedBatches(store, LENGTH, BATCH, seed=3)
+    batches = PackedBatches(store, packed_order(LENGTH, BATCH, seed=3))
     position = 7 * BATCH * LENGTH
     whole, part = batches.rows(position, 0, BATCH), batches.rows(position, 1, 3)
     for name, rows in part.items():
@@ -83,7 +86,7 @@ def test_a_host_reads_its_rows_of_the_same_batch(store: TokenStore):
 
 
 def test_padding_is_not_counted_as_read(store: TokenStore):
-    batches = PackedBatches(store, LENGTH, BATCH, seed=0)
+    batches = PackedBatches(store, packed_order(LENGTH, BATCH, seed=0))
     padding = store.sources.index(PADDING)
     for step in range(9):
         position = step * BATCH * LENGTH
@@ -92,7 +95,7 @@ def test_padding_is_not_counted_as_read(store: TokenStore):
         # An input is padding if its target is, but for the first of a row's padding.
         padded_rows = int((shifted == padding).any(1).sum())
         assert batches.tokens(position) == firsts + padded_rows
-    assert TrainBatches(store, LENGTH, BATCH, 0).tokens(0) == BATCH * LENGTH
+    assert TrainBatches(store, ReadOrder(LENGTH, BATCH, 0)).tokens(0) == BATCH * LENGTH
 
 
 @pytest.mark.parametrize("batch", [1, 3, 50])
@@ -120,16 +123,19 @@ def test_an_evaluation_reads_as_much_as_it_is_told(store: TokenStore):
 
 def test_a_packed_store_is_read_as_it_was_packed(store: TokenStore, tmp_path: Path):
     with pytest.raises(UserError, match=r"data\.length: 12 .* --length=24"):
-        PackedBatches(store, 12, BATCH, 0)
+        PackedBatches(store, packed_order(12, BATCH, 0))
     with pytest.raises(UserError, match=r"data\.length: 12 .* --length=24"):
         eval_batches(store, 12, BATCH)
     with pytest.raises(UserError, match="holds packed instructions"):
-        train_batches(store, "", LENGTH, BATCH, 0)
+        train_batches(store, ReadOrder(LENGTH, BATCH, 0))
     for wrong in ({"overlap": True}, {"block": 2 * LENGTH}, {"documents": False}):
         with pytest.raises(UserError, match=r"is packed|block"):
-            PackedBatches(store, LENGTH, BATCH, 0, **wrong)  # type: ignore[arg-type]
+            PackedBatches(
+                store,
+                packed_order(LENGTH, BATCH, **wrong),
+            )
 
 
 def test_a_store_of_plain_text_has_no_answers(counting_store):
     with pytest.raises(UserError, match="does not say what is an answer: .*prts data instructions"):
-        train_batches(counting_store(100), "", 8, 2, 0, overlap=False, instructions=True)
+        train_batches(counting_store(100), ReadOrder(8, 2, 0, overlap=False, instructions=True))

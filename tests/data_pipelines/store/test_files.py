@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines.batches.loader import EvalBatches
 from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.files import open_files
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
@@ -40,7 +41,9 @@ def test_batches_are_the_same_as_from_disk(
     both: tuple[TokenStore, TokenStore], mixture: str, block: int, documents: bool
 ):
     local, remote = (
-        train_batches(store, mixture, 4, 6, seed=1, block=block, documents=documents)
+        train_batches(
+            store, ReadOrder(4, 6, seed=1, block=block, documents=documents, mixture=mixture)
+        )
         for store in both
     )
     for step in range(3):
@@ -59,7 +62,7 @@ def test_a_block_is_one_request(
     both: tuple[TokenStore, TokenStore], monkeypatch: pytest.MonkeyPatch
 ):
     _, remote = both
-    batches = train_batches(remote, "", length=4, batch=12, seed=1, block=16)
+    batches = train_batches(remote, ReadOrder(length=4, batch=12, seed=1, block=16))
     requests: list[str] = []
     read = remote._files.read
 
@@ -106,8 +109,9 @@ def test_reading_on_gs_loads_no_tensorflow(both: tuple[TokenStore, TokenStore]):
     script = (
         "import sys\n"
         "from data_pipelines.batches.loader import TrainBatches\n"
+        "from data_pipelines.batches.order import ReadOrder\n"
         "from data_pipelines.store.store import TokenStore\n"
-        "TrainBatches(TokenStore.open(sys.argv[1]), length=4, batch=2, seed=0).rows(0, 0, 2)\n"
+        "TrainBatches(TokenStore.open(sys.argv[1]), ReadOrder(4, 2)).rows(0, 0, 2)\n"
         "sys.exit('tensorflow' in sys.modules)\n"
     )
     root = Path(__file__).resolve().parents[3]

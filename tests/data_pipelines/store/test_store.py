@@ -136,8 +136,9 @@ import sys
 absent = ("jax", "tensorflow", "seqio", "sentencepiece", "zstandard")
 sys.modules.update(dict.fromkeys(absent))
 from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
-TrainBatches(TokenStore.open(sys.argv[1]), length=4, batch=2, seed=0).rows(0, 0, 2)
+TrainBatches(TokenStore.open(sys.argv[1]), ReadOrder(4, 2)).rows(0, 0, 2)
 """
     store = make_store([[(list(range(20)), 0)]])
     subprocess.run(

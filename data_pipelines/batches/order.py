@@ -1,0 +1,103 @@
+"""The order in which a run reads a store: the values that decide what each step's batch holds."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+
+from prts_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReadOrder:
+    """What a training batch at a position holds, for a given store.
+
+    Attributes:
+      length: inputs of a window, in tokens.
+      batch: windows of a global batch.
+      seed: seed of the shuffle.
+      shuffle: False reads the windows in the store's order.
+      overlap: True reads windows that share one token, so every token is a target once; False
+        reads disjoint windows of length + 1 tokens, as the original's packed dataset.
+      block: tokens that stay together when the order is shuffled, a multiple of the length; 0
+        shuffles the windows. A block is read in one piece, which object storage needs, and a
+        position stays exact when the length changes to another divisor of the block. Tokens after
+        the last whole block are left out.
+      documents: keeps documents apart: batches say where each begins.
+      mixture: "" or "natural" for everything; "no_github"; sets ("A,B") in their natural shares;
+        or shares of windows ("A=0.7,B=0.3").
+      instructions: reads a packed store, with the loss on its answers alone.
+    """
+
+    length: int
+    batch: int
+    seed: int = 0
+    _: KW_ONLY
+    shuffle: bool = True
+    overlap: bool = True
+    block: int = 0
+    documents: bool = False
+    mixture: str = ""
+    instructions: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self.length, self.batch)
+        if self.block % self.length or self.block < 0:
+            raise UserError(
+                f"block={self.block} is not a multiple of length={self.length}: give one, or 0"
+            )
+        if self.block and not self.overlap:
+            raise UserError(
+                "block and overlap=False: disjoint windows cannot share blocks; drop one"
+            )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], **changes: Any) -> Self:
+        """Returns the order that a `config.data` describes; `changes` win over its values."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: values[name] for name in names} | changes)
+
+    @property
+    def stride(self) -> int:
+        """Tokens from the start of a window to the start of the next."""
+        return self.length if self.overlap else self.length + 1
+
+    @property
+    def block_windows(self) -> int:
+        """Windows that stay together when the order is shuffled."""
+        return max(self.block // self.length, 1)
+
+    def consumed(self, position: int, start: int, stop: int) -> np.ndarray:
+        """Returns how many of the run's windows precede each of some rows of a batch.
+
+        Args:
+          position: tokens consumed before this batch, in the whole run: windows × length.
+          start: first row, of 0 … batch.
+          stop: row after the last.
+
+        Returns:
+          int64 [stop - start].
+
+        Raises:
+          UserError: the position is not between two windows (it was counted at another length).
+        """
+        check_rows(start, stop, self.batch)
+        if position < 0 or position % self.length:
+            raise UserError(
+                f"position {position} is not a multiple of length={self.length}: keep the length "
+                "that the position was counted with"
+            )
+        return position // self.length + np.arange(start, stop, dtype=np.int64)
+
+
+def check_sizes(length: int, batch: int) -> None:
+    """Raises UserError unless both sizes are at least 1."""
+    if length < 1 or batch < 1:
+        raise UserError(f"length={length}, batch={batch}: both must be at least 1")
+
+
+def check_rows(start: int, stop: int, batch: int) -> None:
+    """Raises ValueError unless [start, stop) are rows of a batch."""
+    if not 0 <= start <= stop <= batch:
+        raise ValueError(f"rows [{start}, {stop}) of a batch of {batch}")
