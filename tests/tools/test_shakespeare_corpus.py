@@ -7,7 +7,7 @@ import pytest
 from data_pipelines.text.rows import read_documents
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files
 from prts_jax.errors import UserError
-from tools.shakespeare_corpus import HELD_OUT, split_scenes, write_corpus
+from tools.shakespeare_corpus import HELD_OUT, main, split_scenes, write_corpus
 
 PLAY = """# The Tempest
 
@@ -88,6 +88,13 @@ def test_a_wheel_becomes_a_corpus_with_whole_plays_held_out(wheel: Path, tmp_pat
         ("twelfth-night", "ShakespeareComedies"): 3,
         ("macbeth", "ShakespeareTragedies"): 3,
     }
+
+
+def test_the_tool_prints_the_files_it_writes(
+    wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([str(wheel), str(tmp_path / "corpus")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 9
 
 
 def test_the_same_wheel_gives_the_same_bytes(wheel: Path, tmp_path: Path):
