@@ -14,43 +14,44 @@ from prts_jax.report import figures, html, table
 from prts_jax.report.comparison import Comparison, as_json, compare
 from prts_jax.report.runs import read_runs
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
+from prts_jax.text_table import render
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = OneLineParser(
+    parser = OneLineParser(
         prog="prts report",
         description=(
-            "Compare runs of `prts train`, also while they are going: a table here, and with --out "
-            "a page (report.html) and its pictures (loss_over_flops.png and others). Speed-ups are "
+            "Compare runs of `prts train`, running or finished: prints tables; with --out, writes a "
+            "page (report.html) and its figures (loss_over_flops.png and others). Speed-ups are "
             "measured at equal validation loss over total FLOPs, the base's included."
         ),
     )
-    made.add_argument(
+    parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUN",
         help="workdir of a run (a directory or gs:// URL); label=DIR gives it a name",
     )
-    made.add_argument("--out", metavar="DIR", help="where report.html and the pictures are written")
-    made.add_argument(
+    parser.add_argument("--out", metavar="DIR", help="folder for report.html and the figures")
+    parser.add_argument(
         "--baseline",
         metavar="LABEL",
-        help="the run to measure speed-ups against; by default the one that neither grew nor is a "
-        "base of another",
+        help="the run to measure speed-ups against (default: the only one that neither grew nor is "
+        "a base)",
     )
-    made.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the table"
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of tables"
     )
-    return made
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `prts report`; see `prts report --help`.
 
     Raises:
-      UserError: a run that is missing or damaged, two of one name, an unknown baseline, or an
-        output directory that cannot be made.
+      UserError: a missing or damaged run, two of one label, an unknown baseline, or an output
+        directory that cannot be written.
     """
     arguments = parser().parse_args(argv)
     comparison = compare(read_runs(arguments.runs), arguments.baseline)
@@ -60,25 +61,23 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("\n\n".join(_paragraphs(comparison)))
         if written:
-            print(f"\nwrote {written[0]} and {len(written) - 1} pictures beside it")
+            print(f"\nwrote {written[0]} and {len(written) - 1} figures beside it")
     return 0
 
 
 def write(comparison: Comparison, directory: str) -> list[str]:
-    """Writes the page and its pictures over those of an earlier report; returns their paths.
-
-    Everything is made before the first file is written.
+    """Writes the page and its figures, replacing an earlier report, and returns their paths.
 
     Raises:
-      UserError: the directory cannot be made or written to.
+      UserError: the directory cannot be created or written to.
     """
-    pictures = figures.draw_all(comparison)
-    page = html.render(comparison, pictures).encode()
+    pngs = figures.draw_all(comparison)
+    page = html.render(comparison, pngs).encode()
     root = as_path(directory)
     paths = []
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for name, content in {"report.html": page, **pictures}.items():
+        for name, content in {"report.html": page, **pngs}.items():
             (root / name).write_bytes(content)
             paths.append(str(root / name))
     except OSError as error:
@@ -90,7 +89,7 @@ def write(comparison: Comparison, directory: str) -> list[str]:
 
 def _paragraphs(comparison: Comparison) -> list[str]:
     tables = (table.run_table, table.source_table, table.speedup_table)
-    rendered = [table.render(made) for make in tables if (made := make(comparison)) is not None]
+    rendered = [render(cells) for table_of in tables if (cells := table_of(comparison)) is not None]
     sentences = [*html.results(comparison), *comparison.notes]
     if comparison.baseline is not None:
         sentences = [DEFINITION, FLOPS_DEFINITION, *sentences]

@@ -1,27 +1,43 @@
-"""Several runs side by side: everything that the table, the pictures and the page are made from."""
+"""Several runs side by side: the data of the report's tables, figures and page."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prts_jax.report import ancestry, speedup
+from prts_jax.report import speedup
+from prts_jax.report.baseline import find_baseline, find_bases, seconds_before
 from prts_jax.report.runs import Run
 from prts_jax.tree import flatten
 
 SOURCE = "validation_loss/"
+"""Prefix of the metrics that hold one source's validation loss."""
+
+NEWEST = (
+    "step",
+    "stage_step",
+    "tokens",
+    "flops",
+    "flops_6nd",
+    "seconds",
+    "loss",
+    "validation_loss",
+    "validation_perplexity",
+    "mfu",
+)
+"""Metrics whose newest value the JSON report holds for each run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs and how they relate.
+    """Runs and their relations.
 
     Attributes:
-      runs: in the order they were given.
+      runs: in the order of the command line.
       bases: by label, the run among `runs` that this one started from.
-      baseline: the run that the others are measured against, if one is clear.
+      baseline: the run that the others are measured against; None if the choice is ambiguous.
       levels: by label, the run against the baseline at several losses, the primary one first.
-      notes: what a reader should know, a sentence each.
+      notes: remarks for the reader, a sentence each.
     """
 
     runs: Sequence[Run]
@@ -31,9 +47,8 @@ class Comparison:
     notes: Sequence[str]
 
     def primary(self, run: Run) -> speedup.Level | None:
-        """Returns the comparison at the baseline's lowest loss, or None where there is none."""
-        levels = self.levels.get(run.label)
-        return levels[0] if levels else None
+        """Returns the comparison at the baseline's lowest loss, or None if there is none."""
+        return next(iter(self.levels.get(run.label, ())), None)
 
     def sources(self) -> list[str]:
         """Returns the names of the validation sets that any run was evaluated on, sorted."""
@@ -41,9 +56,9 @@ class Comparison:
         return sorted(key.removeprefix(SOURCE) for key in keys if key.startswith(SOURCE))
 
     def config_differences(self) -> dict[str, list[Any]]:
-        """Returns, by dotted key, the values of the runs, for keys on which they differ.
+        """Returns, by dotted key, the values of all runs for the keys on which they differ.
 
-        A run that has not written its config yet, or lacks the key, has None there.
+        The value is None for a run whose config is not written yet or lacks the key.
         """
         flat = [
             {path.replace("/", "."): value for path, value in flatten(run.config).items()}
@@ -59,19 +74,19 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
 
     Args:
       runs: one or more.
-      baseline: label of the run to measure against; found by `ancestry.find_baseline` if None.
+      baseline: label of the run to measure against; None for the choice of `find_baseline`.
 
     Raises:
-      UserError: no run is called `baseline`.
+      UserError: no run has the label `baseline`.
     """
-    bases = ancestry.find_bases(runs)
-    chosen = ancestry.find_baseline(runs, bases, baseline)
-    levels = {}
-    if chosen is not None:
-        are_bases = {base.label for base in bases.values()}
-        for run in runs:
-            if run is not chosen and run.label not in are_bases:
-                levels[run.label] = speedup.compare(run, chosen)
+    bases = find_bases(runs)
+    chosen = find_baseline(runs, bases, baseline)
+    base_labels = {base.label for base in bases.values()}
+    levels = {
+        run.label: speedup.compare(run, chosen)
+        for run in runs
+        if chosen is not None and run is not chosen and run.label not in base_labels
+    }
     return Comparison(runs, bases, chosen, levels, _notes(runs, bases, chosen))
 
 
@@ -84,20 +99,17 @@ def _notes(runs: Sequence[Run], bases: Mapping[str, Run], baseline: Run | None) 
             notes.append(f"{run.label} has no validation loss yet.")
         if run.rows and not math.isfinite(run.last("loss") or 0):
             notes.append(f"{run.label} has diverged: its newest training loss is not a number.")
-        if ancestry.seconds_before(run, bases) is None:
-            notes.append(
-                f"The time of {run.label} leaves out what its base took: the base is not among "
-                "the runs."
-            )
+        if seconds_before(run, bases) is None:
+            notes.append(f"The time of {run.label} excludes its base, which is not among the runs.")
         if run.state != "finished":
-            notes.append(f"{run.label} has not finished ({run.state}); its figures are as of now.")
+            notes.append(f"{run.label} is not finished ({run.state}); its figures are preliminary.")
     if baseline is None and len(runs) > 1:
-        notes.append("No speed-up: no run is clearly the baseline; name it by --baseline.")
+        notes.append("No speed-up: the baseline is ambiguous; choose one with --baseline.")
     return notes
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Returns the comparison as plain data: `runs`, `speedup`, `notes`. No NaN is in it."""
+    """Returns the comparison as plain data without NaN: `runs`, `speedup`, `notes`."""
     return {
         "runs": [_run_as_json(comparison, run) for run in comparison.runs],
         "speedup": {
@@ -117,21 +129,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def _run_as_json(comparison: Comparison, run: Run) -> dict[str, Any]:
     base = comparison.bases.get(run.label)
     primary = comparison.primary(run)
-    newest = {
-        key: run.last(key)
-        for key in (
-            "step",
-            "stage_step",
-            "tokens",
-            "flops",
-            "flops_6nd",
-            "seconds",
-            "loss",
-            "validation_loss",
-            "validation_perplexity",
-            "mfu",
-        )
-    }
+    losses = {source: run.last(f"{SOURCE}{source}") for source in comparison.sources()}
     return {
         "label": run.label,
         "workdir": run.workdir,
@@ -139,17 +137,15 @@ def _run_as_json(comparison: Comparison, run: Run) -> dict[str, Any]:
         "state": run.state,
         "base": base.label if base else None,
         "ancestors": {key: run.inherited(key) for key in ("tokens", "flops", "flops_6nd")},
-        **_finite(newest),
-        "per_source": _finite(
-            {source: run.last(f"{SOURCE}{source}") for source in comparison.sources()}
-        ),
+        **_finite({key: run.last(key) for key in NEWEST}),
+        "per_source": _finite(losses),
         "tokens_per_second": run.tokens_per_second(),
         "speedup": primary.speedup if primary else None,
     }
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: what a diverged run left becomes null."""
+    """Replaces NaN and infinities, which a diverged run leaves and JSON lacks, by None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()

@@ -1,9 +1,10 @@
-"""The pictures of a report: validation loss over total FLOPs, tokens, time, and by source."""
+"""The figures of a report: validation loss over total FLOPs, tokens, time, and by source."""
 
 import dataclasses
 import io
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from prts_jax.report.ancestry import seconds_before
+from prts_jax.report.baseline import seconds_before
 from prts_jax.report.comparison import SOURCE, Comparison
 from prts_jax.report.runs import Run, shape_name
 from prts_jax.report.speedup import Level
 from prts_jax.report.table import percent
 
-# Okabe and Ito's palette, told apart with any kind of colour vision; markers say it once more.
+# Okabe and Ito's palette, distinct with any kind of colour vision; markers repeat the distinction.
 BASELINE_COLOUR = "#4d4d4d"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "^", "D", "v", "P", "X")
@@ -41,21 +42,24 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-# Names of neighbouring growths are written above each other.
 GROWTH_LINES = 4
+"""Heights at which the names of neighbouring growths are written, so that they do not overlap."""
 
-# The steep fall of the first steps is cut off, or nothing else could be told apart.
 SHOWN_AFTER = 0.1
+"""Share of the x axis whose steep fall of the loss is cut off, so that the rest is legible."""
+
+Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Label of a run → x and loss, float64 vectors of one length."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What runs along the x axis.
+    """The x axis of a figure.
 
     Attributes:
-      name: for titles, "total FLOPs".
-      key: of the metrics.
-      unit: the largest value in sight -> the size of a unit and its name.
+      name: for titles, such as "total FLOPs".
+      key: its key in the metrics.
+      unit: the largest value shown → size and name of the unit.
     """
 
     name: str
@@ -65,7 +69,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How a run is drawn, the same in every picture."""
+    """Colour, marker and line of a run, the same in every figure."""
 
     colour: str
     marker: str
@@ -85,9 +89,9 @@ def _tokens_unit(largest: float) -> tuple[float, str]:
 
 
 def _time_unit(largest: float) -> tuple[float, str]:
-    for size, name in ((2 * 86400.0, "days"), (2 * 3600.0, "hours"), (120.0, "minutes")):
-        if largest >= size:
-            return {"days": 86400.0, "hours": 3600.0, "minutes": 60.0}[name], name
+    for size, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if largest >= 2 * size:
+            return size, name
     return 1.0, "seconds"
 
 
@@ -99,7 +103,7 @@ TIME = Axis("training time", "seconds", _time_unit)
 def draw_all(comparison: Comparison) -> dict[str, bytes]:
     """Returns the PNG files of a report by name, the main one first.
 
-    There are none while no run has metrics; the one by source needs per-source validation.
+    Empty if no run has metrics; without per-source validation the figure by source is left out.
     """
     if not any(run.rows for run in comparison.runs):
         return {}
@@ -115,13 +119,14 @@ def draw_all(comparison: Comparison) -> dict[str, bytes]:
 
 
 def loss_over(comparison: Comparison, axis: Axis) -> Figure:
-    """Draws validation loss (training loss where no run has any) over `axis`."""
+    """Draws validation loss (training loss if no run has any) over `axis`, with growth points."""
     key, name = _loss_key(comparison)
     figure = new_figure(HEIGHT_PIXELS)
     axes = figure.subplots()
-    _draw_runs(axes, comparison, axis, key, growth=True)
-    _, unit = axis.unit(_largest(comparison, axis))
-    axes.set_xlabel(f"{axis.name}, ancestors' included ({unit})")
+    _draw_runs(axes, comparison, axis, key)
+    _draw_growths(axes, comparison, axis, key)
+    _, unit = _unit(comparison, axis)
+    axes.set_xlabel(f"{axis.name}, ancestors included ({unit})")
     axes.set_ylabel(f"{name} loss (nats / token)")
     axes.set_title(f"{name.capitalize()} loss over {axis.name}")
     axes.legend(loc="upper right")
@@ -129,41 +134,41 @@ def loss_over(comparison: Comparison, axis: Axis) -> Figure:
 
 
 def over_flops(comparison: Comparison) -> Figure:
-    """Draws loss over total FLOPs, with the growth points and the speed-up at equal loss."""
+    """Draws loss over total FLOPs, with growth points and the speed-up at equal loss."""
     figure = loss_over(comparison, FLOPS)
     level = best_level(comparison)
     if level is not None:
-        axes = figure.axes[0]
-        unit, _ = FLOPS.unit(_largest(comparison, FLOPS))
-        _draw_speedup(axes, level, unit)
+        _draw_speedup(figure.axes[0], level, _unit(comparison, FLOPS)[0])
     return figure
 
 
 def by_source(comparison: Comparison) -> Figure:
-    """Draws validation loss over total FLOPs, a panel a source."""
+    """Draws validation loss over total FLOPs, one panel per source."""
     sources = comparison.sources()
     columns = min(3, len(sources))
     lines = math.ceil(len(sources) / columns)
     figure = new_figure(HEIGHT_PIXELS * (0.2 + 0.6 * lines))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
     for panel, source in zip(panels.flat, sources, strict=False):
-        _draw_runs(panel, comparison, FLOPS, f"{SOURCE}{source}", growth=False)
+        _draw_runs(panel, comparison, FLOPS, f"{SOURCE}{source}")
         panel.set_title(source, loc="left", fontsize=11.5)
     for panel in panels.flat[len(sources) :]:
         panel.set_visible(False)
     for row in panels:
         row[0].set_ylabel("loss (nats / token)")
     panels.flat[0].legend(loc="upper right", fontsize=9.5)
-    _, unit = FLOPS.unit(_largest(comparison, FLOPS))
-    figure.supxlabel(f"total FLOPs, ancestors' included ({unit})", fontsize=11.5)
+    _, unit = _unit(comparison, FLOPS)
+    figure.supxlabel(f"total FLOPs, ancestors included ({unit})", fontsize=11.5)
     figure.suptitle("Validation loss by source", x=0.01, ha="left", weight="bold", fontsize=13)
     return figure
 
 
 def best_level(comparison: Comparison) -> Level | None:
-    """Returns the comparison to show: the largest primary speed-up, or, where no run has reached
-    the baseline's lowest loss, the largest at the lowest loss that both have reached.
-    """  # noqa: D205 - one sentence
+    """Returns the largest primary speed-up, which the figure shows.
+
+    If no run has reached the baseline's lowest loss, returns the largest speed-up at the lowest
+    loss that both have reached.
+    """
     for rank in (0, 1):
         known = [
             levels[rank]
@@ -176,7 +181,7 @@ def best_level(comparison: Comparison) -> Level | None:
 
 
 def new_figure(height_pixels: float) -> Figure:
-    """Returns an empty figure as wide as all of a report's."""
+    """Returns an empty figure of the report's width."""
     return Figure(figsize=(WIDTH_PIXELS / DPI, height_pixels / DPI), dpi=DPI, layout="constrained")
 
 
@@ -188,34 +193,39 @@ def png(figure: Figure) -> bytes:
 
 
 def _loss_key(comparison: Comparison) -> tuple[str, str]:
-    """Validation loss is drawn; training loss where no run has any."""
+    """Returns key and name of the loss to draw: training loss if no run has validation loss."""
     if any("validation_loss" in row for run in comparison.runs for row in run.rows):
         return "validation_loss", "validation"
     return "loss", "training"
 
 
-def _curve(comparison: Comparison, run: Run, axis: Axis, key: str) -> tuple[np.ndarray, np.ndarray]:
-    x, y = run.curve(axis.key, key)
-    if axis.key == "seconds":
-        x = x + (seconds_before(run, comparison.bases) or 0.0)
-    return x, y
+def _curves(comparison: Comparison, axis: Axis, key: str) -> Curves:
+    curves = {}
+    for run in comparison.runs:
+        x, y = run.curve(axis.key, key)
+        curves[run.label] = (x + _seconds_of_ancestors(comparison, run, axis), y)
+    return curves
 
 
-def _largest(comparison: Comparison, axis: Axis) -> float:
-    key, _ = _loss_key(comparison)
-    ends = (_curve(comparison, run, axis, key)[0] for run in comparison.runs)
-    return max((float(x[-1]) for x in ends if len(x)), default=1.0)
+def _seconds_of_ancestors(comparison: Comparison, run: Run, axis: Axis) -> float:
+    """Returns the offset of a run's x values: only its seconds do not include its ancestors."""
+    return (seconds_before(run, comparison.bases) or 0.0) if axis is TIME else 0.0
+
+
+def _unit(comparison: Comparison, axis: Axis) -> tuple[float, str]:
+    curves = _curves(comparison, axis, _loss_key(comparison)[0])
+    return axis.unit(max((float(x[-1]) for x, _ in curves.values() if len(x)), default=1.0))
 
 
 def _looks(comparison: Comparison) -> dict[str, Look]:
-    """A base is drawn dashed in the colour of the first run that grew from it."""
+    """Returns each run's look; a base is dashed, in the colour of the first run grown from it."""
     looks: dict[str, Look] = {}
-    are_bases = {base.label for base in comparison.bases.values()}
-    free = _cycle(list(zip(COLOURS, MARKERS, strict=True)))
+    base_labels = {base.label for base in comparison.bases.values()}
+    free = itertools.cycle(zip(COLOURS, MARKERS, strict=True))
     for run in comparison.runs:
         if run is comparison.baseline:
             looks[run.label] = Look(BASELINE_COLOUR, "s", False)
-        elif run.label not in are_bases:
+        elif run.label not in base_labels:
             looks[run.label] = Look(*next(free), False)
     for run in comparison.runs:
         look = looks.get(run.label)
@@ -226,15 +236,9 @@ def _looks(comparison: Comparison) -> dict[str, Look]:
     return looks
 
 
-def _cycle(looks: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    while True:
-        yield from looks
-
-
-def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str, growth: bool) -> None:
-    looks = _looks(comparison)
-    curves = {run.label: _curve(comparison, run, axis, key) for run in comparison.runs}
-    unit, _ = axis.unit(_largest(comparison, axis))
+def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str) -> None:
+    looks, curves = _looks(comparison), _curves(comparison, axis, key)
+    unit, _ = _unit(comparison, axis)
     for run in comparison.runs:
         x, y = curves[run.label]
         if len(x):
@@ -247,26 +251,16 @@ def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str, growth:
                 linewidth=1.6 if look.dashed else 2.0,
                 marker=look.marker,
                 markersize=3.2 if len(x) <= 80 else 0,
-                label=" ".join(
-                    filter(None, [run.label, f"({run.shape()})" if run.shape() else ""])
-                ),
+                label=f"{run.label} ({run.shape()})" if run.shape() else run.label,
                 zorder=3,
             )
-    low, high = _loss_range(curves)
-    axes.set_ylim(low, high)
+    axes.set_ylim(*_loss_range(curves))
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
-    marked: set[float] = set()
-    for run in comparison.runs if growth else ():
-        for at, loss, text in _growths(comparison, run, curves, axis, key):
-            if at not in marked:  # one base may have several children
-                line = len(marked) % GROWTH_LINES
-                _draw_growth(axes, at / unit, loss, text, looks[run.label], line)
-            marked.add(at)
 
 
-def _loss_range(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Returns the losses in sight: every curve but its steep beginning, and where it ends."""
+def _loss_range(curves: Curves) -> tuple[float, float]:
+    """Returns the limits of the y axis: all curves without their steep beginning."""
     drawn = [(x, y) for x, y in curves.values() if len(x)]
     if not drawn:
         return 0.0, 1.0
@@ -278,51 +272,59 @@ def _loss_range(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[fl
     return low - 0.14 * span, high + 0.08 * span
 
 
+def _draw_growths(axes: Axes, comparison: Comparison, axis: Axis, key: str) -> None:
+    looks, curves = _looks(comparison), _curves(comparison, axis, key)
+    unit, _ = _unit(comparison, axis)
+    marked: set[float] = set()
+    for run in comparison.runs:
+        for x, loss, text in _growths(comparison, run, curves, axis, key):
+            if x not in marked:  # several runs may grow from one base
+                line = len(marked) % GROWTH_LINES
+                _draw_growth(axes, x / unit, loss, text, looks[run.label].colour, line)
+            marked.add(x)
+
+
 def _growths(
-    comparison: Comparison,
-    run: Run,
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    axis: Axis,
-    key: str,
+    comparison: Comparison, run: Run, curves: Curves, axis: Axis, key: str
 ) -> Iterator[tuple[float, float, str]]:
-    """Yields where a run grew: x, the loss before, and what became of what."""
+    """Yields each growth of a run: its x, the loss before it, and the two shapes."""
     x, y = curves[run.label]
     if not len(x):
         return
-    on_the_way = run.growths_on_the_way()
-    if run.rows[0].get("growth") if on_the_way else run.grew():
-        base, models = comparison.bases.get(run.label), _grown_models(run.rows[0])
-        loss, text = float(y[0]), models or f"to {run.shape()}"
+    stages = run.growths_on_the_way()
+    if run.rows[0].get("growth") if stages else run.grew():
+        base, shapes = comparison.bases.get(run.label), _grown_shapes(run.rows[0])
+        loss, text = float(y[0]), shapes or f"to {run.shape()}"
         if base is not None and len(curves[base.label][0]):
             loss = float(np.interp(x[0], *curves[base.label]))
-            text = models or f"{base.shape()} → {run.shape()}"
+            text = shapes or f"{base.shape()} → {run.shape()}"
         yield float(x[0]), loss, f"growth {text}"
-    seconds = seconds_before(run, comparison.bases) or 0.0 if axis.key == "seconds" else 0.0
-    for row in on_the_way:
+    seconds = _seconds_of_ancestors(comparison, run, axis)
+    for row in stages:
         end = row["previous_stage"]
-        at = end[axis.key] + seconds
-        loss = end.get(key) or float(np.interp(at, x, y))
-        yield at, loss, f"growth {_grown_models(row)}"
+        x_end = end[axis.key] + seconds
+        loss = end.get(key) or float(np.interp(x_end, x, y))
+        yield x_end, loss, f"growth {_grown_shapes(row)}"
 
 
-def _grown_models(row: Mapping[str, Any]) -> str:
-    """Returns "6L128H → 24L128H" of a line that holds the map of a growth, otherwise ""."""
+def _grown_shapes(row: Mapping[str, Any]) -> str:
+    """Returns "6L128H → 24L128H" for a line that holds the map of a growth, otherwise ""."""
     models = (row.get("growth") or {}).get("map", {})
     if "source" not in models or "target" not in models:
         return ""
     return f"{shape_name(models['source'])} → {shape_name(models['target'])}"
 
 
-def _draw_growth(axes: Axes, at: float, loss: float, text: str, look: Look, line: int) -> None:
-    """Marks the end of the base and the start of the grown model, so that the two read as one."""
+def _draw_growth(axes: Axes, x: float, loss: float, text: str, colour: str, line: int) -> None:
+    """Draws a star and a vertical line where a base ends and the grown model starts."""
     low, high = axes.get_ylim()
-    axes.axvline(at, color=look.colour, linestyle=":", linewidth=1.4, zorder=2)
+    axes.axvline(x, color=colour, linestyle=":", linewidth=1.4, zorder=2)
     axes.plot(
-        at,
+        x,
         min(max(loss, low), high),
         marker="*",
         markersize=15,
-        color=look.colour,
+        color=colour,
         markeredgecolor="white",
         zorder=5,
         clip_on=False,
@@ -330,12 +332,12 @@ def _draw_growth(axes: Axes, at: float, loss: float, text: str, look: Look, line
     # Just above the axis, where no curve has come down to yet.
     axes.annotate(
         text,
-        (at, 0.0),
+        (x, 0.0),
         xycoords=axes.get_xaxis_transform(),
         xytext=(5, 4 + 14 * line),
         textcoords="offset points",
         fontsize=10.5,
-        color=look.colour,
+        color=colour,
     )
 
 
@@ -352,7 +354,7 @@ def _draw_speedup(axes: Axes, level: Level, unit: float) -> None:
         arrowprops={"arrowstyle": "-|>", "linewidth": 2, "color": "#111111", "shrinkB": 3},
         zorder=6,
     )
-    # Before either curve has come down to this loss, nothing is drawn below it.
+    # To the left of both points no curve has come down to this loss yet.
     left = min(baseline, run)
     room_on_the_left = left > 0.22 * axes.get_xlim()[1]
     axes.annotate(

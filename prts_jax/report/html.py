@@ -1,14 +1,14 @@
-"""The report as one page: its pictures are inside it, nothing is loaded from elsewhere."""
+"""The report as one self-contained HTML page, figures included."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from prts_jax.report import table
 from prts_jax.report.comparison import Comparison
 from prts_jax.report.runs import Run
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
-from prts_jax.report.table import Table
+from prts_jax.text_table import Table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -29,12 +29,12 @@ th { border-bottom: 2px solid #888; }
 
 CAPTIONS = {
     "loss_over_flops.png": (
-        "Validation loss over total FLOPs. A grown run starts where its base ended (star), so the "
-        "base's FLOPs are paid for; the arrow is the speed-up at equal loss."
+        "Validation loss over total FLOPs. A grown run starts where its base ended (star), so its "
+        "FLOPs include the base's; the arrow is the speed-up at equal loss."
     ),
-    "loss_over_tokens.png": "Validation loss over the tokens seen, the base's included.",
+    "loss_over_tokens.png": "Validation loss over tokens, the base's included.",
     "loss_over_time.png": (
-        "Validation loss over the wall time of training, the base's included where it is at hand."
+        "Validation loss over the wall time of training, the base's included (if given)."
     ),
     "loss_by_source.png": "Validation loss of each source over total FLOPs.",
 }
@@ -44,7 +44,7 @@ def render(comparison: Comparison, figures: Mapping[str, bytes]) -> str:
     """Returns the page.
 
     Args:
-      comparison: what to show.
+      comparison: the runs.
       figures: PNG files by name, as `figures.draw_all` returns them.
     """
     pictures = [_figure(name, png) for name, png in figures.items()]
@@ -75,9 +75,8 @@ def render(comparison: Comparison, figures: Mapping[str, bytes]) -> str:
 
 
 def results(comparison: Comparison) -> list[str]:
-    """Returns, a sentence a run, how each compares with the baseline."""
-    lines = (_result(comparison, run) for run in comparison.runs)
-    return [line for line in lines if line]
+    """Returns a sentence per run that is compared with the baseline."""
+    return [line for run in comparison.runs if (line := _result(comparison, run))]
 
 
 def _result(comparison: Comparison, run: Run) -> str:
@@ -93,7 +92,7 @@ def _result(comparison: Comparison, run: Run) -> str:
         )
     if primary.flops_run is None:
         return f"{run.label} has not reached {target}."
-    return f"{run.label} cannot be measured at {target}: {baseline.label} started there."
+    return f"{run.label} has no speed-up at {target}: {baseline.label} started there."
 
 
 def _figure(name: str, png: bytes) -> str:
@@ -109,19 +108,17 @@ def _table(cells: Table | None) -> str:
     if cells is None:
         return ""
 
-    def row(tag: str, values: tuple[str, ...]) -> str:
-        made = (
-            f'<{tag} class="words">{escape(value)}</{tag}>'
-            if i < cells.text_columns
-            else f"<{tag}>{escape(value)}</{tag}>"
+    def row(tag: str, values: Sequence[str]) -> str:
+        words = cells.text_columns
+        return "".join(
+            f"<{tag}{' class=words' if i < words else ''}>{escape(value)}</{tag}>"
             for i, value in enumerate(values)
         )
-        return f"<tr>{''.join(made)}</tr>"
 
-    body = "\n".join(row("td", tuple(values)) for values in cells.rows)
+    body = "\n".join(f"<tr>{row('td', values)}</tr>" for values in cells.rows)
     return (
         f'<p class="definition">{escape(cells.title)}</p>\n<div class="wide"><table>\n'
-        f"<thead>{row('th', tuple(cells.header))}</thead>\n<tbody>{body}</tbody>\n</table></div>"
+        f"<thead><tr>{row('th', cells.header)}</tr></thead>\n<tbody>{body}</tbody>\n</table></div>"
     )
 
 

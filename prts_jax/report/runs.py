@@ -1,4 +1,4 @@
-"""What a run has left in its workdir so far: its curves, its config and whether it still goes."""
+"""A training run as read from its workdir: curves, config and state."""
 
 import dataclasses
 import itertools
@@ -16,21 +16,21 @@ from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
 from prts_jax.train.metrics import read_metrics
 
-# A run counts as running until nothing has come for this long (it may be compiling), or for three
-# of its usual pauses.
 QUIET_SECONDS = 300.0
+"""A run counts as stopped after this long without output (it may be compiling), or after three of
+its usual pauses, whichever is longer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One workdir of `prts train`, as far as it has come.
+    """One workdir of `prts train`, finished or not.
 
     Attributes:
-      label: its name in tables and pictures, unique within a report.
+      label: its name in tables and figures, unique within a report.
       workdir: directory or `gs://` URL.
       config: the resolved config as nested plain dictionaries; empty if not written yet.
-      rows: its metrics, one dictionary a line, by rising step; where a stage ended and the next
-        began there are two of one step.
+      rows: its metrics, one dictionary per line, by rising step; two of one step where a stage ends
+        and the next begins.
       state: "finished" (it left `DONE`), "running", or "stopped".
     """
 
@@ -41,7 +41,7 @@ class Run:
     state: str
 
     def curve(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns two float64 vectors: `x` and `y` of the lines that have both, finite."""
+        """Returns `x` and `y`, float64 vectors, of the lines in which both are finite."""
         points = [
             (row[x], row[y])
             for row in self.rows
@@ -55,57 +55,53 @@ class Run:
         return next((row[key] for row in reversed(self.rows) if row.get(key) is not None), None)
 
     def inherited(self, key: str) -> float:
-        """Returns what its ancestors had spent of "tokens", "flops" or "flops_6nd"; 0 for none.
+        """Returns the ancestors' total of "tokens", "flops" or "flops_6nd"; 0 without ancestors.
 
-        A run that starts from a checkpoint writes its first line before its first step, with its
-        ancestors' sums.
+        A run that starts from a checkpoint writes a line with these totals before its first step.
         """
         if not self.rows or self.rows[0].get("stage_step") != 0:
             return 0
         return self.rows[0].get(key) or 0
 
     def grew(self) -> bool:
-        """Returns whether growth is part of how this run came to be.
-
-        The first line of a stage says so; before it is written, the config may.
-        """
+        """Returns whether this run grew, by the first line of a stage or, before it, the config."""
         return any(row.get("growth") for row in self.rows) or bool(
             self.config.get("init", {}).get("grow_from")
         )
 
     def growths_on_the_way(self) -> list[Mapping[str, Any]]:
-        """Returns the rows at which a stage of its own grew from the one before."""
+        """Returns the rows at which a stage of this run grew from its previous stage."""
         return [row for row in self.rows if row.get("growth") and row.get("previous_stage")]
 
     def shape(self) -> str:
-        """Returns its model in the paper's way of naming, "24L2048H"; empty if not known yet."""
+        """Returns the model's shape in the paper's notation, "24L2048H"; "" if not known yet."""
         return shape_name(self.config.get("model", {}))
 
     def tokens_per_second(self) -> float | None:
-        """Returns the mean rate of this run's own training over all devices, or None."""
+        """Returns the mean rate of this run over all devices, ancestors excluded, or None."""
         seconds, tokens = self.curve("seconds", "tokens")
         if len(seconds) < 2 or seconds[-1] <= seconds[0]:
             return None
         return float((tokens[-1] - tokens[0]) / (seconds[-1] - seconds[0]))
 
     def progress(self) -> float | None:
-        """Returns the share of the steps it was asked for that are done, or None."""
-        asked = self.config.get("train", {}).get("steps")
+        """Returns the share of the configured steps that are done, or None if unknown."""
+        total = self.config.get("train", {}).get("steps")
         done = self.last("stage_step")
         stages = self.config.get("growth", {}).get("stages")
         if stages and done is not None:
-            asked = sum(stage["steps"] for stage in stages)
+            total = sum(stage["steps"] for stage in stages)
             done += sum(stage["steps"] for stage in stages[: int(self.last("stage") or 0)])
-        return min(1.0, done / asked) if asked and done is not None else None
+        return min(1.0, done / total) if total and done is not None else None
 
 
 def shape_name(model: Mapping[str, Any]) -> str:
-    """Returns the name of a model's shape, "24L2048H"; empty if its sizes are not there."""
+    """Returns a model's shape in the paper's notation, "24L2048H"; "" without its sizes."""
     return f"{model['layers']}L{model['embed']}H" if {"layers", "embed"} <= set(model) else ""
 
 
 def _with_ends_of_stages(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Puts the line with which a stage ended before the one that took its place."""
+    """Restores the last line of each stage, kept in the next stage's first one."""
     return [line for row in rows for line in (row.get("previous_stage"), row) if line is not None]
 
 
@@ -114,9 +110,9 @@ def _is_finite(value: Any) -> bool:
 
 
 def split_label(argument: str) -> tuple[str, str]:
-    """Splits a command line's `label=DIR`; a bare `DIR` is called by its last part.
+    """Splits `label=DIR`; the label of a bare `DIR` is its last part.
 
-    A directory whose own name holds "=" is taken as a directory.
+    An existing directory with "=" in its name is taken as a directory.
 
     >>> split_label("grown 4x=runs/b")
     ('grown 4x', 'runs/b')
@@ -130,30 +126,30 @@ def split_label(argument: str) -> tuple[str, str]:
 
 
 def read_runs(arguments: Sequence[str], now: float | None = None) -> list[Run]:
-    """Reads every run named on a command line.
+    """Reads the runs of a command line.
 
     Args:
       arguments: `DIR` or `label=DIR` each.
-      now: seconds since the epoch against which a run counts as running; the clock's by default.
+      now: seconds since the epoch, to decide whether a run is running; None for the clock.
 
     Raises:
-      UserError: two runs of one name, or what `read_run` refuses.
+      UserError: two runs of one label, or see `read_run`.
     """
     named = [split_label(argument) for argument in arguments]
     labels = [label for label, _ in named]
     for label, workdir in named:
         if labels.count(label) > 1:
             raise UserError(
-                f"{workdir}: another run is called {label!r} too; name them apart with label=DIR"
+                f"{workdir}: another run has the label {label!r}, too; give one with label=DIR"
             )
     return [read_run(workdir, label, now) for label, workdir in named]
 
 
 def read_run(workdir: str, label: str, now: float | None = None) -> Run:
-    """Reads one workdir, of a run that is going, stopped or finished.
+    """Reads one workdir of a running, stopped or finished run.
 
     Raises:
-      UserError: the directory is missing or is no workdir, or a file in it is damaged.
+      UserError: the directory is missing or no workdir, or a file in it is damaged.
     """
     root = as_path(workdir)
     config_path = root / "config.json"
@@ -182,18 +178,18 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); mend or remove it") from error
+        raise UserError(f"{path}: is no JSON ({error}); fix or remove it") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix or remove it") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path}: is no JSON object; mend or remove it")
+        raise UserError(f"{path}: is no JSON object; fix or remove it")
     return config
 
 
 def _usual_pause(
     rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], remote: bool
 ) -> float:
-    """Returns the seconds between two signs of life: lines, or on object storage checkpoints."""
+    """Returns the longest seconds between two lines; on object storage, between checkpoints."""
     timed = [(row["step"], row["seconds"]) for row in rows if _is_finite(row.get("seconds"))]
     if remote:
         every = config.get("checkpoint", {}).get("every_steps")

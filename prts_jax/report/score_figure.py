@@ -1,4 +1,4 @@
-"""The picture of a comparison of checkpoints: what each adds to the first, with its interval."""
+"""A figure of score differences between checkpoints and the first one, with intervals."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ def write(labels: Sequence[str], rows: Sequence[Row], path: str) -> None:
 
     Args:
       labels: of the checkpoints.
-      rows: what `score_table.rows_of` returned.
-      path: of the picture, replaced if it is there.
+      rows: the result of `score_table.rows_of`.
+      path: the PNG file, replaced if it exists.
 
     Raises:
       UserError: there are no differences to draw, or the file cannot be written.
@@ -34,7 +34,7 @@ def write(labels: Sequence[str], rows: Sequence[Row], path: str) -> None:
 
 
 def draw(labels: Sequence[str], rows: Sequence[Row]) -> Figure:
-    """Draws shares in percentage points on the left, other measures relative to the first's score.
+    """Draws shares in percentage points on the left, other measures relative to the first score.
 
     Raises:
       UserError: there are no differences to draw.
@@ -43,7 +43,7 @@ def draw(labels: Sequence[str], rows: Sequence[Row]) -> Figure:
     others = [row for row in rows if not row.percent and any(row.differences)]
     panels = [panel for panel in (shares, others) if panel]
     if not panels:
-        raise UserError("--picture: no measure was taken of two checkpoints on the same data")
+        raise UserError("--picture: no two checkpoints have a measure on the same data")
     with rc_context(STYLE):
         figure = new_figure(MARGIN_PIXELS + ROW_PIXELS * max(map(len, panels)))
         for axes, panel in zip(
@@ -61,19 +61,19 @@ def draw(labels: Sequence[str], rows: Sequence[Row]) -> Figure:
 
 
 def _draw_one(axes: Axes, panel: Sequence[Row], at: int, label: str, count: int) -> None:
-    places, values, halves = [], [], []
-    for place, row in enumerate(panel):
+    heights, values, halves = [], [], []
+    for height, row in enumerate(panel):
         change, first = row.differences[at], row.scores[0]
         if change is None or first is None:
             continue
         scale = 100 if row.percent else 100 / first.value
         # Checkpoints of one measure lie below each other.
-        places.append(place + 0.5 * ((at - 0.5) / (count - 1) - 0.5))
+        heights.append(height + 0.5 * ((at - 0.5) / (count - 1) - 0.5))
         values.append(scale * change.value)
         halves.append(scale * change.half_width)
     axes.errorbar(
         values,
-        places,
+        heights,
         xerr=halves,
         fmt=MARKERS[(at - 1) % len(MARKERS)],
         color=COLOURS[(at - 1) % len(COLOURS)],

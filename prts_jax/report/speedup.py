@@ -1,4 +1,4 @@
-"""Speed-up at equal validation loss: how many more FLOPs the baseline needed than a run did.
+"""Speed-up at equal validation loss: the baseline's FLOPs over a run's, minus one.
 
 The paper's measure (Du et al., arXiv 2405.15319, section 4): FLOPs of the scratch run over FLOPs of
 the grown run, minus one, with the base's training counted into the grown run.
@@ -12,11 +12,11 @@ from prts_jax.report.runs import Run
 
 DEFINITION = (
     "Speed-up of a run at a validation loss ℓ = FLOPs(baseline, ℓ) / FLOPs(run, ℓ) − 1. "
-    "FLOPs(run, ℓ) are all the FLOPs spent, those of every ancestor (the base) included, when the "
-    "run's validation loss first is ℓ or lower, linearly interpolated between that evaluation and "
-    "the one before it. A run whose first evaluation is below ℓ already is booked with the FLOPs "
-    "of that evaluation. Nothing is extrapolated: a loss that no evaluation attains is “not "
-    "reached”. The measure is taken at the lowest validation loss that the baseline has reached."
+    "FLOPs(run, ℓ) are all FLOPs spent, those of every ancestor (the base) included, until the "
+    "run's validation loss is first ℓ or lower, linearly interpolated between that evaluation and "
+    "the one before it. If a run's first evaluation is already below ℓ, the FLOPs of that "
+    "evaluation count. Nothing is extrapolated: a loss that no evaluation attains is “not "
+    "reached”. The primary speed-up is at the lowest validation loss of the baseline."
 )
 FLOPS_DEFINITION = (
     "FLOPs count a training step's matrix products (6 per matmul parameter and token, the output "
@@ -24,8 +24,8 @@ FLOPS_DEFINITION = (
     "evaluation and padding are not counted. 6ND is the usual estimate 6 × parameters × tokens."
 )
 
-# The baseline's loss after these shares of its FLOPs gives the further levels.
 SHARES = (0.25, 0.5, 0.75)
+"""Further levels: the baseline's loss after these shares of its FLOPs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Level:
 
     Attributes:
       run: label of the run.
-      at: which loss this is, in words.
+      at: the choice of the loss, in words.
       loss: validation loss, nats per token.
       flops_baseline: total FLOPs at which the baseline first reached it.
-      flops_run: the same of the run, its ancestors' included; None where it was not reached.
+      flops_run: the same for the run, its ancestors included; None if it was not reached.
       flops_6nd_baseline: as `flops_baseline`, in 6·N·D.
       flops_6nd_run: as `flops_run`, in 6·N·D.
     """
@@ -52,7 +52,7 @@ class Level:
 
     @property
     def speedup(self) -> float | None:
-        """FLOPs(baseline) / FLOPs(run) − 1, or None where one of them is not known."""
+        """FLOPs(baseline) / FLOPs(run) − 1, or None if one of them is unknown."""
         return ratio(self.flops_baseline, self.flops_run)
 
     @property
@@ -62,7 +62,7 @@ class Level:
 
 
 def ratio(flops_baseline: float | None, flops_run: float | None) -> float | None:
-    """Returns `flops_baseline / flops_run − 1`; None where either is missing or zero."""
+    """Returns `flops_baseline / flops_run − 1`; None if either is missing or zero."""
     if not flops_baseline or not flops_run:
         return None
     return flops_baseline / flops_run - 1
@@ -77,8 +77,8 @@ def first_crossing(x: np.ndarray, loss: np.ndarray, level: float) -> float | Non
       level: loss to reach.
 
     Returns:
-      Linearly interpolated between the first evaluation at or below `level` and the one before it;
-      `x[0]` if the first one is already there; None if none is.
+      The value interpolated linearly between the first evaluation at or below `level` and the one
+      before it; `x[0]` if the first one is already there; None if none is.
     """
     reached = np.flatnonzero(loss <= level)
     if not len(reached):
@@ -93,9 +93,9 @@ def first_crossing(x: np.ndarray, loss: np.ndarray, level: float) -> float | Non
 def compare(run: Run, baseline: Run) -> list[Level]:
     """Returns the comparison at several losses, the primary one first.
 
-    The primary one is the lowest validation loss that the baseline has reached. After it come the
-    lowest loss that both have reached, if that is another, and the baseline's lowest loss after
-    some shares of its FLOPs. The list is empty while one of the two has no evaluations.
+    The primary loss is the baseline's lowest. The lowest loss that both have reached follows if it
+    differs, then the baseline's lowest loss after the `SHARES` of its FLOPs. The list is empty if
+    one of the two has no evaluations.
     """
     flops, losses = baseline.curve("flops", "validation_loss")
     _, run_losses = run.curve("flops", "validation_loss")
@@ -117,7 +117,7 @@ def _level(run: Run, baseline: Run, at: str, loss: float) -> Level:
     def flops(of: Run, count: str) -> float | None:
         return first_crossing(*of.curve(count, "validation_loss"), loss)
 
-    # Where the baseline begins at or below the loss, what it needed to get there is not known.
+    # The cost of a loss that the baseline starts at or below is unknown.
     _, losses = baseline.curve("flops", "validation_loss")
     known = losses[0] > loss
     return Level(

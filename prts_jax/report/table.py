@@ -1,87 +1,40 @@
-"""The tables of a report, as text cells that a terminal and a page show alike."""
+"""The tables of a report, for the terminal and the page."""
 
-import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from prts_jax.report.comparison import SOURCE, Comparison
 from prts_jax.report.runs import Run
-from prts_jax.report.speedup import Level
-
-MISSING = "–"
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Cells of text; the first `text_columns` columns are words, the others numbers."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: int = 1
-
-
-def render(table: Table) -> str:
-    """Returns the table as lines of text, its numbers aligned to the right."""
-    cells = [list(table.header), *map(list, table.rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.header))]
-
-    def line(row: Sequence[str]) -> str:
-        aligned = [
-            cell.ljust(width) if i < table.text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "  ".join(aligned).rstrip()
-
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([table.title, line(cells[0]), rule, *map(line, cells[1:])])
+from prts_jax.text_table import MISSING, Table
 
 
 def run_table(comparison: Comparison) -> Table:
-    """Returns one row a run: how far it is, what it cost and what it reached."""
-    header = (
-        "run",
-        "model",
-        "state",
-        "steps",
-        "tokens",
-        "FLOPs",
-        "of ancestors",
-        "train loss",
-        "val. loss",
-        "val. ppl",
-        "speed-up",
-        "tokens/s",
-        "time",
-    )
-    rows = [
-        (
-            run.label,
-            run.shape() or MISSING,
-            _state(run),
-            number(run.last("step")),
-            quantity(run.last("tokens")),
-            flops(run.last("flops")),
-            flops(run.inherited("flops") or None),
-            loss(run.last("loss")),
-            loss(run.last("validation_loss")),
-            _perplexity(run),
-            speedup_cell(comparison, run),
-            quantity(run.tokens_per_second()),
-            duration(run.last("seconds")),
-        )
-        for run in comparison.runs
-    ]
+    """Returns one row per run: its progress, cost and losses."""
+    columns = {
+        "run": lambda run: run.label,
+        "model": lambda run: run.shape() or MISSING,
+        "state": _state,
+        "steps": lambda run: number(run.last("step")),
+        "tokens": lambda run: quantity(run.last("tokens")),
+        "FLOPs": lambda run: flops(run.last("flops")),
+        "of ancestors": lambda run: flops(run.inherited("flops") or None),
+        "train loss": lambda run: loss(run.last("loss")),
+        "val. loss": lambda run: loss(run.last("validation_loss")),
+        "val. ppl": _perplexity,
+        "speed-up": lambda run: speedup_cell(comparison, run),
+        "tokens/s": lambda run: quantity(run.tokens_per_second()),
+        "time": lambda run: duration(run.last("seconds")),
+    }
+    rows = [[cell(run) for cell in columns.values()] for run in comparison.runs]
     title = (
-        "Runs. Tokens and FLOPs are totals, the ancestors' (base's) included; losses in nats per "
+        "Runs. Tokens and FLOPs include those of the ancestors (the base); losses are in nats per "
         "token; time and rate are the run's own."
     )
-    return Table(title, header, rows, text_columns=3)
+    return Table(title, list(columns), rows, text_columns=3)
 
 
 def speedup_table(comparison: Comparison) -> Table | None:
-    """Returns the speed-up of each run at several losses; None where there is no comparison."""
+    """Returns the speed-up of each run at several losses; None without a comparison."""
     baseline = comparison.baseline
     levels = [level for levels in comparison.levels.values() for level in levels]
     if baseline is None or not levels:
@@ -102,7 +55,8 @@ def speedup_table(comparison: Comparison) -> Table | None:
             loss(level.loss),
             _reached(level.flops_baseline),
             _reached(level.flops_run),
-            *_speedups(level),
+            percent(level.speedup),
+            percent(level.speedup_6nd),
         )
         for level in levels
     ]
@@ -130,11 +84,11 @@ def config_table(comparison: Comparison) -> Table | None:
         return None
     header = ("key", *(run.label for run in comparison.runs))
     rows = [(key, *map(_value, values)) for key, values in differences.items()]
-    return Table("Where the configs differ.", header, rows, text_columns=len(header))
+    return Table("Config keys that differ.", header, rows, text_columns=len(header))
 
 
 def speedup_cell(comparison: Comparison, run: Run) -> str:
-    """Returns the primary speed-up of a run, or in a word why it has none."""
+    """Returns the primary speed-up of a run, or the reason why it has none."""
     if run is comparison.baseline:
         return "baseline"
     primary = comparison.primary(run)
@@ -161,16 +115,12 @@ def _reached(value: float | None) -> str:
     return "not reached" if value is None else flops(value)
 
 
-def _speedups(level: Level) -> tuple[str, str]:
-    return percent(level.speedup), percent(level.speedup_6nd)
-
-
 def _value(value: Any) -> str:
     return MISSING if value is None or value == "" else str(value)
 
 
 def loss(value: float | None) -> str:
-    """Returns nats per token to four places."""
+    """Returns nats per token with four decimals."""
     return MISSING if value is None else f"{value:.4f}"
 
 
@@ -180,7 +130,7 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Returns a count with thousands apart."""
+    """Returns a count with thousands separators."""
     return MISSING if value is None else f"{value:,.0f}"
 
 

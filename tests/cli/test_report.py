@@ -12,13 +12,13 @@ from tests.report.synthetic import power_law, write_family, write_run
 LOSS = power_law(8.0, 2.5, 1e10)
 
 
-def test_a_report_is_a_table_a_page_and_pictures(tmp_path, capsys):
+def test_a_report_has_tables_a_page_and_figures(tmp_path, capsys):
     runs = [str(path) for path in write_family(tmp_path)]
     assert main([*runs, f"--out={tmp_path / 'out'}"]) == 0
     printed = capsys.readouterr().out
     assert "Speed-up at equal validation loss against scratch." in printed
     assert "Nothing is extrapolated" in " ".join(printed.split())
-    assert printed.endswith(f"wrote {tmp_path}/out/report.html and 4 pictures beside it\n")
+    assert printed.endswith(f"wrote {tmp_path}/out/report.html and 4 figures beside it\n")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "report.html",
         "loss_over_flops.png",
@@ -31,13 +31,13 @@ def test_a_report_is_a_table_a_page_and_pictures(tmp_path, capsys):
 def test_json_is_one_object(tmp_path, capsys):
     runs = [str(path) for path in write_family(tmp_path)]
     assert main([*runs, "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert [run["label"] for run in made["runs"]] == ["base", "grown", "scratch"]
-    assert set(made["speedup"]) == {"definition", "baseline", "levels"}
-    assert made["files"] == []
+    report = json.loads(capsys.readouterr().out)
+    assert [run["label"] for run in report["runs"]] == ["base", "grown", "scratch"]
+    assert set(report["speedup"]) == {"definition", "baseline", "levels"}
+    assert report["files"] == []
 
 
-def test_a_report_may_be_made_again_while_a_run_goes_on(tmp_path, capsys):
+def test_a_report_of_a_running_run_can_be_repeated(tmp_path, capsys):
     workdir = write_run(tmp_path / "run", LOSS, steps=100, done=False, train__steps=200)
     arguments = [str(workdir), f"--out={tmp_path / 'out'}", "--json"]
     assert main(arguments) == 0
@@ -52,7 +52,7 @@ def test_a_report_may_be_made_again_while_a_run_goes_on(tmp_path, capsys):
     assert (tmp_path / "out" / "loss_over_flops.png").read_bytes() != before
 
 
-def test_the_baseline_may_be_named(tmp_path, capsys):
+def test_the_baseline_can_be_chosen(tmp_path, capsys):
     runs = [str(write_run(tmp_path / name, LOSS)) for name in ("one", "two")]
     assert main([*runs, "--baseline=two", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["speedup"]["levels"][0]["speedup"] == 0
@@ -62,12 +62,14 @@ def test_the_baseline_may_be_named(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such directory"),
-        (["run", "run"], "another run is called 'run'"),
-        (["run", "--baseline=other"], "no run is called so"),
+        (["run", "run"], "another run has the label 'run'"),
+        (["run", "--baseline=other"], "no run has this label"),
         (["run", "--out=run/config.json"], "--out=run/config.json: cannot be written"),
     ],
 )
-def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", LOSS, steps=100)
     before = (tmp_path / "run" / "config.json").read_text()
@@ -78,7 +80,7 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, mess
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
-def test_a_laptop_needs_neither_jax_nor_tensorflow(tmp_path):
+def test_a_report_imports_neither_jax_nor_tensorflow(tmp_path):
     workdir = write_run(tmp_path / "run", LOSS, steps=100)
     program = (
         "import sys\n"

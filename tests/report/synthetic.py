@@ -1,4 +1,4 @@
-"""Runs made by formula: the validation loss is a known power law of the run's own FLOPs."""
+"""Synthetic runs whose validation loss is a power law of their own FLOPs."""
 
 import json
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def write_run(
     """Writes the workdir of a run of 1,000 tokens a step, evaluated every 100 steps.
 
     Args:
-      workdir: to make.
-      loss: of the FLOPs that the run has spent itself.
+      workdir: folder to create.
+      loss: of the run's own FLOPs.
       steps: how many.
       layers: of its model.
       flops_per_token: of its model.

@@ -11,13 +11,13 @@ def family(tmp_path):
     return compare(read_runs([str(path) for path in write_family(tmp_path)]))
 
 
-def test_only_runs_that_are_no_bases_are_measured(tmp_path):
+def test_bases_are_not_compared_with_the_baseline(tmp_path):
     comparison = family(tmp_path)
     assert list(comparison.levels) == ["grown"]
     assert comparison.notes == []
 
 
-def test_the_speedup_is_the_formulas(tmp_path):
+def test_the_speedup_equals_the_formula(tmp_path):
     comparison = family(tmp_path)
     [primary, *_] = comparison.levels["grown"]
     # The baseline ends at 2.6e12 FLOPs. The grown run's own FLOPs to the same loss solve
@@ -40,24 +40,24 @@ def test_configs_are_compared_key_by_key(tmp_path):
     }
 
 
-def test_notes_say_what_is_missing(tmp_path):
+def test_notes_name_missing_metrics_and_bases(tmp_path):
     _, grown, baseline = write_family(tmp_path)
     (baseline / "DONE").unlink()
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text("{}")
     notes = compare(read_runs([str(grown), str(baseline), str(tmp_path / "new")])).notes
     assert notes == [
-        "The time of grown leaves out what its base took: the base is not among the runs.",
-        "scratch has not finished (running); its figures are as of now.",
+        "The time of grown excludes its base, which is not among the runs.",
+        "scratch is not finished (running); its figures are preliminary.",
         "new has no metrics yet.",
-        "new has not finished (running); its figures are as of now.",
+        "new is not finished (running); its figures are preliminary.",
     ]
 
 
-def test_a_note_asks_for_the_baseline_where_it_is_not_clear(tmp_path):
+def test_a_note_asks_for_an_ambiguous_baseline(tmp_path):
     runs = read_runs([str(write_run(tmp_path / name, LOSS, steps=100)) for name in ("a", "b")])
     [note] = compare(runs).notes
-    assert "name it by --baseline" in note
+    assert "choose one with --baseline" in note
     assert compare(runs, baseline="a").notes == []
 
 
@@ -73,12 +73,12 @@ def test_json_holds_no_nan(tmp_path):
     assert run["validation_loss"] == LOSS(1e11)
 
 
-def test_json_tells_a_run_from_its_ancestors(tmp_path):
-    made = as_json(family(tmp_path))
-    base, grown, scratch = made["runs"]
+def test_json_separates_a_run_from_its_ancestors(tmp_path):
+    report = as_json(family(tmp_path))
+    base, grown, scratch = report["runs"]
     assert grown["base"] == "base"
     assert grown["ancestors"] == {key: base[key] for key in ("tokens", "flops", "flops_6nd")}
     assert scratch["ancestors"] == {"tokens": 0, "flops": 0, "flops_6nd": 0}
-    assert made["speedup"]["baseline"] == "scratch"
-    assert grown["speedup"] == made["speedup"]["levels"][0]["speedup"]
+    assert report["speedup"]["baseline"] == "scratch"
+    assert grown["speedup"] == report["speedup"]["levels"][0]["speedup"]
     assert set(grown["per_source"]) == set(SOURCES)

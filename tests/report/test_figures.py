@@ -22,7 +22,7 @@ def lines_by_label(axes):
     return {line.get_label(): line for line in axes.get_lines()}
 
 
-def test_pictures_are_as_wide_as_a_readme(family):
+def test_figures_are_1000_pixels_wide(family):
     pictures = figures.draw_all(family)
     assert list(pictures) == [
         "loss_over_flops.png",
@@ -51,7 +51,7 @@ def test_the_arrow_spans_the_flops_at_equal_loss(family):
     assert any(f"{100 * level.speedup:+.1f}% speed-up" in text.get_text() for text in texts)
 
 
-def test_where_the_best_loss_is_not_reached_the_common_one_is_shown(tmp_path):
+def test_the_lowest_common_loss_is_shown_if_the_primary_is_not_reached(tmp_path):
     scratch = write_run(tmp_path / "scratch", LOSS)
     grown = write_run(tmp_path / "grown", LOSS, steps=300, init__grow_from="elsewhere")
     level = figures.best_level(compare(read_runs([str(scratch), str(grown)])))
@@ -59,14 +59,14 @@ def test_where_the_best_loss_is_not_reached_the_common_one_is_shown(tmp_path):
     assert level.speedup == pytest.approx(0)
 
 
-def test_time_counts_the_bases(family):
+def test_time_includes_the_base(family):
     over_time = figures.loss_over(family, figures.TIME)
     grown = lines_by_label(over_time.axes[0])["grown (12L128H)"]
     # The base took 60 s, the grown run 200 s.
     np.testing.assert_allclose(grown.get_xdata()[[0, -1]], [60 / 60, 260 / 60])
 
 
-def test_the_first_steps_do_not_squeeze_the_rest(family):
+def test_the_steep_first_steps_are_cut_off(family):
     low, high = figures.over_flops(family).axes[0].get_ylim()
     assert high < 5 < 8.0
     assert low < min(run.last("validation_loss") for run in family.runs)
@@ -77,7 +77,7 @@ def test_every_source_has_a_panel(family):
     assert [panel.get_title(loc="left") for panel in panels] == family.sources()
 
 
-def test_training_loss_stands_in_where_nothing_was_validated(tmp_path):
+def test_training_loss_is_drawn_without_validation(tmp_path):
     workdir = write_run(tmp_path / "run", LOSS, steps=100)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in row.items() if not k.startswith("validation")} for row in rows]
@@ -100,7 +100,7 @@ def test_more_runs_than_colours_can_be_drawn(tmp_path):
     assert figures.draw_all(compare(runs))
 
 
-def test_without_metrics_there_is_no_picture(tmp_path):
+def test_without_metrics_there_are_no_figures(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert figures.draw_all(compare(read_runs([str(tmp_path)]))) == {}
 

@@ -10,7 +10,7 @@ VOID = {"meta", "img"}
 
 
 class Balanced(HTMLParser):
-    """Collects the tags and text of a page and insists that every tag is closed."""
+    """Collects the tags and text of a page and checks that every tag is closed."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ def parse(page):
     return parser
 
 
-def test_the_page_needs_nothing_from_elsewhere(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
     comparison = compare(read_runs([str(path) for path in write_family(tmp_path)]))
     page = parse(html.render(comparison, figures.draw_all(comparison)))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -53,7 +53,7 @@ def test_the_page_states_the_result_and_its_definition(tmp_path):
     assert "init.grow_from" in text
 
 
-def test_what_the_user_named_is_text_and_no_markup(tmp_path):
+def test_labels_are_escaped(tmp_path):
     workdir = write_run(tmp_path / "run", power_law(8.0, 2.5, 1e10), steps=100)
     runs = read_runs([f"<script>alert(1)<_script>={workdir}", f"a&b={workdir}"])
     page = parse(html.render(compare(runs), {}))
@@ -62,13 +62,13 @@ def test_what_the_user_named_is_text_and_no_markup(tmp_path):
     assert "a&b" in page.text
 
 
-def test_a_page_without_metrics_yet_says_so(tmp_path):
+def test_a_page_notes_missing_metrics(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     page = parse(html.render(compare(read_runs([f"new={tmp_path}"])), {}))
     assert "new has no metrics yet." in page.text
 
 
-def test_a_run_that_has_not_got_there_is_said_to_have_not(tmp_path):
+def test_an_unreached_loss_is_stated(tmp_path):
     scratch = write_run(tmp_path / "scratch", power_law(8.0, 2.5, 1e10))
     grown = write_run(tmp_path / "grown", power_law(8.0, 3.5, 1e10), init__grow_from="elsewhere")
     [line] = html.results(compare(read_runs([str(scratch), str(grown)])))

@@ -12,7 +12,7 @@ from tests.report.synthetic import power_law, write_run, write_staged
 LOSS = power_law(8.0, 2.5, 1e10)
 
 
-def test_a_finished_run_is_read_whole(tmp_path):
+def test_a_finished_run_is_read_completely(tmp_path):
     workdir = write_run(tmp_path / "scratch", LOSS, steps=200)
     run = read_run(str(workdir), "scratch")
     assert run.state == "finished"
@@ -25,7 +25,7 @@ def test_a_finished_run_is_read_whole(tmp_path):
     assert y.tolist() == [LOSS(0), LOSS(1e11), LOSS(2e11)]
 
 
-def test_where_stages_meet_both_losses_are_kept(tmp_path):
+def test_both_losses_at_a_stage_boundary_are_kept(tmp_path):
     run = read_run(str(write_staged(tmp_path)), "staged")
     flops, losses = run.curve("flops", "validation_loss")
     assert list(flops).count(5e10) == 2  # the end of the first stage and what grew from it
@@ -35,21 +35,21 @@ def test_where_stages_meet_both_losses_are_kept(tmp_path):
     assert run.inherited("flops") == 0
 
 
-def test_progress_is_that_of_all_stages(tmp_path):
+def test_progress_counts_all_stages(tmp_path):
     run = read_run(str(write_staged(tmp_path)), "staged")
     assert run.progress() == 1.0
     begun = dataclasses.replace(run, rows=[row for row in run.rows if row["step"] <= 750])
     assert begun.progress() == 0.5
 
 
-def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     workdir = write_run(tmp_path / "going", LOSS, steps=100, done=False)
     metrics = workdir / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 110, "los')
     assert read_run(str(workdir), "going").last("step") == 100
 
 
-def test_a_silent_run_has_stopped(tmp_path):
+def test_a_run_without_recent_output_is_stopped(tmp_path):
     workdir = write_run(tmp_path / "run", LOSS, steps=100, done=False, train__steps=400)
     for name in ("config.json", "metrics.jsonl"):
         os.utime(workdir / name, (1000, 1000))
@@ -58,7 +58,7 @@ def test_a_silent_run_has_stopped(tmp_path):
     assert read_run(str(workdir), "run", now=1310).progress() == 0.25
 
 
-def test_a_run_with_long_pauses_may_be_silent_for_longer(tmp_path):
+def test_a_slow_run_may_pause_for_longer(tmp_path):
     slow = write_run(tmp_path / "slow", LOSS, steps=100, done=False, flops_per_token=2e8)
     for name in ("config.json", "metrics.jsonl"):
         os.utime(slow / name, (1000, 1000))
@@ -67,13 +67,13 @@ def test_a_run_with_long_pauses_may_be_silent_for_longer(tmp_path):
     assert read_run(str(slow), "slow", now=1610).state == "stopped"
 
 
-def test_a_run_without_metrics_yet_is_a_run(tmp_path):
+def test_a_run_without_metrics_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": {"layers": 2, "embed": 64}}))
     run = read_run(str(tmp_path), "new")
     assert (run.rows, run.state, run.shape()) == ([], "running", "2L64H")
 
 
-def test_a_run_that_starts_afresh_inherits_nothing(tmp_path):
+def test_a_fresh_run_inherits_nothing(tmp_path):
     run = read_run(str(write_run(tmp_path / "scratch", LOSS, steps=100)), "scratch")
     assert run.inherited("flops") == 0
     assert not run.grew()
@@ -93,7 +93,7 @@ def test_a_run_that_started_from_a_grown_checkpoint_grew(tmp_path):
     assert run.grew()
 
 
-def test_going_on_from_a_checkpoint_is_no_growth(tmp_path):
+def test_continuing_from_a_checkpoint_is_no_growth(tmp_path):
     start = {"tokens": 5000, "flops": 3e11, "flops_6nd": 2e11}
     workdir = write_run(tmp_path / "longer", LOSS, steps=100, start=start)
     metrics = (workdir / "metrics.jsonl").read_text()
@@ -103,7 +103,7 @@ def test_going_on_from_a_checkpoint_is_no_growth(tmp_path):
     assert not run.grew()
 
 
-def test_a_name_may_be_given_with_the_directory(tmp_path):
+def test_a_label_can_be_given_with_the_directory(tmp_path):
     workdir = write_run(tmp_path / "run", LOSS, steps=100)
     runs = read_runs([f"four times={workdir}", str(workdir)])
     assert [run.label for run in runs] == ["four times", "run"]
@@ -116,9 +116,9 @@ def test_a_directory_with_an_equals_sign_in_its_name_is_a_directory(tmp_path, mo
     assert split_label("runs/peak=1e-3") == ("peak=1e-3", "runs/peak=1e-3")
 
 
-def test_two_runs_of_one_name_are_refused(tmp_path):
+def test_two_runs_of_one_label_are_refused(tmp_path):
     first, second = (write_run(tmp_path / a / "run", LOSS, steps=100) for a in "ab")
-    with pytest.raises(UserError, match="another run is called 'run' too; name them apart"):
+    with pytest.raises(UserError, match="another run has the label 'run', too; give one"):
         read_runs([str(first), str(second)])
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_config_is_named(tmp_path, damaged):
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
-def test_a_directory_in_the_place_of_a_file_is_refused(tmp_path, name):
+def test_a_directory_instead_of_a_file_is_refused(tmp_path, name):
     workdir = write_run(tmp_path / "run", LOSS, steps=100)
     (workdir / name).unlink()
     (workdir / name).mkdir()
@@ -158,7 +158,7 @@ def test_a_directory_in_the_place_of_a_file_is_refused(tmp_path, name):
         read_run(str(workdir), "run")
 
 
-def test_on_object_storage_a_sign_of_life_comes_with_each_checkpoint(tmp_path):
+def test_on_object_storage_the_usual_pause_is_a_checkpoint_interval(tmp_path):
     run = read_run(str(write_run(tmp_path / "run", LOSS, steps=100)), "run")
     # 10 s for 100 steps, and segments are written every 1,000.
     assert _usual_pause(run.rows, run.config, remote=True) == pytest.approx(100)

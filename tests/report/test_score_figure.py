@@ -1,4 +1,4 @@
-"""The picture of a comparison shows what the table says."""
+"""The figure of score differences."""
 
 import pytest
 from matplotlib.container import ErrorbarContainer
@@ -26,7 +26,7 @@ def drawn(axes):
     return list(zip(points.get_xdata(), halves, strict=True))
 
 
-def test_shares_are_in_points_and_losses_relative_to_the_first():
+def test_shares_are_in_percentage_points_and_losses_relative():
     figure = score_figure.draw(["base", "grown"], [SHARE, LOSS, MISSING])
     shares, losses = figure.axes
     assert drawn(shares) == [pytest.approx((2.0, 0.98), rel=1e-3)]
@@ -36,6 +36,6 @@ def test_shares_are_in_points_and_losses_relative_to_the_first():
     assert shares.get_xlabel() == "difference to base (percentage points, 95% interval)"
 
 
-def test_without_differences_there_is_no_picture():
-    with pytest.raises(UserError, match="no measure was taken of two checkpoints"):
+def test_a_figure_without_differences_is_refused():
+    with pytest.raises(UserError, match="no two checkpoints have a measure"):
         score_figure.draw(["base", "grown"], [MISSING])

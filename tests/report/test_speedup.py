@@ -51,7 +51,7 @@ def test_nothing_is_extrapolated_below_the_lowest_loss():
     assert speedup.first_crossing(np.array([1.0, 2.0]), np.array([4.0, 3.0]), 2.999) is None
 
 
-def test_a_loss_that_rises_again_is_booked_where_it_was_first_reached():
+def test_a_rising_loss_counts_at_its_first_crossing():
     x, loss = np.array([0.0, 1.0, 2.0, 3.0]), np.array([4.0, 2.0, 3.0, 1.0])
     assert speedup.first_crossing(x, loss, 2.5) == 0.75
 
@@ -65,13 +65,13 @@ def test_half_the_flops_are_a_speedup_of_one():
     assert primary.speedup == 1.0
 
 
-def test_the_papers_figure_follows_from_its_token_counts():
+def test_the_papers_speedup_follows_from_its_token_counts():
     baseline = run("scratch", [(0, 11.0), (300e9, 2.0)])
     grown = run("grown", [(10e9, 3.0), (194e9, 2.0)])
     assert 100 * speedup.compare(grown, baseline)[0].speedup == pytest.approx(54.6, abs=0.05)
 
 
-def test_the_bases_flops_make_a_run_slower():
+def test_the_bases_flops_lower_the_speedup():
     points = [(0, 5.0), (50, 4.0), (100, 3.0)]
     baseline = run("scratch", [(0, 5.0), (300, 3.0)])
     alone = speedup.compare(run("grown", points), baseline)[0]
@@ -79,7 +79,7 @@ def test_the_bases_flops_make_a_run_slower():
     assert (alone.speedup, with_base.speedup) == (2.0, 0.5)
 
 
-def test_power_laws_cross_where_algebra_says():
+def test_the_speedup_of_power_laws_equals_algebra():
     x = np.linspace(1.0, 400.0, 4000)
     baseline = run("scratch", zip(x, 2 + 4 * x**-0.5, strict=True))
     grown = run("grown", zip(x, 2 + 3 * x**-0.5, strict=True))
@@ -104,7 +104,7 @@ def test_an_overfitted_baseline_is_measured_at_its_best():
     assert (primary.loss, primary.flops_baseline, primary.speedup) == (3.0, 100, 1.0)
 
 
-def test_a_run_that_starts_below_the_loss_pays_for_its_base_all_the_same():
+def test_a_run_that_starts_below_the_loss_counts_its_base():
     baseline = run("scratch", [(0, 8.0), (100, 3.0)])
     primary, *_ = speedup.compare(run("grown", [(50, 2.5), (60, 2.0)]), baseline)
     assert (primary.flops_run, primary.speedup) == (50, 1.0)

@@ -1,4 +1,4 @@
-"""Which of the runs is the base of which, and which one the others are compared with."""
+"""Relations between runs: the base that each grew from, and the baseline of the comparison."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,23 @@ import numpy as np
 from prts_jax.errors import UserError
 from prts_jax.report.runs import Run
 
-# Sums of FLOPs are kept in floating point: a base and its child agree to rounding.
 RELATIVE = 1e-6
+"""Tolerance of FLOPs that base and child must agree on: sums are kept in floating point."""
 
 
 def find_bases(runs: Sequence[Run]) -> dict[str, Run]:
     """Returns, by label of the run that grew, the run among `runs` that it started from.
 
-    A run's config names its source. Where that is a checkpoint outside all the runs (written by
-    `prts grow`, say), the base is the one run that had spent the same FLOPs after the same tokens.
+    A run's config names its source. If that is a checkpoint outside all runs (such as one written
+    by `prts grow`), the base is the only run that had spent the same FLOPs after the same tokens.
     """
     bases = {}
     for run in runs:
         others = [other for other in runs if other is not run]
-        named = [other for other in others if _names(run, other)]
-        fitting = named or [other for other in others if _passes_through_start(run, other)]
-        if len(fitting) == 1:
-            bases[run.label] = fitting[0]
+        candidates = [other for other in others if _names(run, other)]
+        candidates = candidates or [other for other in others if _passes_through_start(run, other)]
+        if len(candidates) == 1:
+            bases[run.label] = candidates[0]
     return bases
 
 
@@ -51,7 +51,7 @@ def _passes_through_start(run: Run, other: Run) -> bool:
 
 
 def seconds_before(run: Run, bases: Mapping[str, Run]) -> float | None:
-    """Returns the wall seconds that the ancestors of `run` trained; None if one is not at hand."""
+    """Returns the wall seconds that the ancestors of `run` trained; None if one is missing."""
     tokens = run.inherited("tokens")
     if not tokens:
         return 0.0
@@ -68,26 +68,26 @@ def seconds_before(run: Run, bases: Mapping[str, Run]) -> float | None:
 def find_baseline(
     runs: Sequence[Run], bases: Mapping[str, Run], name: str | None = None
 ) -> Run | None:
-    """Returns the run that the others are measured against, or None if that is not clear.
+    """Returns the run that the others are measured against, or None if the choice is ambiguous.
 
     Args:
       runs: all runs of the report.
-      bases: of `find_bases`.
-      name: label of the one that the user chose; by default the only run that neither grew nor is
-        a base, and among several the only one with a model that another run grew into.
+      bases: the result of `find_bases`.
+      name: label chosen by the user. The default is the only run that neither grew nor is a base;
+        of several, the only one whose model another run grew into.
 
     Raises:
-      UserError: no run is called `name`.
+      UserError: no run has the label `name`.
     """
     if name is not None:
         for run in runs:
             if run.label == name:
                 return run
         known = ", ".join(run.label for run in runs)
-        raise UserError(f"--baseline={name}: no run is called so; the runs are {known}")
+        raise UserError(f"--baseline={name}: no run has this label; the runs are {known}")
     grown_shapes = {run.shape() for run in runs if run.grew()}
-    are_bases = {base.label for base in bases.values()}
-    scratch = [run for run in runs if not run.grew() and run.label not in are_bases]
+    base_labels = {base.label for base in bases.values()}
+    scratch = [run for run in runs if not run.grew() and run.label not in base_labels]
     of_a_grown_shape = [run for run in scratch if run.shape() in grown_shapes]
     for candidates in (of_a_grown_shape, scratch):
         if len(candidates) == 1 and len(runs) > 1:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.report import ancestry
+from prts_jax.report import baseline
 from prts_jax.report.runs import read_runs
 from tests.report.synthetic import power_law, write_family, write_run
 
@@ -16,7 +16,7 @@ def row_at(workdir, step):
 
 
 def labels_of_bases(runs):
-    return {label: base.label for label, base in ancestry.find_bases(runs).items()}
+    return {label: base.label for label, base in baseline.find_bases(runs).items()}
 
 
 def test_a_config_names_the_base(tmp_path):
@@ -35,7 +35,7 @@ def test_a_step_of_a_base_names_the_base_too(tmp_path, suffix):
     assert labels_of_bases(runs) == {"grown": "base"}
 
 
-def test_a_base_is_the_same_by_its_relative_path(tmp_path, monkeypatch):
+def test_a_base_is_matched_by_its_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("base", "twin"):
         write_run(tmp_path / name, LOSS, layers=3)
@@ -46,7 +46,7 @@ def test_a_base_is_the_same_by_its_relative_path(tmp_path, monkeypatch):
     assert labels_of_bases(runs) == {"grown": "base"}
 
 
-def test_a_base_behind_a_grown_checkpoint_is_found_by_its_flops(tmp_path):
+def test_a_base_of_a_grown_checkpoint_is_matched_by_flops_and_tokens(tmp_path):
     base = write_run(tmp_path / "base", LOSS, layers=3, flops_per_token=4e5)
     scratch = write_run(tmp_path / "scratch", LOSS)
     # 505 steps fall between two lines of the base.
@@ -56,13 +56,13 @@ def test_a_base_behind_a_grown_checkpoint_is_found_by_its_flops(tmp_path):
     assert labels_of_bases(runs) == {"grown": "base"}
 
 
-def test_of_two_bases_that_fit_alike_none_is_taken(tmp_path):
+def test_two_matching_bases_are_ambiguous(tmp_path):
     one, two = (write_run(tmp_path / name, LOSS, layers=3) for name in ("one", "two"))
     grown = write_run(tmp_path / "grown", LOSS, start=row_at(one, 500))
     assert labels_of_bases(read_runs([str(one), str(two), str(grown)])) == {}
 
 
-def test_time_adds_up_over_generations(tmp_path):
+def test_seconds_before_add_up_over_generations(tmp_path):
     small = write_run(tmp_path / "small", LOSS, layers=3, flops_per_token=2e5)
     # The small run went on after 500 steps; only what the next one builds on counts.
     middle = write_run(
@@ -72,42 +72,42 @@ def test_time_adds_up_over_generations(tmp_path):
         tmp_path / "large", LOSS, start=row_at(middle, 1000), init__grow_from=str(middle)
     )
     runs = read_runs([str(small), str(middle), str(large)])
-    bases = ancestry.find_bases(runs)
-    before = {run.label: ancestry.seconds_before(run, bases) for run in runs}
+    bases = baseline.find_bases(runs)
+    before = {run.label: baseline.seconds_before(run, bases) for run in runs}
     assert before == {"small": 0.0, "middle": 10.0, "large": 110.0}
 
 
-def test_time_is_unknown_without_the_base(tmp_path):
+def test_seconds_before_are_unknown_without_the_base(tmp_path):
     _, grown, _ = write_family(tmp_path)
     [run] = read_runs([str(grown)])
-    assert ancestry.seconds_before(run, {}) is None
+    assert baseline.seconds_before(run, {}) is None
 
 
 def test_the_baseline_is_the_run_that_neither_grew_nor_is_a_base(tmp_path):
     runs = read_runs([str(path) for path in write_family(tmp_path)])
-    assert ancestry.find_baseline(runs, ancestry.find_bases(runs)).label == "scratch"
+    assert baseline.find_baseline(runs, baseline.find_bases(runs)).label == "scratch"
 
 
 def test_among_several_the_baseline_has_the_grown_runs_shape(tmp_path):
     family = write_family(tmp_path)
     smaller = write_run(tmp_path / "smaller", LOSS, layers=6)
     runs = read_runs([str(path) for path in (smaller, *family)])
-    assert ancestry.find_baseline(runs, ancestry.find_bases(runs)).label == "scratch"
+    assert baseline.find_baseline(runs, baseline.find_bases(runs)).label == "scratch"
 
 
 def test_a_base_alone_is_no_baseline_for_its_child(tmp_path):
     base, grown, _ = write_family(tmp_path)
     runs = read_runs([str(base), str(grown)])
-    assert ancestry.find_baseline(runs, ancestry.find_bases(runs)) is None
+    assert baseline.find_baseline(runs, baseline.find_bases(runs)) is None
 
 
 def test_two_runs_from_scratch_need_a_named_baseline(tmp_path):
     runs = read_runs([str(write_run(tmp_path / name, LOSS)) for name in ("one", "two")])
-    assert ancestry.find_baseline(runs, {}) is None
-    assert ancestry.find_baseline(runs, {}, "two").label == "two"
+    assert baseline.find_baseline(runs, {}) is None
+    assert baseline.find_baseline(runs, {}, "two").label == "two"
 
 
 def test_an_unknown_baseline_is_refused(tmp_path):
     runs = read_runs([str(write_run(tmp_path / "one", LOSS))])
-    with pytest.raises(UserError, match="--baseline=three: no run is called so; the runs are one"):
-        ancestry.find_baseline(runs, {}, "three")
+    with pytest.raises(UserError, match="--baseline=three: no run has this label; the runs are"):
+        baseline.find_baseline(runs, {}, "three")
