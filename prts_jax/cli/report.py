@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="prts report",
         description=(
-            "Compare runs of `prts train`, running or finished: prints tables; with --out, writes a "
+            "Compare runs of `prts train`, running or finished: prints tables; --out writes a "
             "page (report.html) and its figures (loss_over_flops.png and others). Speed-ups are "
             "measured at equal validation loss over total FLOPs, the base's included."
         ),
