@@ -19,7 +19,7 @@ import numpy as np
 from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
-from data_pipelines.store.writer import Shard, write_index, write_shard
+from data_pipelines.store.writer import Encoded, Shard, write_index, write_shard
 from data_pipelines.text.sources import SLIMPAJAMA
 
 SHARDS, SHARD_TOKENS, SHARD_DOCUMENTS = 59_166, 10_600_000, 10_000
@@ -31,7 +31,7 @@ def write_store(folder: Path) -> None:
     sources = tuple(SLIMPAJAMA.sets.values())
     size = SHARD_TOKENS // SHARD_DOCUMENTS
     numbers = sorted(number % len(sources) for number in range(SHARD_DOCUMENTS))
-    documents = ((np.zeros(size, np.int32), number) for number in numbers)
+    documents = (Encoded(np.zeros(size, np.int32), number) for number in numbers)
     made = write_shard(folder, "shard-00000", "0", 1, documents, 32_000, len(sources))
     os.truncate(folder / "shard-00000.tokens", 0)
     os.truncate(folder / "shard-00000.tokens", 2 * SHARD_TOKENS)

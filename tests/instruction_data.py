@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.build.cache import cache
-from data_pipelines.build.file_work import Rules
+from data_pipelines.build.store_build import Rules
 from data_pipelines.chat.instructions import open_instructions
 from data_pipelines.chat.packing import Packing
 from data_pipelines.store.store import TokenStore

@@ -1,10 +1,10 @@
-"""Runs a task into a token store as an Apache Beam pipeline: the same bytes, from many machines.
+"""Builds a token store as an Apache Beam pipeline: the same bytes, from many machines.
 
-    Create(numbers of the files) | Reshuffle | Map(make or keep one shard) | ToList | Map(finish)
+    Create(file numbers) | Reshuffle | Map(write or keep one shard) | ToList | Map(finish)
 
-The work on a file is that of `cache.py` (`build.Build`), and a finished shard is kept. A bad file
-does not end the pipeline, whose runner would only try it again: every other file is made, and the
-last step leaves what was wrong in `failure.json` in place of an index.
+The work on a file is `store_build.Build`'s, and finished shards are kept. A bad file does not end
+the pipeline, because the runner would only retry it: all other files are written, and the last step
+writes the errors into `failure.json` instead of an index.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from data_pipelines.build.file_work import STRICT, Build, FileTask, Rules
-from data_pipelines.build.cache import report_to_stderr, say_if_finished, writing
+from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
+from data_pipelines.build.cache import report_to_stderr, locked, report_finished
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard, write_json
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
 
-# It warns of a flag that it does not know, and goes on without it; here that is an error.
+# Beam only warns of an unknown flag; here that is an error.
 logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
 
 FAILURE = "failure.json"
-NAMESPACE = "prts"  # of the counters, which a runner shows while it works
+NAMESPACE = "prts"  # of the counters that a runner shows
 
-Made = tuple[int, Shard | str]
-"""A file's number, and its shard or what was wrong with it."""
+Outcome = tuple[int, Shard | str]
+"""A file's number, and its shard or the error."""
 
 
 def cache(
@@ -44,14 +44,14 @@ def cache(
     report: Callable[[str], None] = report_to_stderr,
     rules: Rules = STRICT,
 ) -> TokenStore:
-    """Makes a token store with a Beam runner, or opens the finished one that is there.
+    """Builds a token store with a Beam runner, or opens a finished one.
 
     Args:
-      task: what to tokenize; workers need neither seqio nor TensorFlow for a `native.NativeTask`.
+      task: the task to tokenize; a `native.NativeTask` needs neither seqio nor TensorFlow.
       directory: the store's folder, local or gs://; every worker must reach it and the input.
-      options: Beam's, `--runner=…` and the like; without any, its own runner in this process.
+      options: Beam's options (`--runner=…`); empty for Beam's runner in this process.
       report: called with each line of progress.
-      rules: what is left out, and how the documents lie.
+      rules: rules for bad rows and the order of documents.
 
     Returns:
       The finished store.
@@ -62,15 +62,15 @@ def cache(
     pipeline_options = parse_options(options)
     _refuse_unreachable(pipeline_options, [os.fspath(directory), *task.files])
     build = Build.of(task, directory, rules)
-    with contextlib.nullcontext() if is_remote(directory) else writing(directory):
-        if not say_if_finished(build, report):
+    with contextlib.nullcontext() if is_remote(directory) else locked(directory):
+        if not report_finished(build, report):
             build.begin()
             _run(build, pipeline_options, report)
     return TokenStore.open(directory)
 
 
 def parse_options(options: Sequence[str]) -> PipelineOptions:
-    """Returns Beam's options; Beam itself passes over a flag that is misspelt.
+    """Returns Beam's options; Beam itself ignores a misspelt flag.
 
     Raises:
       UserError: a flag that none of Beam's runners knows, or a value that it refuses.
@@ -97,7 +97,7 @@ def _refuse_unreachable(options: PipelineOptions, paths: Sequence[str]) -> None:
 
 
 def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) -> None:
-    """Makes what is missing of a store, its index last."""
+    """Writes the missing shards of a store, then its index."""
     failure = as_path(build.directory) / FAILURE
     failure.unlink(missing_ok=True)
     files, begin = len(build.sizes), time.monotonic()
@@ -106,17 +106,17 @@ def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) 
         result = pipeline.run()
         result.wait_until_finish()
     except RuntimeError as error:
-        # What a runner passes on of a worker's error is its text.
+        # A runner passes on only the text of a worker's error.
         last = str(error).strip().splitlines()[-1]
         if "OSError" not in last:
             raise
         raise UserError(
-            f"cannot write the store {build.directory}: {last}; mend it, start again"
+            f"cannot write the store {build.directory}: {last}; fix that and start again"
         ) from error
     seconds = max(time.monotonic() - begin, 1e-9)
-    made, tokens, read = (_count(result, name) for name in ("files", "tokens", "input bytes"))
+    written, tokens, read = (_count(result, name) for name in ("files", "tokens", "input bytes"))
     report(
-        f"{build.task.name}/{build.task.split}: {made:,} of {files:,} files made, "
+        f"{build.task.name}/{build.task.split}: {written:,} of {files:,} files made, "
         f"{tokens:,} tokens, {read / seconds / 1e6:.2f} MB/s read, {tokens / seconds:,.0f} tokens/s"
     )
     if failure.exists():
@@ -126,7 +126,7 @@ def _run(build: Build, options: PipelineOptions, report: Callable[[str], None]) 
 
 
 def pipeline_of(build: Build, options: PipelineOptions) -> beam.Pipeline:
-    """Returns the pipeline that makes a store, not yet running.
+    """Returns the pipeline that builds a store, not yet running.
 
     Raises:
       UserError: the options' runner refuses them.
@@ -140,20 +140,20 @@ def pipeline_of(build: Build, options: PipelineOptions) -> beam.Pipeline:
         pipeline
         | "files" >> beam.Create(range(len(build.sizes)))
         | "spread" >> beam.Reshuffle()
-        | "make shards" >> beam.Map(functools.partial(_make, build))
+        | "make shards" >> beam.Map(functools.partial(_write, build))
         | "gather" >> beam.combiners.ToList()
         | "finish" >> beam.Map(functools.partial(_finish, build))
     )
     return pipeline
 
 
-def _make(build: Build, number: int) -> Made:
-    """Makes one shard, or takes the one that is there; runs in a worker."""
+def _write(build: Build, number: int) -> Outcome:
+    """Writes or keeps one shard; runs in a worker."""
     shard = build.kept(number)
     if shard is not None:
         return number, shard
     try:
-        shard = build.make(number)
+        shard = build.write(number)
     except UserError as error:
         return number, str(error)
     Metrics.counter(NAMESPACE, "files").inc()
@@ -162,21 +162,19 @@ def _make(build: Build, number: int) -> Made:
     return number, shard
 
 
-def _finish(build: Build, made: Sequence[Made]) -> None:
-    """Writes the index, or what was wrong; runs in one worker."""
-    shards: list[Shard] = []
-    wrong: list[str] = []
-    for _, shard in sorted(made, key=lambda entry: entry[0]):
-        wrong.append(shard) if isinstance(shard, str) else shards.append(shard)
+def _finish(build: Build, outcomes: Sequence[Outcome]) -> None:
+    """Writes the index, or the errors; runs in one worker."""
+    in_order = [outcome for _, outcome in sorted(outcomes, key=lambda entry: entry[0])]
+    errors = [outcome for outcome in in_order if isinstance(outcome, str)]
     try:
-        if wrong:
-            others = f" (and {len(wrong) - 1:,} files more)" if len(wrong) > 1 else ""
-            raise UserError(f"{wrong[0]}{others}")
-        build.finish(shards)
+        if errors:
+            others = f" (and {len(errors) - 1:,} files more)" if len(errors) > 1 else ""
+            raise UserError(f"{errors[0]}{others}")
+        build.finish([shard for shard in in_order if isinstance(shard, Shard)])
     except UserError as error:
         write_json(as_path(build.directory) / FAILURE, {"error": str(error)})
 
 
 def _count(result: beam.runners.runner.PipelineResult, name: str) -> int:
-    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE).with_name(name))
-    return sum(counter.result for counter in found["counters"])
+    metrics = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE).with_name(name))
+    return sum(counter.result for counter in metrics["counters"])

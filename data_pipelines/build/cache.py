@@ -1,4 +1,4 @@
-"""Runs a task into a token store with the processes of this machine."""
+"""Builds a token store with the processes of this machine."""
 
 import fcntl
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipelines.build.file_work import STRICT, Build, FileTask, Rules
+from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
 from data_pipelines.build.progress import Progress
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard
@@ -19,7 +19,7 @@ LOCK = ".lock"
 
 
 def report_to_stderr(line: str) -> None:
-    """Prints a line of progress."""
+    """Prints a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -30,23 +30,23 @@ def cache(
     rules: Rules = STRICT,
     workers: int = 1,
 ) -> TokenStore:
-    """Makes a token store, or opens the finished one that is there.
+    """Builds a token store, continues an unfinished one, or opens a finished one.
 
-    An unfinished one is gone on with: finished shards are kept, the rest is made.
+    Finished shards of an unfinished store are kept.
 
     Args:
-      task: what to tokenize.
+      task: the task to tokenize.
       directory: the store's folder; created.
       report: called with each line of progress.
-      rules: what is left out, and how the documents lie.
-      workers: processes.
+      rules: rules for bad rows and the order of documents.
+      workers: number of processes.
 
     Returns:
       The finished store.
 
     Raises:
-      UserError: the folder is on gs://, holds a store made from something else, or is written by
-        another process; or the input is bad (with `skip_bad`: more of it than `max_bad_fraction`).
+      UserError: the folder is on gs://, holds another store, or is written by another process;
+        or the input is bad (with `skip_bad`: more of it than `max_bad_fraction`).
     """
     if workers < 1:
         raise UserError(f"--workers={workers}: give at least 1")
@@ -56,19 +56,19 @@ def cache(
             "with `gcloud storage cp --recursive`, or make it there with `prts data beam`"
         )
     build = Build.of(task, directory, rules)
-    with writing(directory):
-        if not say_if_finished(build, report):
+    with locked(directory):
+        if not report_finished(build, report):
             build.begin()
             _fill(build, report, workers)
     return TokenStore.open(directory)
 
 
 @contextmanager
-def writing(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Makes a local folder and holds it against a second writer; the lock dies with the process.
+def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Creates a local folder and locks it against other processes until the end of the block.
 
     Raises:
-      UserError: it cannot be written, or another process is writing it.
+      UserError: the folder cannot be written, or another process is writing it.
     """
     folder = Path(directory)
     try:
@@ -83,15 +83,15 @@ def writing(directory: str | os.PathLike[str]) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(
-            f"cannot write the store {folder}: {error}; mend it, start again"
+            f"cannot write the store {folder}: {error}; fix that and start again"
         ) from error
 
 
-def say_if_finished(build: Build, report: Callable[[str], None]) -> bool:
-    """Returns whether the store is already made, and reports it.
+def report_finished(build: Build, report: Callable[[str], None]) -> bool:
+    """Returns whether the store is finished, and reports it if so.
 
     Raises:
-      UserError: another store is there.
+      UserError: the folder holds another store.
     """
     index = build.finished()
     if index is None:
@@ -104,17 +104,17 @@ def say_if_finished(build: Build, report: Callable[[str], None]) -> bool:
 
 
 def _fill(build: Build, report: Callable[[str], None], workers: int) -> None:
-    """Makes what is missing of a store, its index last."""
+    """Writes the missing shards of a store, then its index."""
     numbers = range(len(build.sizes))
     shards = {number: shard for number in numbers if (shard := build.kept(number)) is not None}
     missing = [number for number in numbers if number not in shards]
     progress = Progress(f"{build.task.name}/{build.task.split}", build.sizes, missing, report)
-    for number, shard in results(_make, build, missing, min(workers, len(missing) or 1)):
+    for number, shard in results(_write, build, missing, min(workers, len(missing) or 1)):
         shards[number] = shard
-        progress.made(shard)
+        progress.add(shard)
     build.finish([shards[number] for number in numbers])
 
 
-def _make(build: Build, number: int) -> tuple[int, Shard]:
-    """Makes one shard; runs in a worker."""
-    return number, build.make(number)
+def _write(build: Build, number: int) -> tuple[int, Shard]:
+    """Writes one shard; runs in a worker."""
+    return number, build.write(number)

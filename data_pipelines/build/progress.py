@@ -1,4 +1,4 @@
-"""Says how far a long job over files is: rates of this run and the time left."""
+"""Progress lines of a build: files done, tokens, rates of this run and the time left."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ REPORT_SECONDS = 10.0
 
 
 class Progress:
-    """A line after the first file, the last, and every `REPORT_SECONDS` between them."""
+    """Reports a line after the first file, the last, and every `REPORT_SECONDS` between them."""
 
     def __init__(
         self,
@@ -19,12 +19,12 @@ class Progress:
         missing: Sequence[int],
         report: Callable[[str], None],
     ):
-        """Reports what was done before.
+        """Reports how many files an earlier run finished.
 
         Args:
-          title: how each line begins.
+          title: prefix of each line.
           sizes: bytes of every file.
-          missing: the files to make now.
+          missing: numbers of the files that this run reads.
           report: called with each line.
         """
         self._title, self._report = title, report
@@ -36,8 +36,8 @@ class Progress:
         if self._done:
             report(f"{title}: {self._done} of {self._files} files were done before")
 
-    def made(self, shard: Shard) -> None:
-        """Counts one more file."""
+    def add(self, shard: Shard) -> None:
+        """Counts one more finished file."""
         self._done += 1
         self._bytes += shard.source_bytes
         self._tokens += shard.tokens

@@ -1,4 +1,4 @@
-"""Runs a function over numbers in several processes that end with their parent, however it ends."""
+"""A function mapped over numbers by several processes, which end when their parent ends."""
 
 import concurrent.futures
 import functools
@@ -19,19 +19,19 @@ Result = TypeVar("Result")
 def results(
     work: Callable[[Task, int], Result], task: Task, numbers: Iterable[int], workers: int
 ) -> Iterator[Result]:
-    """Yields work(task, number) of every number, in the order in which they are done.
+    """Yields work(task, number) for every number, in the order of completion.
 
-    With one worker the work is done here, in order. After an error what has begun is finished and
-    nothing new is begun.
+    One worker runs in this process, in order. After an error, running work ends and no new work
+    starts.
 
     Args:
-      work: a function of a module (it is sent by name).
-      task: sent once to each process, by pickle.
-      numbers: what to do.
-      workers: processes.
+      work: a function of a module, which pickle sends by name.
+      task: first argument of every call; sent once to each process.
+      numbers: second arguments.
+      workers: number of processes.
 
     Raises:
-      UserError: a process died. What `work` raises is raised here.
+      UserError: a process died. An error of `work` is raised unchanged.
     """
     if workers == 1:
         for number in numbers:
@@ -48,8 +48,8 @@ def results(
                 yield future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process died, most likely for lack of memory: start again to go on, "
-                "with fewer --workers"
+                "a worker process died, most likely for lack of memory: start again with fewer "
+                "--workers; finished shards are kept"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -58,13 +58,13 @@ def results(
 def _begin(work: Callable[[Task, int], Result], task: Task) -> None:
     global _work
     _work = functools.partial(work, task)
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    # Ctrl-C reaches every process of the terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent says nothing, and a process that waits for its next number waits for ever."""
+    """Ends this process with its parent; otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

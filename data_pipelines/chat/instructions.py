@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from data_pipelines.chat.packing import Packing
 from data_pipelines.chat.turns import Encode, tokens_of, turns_of
 from data_pipelines.store.store import PADDING
+from data_pipelines.store.writer import Encoded
 from data_pipelines.text.folders import MAX_SETS, Format, files_of, set_of, splits_of
 from data_pipelines.text.lines import Damage, numbered_lines
-from data_pipelines.text.native import Encoded
 from data_pipelines.text.rows import MAX_LINE_BYTES, Fault, parse_object
 from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError

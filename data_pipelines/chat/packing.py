@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.batches.permutation import permute
 from data_pipelines.chat.template import PLAIN, Template
-from data_pipelines.text.native import Encoded
+from data_pipelines.store.writer import Encoded
 from prts_jax.errors import UserError
 
 TOO_LONG = ("truncate", "refuse")

@@ -1,4 +1,4 @@
-"""Writes token stores (`store.py`): shards, and the index that completes one."""
+"""Writers of a token store (`store.py`): its shards, and the index that completes it."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -27,8 +27,23 @@ from prts_jax.paths import is_remote
 
 TEMPORARY = ".tmp"
 
-Document = tuple[np.ndarray, int] | tuple[np.ndarray, int, np.ndarray]
-"""Token ids, source id and, of instructions, which tokens are answers."""
+
+class Encoded(NamedTuple):
+    """A tokenized document.
+
+    Attributes:
+      tokens: token ids, end-of-text id included, any integer dtype [n].
+      source: source id, an index into the store's sources.
+      text_bytes: UTF-8 bytes of the text; None if unknown.
+      answers: uint8 [n], 1 for tokens of an answer; None if the document is plain text.
+      truncated: whether its end was cut off.
+    """
+
+    tokens: np.ndarray
+    source: int
+    text_bytes: int | None = None
+    answers: np.ndarray | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class Shard:
       sha256: digest of each of its files, by suffix.
       documents_per_source: documents of each source; empty in stores made before it was counted.
       bytes_per_source: UTF-8 bytes of each source's text; empty where the task does not know them.
-      rows: lines of the input file that were looked at, those left out included.
+      rows: lines of the input file, those left out included.
       bad: lines left out, by kind (`rows.FAULTS`).
       truncated: documents whose end was cut off.
     """
@@ -65,7 +80,7 @@ class Shard:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Shard":
-        """Returns the shard whose `asdict` is `entry`, as JSON gave it back."""
+        """Reads a shard from its JSON entry."""
         lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
         return cls(**{**entry, **lists})
 
@@ -75,7 +90,7 @@ def write_shard(
     name: str,
     source_file: str,
     source_bytes: int,
-    documents: Iterable[Document],
+    documents: Iterable[Encoded],
     vocab_size: int,
     sources: int,
     by_set: bool = False,
@@ -85,13 +100,12 @@ def write_shard(
     Args:
       directory: the store's folder.
       name: the shard's name, `shard-00000`.
-      source_file: recorded in the entry, as is its size `source_bytes`.
-      source_bytes: see there.
-      documents: (token ids [n], any integer dtype; source id) of each document, in order; and
-        which tokens are answers, uint8 [n], of every document or of none.
-      vocab_size: ids must be below it.
-      sources: number of sources; source ids must be below it.
-      by_set: put each source's documents together; holds all of them in memory.
+      source_file: name of the input file, recorded in the entry.
+      source_bytes: size of the input file, recorded in the entry.
+      documents: documents in order; all of them or none have `answers`.
+      vocab_size: exclusive upper bound of the ids.
+      sources: number of sources, the exclusive upper bound of the source ids.
+      by_set: puts each source's documents together, which holds all of them in memory.
 
     Returns:
       The shard's entry for the index.
@@ -99,55 +113,61 @@ def write_shard(
     Raises:
       UserError: an id out of range.
     """
-    dtype = token_dtype(vocab_size)
-    ends: list[int] = []
+    ends: list[int] = [0]
     source_ids: list[int] = []
-    tokens_per_source, documents_per_source = [0] * sources, [0] * sources
-    answers: list[np.ndarray] = []
-    total = 0
+    answers: list[bytes] = []
+    tokens, counts, text_bytes = ([0] * sources for _ in range(3))
+    bytes_known, truncated = True, 0
 
     def encoded() -> Iterator[bytes]:
-        nonlocal total
-        for tokens, source, *marks in sorted(documents, key=itemgetter(1)) if by_set else documents:
-            if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        nonlocal bytes_known, truncated
+        for document in sorted(documents, key=itemgetter(1)) if by_set else documents:
+            ids, source, size, marks, _ = document
+            if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
                 raise UserError(
-                    f"token id out of range: {source_file}, document {len(ends)}; the task's "
+                    f"token id out of range: {source_file}, document {len(source_ids)}; the task's "
                     f"vocabulary is larger than its tokenizer's {vocab_size} pieces"
                 )
             if not 0 <= source < sources:
-                raise UserError(f"source id {source} of {sources}: {source_file}; mend the task")
-            total += tokens.size
-            ends.append(total)
+                raise UserError(
+                    f"source id {source} of {sources}: {source_file}; fix the task's source ids"
+                )
+            ends.append(ends[-1] + ids.size)
             source_ids.append(source)
-            answers.extend(marks)
-            tokens_per_source[source] += tokens.size
-            documents_per_source[source] += 1
-            yield tokens.astype(dtype).tobytes()
+            tokens[source] += ids.size
+            counts[source] += 1
+            text_bytes[source] += size or 0
+            bytes_known = bytes_known and size is not None
+            truncated += document.truncated
+            if marks is not None:
+                answers.append(marks.astype(ANSWER_DTYPE).tobytes())
+            yield ids.astype(token_dtype(vocab_size)).tobytes()
 
     digests = {"tokens": _write(directory / f"{name}.tokens", encoded())}
-    for suffix, array in (
-        ("ends", np.array(ends, END_DTYPE)),
-        ("sources", np.array(source_ids, SOURCE_DTYPE)),
+    for suffix, content in (
+        ("ends", np.array(ends[1:], END_DTYPE).tobytes()),
+        ("sources", np.array(source_ids, SOURCE_DTYPE).tobytes()),
     ):
-        digests[suffix] = _write(directory / f"{name}.{suffix}", [array.tobytes()])
+        digests[suffix] = _write(directory / f"{name}.{suffix}", [content])
     if answers:
-        pieces = (marks.astype(ANSWER_DTYPE).tobytes() for marks in answers)
-        digests["answers"] = _write(directory / f"{name}.answers", pieces)
+        digests["answers"] = _write(directory / f"{name}.answers", answers)
     return Shard(
         name=name,
         source_file=source_file,
         source_bytes=source_bytes,
-        tokens=total,
-        documents=len(ends),
-        tokens_per_source=tuple(tokens_per_source),
+        tokens=ends[-1],
+        documents=len(source_ids),
+        tokens_per_source=tuple(tokens),
         sha256=digests,
-        documents_per_source=tuple(documents_per_source),
+        documents_per_source=tuple(counts),
+        bytes_per_source=tuple(text_bytes) if bytes_known else (),
+        truncated=truncated,
     )
 
 
 def _write(path: epath.Path, pieces: Iterable[bytes]) -> str:
     """Writes a file whole or not at all, and returns its sha256."""
-    if is_remote(path):  # an object appears whole, but gcsfs ends one at an error too
+    if is_remote(path):  # an object appears whole, but gcsfs also commits one after an error
         content = b"".join(pieces)
         path.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
@@ -183,11 +203,11 @@ def write_index(
     shards: Sequence[Shard],
     layout: str = "mixed",
 ) -> None:
-    """Completes a store: nothing opens it before this file is there.
+    """Writes the index, which completes a store: without it no store opens.
 
     Args:
       directory: the store's folder.
-      identity: what the store was made from (task, split, tokenizer_sha256, inputs).
+      identity: the store's origin (task, split, tokenizer_sha256, inputs).
       vocab_size: number of token ids.
       eos_id: the id that ends a document.
       sources: names of the sets, at most 256.

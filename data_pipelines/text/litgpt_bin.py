@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from data_pipelines.text.native import Encoded
+from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Fault
 from data_pipelines.text.tokenizer import Tokenizer, load_tokenizer
 from prts_jax.errors import UserError

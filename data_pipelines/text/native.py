@@ -6,12 +6,13 @@
 import functools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Document, Fault, read_rows
 from data_pipelines.text.tokenizer import Tokenizer
 
@@ -19,24 +20,6 @@ from data_pipelines.text.tokenizer import Tokenizer
 # as slow on megabytes as on kilobytes.
 PIECE_CHARACTERS = 1 << 14
 SPACES = (" ", "▁")  # SentencePiece writes a space as the second
-
-
-class Encoded(NamedTuple):
-    """A document as a task gives it to the cache.
-
-    Attributes:
-      tokens: its ids, the end-of-text id included, any integer dtype [n].
-      source: index of its set in the task's `sources`.
-      text_bytes: length of its text in UTF-8; None where the task does not know it.
-      answers: uint8 [n], 1 where a token is part of an answer; None where all tokens are text.
-      truncated: whether its end was cut off.
-    """
-
-    tokens: np.ndarray
-    source: int
-    text_bytes: int | None = None
-    answers: np.ndarray | None = None
-    truncated: bool = False
 
 
 class Encoder:

@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from data_pipelines.text.native import Encoded, NativeTask
+from data_pipelines.store.writer import Encoded
+from data_pipelines.text.native import NativeTask
 from data_pipelines.text.rows import Fault, read_rows
 from data_pipelines.text.sources import (
     CORPORA,

@@ -171,7 +171,7 @@ def _model_tokenizer(path: str) -> tuple[Any, Callable[[str], list[int]]]:
 
 
 def _rules(arguments: argparse.Namespace, **options: Any) -> Any:
-    return _data_module("build.file_work").Rules(
+    return _data_module("build.store_build").Rules(
         skip_bad=arguments.on_error == "skip",
         max_bad_fraction=arguments.max_bad_fraction,
         **options,

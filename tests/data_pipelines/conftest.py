@@ -10,7 +10,7 @@ import zstandard
 from hypothesis import settings
 
 from data_pipelines.store.store import TokenStore
-from data_pipelines.store.writer import write_index, write_shard
+from data_pipelines.store.writer import Encoded, write_index, write_shard
 
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("no_deadline", deadline=None)
@@ -33,7 +33,7 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
         folder = tmp_path_factory.mktemp("store")
         entries = []
         for number, documents in enumerate(shards):
-            arrays = ((np.array(tokens, np.int32), source) for tokens, source in documents)
+            arrays = (Encoded(np.array(t, np.int32), source) for t, source in documents)
             name = f"shard-{number:05d}"
             entries.append(
                 write_shard(

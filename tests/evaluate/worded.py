@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.store.writer import write_index, write_shard
+from data_pipelines.store.writer import Encoded, write_index, write_shard
 from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.tree import flatten, unflatten
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params
@@ -70,7 +70,8 @@ def tokens_of(texts: list[tuple[str, str]]) -> list[tuple[np.ndarray, int]]:
 def write_store(folder: Path, texts: list[tuple[str, str]]) -> None:
     """The same text as a token store that knows its bytes."""
     folder.mkdir()
-    shard = write_shard(folder, "shard-00000", "0", 1, tokens_of(texts), len(WORDS) + 2, 2)
+    documents = [Encoded(*row) for row in tokens_of(texts)]
+    shard = write_shard(folder, "shard-00000", "0", 1, documents, len(WORDS) + 2, 2)
     sizes = tuple(sum(len(t.encode()) for s, t in texts if s == source) for source in SOURCES)
     shard = dataclasses.replace(shard, bytes_per_source=sizes)
     identity = {"task": "tiny", "split": "train", "tokenizer_sha256": "words", "inputs": []}

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from data_pipelines.store.store import TokenStore
-from data_pipelines.store.writer import write_index, write_shard
+from data_pipelines.store.writer import Encoded, write_index, write_shard
 from prts_jax import config, tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.checkpoint.store import restore_params
@@ -74,11 +74,12 @@ def write_store(
     that there is something to learn and the sources differ.
     """
     folder.mkdir(parents=True)
-    made = _documents(tokens, seed, vocab) if documents is None else list(documents)
-    half = (len(made) + 1) // 2
+    rows = _documents(tokens, seed, vocab) if documents is None else documents
+    encoded = [Encoded(*row) for row in rows]
+    half = (len(encoded) + 1) // 2
     shards = [
         write_shard(folder, f"shard-{i:05d}", f"{i}.zst", 1, part, vocab, len(SOURCES))
-        for i, part in enumerate((made[:half], made[half:]))
+        for i, part in enumerate((encoded[:half], encoded[half:]))
     ]
     identity: Mapping[str, Any] = {
         "task": "tiny",

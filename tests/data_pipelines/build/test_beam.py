@@ -15,7 +15,7 @@ import fsspec
 import pytest
 import zstandard
 
-from data_pipelines.build.file_work import Build, Rules
+from data_pipelines.build.store_build import Build, Rules
 from data_pipelines.build.cache import cache
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.plain import open_plain_task
@@ -125,7 +125,7 @@ def test_a_disk_that_fails_is_one_line(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Build, "make", full)
+        broken.setattr(Build, "write", full)
         with pytest.raises(UserError, match="cannot write the store .*No space left"):
             beam.cache(opened(slimpajama), tmp_path / "store")
     beam.cache(opened(slimpajama), tmp_path / "store")

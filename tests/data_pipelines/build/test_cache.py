@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.build import progress
-from data_pipelines.build.file_work import Rules
+from data_pipelines.build.store_build import Rules
 from data_pipelines.build.cache import cache
-from data_pipelines.text.native import Encoded
+from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Fault
 from data_pipelines.store.store import TokenStore
 from data_pipelines.text.tokenizer import Tokenizer
@@ -180,7 +180,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_cache import Slow
-from data_pipelines.build.file_work import Rules
+from data_pipelines.build.store_build import Rules
 from data_pipelines.build.cache import cache
 
 cache(Slow(Path(sys.argv[2])), sys.argv[3], lambda line: None, workers=int(sys.argv[4]))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.file_work import Rules
+from data_pipelines.build.store_build import Rules
 from data_pipelines.chat.instructions import open_instructions
 from data_pipelines.chat.packing import Packing
 from data_pipelines.chat.template import PLAIN

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.chat.packing import Packing, best_fit, pack
-from data_pipelines.text.native import Encoded
+from data_pipelines.store.writer import Encoded
 from prts_jax.errors import UserError
 
 sizes_of = st.lists(st.integers(1, 12), max_size=40)
