@@ -1,13 +1,17 @@
-"""Batches as a pure function of (store, seed, position): any number of hosts, O(1) seek.
+"""Training and evaluation batches as pure functions of a store and a position.
 
-A batch is a dictionary of NumPy arrays, each [rows, length]: `tokens` int32, `targets` int32 (the
-tokens that follow), `loss_weights` float32 and `source_ids` int32 (of the target). Where documents
-are kept apart there are also `segment_ids` and `positions`, int32: which of its row's documents a
-token belongs to, from 0, and how far it is into it. Both begin at 0 with the row, also where its
-first document began before: attention never leaves the row, and RoPE knows differences of positions
-only. A target that begins a document would be predicted from another's end, so its weight is 0.
+Any number of hosts reads its rows of the same batch, and a step costs the same wherever it is. A
+batch is a dictionary of NumPy arrays, each [rows, length]: `tokens` int32, `targets` int32 (the
+tokens that follow), `loss_weights` float32 and `source_ids` int32 (of the target).
+
+With documents kept apart there are also `segment_ids` and `positions`, int32: the document of its
+row that a token belongs to, from 0, and its distance from that document's start. Both start at 0 in
+every row, also if its first document starts before it: attention never leaves the row, and RoPE
+depends on differences of positions only. A target that starts a document has weight 0, because
+another document's end would predict it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +30,7 @@ DOCUMENT_FIELDS = ("segment_ids", "positions")
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Training windows, each once an epoch, in an order of its own for every epoch.
+    """Training windows, each once an epoch, in a new order every epoch.
 
     Window i is tokens [i·length, i·length + length] of the store: `length` inputs and the same
     shifted by one as targets, so neighbours share one token and every token is a target once.
@@ -65,11 +69,11 @@ class TrainBatches:
         return self.store.tokens // self.order.stride
 
     def keeps_position(self, position: int) -> bool:
-        """Whether a position of the same blocks at another length is the same place here."""
+        """Whether a position counted at another length, with the same blocks, is valid here."""
         return self.order.block > 0 and position % self.order.length == 0
 
     def tokens(self, position: int) -> int:
-        """Returns how many inputs of the global batch at a position are no padding."""
+        """Returns the number of inputs of the global batch at a position, padding excluded."""
         return self.order.batch * self.order.length
 
     def rows(self, position: int, start: int, stop: int) -> Batch:
@@ -98,16 +102,16 @@ class TrainBatches:
         return keep_documents_apart(batch, offsets[0]) if self.order.documents else batch
 
     def windows(self, consumed: np.ndarray) -> np.ndarray:
-        """Reads the run's windows `consumed`.
+        """Reads windows by their number in the run.
 
         Returns:
-          int32 [2 or 3, n, length + 1]: tokens, source ids and, where documents are kept apart,
-          how far each token is into its document.
+          int32 [2 or 3, n, length + 1]: tokens, source ids and, with documents kept apart, each
+          token's distance from the start of its document.
         """
         stride, size = self.order.stride, self.order.length + 1
         starts = self.store_windows(consumed) * stride
         out = np.empty((2 + self.order.documents, len(starts), size), np.int32)
-        # Windows that follow one another in the store are read in one piece.
+        # Windows that are neighbours in the store are read in one piece.
         runs = np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts) != stride) + 1)
         runs = [run for run in runs if run.size]
         spans = [(int(starts[run[0]]), (len(run) - 1) * stride + size) for run in runs]
@@ -122,7 +126,7 @@ class TrainBatches:
         return out
 
     def store_windows(self, consumed: np.ndarray) -> np.ndarray:
-        """Returns which window of the store each of the run's windows is; int64, the same shape."""
+        """Maps the run's windows to windows of the store; int64, the same shape."""
         epochs, windows = np.divmod(consumed, self.windows_per_epoch)
         if not self.order.shuffle:
             return windows
@@ -140,11 +144,11 @@ class EvalBatches:
     """The whole store in order: every token after the first is a target exactly once.
 
     Attributes:
-      store: where the tokens lie.
+      store: the tokens.
       length: inputs of a row.
-      batch: rows of a batch; what the last lacks is padded, with loss weight 0.
-      limit_tokens: stop after so many targets.
-      documents: as in `ReadOrder`.
+      batch: rows of a batch; the last batch is padded, with loss weight 0.
+      limit_tokens: upper limit of targets; None for the whole store.
+      documents: keeps documents apart.
     """
 
     store: TokenStore
@@ -170,7 +174,7 @@ class EvalBatches:
 
     @property
     def target_tokens(self) -> int:
-        """Number of targets, the padding not counted; those of weight 0 are."""
+        """Number of targets without padding; targets of weight 0 count."""
         available = self.store.tokens - 1
         return available if self.limit_tokens is None else min(available, self.limit_tokens)
 
@@ -186,49 +190,51 @@ class EvalBatches:
         check_rows(start, stop, self.batch)
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        shape = (stop - start, self.length)
-        first = (index * self.batch + start) * self.length
-        count = min(max(self.target_tokens - first, 0), (stop - start) * self.length)
-
-        tokens, targets, sources = (np.zeros(shape, np.int32) for _ in range(3))
-        weights = np.zeros(shape, np.float32)
-        if count:
-            block = self.store.read(first, count + 1)
-            tokens.reshape(-1)[:count] = block[:-1]
-            targets.reshape(-1)[:count] = block[1:]
-            sources.reshape(-1)[:count] = self.store.source_ids(first + 1, count)
-            weights.reshape(-1)[:count] = 1
+        first, rows = index * self.batch + start, stop - start
+        count = min(max(self.target_tokens - first * self.length, 0), rows * self.length)
+        real = (np.arange(rows * self.length) < count).reshape(rows, self.length)
+        tokens = self._windows(self.store.read, first, rows, count)
         batch = {
-            "tokens": tokens,
-            "targets": targets,
-            "loss_weights": weights,
-            "source_ids": sources,
+            "tokens": tokens[:, :-1] * real,
+            "targets": tokens[:, 1:] * real,
+            "loss_weights": real.astype(np.float32),
+            "source_ids": self._windows(self.store.source_ids, first, rows, count)[:, 1:] * real,
         }
         if not self.documents:
             return batch
-        # The padding is taken for a document that never ends.
-        offsets = np.ones((shape[0], self.length + 1), np.int32)
-        if count:
-            found = np.ones(shape[0] * self.length + 1, np.int32)
-            found[: count + 1] = self.store.document_offsets(first, count + 1)
-            offsets = sliding_window_view(found, self.length + 1)[:: self.length]
+        # Padding counts as one document that never ends.
+        offsets = self._windows(self.store.document_offsets, first, rows, count, padding=1)
         return keep_documents_apart(batch, offsets)
+
+    def _windows(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        first: int,
+        rows: int,
+        count: int,
+        padding: int = 0,
+    ) -> np.ndarray:
+        """Reads the windows of some rows, which hold `count` targets: int32 [rows, length + 1]."""
+        values = np.full(rows * self.length + 1, padding, np.int32)
+        if count:
+            values[: count + 1] = read(first * self.length, count + 1)
+        return values[np.arange(rows)[:, None] * self.length + np.arange(self.length + 1)]
 
 
 def keep_documents_apart(batch: Batch, offsets: np.ndarray) -> Batch:
-    """Adds `segment_ids` and `positions`, and takes the loss off targets that begin a document.
+    """Adds `segment_ids` and `positions`; targets that start a document get loss weight 0.
 
     Args:
-      batch: with the other arrays.
-      offsets: int32 [rows, length + 1]: how far each token, and the last target, is into its
-        document.
+      batch: the other arrays.
+      offsets: int32 [rows, length + 1]: distance of each token, and of the last target, from the
+        start of its document.
     """
     begins = offsets == 0
     begins_token = begins[:, :-1].copy()
     begins_token[:, 0] = False
-    places = np.arange(offsets.shape[1] - 1, dtype=np.int32)
+    columns = np.arange(offsets.shape[1] - 1, dtype=np.int32)
     return batch | {
         "segment_ids": np.cumsum(begins_token, axis=1, dtype=np.int32),
-        "positions": np.minimum(offsets[:, :-1], places),
+        "positions": np.minimum(offsets[:, :-1], columns),
         "loss_weights": batch["loss_weights"] * ~begins[:, 1:],
     }

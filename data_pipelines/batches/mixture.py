@@ -1,7 +1,7 @@
-"""Which sets of a store are trained on, and in which shares.
+"""Mixtures: the sets of a store to train on, and their shares.
 
-The sets' natural shares need no more than `TokenStore.only`. Given shares come from `MixedBatches`:
-the run's windows are dealt to the sets in rounds of `ROUND`, each round shuffled.
+Natural shares need only `TokenStore.only`. For given shares `MixedBatches` deals the run's windows
+to the sets in rounds of `ROUND`, each round shuffled.
 """
 
 import functools
@@ -27,10 +27,10 @@ WITHOUT = {"no_github": "RedPajamaGithub"}
 
 @dataclass(frozen=True)
 class MixedBatches(TrainBatches):
-    """Windows of several sets in given shares; each set has epochs of its own.
+    """Windows of several sets in given shares; each set has its own epochs.
 
     After any whole number of rounds each set has had its share of the windows, rounded by less
-    than the number of sets, and each of its windows once before any comes again.
+    than the number of sets. Every window of a set comes once before any comes again.
     """
 
     def _check_store(self) -> None:
@@ -48,7 +48,7 @@ class MixedBatches(TrainBatches):
 
     @functools.cached_property
     def _borders(self) -> tuple[Fraction, ...]:
-        """The sum of the shares before each set, and 1 at the end."""
+        """Cumulative shares: the sum before each set, and 1 at the end."""
         total = sum(self.weights.values())
         sums = [Fraction(0)]
         for weight in self.weights.values():
@@ -56,10 +56,10 @@ class MixedBatches(TrainBatches):
         return tuple(sums)
 
     def _dealt(self, windows: int) -> np.ndarray:
-        """How many of the run's first `windows` windows are each set's; whole rounds are asked for.
+        """Returns each set's number of the run's first `windows` windows, a multiple of ROUND.
 
-        Integers throughout, so shares never drift. Each set takes its part of what the sets after
-        it have left, rounded up, so no count ever falls.
+        All values are integers, so shares never drift. Each set takes its part of the windows that
+        later sets leave, rounded up, so no count ever falls.
         """
         counts, left = [], windows
         for before, after in reversed(list(itertools.pairwise(self._borders))):
@@ -70,7 +70,7 @@ class MixedBatches(TrainBatches):
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows until every set has been read once."""
+        """Number of windows after which every set has been read once."""
         shares = (
             after - before for before, after in zip(self._borders, self._borders[1:], strict=False)
         )
@@ -80,33 +80,33 @@ class MixedBatches(TrainBatches):
         )
 
     def keeps_position(self, position: int) -> bool:
-        """Never: shares are of windows, so another length deals other tokens."""
+        """Returns False: shares are of windows, so another length deals other tokens."""
         return False
 
     def windows(self, consumed: np.ndarray) -> np.ndarray:
-        """As `TrainBatches.windows`."""
-        sets, places = self.deal(consumed)
+        """Implements `TrainBatches.windows`."""
+        sets, windows = self.deal(consumed)
         out = np.empty((2 + self.order.documents, len(consumed), self.order.length + 1), np.int32)
         for number, part in enumerate(self._parts):
             here = np.flatnonzero(sets == number)
-            out[:, here] = part.windows(places[here])
+            out[:, here] = part.windows(windows[here])
         return out
 
     def deal(self, consumed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns of each of the run's windows its set and how many of that set came before it.
+        """Returns the set of each of the run's windows and the set's number of earlier windows.
 
-        Both int64, the set as a place in `weights`.
+        Both are int64; the set is an index into `weights`.
         """
-        sets, places = np.empty_like(consumed), np.empty_like(consumed)
+        sets, windows = np.empty_like(consumed), np.empty_like(consumed)
         rounds, slots = np.divmod(consumed, ROUND)
         for number in np.unique(rounds):
             here = rounds == number
             dealt, before = self._round(int(number))
-            sets[here], places[here] = dealt[slots[here]], before[slots[here]]
-        return sets, places
+            sets[here], windows[here] = dealt[slots[here]], before[slots[here]]
+        return sets, windows
 
     def _round(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Set of each slot of a round, and the set's windows before it in the run; [ROUND]."""
+        """Returns each slot's set and the set's number of earlier windows; both [ROUND]."""
         start, stop = (self._dealt(n * ROUND) for n in (number, number + 1))
         slots = np.arange(ROUND)
         if self.order.shuffle:
@@ -126,8 +126,8 @@ def train_batches(store: TokenStore, order: ReadOrder) -> TrainBatches:
       order: the read order.
 
     Raises:
-      UserError: a mixture that cannot be read, an unknown set, a store whose sets lie mixed, a
-        set smaller than a window, or a packed store where none is asked for or none where one is.
+      UserError: a mixture that cannot be parsed, an unknown set, a store with mixed sets, a set
+        smaller than a window, or a packed store without `order.instructions` (or the reverse).
     """
     check_packed(store, order.instructions)
     mixture = order.mixture
@@ -144,10 +144,10 @@ def train_batches(store: TokenStore, order: ReadOrder) -> TrainBatches:
 
 
 def parse_weights(mixture: str) -> Mapping[str, Fraction]:
-    """Returns the exact shares of "A=0.7,B=0.3", in the order given; they need not add up to 1.
+    """Parses "A=0.7,B=0.3" into exact shares, in the order given; they need not add up to 1.
 
     Raises:
-      UserError: a share that is no number above 0, or a set named twice.
+      UserError: a share that is not a number above 0, or a set named twice.
     """
     weights: dict[str, Fraction] = {}
     for part in mixture.split(","):

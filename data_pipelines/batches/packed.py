@@ -1,11 +1,12 @@
-"""Batches of packed stores (`packing.py`): the loss is on the answers, examples are kept apart.
+"""Batches of packed stores (`packing.py`): the loss is on answers, and examples are kept apart.
 
-Rows are as in `loader.py` with documents kept apart: each example is a document, and so is a row's
-padding. `loss_weights` is 1 where the target is a token of an answer, its end-of-text token
-included, and 0 elsewhere.
+Rows are those of `loader.py` with documents kept apart: each example is a document, and so is a
+row's padding. `loss_weights` is 1 for targets that are tokens of an answer, its end-of-text token
+included, and 0 for others.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,22 +15,16 @@ from data_pipelines.batches.loader import (
     Batch,
     EvalBatches,
     TrainBatches,
-    keep_documents_apart,
 )
-from data_pipelines.batches.order import check_rows
 from data_pipelines.store.store import PADDING, TokenStore
 from prts_jax.errors import UserError
 
 
 def check_packed(store: TokenStore, instructions: bool) -> None:
-    """Refuses a store that is packed where none is asked for, or not where one is.
-
-    Raises:
-      UserError: it is the other kind.
-    """
+    """Raises UserError if the store is packed without `instructions`, or the reverse."""
     if instructions and not store.packed:
         raise UserError(
-            f"{store.directory} does not say what is an answer: make the store with `prts data "
+            f"{store.directory} does not mark answers: make the store with `prts data "
             "instructions`, or set config.data.instructions=False to train on all of its tokens"
         )
     if store.packed and not instructions:
@@ -49,10 +44,9 @@ def _check_length(store: TokenStore, length: int) -> None:
 
 @dataclass(frozen=True)
 class PackedBatches(TrainBatches):
-    """Rows of a packed store, each once an epoch, in an order of its own for every epoch.
+    """Rows of a packed store, each once an epoch, in a new order every epoch.
 
-    The order's `length` must be the store's, `overlap` False and `documents` True: so the rows
-    were packed.
+    The read order must match the packing: `length` the store's, `overlap` False, `documents` True.
     """
 
     def _check_store(self) -> None:
@@ -79,7 +73,7 @@ class PackedBatches(TrainBatches):
 
     @functools.cached_property
     def _row_tokens(self) -> np.ndarray:
-        """Inputs of each row of the store that are no padding: int64 [rows]."""
+        """Inputs of each row of the store, padding excluded: int64 [rows]."""
         ends, sources = self.store.document_ends()
         sizes = np.diff(ends, prepend=0)
         padding = sources == self.store.sources.index(PADDING)
@@ -92,7 +86,10 @@ class PackedBatches(TrainBatches):
 
 @dataclass(frozen=True)
 class PackedEvalBatches(EvalBatches):
-    """All rows of a packed store in order, or the first that hold `limit_tokens` inputs."""
+    """All rows of a packed store in order, or the first rows, with at least `limit_tokens` inputs.
+
+    Rows after the last are padding.
+    """
 
     documents: bool = True
 
@@ -102,35 +99,36 @@ class PackedEvalBatches(EvalBatches):
 
     @property
     def target_tokens(self) -> int:
-        """Number of targets, those of weight 0 included."""
+        """Number of targets in whole rows; targets of weight 0 count."""
         limit = self.store.tokens if self.limit_tokens is None else self.limit_tokens
         rows = min(self.store.tokens // (self.length + 1), -(-limit // self.length))
         return rows * self.length
 
     def rows(self, index: int, start: int, stop: int) -> Batch:
-        """As `EvalBatches.rows`; rows beyond the last are padding."""
-        check_rows(start, stop, self.batch)
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
+        """Implements `EvalBatches.rows`."""
+        batch = super().rows(index, start, stop)
+        first, rows = index * self.batch + start, stop - start
+        count = int(min(max(self.target_tokens - first * self.length, 0), rows * self.length))
+
+        def read(start: int, count: int) -> np.ndarray:
+            return self.store.read_answers([(start, count)])[0]
+
+        answers = self._windows(read, first, rows, count)[:, 1:]
+        return batch | {"loss_weights": batch["loss_weights"] * answers.astype(np.float32)}
+
+    def _windows(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        first: int,
+        rows: int,
+        count: int,
+        padding: int = 0,
+    ) -> np.ndarray:
         size = self.length + 1
-        first = index * self.batch + start
-        count = min(max(self.target_tokens // self.length - first, 0), stop - start)
-        span = (first * size, count * size) if count else (0, 0)
-
-        def whole(found: np.ndarray, filling: int = 0) -> np.ndarray:
-            rows = np.full((stop - start, size), filling, np.int32)
-            rows[:count] = found.reshape(count, size)
-            return rows
-
-        tokens = whole(self.store.read(*span))
-        batch = {
-            "tokens": tokens[:, :-1],
-            "targets": tokens[:, 1:],
-            "loss_weights": whole(self.store.read_answers([span])[0])[:, 1:].astype(np.float32),
-            "source_ids": whole(self.store.source_ids(*span))[:, 1:],
-        }
-        # A row beyond the last is taken for one document that never ends.
-        return keep_documents_apart(batch, whole(self.store.document_offsets(*span), filling=1))
+        values = np.full((rows, size), padding, np.int32)
+        if whole := count // self.length:
+            values[:whole] = read(first * size, whole * size).reshape(whole, size)
+        return values
 
 
 def eval_batches(
@@ -140,17 +138,17 @@ def eval_batches(
     limit_tokens: int | None = None,
     documents: bool = False,
 ) -> EvalBatches:
-    """Returns the batches that a store is evaluated on, packed if it is.
+    """Returns the evaluation batches of a store, packed or not.
 
     Args:
-      store: what to predict.
-      length: see `EvalBatches`, as for the rest.
-      batch: see there.
-      limit_tokens: see there.
-      documents: see there; a packed store's are always kept apart.
+      store: the store to evaluate on.
+      length: inputs of a row.
+      batch: rows of a batch.
+      limit_tokens: upper limit of targets.
+      documents: keeps documents apart; a packed store always does.
 
     Raises:
-      UserError: as `EvalBatches`; or another length than a packed store's.
+      UserError: as `EvalBatches`, or a length that differs from a packed store's.
     """
     if store.packed:
         return PackedEvalBatches(store, length, batch, limit_tokens)

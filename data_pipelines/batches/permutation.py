@@ -1,8 +1,8 @@
-"""A keyed pseudo-random permutation of 0 … size-1 that needs no table.
+"""A keyed pseudo-random permutation of 0 … size-1 without a table.
 
-A Feistel network permutes the next power of four; indices that land beyond `size` walk on along
-their cycle until they are inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite
-domains", 2002). Memory and time for one index do not depend on `size`.
+A Feistel network permutes the next power of four; an index that lands beyond `size` is permuted
+again until it is inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains",
+2002). Memory and time for one index do not depend on `size`.
 """
 
 import hashlib
@@ -14,25 +14,25 @@ MIN_HALF_BITS = 3  # tiny domains leave a Feistel network few permutations to ch
 
 
 def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:
-    """Returns the place of each index under the permutation that `key` names.
+    """Permutes indices.
 
     Args:
       indices: integers in [0, size), any shape.
       size: length of the permuted range, at least 1.
-      key: any text; another key gives another permutation.
+      key: any text; each key gives another permutation.
 
     Returns:
       int64 of the same shape; distinct for distinct indices.
     """
     half_bits = max(MIN_HALF_BITS, ((size - 1).bit_length() + 1) // 2)
     keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * ROUNDS), "<u8")
-    places = np.asarray(indices, np.uint64).reshape(-1)
-    places = _feistel(places, keys, half_bits)
-    outside = np.flatnonzero(places >= size)
+    permuted = np.asarray(indices, np.uint64).reshape(-1)
+    permuted = _feistel(permuted, keys, half_bits)
+    outside = np.flatnonzero(permuted >= size)
     while outside.size:
-        places[outside] = _feistel(places[outside], keys, half_bits)
-        outside = outside[places[outside] >= size]
-    return places.astype(np.int64).reshape(np.shape(indices))
+        permuted[outside] = _feistel(permuted[outside], keys, half_bits)
+        outside = outside[permuted[outside] >= size]
+    return permuted.astype(np.int64).reshape(np.shape(indices))
 
 
 def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: int) -> np.ndarray:

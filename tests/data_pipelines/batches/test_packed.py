@@ -137,5 +137,5 @@ def test_a_packed_store_is_read_as_it_was_packed(store: TokenStore, tmp_path: Pa
 
 
 def test_a_store_of_plain_text_has_no_answers(counting_store):
-    with pytest.raises(UserError, match="does not say what is an answer: .*prts data instructions"):
+    with pytest.raises(UserError, match="does not mark answers: .*prts data instructions"):
         train_batches(counting_store(100), ReadOrder(8, 2, 0, overlap=False, instructions=True))
