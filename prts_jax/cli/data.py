@@ -16,7 +16,7 @@ from prts_jax.cli import data_flags, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
-from prts_jax.evaluate import text
+from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
 from prts_jax.paths import as_path
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -149,10 +149,10 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
 def _model_tokenizer(path: str) -> tuple[Any, Callable[[str], list[int]]]:
     """Returns a SentencePiece or Hugging Face tokenizer as a store records it, and its encoder."""
-    file = text.tokenizer_file(path)
+    file = tokenizer_file(path)
     if not file:
         raise UserError(f"--tokenizer={path}: no tokenizer.json or tokenizer.model there")
-    opened = text.open_tokenizer(file)
+    opened = open_tokenizer(file)
     if opened.eos is None:
         raise UserError(
             f"{file}: has no end-of-text token; name it, eos_token, in {TOKENIZER_CONFIG} beside it"

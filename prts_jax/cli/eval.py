@@ -10,19 +10,44 @@ from typing import Any
 from prts_jax.cli import eval_text, run
 from prts_jax.cli.arguments import OneLineParser, add_model_flags
 from prts_jax.errors import UserError
-from prts_jax.evaluate import paper_benchmarks, results, score_table
+from prts_jax.evaluate import paper_benchmarks, results
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import Scores
 from prts_jax.paths import as_path
 
+TEXTS = {
+    "data": ("DIR", "token store (default: the checkpoint's validation store)"),
+    "text": ("PATH", "a text file, or a folder of them"),
+    "tasks": (
+        "NAMES",
+        "tasks of lm-evaluation-harness, comma-separated; "
+        f"{paper_benchmarks.FLAG}: the paper's eight",
+    ),
+    "include_path": ("DIR", "folder with your own task files"),
+    "save": (
+        "FILE",
+        "write the results to a new file, with the score of every request, for --compare",
+    ),
+    "picture": ("PNG", "draw the differences of a comparison"),
+}
+"""Flag → metavar and help; the default is ""."""
+
+NUMBERS = {
+    "shots": (-1, "examples in a prompt (default: the task's own)"),
+    "limit": (0, "most requests of a task (default: all)"),
+    "batch": (16, "rows of a batch (default: 16)"),
+    "length": (0, "most tokens of a row (default: the model's training length)"),
+}
+"""Flag → default and help."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = OneLineParser(
+    parser = OneLineParser(
         prog="prts eval",
         description="Evaluate a checkpoint: perplexity (--perplexity), benchmarks (--tasks), both.",
     )
-    made.add_argument(
+    parser.add_argument(
         "--checkpoint",
         metavar="CKPT",
         action="append",
@@ -30,75 +55,39 @@ def parser() -> argparse.ArgumentParser:
         help="a checkpoint's directory, or a run's workdir with an optional @step; given several "
         "times, each is compared with the first",
     )
-    made.add_argument(
+    parser.add_argument(
         "--perplexity",
         action="store_true",
-        help="loss, perplexity and bits per byte of --data or --text, for each source of it",
+        help="loss, perplexity and bits per byte of --data or --text, overall and by source",
     )
-    made.add_argument(
-        "--data",
-        default="",
-        metavar="DIR",
-        help="token store (default: the checkpoint's validation store)",
-    )
-    made.add_argument("--text", default="", metavar="PATH", help="a text file, or a folder of them")
-    made.add_argument(
-        "--tasks",
-        default="",
-        metavar="NAMES",
-        help="tasks of lm-evaluation-harness, comma-separated; "
-        f"{paper_benchmarks.NAME}: the paper's eight",
-    )
-    made.add_argument(
-        "--include_path", default="", metavar="DIR", help="folder of task files of your own"
-    )
-    made.add_argument(
-        "--shots", type=int, default=-1, metavar="N", help="examples (default: the task's own)"
-    )
-    made.add_argument(
-        "--limit", type=int, default=0, metavar="N", help="requests of a task (default: all)"
-    )
-    made.add_argument("--batch", type=int, default=16, metavar="N", help="rows at a time")
-    made.add_argument(
-        "--length",
-        type=int,
-        default=0,
-        metavar="N",
-        help="tokens of a row at most (default: what the model was trained with)",
-    )
-    add_model_flags(made)
-    made.add_argument(
+    for name, (metavar, text) in TEXTS.items():
+        parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)
+    for name, (number, text) in NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, default=number, metavar="N", help=text)
+    add_model_flags(parser)
+    parser.add_argument(
         "--documents",
         choices=("yes", "no"),
-        help="--perplexity: whether documents that share a row are kept apart (default: as the "
-        "model was trained)",
+        help="--perplexity: whether to separate documents that share a row (default: as in "
+        "training)",
     )
-    made.add_argument(
-        "--save",
-        default="",
-        metavar="FILE",
-        help="write the results to a new file, with the score of every request, for --compare",
-    )
-    made.add_argument(
+    parser.add_argument(
         "--compare",
         nargs="+",
         default=[],
         metavar="FILE",
         help="files of --save, instead of a checkpoint: scores with 95%% intervals, and "
-        "differences to the first, paired where the requests are the same; label=FILE gives a name",
+        "differences to the first, paired if the requests are the same; label=FILE gives a name",
     )
-    made.add_argument(
-        "--picture", default="", metavar="PNG", help="draw the differences of a comparison"
-    )
-    made.add_argument("--json", action="store_true", help="print one JSON object")
-    return made
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `prts eval`; see `prts eval --help`.
 
     Raises:
-      UserError: no such checkpoint, data, tokenizer or task, or flags that do not fit together.
+      UserError: a missing checkpoint, data, tokenizer or task, or contradictory flags.
     """
     arguments = parser().parse_args(argv)
     _check(arguments)
@@ -116,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(measured[0].found))
     else:
         print("\n".join(_text(measured[0])))
-    if arguments.save:  # whatever comes of it, the results have been said
+    if arguments.save:  # after printing, so that a failure to write loses nothing
         results.save(measured[0], arguments.save)
     return 0
 
@@ -129,21 +118,21 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     compared = max(len(arguments.compare), len(arguments.checkpoint))
     if arguments.compare and compared < 2:
-        raise UserError("--compare: needs two files or more; the first is what others differ from")
+        raise UserError("--compare: needs two files or more; differences are to the first")
     if arguments.picture and compared < 2:
         raise UserError("--picture: is of a comparison; give --compare, or several --checkpoint")
     if arguments.picture and not as_path(arguments.picture).parent.is_dir():
-        raise UserError(f"--picture={arguments.picture}: its folder does not exist; make it first")
+        raise UserError(f"--picture={arguments.picture}: no such folder; create it first")
     if arguments.save and compared > 1:
-        raise UserError("--save: is for one checkpoint; evaluate each alone, then use --compare")
+        raise UserError("--save: is for one checkpoint; evaluate each, then use --compare")
     if arguments.compare:
         return
     for checkpoint in arguments.checkpoint:
         if arguments.checkpoint.count(checkpoint) > 1:
             raise UserError(f"--checkpoint={checkpoint}: is given twice; keep one")
-    if not arguments.checkpoint and arguments.tasks != paper_benchmarks.NAME:
+    if not arguments.checkpoint and arguments.tasks != paper_benchmarks.FLAG:
         raise UserError(
-            "--checkpoint: is missing; name one (without it, --tasks=paper8 prints what is run)"
+            "--checkpoint: is missing; name one (without it, --tasks=paper8 lists the benchmarks)"
         )
     if not asked:
         raise UserError("nothing to evaluate: give --perplexity, --tasks=NAMES, or both")
@@ -196,7 +185,7 @@ def _tasks(
     for name in filter(None, arguments.tasks.split(",")):
         names += (
             [b.task for b in paper_benchmarks.BENCHMARKS]
-            if name == paper_benchmarks.NAME
+            if name == paper_benchmarks.FLAG
             else [name]
         )
     manager = harness.Tasks(include_path=arguments.include_path or None)
@@ -206,16 +195,16 @@ def _tasks(
     )
     shots = None if arguments.shots < 0 else arguments.shots
     found, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)
-    if paper_benchmarks.NAME in arguments.tasks.split(","):
+    if paper_benchmarks.FLAG in arguments.tasks.split(","):
         found[paper_benchmarks.AVERAGE] = {"acc,none": paper_benchmarks.average(found)}
     return found, scores
 
 
 def _compare(arguments: argparse.Namespace, measured: Sequence[Results]) -> int:
-    named = results.named_apart(measured, arguments.compare or arguments.checkpoint)
-    rows, labels = score_table.rows_of(named), [one.label for one in named]
+    named = results.with_unique_labels(measured, arguments.compare or arguments.checkpoint)
+    rows, labels = results.rows_of(named), [one.label for one in named]
     if not rows:
-        raise UserError("--compare: the files have no scores; save them with --tasks, --perplexity")
+        raise UserError("--compare: no scores in the files; save them with --tasks or --perplexity")
     if arguments.picture:
         from prts_jax.report import score_figure
 
@@ -235,7 +224,7 @@ def _text(measured: Results) -> list[str]:
         task: ", ".join(f"{key} {values[key]}" for key in ("version", "shots") if key in values)
         for task, values in tasks.items()
     }
-    rows = [row for row in score_table.rows_of([measured]) if row.group in tasks]
+    rows = [row for row in results.rows_of([measured]) if row.group in tasks]
     return lines + (eval_text.table([measured.label], rows, about) if rows else [])
 
 

@@ -1,66 +1,60 @@
-"""What `prts eval` prints: losses by source, and scores of checkpoints side by side."""
+"""The tables of `prts eval`: losses by source, and scores of checkpoints side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prts_jax.evaluate.score_table import Row
+from prts_jax.evaluate.results import Row
 from prts_jax.evaluate.scores import Estimate
+from prts_jax.text_table import MISSING, align
 
 LEGEND = {
-    "±": "± is half of a 95% interval, estimated from the requests (from the rows of a store)",
+    "±": "± half of a 95% interval, estimated from the requests (from the rows of a store)",
     "*": "* the interval of the difference excludes 0",
-    "~": "~ not the same requests: the interval of the difference is not a paired one",
+    "~": "~ different requests: the interval of the difference is not paired",
 }
 
 
 def losses(found: Mapping[str, Any]) -> list[str]:
-    """Returns a line a source, and one for all together."""
-    lines = [f"{'source':24} {'tokens':>12} {'loss':>8} {'perplexity':>12} {'bits/byte':>10}"]
+    """Returns a table with one line per source and one for all."""
+    rows = [["source", "tokens", "loss", "perplexity", "bits/byte"]]
     for name, row in {**found["per_source"], "all": found}.items():
-        bits = "–" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        lines.append(
-            f"{name:24} {row['tokens']:>12,} {row['loss']:>8.4f} {row['perplexity']:>12.4f} "
-            f"{bits:>10}"
-        )
-    return lines
+        bits = MISSING if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
+        figures = [f"{row['tokens']:,}", f"{row['loss']:.4f}", f"{row['perplexity']:.4f}", bits]
+        rows.append([name, *figures])
+    return align(rows)
 
 
 def table(labels: Sequence[str], rows: Sequence[Row], about: Mapping[str, str]) -> list[str]:
-    """Returns a line a measure: each checkpoint's score, then what each adds to the first.
+    """Returns a line per measure: each checkpoint's score, then the differences to the first.
 
     Args:
-      labels: of the checkpoints.
-      rows: what `rows_of` returned.
-      about: group → what is said of it, such as its version.
+      labels: labels of the checkpoints.
+      rows: the result of `results.rows_of`.
+      about: group → remark on it, such as its version.
     """
     cells = [["", *labels, *(f"{label} − {labels[0]}" for label in labels[1:])]]
     for row in rows:
-        said = about.get(row.group, "")
+        remark = about.get(row.group, "")
         scores = [_score(one, row.percent) for one in row.scores]
         changes = [
             _change(one, row.percent, paired)
             for one, paired in zip(row.differences[1:], row.paired[1:], strict=True)
         ]
-        cells.append([f"{row.title}{f' ({said})' if said else ''}", *scores, *changes])
-    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in cells
-    ]
+        cells.append([f"{row.title}{f' ({remark})' if remark else ''}", *scores, *changes])
     used = "".join(cell for row in cells[1:] for cell in row[1:])
-    return [*lines, *(text for sign, text in LEGEND.items() if sign in used)]
+    return [*align(cells), *(text for sign, text in LEGEND.items() if sign in used)]
 
 
 def _score(one: Estimate | None, percent: bool) -> str:
     if one is None:
-        return "–"
+        return MISSING
     return _number(one.value, percent) + _interval(one, percent)
 
 
 def _change(one: Estimate | None, percent: bool, paired: bool) -> str:
     if one is None:
-        return "–"
+        return MISSING
     sign = "+" if one.value >= 0 else "−"
     mark = "*" if one.excludes_zero else " "
     unpaired = " " if paired else "~"

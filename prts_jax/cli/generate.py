@@ -1,4 +1,4 @@
-"""`prts generate`: text from a checkpoint, as it is made."""
+"""`prts generate`: streams text from a checkpoint's model."""
 
 import argparse
 import json
@@ -14,71 +14,62 @@ from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser, add_model_flags
 from prts_jax.errors import UserError
 
+TEXTS = {
+    "prompt": ("TEXT", "text to continue"),
+    "prompt_file": ("FILE", "a text file with the prompt; - is stdin"),
+    "instruction": (
+        "TEXT",
+        "instead of a prompt: an instruction for a model fine-tuned on instructions",
+    ),
+    "system": ("TEXT", "system message (with --instruction)"),
+}
+"""Flag → metavar and help; the default is ""."""
+
+NUMBERS = {
+    "tokens": (
+        100,
+        "most tokens to generate (default: 100); prompt and text together are at most as long as "
+        "a training row",
+    ),
+    "temperature": (0.0, "0 for the likeliest token (default); above 0 for draws"),
+    "top_p": (1.0, "draw from the likeliest tokens with this total probability (default: 1, all)"),
+    "seed": (0, "seed of the draws (default: 0)"),
+}
+"""Flag → default, whose type it has, and help."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = OneLineParser(
+    parser = OneLineParser(
         prog="prts generate",
-        description="Continue a prompt with a checkpoint's model; prints tokens as they are made.",
+        description="Continue a prompt with a checkpoint's model; prints tokens as they come.",
     )
-    made.add_argument(
+    parser.add_argument(
         "--checkpoint",
         required=True,
         metavar="CKPT",
         help="a checkpoint's directory, or a run's workdir with an optional @step",
     )
-    made.add_argument("--prompt", default="", metavar="TEXT", help="what is continued")
-    made.add_argument(
-        "--prompt_file", default="", metavar="FILE", help="a text file with the prompt; - is stdin"
-    )
-    made.add_argument(
-        "--instruction",
-        default="",
-        metavar="TEXT",
-        help="in place of a prompt: what a model fine-tuned on instructions is asked",
-    )
-    made.add_argument(
-        "--system", default="", metavar="TEXT", help="what it is told before (with --instruction)"
-    )
-    made.add_argument(
-        "--tokens",
-        type=int,
-        default=100,
-        metavar="N",
-        help="tokens to generate at most (default: 100); prompt and text together are no longer "
-        "than what the model was trained on",
-    )
-    made.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0 takes the likeliest token (default); above 0 draws",
-    )
-    made.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw from the likeliest tokens of this probability together (default: 1, all)",
-    )
-    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
-    add_model_flags(made)
-    made.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    return made
+    for name, (metavar, text) in TEXTS.items():
+        parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)
+    for name, (number, text) in NUMBERS.items():
+        parser.add_argument(f"--{name}", type=type(number), default=number, metavar="N", help=text)
+    add_model_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `prts generate`; see `prts generate --help`.
 
     Raises:
-      UserError: no such checkpoint, no tokenizer, flags outside their ranges, or a prompt that is
-        longer than what the model was trained on.
+      UserError: a missing checkpoint or tokenizer, flags outside their ranges, or a prompt longer
+        than a training row.
     """
     arguments = parser().parse_args(argv)
     from prts_jax.evaluate.generate import Generator, Sampling
     from prts_jax.evaluate.loaded import load
-    from prts_jax.evaluate.text import tokenizer_of
+    from prts_jax.evaluate.tokenizer import tokenizer_of
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     if arguments.tokens < 1:
@@ -97,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         )
     if room < arguments.tokens:
         print(
-            f"prts generate: {room} tokens at most: the model was trained on rows of "
+            f"prts generate: at most {room} tokens, since the model was trained on rows of "
             f"{loaded.length}",
             file=sys.stderr,
         )
@@ -107,12 +98,12 @@ def main(argv: Sequence[str]) -> int:
         rows = Generator(loaded.params, loaded.model, loaded.compute).stream(
             [ids], min(room, arguments.tokens), stop, sampling
         )
-        shown = _Shown(prompt, quiet=arguments.json)
-        made = _follow((int(row[0]) for row in rows), stop, tokenizer.decode, shown)
+        printer = _Printer(prompt, quiet=arguments.json)
+        tokens = _print_all((int(row[0]) for row in rows), stop, tokenizer.decode, printer)
     seconds = time.monotonic() - began
     if arguments.json:
-        text = tokenizer.decode(made)
-        print(json.dumps({"prompt": prompt, "text": text, "tokens": made, "seconds": seconds}))
+        text = tokenizer.decode(tokens)
+        print(json.dumps({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds}))
     return 0
 
 
@@ -132,37 +123,38 @@ def _prompt(arguments: argparse.Namespace) -> str:
         raise UserError(f"--prompt_file={file}: cannot be read as text ({error})") from error
 
 
-def _follow(
-    tokens: Iterable[int],
+def _print_all(
+    stream: Iterable[int],
     stop: Collection[int],
     decode: Callable[[Sequence[int]], str],
-    shown: "_Shown",
+    printer: "_Printer",
 ) -> list[int]:
-    made: list[int] = []
-    for token in tokens:
+    """Prints tokens up to a stop token as they come and returns them."""
+    tokens: list[int] = []
+    for token in stream:
         if token in stop:
             break
-        made.append(token)
-        shown.update(decode(made))
-    shown.end(decode(made))
-    return made
+        tokens.append(token)
+        printer.update(decode(tokens))
+    printer.end(decode(tokens))
+    return tokens
 
 
-class _Shown:
-    """What of the text is on the terminal; a character of several tokens waits for the last."""
+class _Printer:
+    """Prints a growing text; a character of several tokens waits for the last of them."""
 
     def __init__(self, prompt: str, quiet: bool) -> None:
-        self._quiet, self._shown = quiet, ""
+        self._quiet, self._printed = quiet, ""
         self._print(prompt)
 
     def update(self, text: str) -> None:
         whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        if whole.startswith(self._shown):
-            self._print(whole[len(self._shown) :])
-            self._shown = whole
+        if whole.startswith(self._printed):
+            self._print(whole[len(self._printed) :])
+            self._printed = whole
 
     def end(self, text: str) -> None:
-        self._print(text[len(self._shown) :] + "\n")
+        self._print(text[len(self._printed) :] + "\n")
 
     def _print(self, text: str) -> None:
         if not self._quiet:

@@ -1,4 +1,4 @@
-"""How far a grown checkpoint computes what its source computes: logits and loss on one batch."""
+"""Comparison of a grown checkpoint with its source by logits and loss on one batch."""
 
 import dataclasses
 import math
@@ -25,13 +25,13 @@ from prts_jax.model.architecture import declare, logits
 from prts_jax.model.loss import token_losses
 
 TOLERANCE = 2e-6
-"""Of the largest logit: what rounding may always change where the function is preserved."""
+"""Share of the largest logit that rounding may always change."""
 
 MARGIN = 4.0
-"""How many times as much as a reordered source a grown model may differ; see `tolerance`."""
+"""Allowed difference of a grown model in units of a reordered source's; see `tolerance`."""
 
 ROWS, LENGTH = 4, 256
-"""Shape of the batch, shorter where the model was trained on less: 0.1 GB of logits at 32,000."""
+"""Largest shape of the batch; 0.1 GB of logits at a vocabulary of 32,000."""
 
 _COMPUTE = ComputeConfig(dtype="float32", attention="xla")
 
@@ -42,9 +42,9 @@ class Batch:
 
     Attributes:
       tokens: [rows, length] int32.
-      targets: [rows, length] int32, the tokens that follow.
+      targets: [rows, length] int32, the next tokens.
       weights: [rows, length] float32, 0 for padding.
-      origin: where they are from, for people.
+      origin: description of the tokens' origin.
     """
 
     tokens: np.ndarray
@@ -55,13 +55,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model makes of a batch.
+    """A model's outputs on a batch.
 
     Attributes:
       logits: [rows, length, vocab] float32, on the host.
       loss: mean over the targets, nats.
-      reordered: largest difference of a logit when the model is computed in another order of its
-        components; 0 where that was not asked for.
+      reordered: largest difference of a logit after reordering the model's components; 0 if not
+        computed.
     """
 
     logits: np.ndarray
@@ -71,17 +71,17 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What became of the logits and the loss.
+    """Difference between source and grown model.
 
     Attributes:
-      data: where the tokens are from.
-      tokens: how many were predicted.
-      largest_difference: of two logits, source and grown.
-      largest_logit: of the source, as an absolute value.
-      loss_before: of the source, nats a token.
-      loss_after: of the grown model.
-      allowed: share of the largest logit that rounding may change; None where the growth does not
-        keep the function.
+      data: description of the tokens' origin.
+      tokens: number of predicted tokens.
+      largest_difference: largest absolute difference of a logit.
+      largest_logit: largest absolute logit of the source.
+      loss_before: loss of the source, nats per token.
+      loss_after: loss of the grown model.
+      allowed: share of the largest logit that rounding may change; None if the growth does not
+        preserve the function.
     """
 
     data: str
@@ -94,7 +94,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether what the map says of the function is so."""
+        """Whether the function is preserved as far as the map claims it."""
         return self.allowed is None or self.relative_difference <= self.allowed
 
     @property
@@ -105,7 +105,7 @@ class Agreement:
         return self.largest_difference / self.largest_logit if self.largest_logit else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields and the relative difference; what is no number is null in JSON."""
+        """Returns the fields and the relative difference; None for infinities and NaN."""
         values = dataclasses.asdict(self) | {"relative_difference": self.relative_difference}
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -116,23 +116,23 @@ class Agreement:
 def tolerance(before: Outputs) -> float:
     """Returns the share of the largest logit that rounding in float32 may change.
 
-    What rounding does depends on the weights: trained ones may have activations a thousand times as
-    large as others. So the source is its own measure: computed with the components of its stream
-    and of its hidden layers in another order, which changes nothing but rounding. Measured on a
-    trained Llama of 30 layers (SmolLM2-135M): 1.0e-5 to 3.3e-5 of the largest logit in three
-    orders; grown by zero_width and by split it differs by 5.3e-6 to 1.3e-5.
+    Rounding depends on the weights: trained activations may differ in size a thousandfold. The
+    reference is therefore the source itself, with the components of its stream and hidden layers
+    reordered, which changes rounding only. On a trained Llama of 30 layers (SmolLM2-135M) three
+    orders differ by 1.0e-5 to 3.3e-5 of the largest logit; growth by zero_width and by split
+    differs by 5.3e-6 to 1.3e-5.
     """
     largest = float(np.abs(before.logits).max())
     return max(TOLERANCE, MARGIN * before.reordered / largest) if largest else TOLERANCE
 
 
 def choose_batch(lineage: Lineage, store: str = "") -> Batch:
-    """Reads the tokens that a growth is verified on, before anything is grown.
+    """Reads the tokens on which a growth is verified.
 
     Args:
-      lineage: of the source; says the vocabulary, the length, and which stores it was trained with.
-      store: directory of a token store; "" takes the checkpoint's own validation or training
-        store, and where neither is there, random tokens.
+      lineage: lineage of the source, with its vocabulary, length and stores.
+      store: directory of a token store; "" for the checkpoint's own validation or training store,
+        or random tokens if both are missing.
 
     Raises:
       UserError: `store` cannot be read or has a larger vocabulary than the model.
@@ -144,7 +144,7 @@ def choose_batch(lineage: Lineage, store: str = "") -> Batch:
     for directory in filter(None, (data["validation"], data["train"])):
         try:
             return _read(directory, lineage.model, length)
-        except UserError:  # it has moved, or is on another machine: the next will do
+        except UserError:  # moved, or on another machine
             continue
     tokens = np.random.default_rng(0).integers(0, lineage.model.vocab, (ROWS, length + 1))
     return Batch(
@@ -156,14 +156,14 @@ def choose_batch(lineage: Lineage, store: str = "") -> Batch:
 
 
 def apply(checkpoint: str, batch: Batch, reorder: bool = False) -> Outputs:
-    """Computes a checkpoint's model in float32; its parameters are freed again.
+    """Computes a checkpoint's logits and loss in float32 and frees its parameters.
 
-    Every value read is compared with its digest.
+    Every value read is verified by its digest.
 
     Args:
-      checkpoint: what `layout.resolve` returned.
-      batch: what to compute it on.
-      reorder: compute it in another order, too, which takes the memory of a second one.
+      checkpoint: the result of `layout.resolve`.
+      batch: the tokens.
+      reorder: also compute the reordered model, with the memory of a second one.
 
     Raises:
       UserError: the checkpoint is damaged.
@@ -183,13 +183,13 @@ def apply(checkpoint: str, batch: Batch, reorder: bool = False) -> Outputs:
 
     @jax.jit
     def forward(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-        found = logits(params, jnp.asarray(batch.tokens), model, _COMPUTE, gates=gates)
-        losses = token_losses(found, jnp.asarray(batch.targets))
-        return found, (losses * batch.weights).sum() / batch.weights.sum()
+        outputs = logits(params, jnp.asarray(batch.tokens), model, _COMPUTE, gates=gates)
+        losses = token_losses(outputs, jnp.asarray(batch.targets))
+        return outputs, (losses * batch.weights).sum() / batch.weights.sum()
 
-    found, loss = forward(params)
-    outputs = Outputs(np.asarray(found), float(loss))
-    if not reorder or not model.layers:  # one sum rounds next to nothing
+    computed, loss = forward(params)
+    outputs = Outputs(np.asarray(computed), float(loss))
+    if not reorder or not model.layers:  # a single sum hardly rounds
         return outputs
     again, _ = forward(_reordered(params, model, here))
     difference = np.abs(np.asarray(again) - outputs.logits).max()
@@ -197,7 +197,7 @@ def apply(checkpoint: str, batch: Batch, reorder: bool = False) -> Outputs:
 
 
 def _reordered(params: Mapping[str, Any], model: ModelConfig, here: jax.sharding.Sharding) -> Any:
-    """Returns parameters of the same function, components of stream and hidden layers shuffled."""
+    """Returns parameters of the same function with stream and hidden components shuffled."""
     random = np.random.default_rng(0)
 
     def shuffled(size: int) -> Widening:
@@ -212,7 +212,7 @@ def _reordered(params: Mapping[str, Any], model: ModelConfig, here: jax.sharding
 
 
 def compare(before: Outputs, after: Outputs, batch: Batch, growth_map: GrowthMap) -> Agreement:
-    """Compares what source and grown model made of the same batch, with what the map says."""
+    """Compares the outputs of source and grown model on one batch with the map's claim."""
     return Agreement(
         data=batch.origin,
         tokens=int(batch.weights.sum()),

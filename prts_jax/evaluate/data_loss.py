@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a token store or of text, for each of its sources."""
+"""Loss, perplexity and bits per byte of a token store or of text, overall and by source."""
 
 import hashlib
 import math
@@ -16,8 +16,8 @@ from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import LoadedModel
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Scores
-from prts_jax.evaluate.text import tokenizer_of
 from prts_jax.evaluate.text_store import open_text
+from prts_jax.evaluate.tokenizer import tokenizer_of
 from prts_jax.mesh import axis_size
 
 
@@ -27,9 +27,9 @@ class Data:
 
     Attributes:
       store: the tokens.
-      tokens: of each source, int64 [sources].
-      text_bytes: UTF-8 bytes of each source's text; None where nothing says.
-      text: says which text it is, whatever the tokenizer.
+      tokens: int64 [sources], tokens of each source.
+      text_bytes: int64 [sources], UTF-8 bytes of each source's text; None if unknown.
+      text: identifies the text independently of the tokenizer.
     """
 
     store: TokenStore
@@ -42,11 +42,11 @@ def open_store(loaded: LoadedModel, directory: str = "") -> Data:
     """Opens a token store.
 
     Args:
-      loaded: the model that predicts it.
-      directory: of the store, packed or not; "": the run's validation store.
+      loaded: the model.
+      directory: the store, packed or not; "" for the run's validation store.
 
     Raises:
-      UserError: no store, or one of another tokenizer than the model's.
+      UserError: there is no store, or its tokenizer is not the model's.
     """
     config = loaded.lineage.config["data"]
     directory = directory or config["validation"]
@@ -68,15 +68,15 @@ def open_store(loaded: LoadedModel, directory: str = "") -> Data:
             "model's tokenizer"
         )
     counted = statistics(directory)
-    # Of instructions only the answers are predicted, and nobody counted their bytes.
+    # A packed store predicts answers only, whose bytes are not counted.
     text_bytes = None if store.packed else counted.text_bytes
     return Data(store, counted.tokens, text_bytes, store.fingerprint)
 
 
 def _trained_on(loaded: LoadedModel) -> str:
-    """Returns the sha256 of a run's tokenizer; "" of an imported model, or if its store is gone."""
+    """Returns the sha256 of a run's tokenizer; "" if imported or if its store is missing."""
     if loaded.lineage.imported:
-        return ""  # it may carry the same tokenizer in another form
+        return ""  # it may hold the same tokenizer in another format
     try:
         sha256: str = read_index(loaded.lineage.config["data"]["train"])["tokenizer_sha256"]
     except UserError:
@@ -85,15 +85,15 @@ def _trained_on(loaded: LoadedModel) -> str:
 
 
 def read_text(loaded: LoadedModel, path: str, tokenizer: str = "") -> Data:
-    """Tokenizes a text file, or a folder of them.
+    """Tokenizes a text file or a folder of them.
 
     Args:
-      loaded: the model that predicts it.
-      path: of the text.
+      loaded: the model.
+      path: file or folder.
       tokenizer: folder or file; "" for the checkpoint's own.
 
     Raises:
-      UserError: no text, or no tokenizer that fits the model.
+      UserError: there is no text, or no tokenizer that fits the model.
     """
     opened = tokenizer_of(loaded.path, loaded.lineage, tokenizer)
     text = open_text(path, opened.encode, opened.eos)
@@ -108,25 +108,25 @@ def measure(
 
     Args:
       loaded: the model.
-      data: what is predicted.
-      rows: of a batch; rounded up to what the data-parallel devices share.
-      length: tokens of a row; 0: what the store was packed with, or the model trained with.
-      documents: whether documents in a row are kept apart, and their first tokens not predicted;
-        None: as the model was trained. In a packed store they always are.
+      data: the tokens.
+      rows: rows of a batch, rounded up to a multiple of the data-parallel devices.
+      length: tokens of a row; 0 for the store's packed length, or the model's training length.
+      documents: whether documents in a row are separated and their first tokens not predicted;
+        None for the model's training setting. Documents of a packed store always are.
 
     Returns:
-      Loss (nats a token), perplexity, tokens (predicted) and bits_per_byte (None where the bytes
-      are not known), and the same for each source in per_source; and the rows' losses and bits, of
-      all sources and of each.
+      The object of `prts eval --json`: loss (nats per token), perplexity, tokens (predicted),
+      bits_per_byte (None if the bytes are unknown), and the same by source in per_source. Then
+      the losses and bits of each row, of all sources and of each.
 
     Raises:
-      UserError: there is nothing to predict.
+      UserError: every document is one token.
     """
     config = loaded.lineage.config["data"]
     length = min(length or data.store.packed or loaded.length, max(data.store.tokens - 1, 1))
-    apart = bool(config.get("documents", False)) if documents is None else documents
-    parts = axis_size(loaded.mesh, "batch")
-    batches = eval_batches(data.store, length, -(-rows // parts) * parts, documents=apart)
+    separated = bool(config.get("documents", False)) if documents is None else documents
+    shares = axis_size(loaded.mesh, "batch")
+    batches = eval_batches(data.store, length, -(-rows // shares) * shares, documents=separated)
     with jax.set_mesh(loaded.mesh):
         evaluate = make_evaluator(loaded.model, loaded.compute, batches, loaded.mesh)
         result = evaluate(loaded.params)
@@ -134,12 +134,12 @@ def measure(
         raise UserError(
             f"{data.store.directory}: nothing to predict: each document is one token; give text"
         )
-    asked = f"{data.store.fingerprint} {length} {apart}"
-    requests = hashlib.sha256(asked.encode()).hexdigest()
-    return _found(result, data), _scores(result, data, requests)
+    identity = f"{data.store.fingerprint} {length} {separated}"
+    requests = hashlib.sha256(identity.encode()).hexdigest()
+    return _summary(result, data), _scores(result, data, requests)
 
 
-def _found(result: Perplexity, data: Data) -> dict[str, Any]:
+def _summary(result: Perplexity, data: Data) -> dict[str, Any]:
     everything = range(len(result.sources))
     per_source = {
         name: _measures(loss, tokens, _tokens_per_byte(data, [result.sources.index(name)]))
@@ -159,10 +159,9 @@ def _measures(loss: float, tokens: int, tokens_per_byte: float | None) -> dict[s
 
 
 def _tokens_per_byte(data: Data, sources: Sequence[int]) -> float | None:
-    """Bits per byte are bits a token times this (as the Pile, arXiv 2101.00027).
+    """Returns the factor from bits per token to bits per byte (as the Pile, arXiv 2101.00027).
 
-    End tokens are tokens; a document's first token counts as the others cost, where it is not
-    predicted.
+    End tokens count as tokens; a first token that is not predicted counts with the mean loss.
     """
     if data.text_bytes is None:
         return None
@@ -175,17 +174,17 @@ def _scores(result: Perplexity, data: Data, requests: str) -> list[Scores]:
     named = {ALL: everything} | {
         name: [result.sources.index(name)] for name in result.by_source if len(result.sources) > 1
     }
-    made = []
+    scores = []
     for name, columns in named.items():
         losses = result.row_losses[:, columns].sum(axis=1)
         tokens = result.row_tokens[:, columns].sum(axis=1)
         predicted = tokens > 0
         losses, tokens = losses[predicted], tokens[predicted]
-        # Losses of other tokens do not compare; bits of the same text do.
-        made.append(Scores(LOSS, name, losses, tokens, requests, requests))
+        # Losses are comparable for equal tokens, bits for equal text.
+        scores.append(Scores(LOSS, name, losses, tokens, requests, requests))
         tokens_per_byte = _tokens_per_byte(data, columns)
         if tokens_per_byte is not None:
             text_bytes = tokens / tokens_per_byte
             bits = losses / math.log(2)
-            made.append(Scores(BITS, name, bits, text_bytes, data.text, requests))
-    return made
+            scores.append(Scores(BITS, name, bits, text_bytes, data.text, requests))
+    return scores

@@ -1,4 +1,4 @@
-"""Text from a model: a prompt read at once, then token by token, keys and values kept."""
+"""Generation with a key-value cache: the prompt in one step, then token by token."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ import numpy as np
 
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.evaluate.buckets import bucket
+from prts_jax.evaluate.scoring import bucket
 from prts_jax.model.architecture import empty_cache, next_logits
 from prts_jax.model.inputs import Cache, Cached
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """The choice of the next token.
 
     Attributes:
-      temperature: 0 takes the likeliest; above it, logits are divided by it and drawn from.
-      top_p: draws from the likeliest tokens whose probabilities first reach this sum (nucleus
-        sampling, arXiv 1904.09751, section 3.1); 1 draws from all.
-      seed: of the draws.
+      temperature: 0 for the likeliest token; else tokens are drawn from logits / temperature.
+      top_p: tokens are drawn from the likeliest whose probabilities first reach this sum (nucleus
+        sampling, arXiv 1904.09751, section 3.1); 1 for all.
+      seed: seed of the draws.
     """
 
     temperature: float = 0.0
@@ -31,7 +31,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises: UserError, for values outside their ranges."""
+        """Raises UserError for values outside their ranges."""
         if not 0 <= self.temperature < float("inf"):
             raise UserError(
                 f"temperature: is {self.temperature}; it must be a number of at least 0"
@@ -44,10 +44,10 @@ GREEDY = Sampling()
 
 
 class Generator:
-    """Generates with one model; compiled once for each bucket of lengths and number of rows."""
+    """Generates with one model; compiles once per bucket of lengths and number of rows."""
 
     def __init__(self, params: Any, model: ModelConfig, compute: ComputeConfig) -> None:
-        """Takes a model.
+        """Sets up the generating programs.
 
         Args:
           params: nested dictionary of arrays, on their mesh.
@@ -55,7 +55,7 @@ class Generator:
           compute: dtype, remat and scan.
         """
         self._params, self._model, self._compute = params, model, compute
-        self._read = jax.jit(self._prefill, static_argnames="places")
+        self._read = jax.jit(self._prefill, static_argnames="slots")
         self._next = jax.jit(self._step, donate_argnames="cache", static_argnames="sampling")
         self._first = jax.jit(choose, static_argnames="sampling")
 
@@ -66,15 +66,15 @@ class Generator:
         stop: Collection[int] = (),
         sampling: Sampling = GREEDY,
     ) -> Iterator[np.ndarray]:
-        """Yields the next token of every row, until each has met a stop token or the length.
+        """Yields the next token of every row until all rows have ended.
 
-        What a row yields after its stop token means nothing.
+        Tokens of a row after its stop token are to be ignored.
 
         Args:
           prompts: token ids, at least one in each.
-          new_tokens: tokens to generate at most.
-          stop: ids after which a row is finished.
-          sampling: how tokens are chosen.
+          new_tokens: most tokens to generate.
+          stop: ids that end a row.
+          sampling: the choice of tokens.
 
         Yields:
           [rows] int32.
@@ -89,7 +89,7 @@ class Generator:
             tokens[row, : len(prompt)] = prompt
         lengths_B = jnp.asarray(lengths, jnp.int32)
         logits, cache = self._read(
-            self._params, tokens, lengths_B, places=bucket(max(lengths) + new_tokens)
+            self._params, tokens, lengths_B, slots=bucket(max(lengths) + new_tokens)
         )
         chosen = self._first(logits, 0, sampling=sampling)
         done = np.zeros(len(prompts), bool)
@@ -104,9 +104,9 @@ class Generator:
             )
 
     def _prefill(
-        self, params: Any, tokens_BxS: jax.Array, lengths_B: jax.Array, places: int
+        self, params: Any, tokens_BxS: jax.Array, lengths_B: jax.Array, slots: int
     ) -> tuple[jax.Array, Cache]:
-        cache = empty_cache(self._model, self._compute, len(tokens_BxS), places)
+        cache = empty_cache(self._model, self._compute, len(tokens_BxS), slots)
         positions = jnp.broadcast_to(jnp.arange(tokens_BxS.shape[1]), tokens_BxS.shape)
         cached = Cached(cache, positions, lengths_B - 1)
         return next_logits(params, tokens_BxS, cached, self._model, self._compute)
@@ -130,8 +130,8 @@ def choose(logits_BxV: jax.Array, draw: jax.Array | int, sampling: Sampling) -> 
 
     Args:
       logits_BxV: float32.
-      draw: how many tokens came before; each draw has a random key of its own.
-      sampling: how.
+      draw: number of tokens generated before; each draw has its own random key.
+      sampling: temperature, top_p and seed.
 
     Returns:
       [B] int32.

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness over our models: `prts eval --tasks`, and `prts-lm-eval --model prts`.
+"""lm-evaluation-harness with our models: `prts eval --tasks` and `prts-lm-eval --model prts`.
 
-The harness (0.4.13) knows the models of its own package alone and has no entry point for others, so
-the console script `prts-lm-eval` registers ours and then is `lm_eval`.
+The harness (0.4.13) has no entry point for models of other packages, so the console script
+`prts-lm-eval` registers ours and then runs `lm_eval`.
 Source: https://github.com/EleutherAI/lm-evaluation-harness, docs/interface.md, model_guide.md.
 """
 
@@ -20,16 +20,15 @@ from tqdm import tqdm
 from prts_jax.config import nearest
 from prts_jax.errors import UserError, first_line
 from prts_jax.evaluate.generate import Generator, Sampling
-from prts_jax.evaluate.harness_scores import scores_of
 from prts_jax.evaluate.loaded import LoadedModel, load
-from prts_jax.evaluate.scores import Scores
+from prts_jax.evaluate.scores import Scores, from_harness
 from prts_jax.evaluate.scoring import Scorer
-from prts_jax.evaluate.text import Tokenizer, tokenizer_of
+from prts_jax.evaluate.tokenizer import CheckpointTokenizer, tokenizer_of
 
 
 @register_model("prts")
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not typed
-    """A checkpoint as the harness sees it: text in, log-likelihoods and text out."""
+    """A checkpoint as a model of the harness: log-likelihoods and generated text."""
 
     def __init__(
         self,
@@ -40,14 +39,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         max_length: int | str = 0,
         **ignored: Any,
     ) -> None:
-        """Loads a checkpoint; all arguments may come as `--model_args name=value,…`.
+        """Loads a checkpoint; arguments may come from `--model_args name=value,…`.
 
         Args:
           checkpoint: a checkpoint's directory, or a run's workdir[@step].
           tokenizer: folder or file; "" for the checkpoint's own.
           dtype: of activations and matrix products.
-          batch_size: rows scored at a time.
-          max_length: tokens of a row at most; 0 for what the model was trained with.
+          batch_size: rows of a batch.
+          max_length: most tokens of a row; 0 for the training length.
           **ignored: what the harness passes to every model (device, max_batch_size).
 
         Raises:
@@ -56,16 +55,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         super().__init__()
         self._loaded: LoadedModel = load(checkpoint, dtype)
         lineage = self._loaded.lineage
-        self._tokenizer: Tokenizer = tokenizer_of(self._loaded.path, lineage, tokenizer)
+        self._tokenizer: CheckpointTokenizer = tokenizer_of(self._loaded.path, lineage, tokenizer)
         self.max_length = int(max_length) or self._loaded.length
-        # The harness's "auto" measures memory on a GPU of torch's.
+        # The harness's "auto" would measure the memory of a torch GPU.
         self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
         self._scorer = Scorer(self._loaded, self.batch_size, self.max_length)
         self._generator = Generator(self._loaded.params, self._loaded.model, self._loaded.compute)
 
     @property
     def eot_token_id(self) -> int:
-        """Id of the token that ends a text."""
+        """Id of the end token, or of the start token if there is none."""
         for token in (self._tokenizer.eos, self._tokenizer.bos):
             if token is not None:
                 return token
@@ -73,12 +72,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
 
     @property
     def prefix_token_id(self) -> int:
-        """Id of the token that stands for an empty context: the start, if there is one."""
+        """Id of the token for an empty context: the start token, or the end token without one."""
         return self.eot_token_id if self._tokenizer.bos is None else self._tokenizer.bos
 
     @property
     def tokenizer_name(self) -> str:
-        """What requests are cached under."""
+        """Key of the harness's cache of requests."""
         return self._tokenizer.path.replace("/", "__")
 
     def tok_encode(
@@ -96,16 +95,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         with tqdm(
             total=len(requests), desc="log-likelihoods", unit="request", disable=disable_tqdm
         ) as bar:
-            found = self._scorer.score([(r[1], r[2]) for r in requests], bar.update)
-        for (texts, _, _), answer in zip(requests, found, strict=True):
+            scores = self._scorer.score([(r[1], r[2]) for r in requests], bar.update)
+        for (texts, _, _), answer in zip(requests, scores, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
-        return found
+        return scores
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Returns the log-likelihood of whole texts, in windows that do not overlap."""
+        """Returns the log-likelihoods of whole texts, scored in disjoint windows."""
         owners, windows = [], []
         for at, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
@@ -123,17 +122,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Returns continuations up to the first of each request's stop texts, without it."""
-        made = [""] * len(requests)
+        """Returns continuations, each up to the first of its stop texts."""
+        texts = [""] * len(requests)
         encoded = [self._prompt(*request.args) for request in requests]
         order = sorted(range(len(requests)), key=lambda at: -len(encoded[at][0]))
         with tqdm(total=len(requests), desc="texts", unit="request", disable=disable_tqdm) as bar:
             for at in order:
                 prompt, options = encoded[at]
-                made[at] = self._until(prompt, options)
-                self.cache_hook.add_partial("generate_until", requests[at].args, made[at])
+                texts[at] = self._until(prompt, options)
+                self.cache_hook.add_partial("generate_until", requests[at].args, texts[at])
                 bar.update(1)
-        return made
+        return texts
 
     def _prompt(self, context: str, options: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
         tokens = self.tok_encode(context) or [self.prefix_token_id]
@@ -150,7 +149,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
             float(options.get("temperature", 0.0)) if drawing else 0.0,
             float(options.get("top_p", 1.0)) if drawing else 1.0,
         )
-        made: list[int] = []
+        tokens: list[int] = []
         text = ""
         with jax.set_mesh(self._loaded.mesh):
             stream = self._generator.stream(
@@ -159,8 +158,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
             for row in stream:
                 if int(row[0]) == self.eot_token_id:
                     break
-                made.append(int(row[0]))
-                text = self._tokenizer.decode(made)
+                tokens.append(int(row[0]))
+                text = self._tokenizer.decode(tokens)
                 if any(stop and stop in text for stop in stops):
                     break
         for stop in filter(None, stops):
@@ -169,14 +168,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
 
 
 class Tasks(TaskManager):  # type: ignore[misc]  # the harness is not typed
-    """The harness's tasks; one whose data cannot be had says what it wanted."""
+    """The harness's tasks, with one-line errors for unknown names and missing data."""
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuses names that are no tasks.
-
-        Raises:
-          UserError: one is unknown; names those like it.
-        """
+        """Raises UserError for an unknown task, with similar names."""
         for name in names:
             if name not in self.all_tasks:
                 hint = nearest(name, self.all_tasks)
@@ -186,11 +181,11 @@ class Tasks(TaskManager):  # type: ignore[misc]  # the harness is not typed
         """Loads tasks and their data.
 
         Raises:
-          UserError: the data cannot be had.
+          UserError: the data cannot be loaded.
         """
         try:
             return super().load(tasks)
-        except Exception as error:  # downloads fail in as many ways as there are libraries below
+        except Exception as error:  # each library below raises its own errors
             raise UserError(
                 f"--tasks={','.join(tasks)}: its data could not be loaded ({first_line(error)}); "
                 f"it comes from the Hugging Face hub ({self._data_set(tasks[0])}): run once with "
@@ -198,11 +193,11 @@ class Tasks(TaskManager):  # type: ignore[misc]  # the harness is not typed
             ) from error
 
     def _data_set(self, task: str) -> str:
-        """Returns what a task downloads, as its YAML says it."""
+        """Returns the data set that a task downloads, from its YAML file."""
         try:
             config = self._get_config(task)
             return " ".join(filter(None, (config.get("dataset_path"), config.get("dataset_name"))))
-        except Exception:  # no more than a hint depends on it
+        except Exception:  # only a hint depends on it
             return "its page in the harness names it"
 
 
@@ -216,23 +211,23 @@ def run_tasks(
     """Runs tasks of the harness.
 
     Args:
-      model: what answers.
-      manager: knows the tasks.
-      tasks: their names, which `manager.check` has passed.
-      shots: examples in each prompt; None: each task's own number.
-      limit: requests of each task at most; None: all.
+      model: the model.
+      manager: the tasks.
+      tasks: names that `manager.check` has passed.
+      shots: examples in each prompt; None for each task's own number.
+      limit: most requests of each task; None for all.
 
     Returns:
-      The results of each task, subtasks and groups among them, with version and shots; and the
-      scores of its requests.
+      The results of each task, subtask and group, with version and shots; and the scores of their
+      requests.
 
     Raises:
-      UserError: a task's data cannot be had.
+      UserError: a task's data cannot be loaded.
     """
     results: dict[str, dict[str, Any]] = {}
     scores: list[Scores] = []
     for task in tasks:
-        found = simple_evaluate(
+        output = simple_evaluate(
             model=model,
             tasks=[task],
             task_manager=manager,
@@ -241,11 +236,11 @@ def run_tasks(
             log_samples=True,
             bootstrap_iters=0,
         )
-        for name, values in found["results"].items():
-            about = {"version": found["versions"].get(name), "shots": found["n-shot"].get(name)}
-            made = scores_of(name, values, found["samples"].get(name, []), **about)
-            results[name] = about | _with_errors(values, made)
-            scores += made
+        for name, values in output["results"].items():
+            about = {"version": output["versions"].get(name), "shots": output["n-shot"].get(name)}
+            of_task = from_harness(name, values, output["samples"].get(name, []), **about)
+            results[name] = about | _with_errors(values, of_task)
+            scores += of_task
     return results, scores
 
 
@@ -263,7 +258,7 @@ def _with_errors(values: dict[str, Any], scores: Sequence[Scores]) -> dict[str, 
 
 
 def main() -> int:
-    """The console script `prts-lm-eval`: `lm_eval` with `--model prts`."""
+    """Runs the console script `prts-lm-eval`: `lm_eval` with `--model prts`."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

@@ -1,4 +1,4 @@
-"""A checkpoint's model on a mesh, ready to be evaluated."""
+"""The model of a checkpoint, restored onto a mesh for evaluation."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +25,11 @@ class LoadedModel:
     """A model whose parameters are on a mesh.
 
     Attributes:
-      path: of the checkpoint.
-      lineage: of the checkpoint.
+      path: the checkpoint's path.
+      lineage: the checkpoint's lineage.
       params: nested dictionary of float32 arrays, sharded as for training; gates are folded in.
-      mesh: where they are.
-      compute: how the model is computed.
+      mesh: the mesh of the parameters.
+      compute: dtype and attention.
     """
 
     path: str
@@ -45,7 +45,7 @@ class LoadedModel:
 
     @property
     def length(self) -> int:
-        """Tokens of the rows that it was trained on, by us or by those it was imported from."""
+        """Tokens of a training row, of our run or of the imported model."""
         return int(self.lineage.imported.get("length") or self.lineage.config["data"]["length"])
 
 
@@ -56,19 +56,19 @@ def load(
 
     Args:
       spec: a checkpoint's directory, or a run's workdir[@step].
-      dtype: of activations and matrix products.
-      mesh: how the devices are arranged.
+      dtype: dtype of activations and matrix products.
+      mesh: arrangement of the devices.
       attention: implementation, see `ComputeConfig`.
 
     Raises:
-      UserError: no such checkpoint, a damaged one, one with half-open gates of width, or a mesh
-        that does not fit the devices.
+      UserError: the checkpoint is missing, damaged or has half-open gates of width, or the mesh
+        does not fit the devices.
     """
     path = _resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
-    made = make_mesh(mesh)
-    shardings = param_shardings(made, declarations)
+    device_mesh = make_mesh(mesh)
+    shardings = param_shardings(device_mesh, declarations)
     abstract = tree.unflatten(
         {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
@@ -78,7 +78,7 @@ def load(
     params = checkpoint_store.restore_params(path, abstract, declarations)
     params = fold_current_gates(params, lineage, declarations)
     compute = ComputeConfig(dtype=dtype, attention=attention)
-    return LoadedModel(path, lineage, params, made, compute)
+    return LoadedModel(path, lineage, params, device_mesh, compute)
 
 
 def _resolve(spec: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether two formats of a model compute the same: logits in float32, by two programs."""
+"""Comparison of two formats of a model by their float32 logits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +18,12 @@ TOKENS = 64
 
 @dataclass(frozen=True)
 class LogitsComparison:
-    """How two models' logits differ.
+    """Difference of two models' logits.
 
     Attributes:
       largest_difference: max |a - b| over all positions and entries.
       largest_logit: max |a|.
-      same_arg_max: share of positions at which both prefer the same token.
+      same_arg_max: share of positions at which both have the same most likely token.
     """
 
     largest_difference: float
@@ -34,13 +34,13 @@ class LogitsComparison:
 def compare(one: ForeignModel, other: ForeignModel, seed: int = 0) -> LogitsComparison:
     """Runs two models on the same random tokens.
 
-    A model in Hugging Face's format is run by transformers, any other by ours. Each is in memory
-    as a whole, one after the other.
+    Transformers runs a model in Hugging Face's format, our code any other. One model at a time is
+    in memory.
 
     Args:
       one: a model.
       other: a model of the same vocabulary.
-      seed: of the tokens.
+      seed: seed of the tokens.
 
     Raises:
       UserError: transformers is needed and not installed.
@@ -56,10 +56,10 @@ def compare(one: ForeignModel, other: ForeignModel, seed: int = 0) -> LogitsComp
 
 
 def load_params(model: ForeignModel) -> dict[str, Any]:
-    """Returns a model's parameters as nested float32 arrays of NumPy, `[layers, …]` where stacked.
+    """Returns a model's parameters as nested float32 NumPy arrays, `[layers, …]` where stacked.
 
     Raises:
-      UserError: what reading it raises.
+      UserError: the model is damaged.
     """
     leaves = {path: np.empty(d.shape, np.float32) for path, d in declare(model.model).items()}
     for path, layer in pieces(model.model):

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NAME = "paper8"
+from prts_jax.text_table import align
+
+FLAG = "paper8"
+"""The value of `--tasks` that stands for all eight."""
 AVERAGE = "average of seven"
 
 
@@ -13,12 +16,12 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-      name: as the paper calls it.
-      task: in the harness.
-      metric: of the task's results.
-      percent: whether it is a share, shown as a percentage.
+      name: the paper's name.
+      task: the harness's name.
+      metric: key of the task's results.
+      percent: whether the score is a share, shown as a percentage.
       shots: examples in the prompt.
-      why: what was chosen where the paper does not say.
+      why: the reason for a choice that the paper leaves open.
     """
 
     name: str
@@ -30,34 +33,38 @@ class Benchmark:
 
     @property
     def title(self) -> str:
-        """Its row in a table of results."""
+        """The name of its row in a table of results."""
         return self.name if self.percent else f"{self.name} perplexity"
 
 
-_ZERO = "the paper names no shots; 0 is the usual choice for base models of this size"
+def _accuracy(name: str, task: str, why: str = "") -> Benchmark:
+    zero = "the paper names no shots; 0 is the usual choice for base models of this size"
+    return Benchmark(name, task, "acc,none", True, 0, why or zero)
+
+
 BENCHMARKS = (
-    Benchmark("LAMBADA", "lambada_openai", "acc,none", True, 0, "OpenAI's version, as the paper"),
-    Benchmark("ARC-challenge", "arc_challenge", "acc,none", True, 0, _ZERO),
-    Benchmark("ARC-easy", "arc_easy", "acc,none", True, 0, _ZERO),
-    Benchmark("LogiQA", "logiqa", "acc,none", True, 0, _ZERO),
-    Benchmark("PIQA", "piqa", "acc,none", True, 0, _ZERO),
-    Benchmark("SciQ", "sciq", "acc,none", True, 0, _ZERO),
-    Benchmark("WinoGrande", "winogrande", "acc,none", True, 0, _ZERO),
+    _accuracy("LAMBADA", "lambada_openai", "OpenAI's version, as the paper"),
+    _accuracy("ARC-challenge", "arc_challenge"),
+    _accuracy("ARC-easy", "arc_easy"),
+    _accuracy("LogiQA", "logiqa"),
+    _accuracy("PIQA", "piqa"),
+    _accuracy("SciQ", "sciq"),
+    _accuracy("WinoGrande", "winogrande"),
     Benchmark(
         "Wikitext",
         "wikitext",
         "word_perplexity,none",
         False,
         0,
-        "by word: it does not depend on the tokenizer",
+        "per word, which does not depend on the tokenizer",
     ),
 )
-"""The paper gives accuracies without saying whether they are normalised by length: `acc`, which is
-not. Its average is over the seven accuracies."""
+"""The paper does not say whether its accuracies are normalised by length: these (`acc`) are not.
+Its average is over the seven accuracies."""
 
 
 def average(results: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Returns the mean of the seven accuracies, in [0, 1]; None where one is missing."""
+    """Returns the mean of the seven accuracies, in [0, 1]; None if one is missing."""
     values = [
         results.get(benchmark.task, {}).get(benchmark.metric)
         for benchmark in BENCHMARKS
@@ -68,12 +75,7 @@ def average(results: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def definition() -> str:
-    """Returns the table of what is run: benchmark, task, metric, shots, reason."""
+    """Returns a table of the benchmarks: name, task, metric, shots, reason."""
     rows = [("benchmark", "task", "metric", "shots", "why")]
     rows += [(b.name, b.task, b.metric, str(b.shots), b.why) for b in BENCHMARKS]
-    widths = [max(len(row[at]) for row in rows) for at in range(4)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
-        lines.append("  ".join([*cells, row[4]]))
-    return "\n".join(lines)
+    return "\n".join(align(rows, text_columns=5))

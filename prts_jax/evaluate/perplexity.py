@@ -1,4 +1,4 @@
-"""Loss and perplexity of a token store, per source, exact under padding."""
+"""Loss and perplexity of a token store by source, independent of padding."""
 
 import math
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
 
 LARGEST_EXPONENT = 700.0
-"""Beyond it a perplexity is no float64, and JSON has no infinity."""
+"""Largest loss whose perplexity is a float64; JSON has no infinity."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Loss over a token store, row by row: rows are what intervals are estimated from.
+    """Loss over a token store by row, since intervals are estimated from rows.
 
     Attributes:
-      sources: names, whether they have tokens here or not.
-      row_losses: float64 [rows, sources], summed over the tokens of a row, nats.
-      row_tokens: float64 [rows, sources], how many were predicted.
+      sources: names, with or without tokens.
+      row_losses: float64 [rows, sources], nats summed over the tokens of a row.
+      row_tokens: float64 [rows, sources], predicted tokens.
     """
 
     sources: tuple[str, ...]
@@ -37,12 +37,12 @@ class Perplexity:
 
     @property
     def loss(self) -> float:
-        """Mean over all tokens, nats."""
+        """Mean over all predicted tokens, nats."""
         return float(self.row_losses.sum() / self.row_tokens.sum())
 
     @property
     def tokens(self) -> int:
-        """How many were predicted."""
+        """Number of predicted tokens."""
         return int(self.row_tokens.sum())
 
     @property
@@ -56,7 +56,7 @@ class Perplexity:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Returns the keys that a line of metrics.jsonl has for an evaluation."""
+        """Returns the evaluation's entries of a line of metrics.jsonl."""
         losses = {"": self.loss} | {f"/{name}": loss for name, (loss, _) in self.by_source.items()}
         line: dict[str, float] = {}
         for suffix, loss in losses.items():
@@ -68,16 +68,16 @@ class Perplexity:
 def make_evaluator(
     model: ModelConfig, compute: ComputeConfig, batches: EvalBatches, mesh: Mesh
 ) -> Callable[..., Perplexity]:
-    """Returns a function from parameters, and gates if not all are open, to the loss on `batches`.
+    """Returns a function of parameters, and of gates unless all are open, to the loss on `batches`.
 
-    It is compiled when it is first called with gates, and when it is first called without. Sums of
-    a row are taken on the mesh in float32, those over rows on the host in float64.
+    It compiles at the first call with gates and at the first call without. Rows are summed on the
+    mesh in float32, sums over rows are taken on the host in float64.
 
     Args:
       model: the model's shape.
-      compute: how it is computed.
-      batches: what to predict; padding has weight 0.
-      mesh: of the parameters.
+      compute: dtype, attention, remat and scan.
+      batches: rows to predict; padding has weight 0.
+      mesh: mesh of the parameters.
     """
     sources = batches.store.sources
 
@@ -95,8 +95,8 @@ def make_evaluator(
 
         return jax.vmap(of_row)(losses, batch["loss_weights"], batch["source_ids"])
 
-    # Every process reads the sums of all rows.
-    stepping = jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    # Replicated, since every process reads the sums of all rows.
+    jitted = jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def batch_at(index: int) -> dict[str, jax.Array]:
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -109,7 +109,7 @@ def make_evaluator(
     def evaluate(params: Any, gates: Gates | None = None) -> Perplexity:
         gated = gates is not None
         if gated not in compiled:
-            compiled[gated] = compile_together(stepping, params, batch_at(0), gates)
+            compiled[gated] = compile_together(jitted, params, batch_at(0), gates)
         step = compiled[gated]
         sums = [step(params, batch, gates) for batch in prefetch(batch_at, 0, len(batches))]
         losses, tokens = (np.concatenate(part) for part in zip(*jax.device_get(sums), strict=True))

@@ -1,29 +1,34 @@
-"""Results of an evaluation in a file: the figures, and every request's score to compare them by."""
+"""Results of checkpoints: saved to files, and compared with the first one measure by measure."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 from prts_jax.errors import UserError
+from prts_jax.evaluate import paper_benchmarks
 from prts_jax.evaluate import scores as request_scores
-from prts_jax.evaluate.scores import Scores
+from prts_jax.evaluate.scores import ALL, BITS, LOSS, Estimate, Scores, mean_of
 from prts_jax.paths import as_path, write_atomically
 
 FORMAT = "prts-eval-1"
+PERPLEXITY = "perplexity"
+PERCENT = ("acc", "exact_match")
+"""Prefixes of metrics that are shares, shown as percentages."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one checkpoint scored.
+    """The results of one checkpoint.
 
     Attributes:
-      label: what it is called in tables.
-      checkpoint: its path, as it was named.
-      found: what `prts eval --json` prints.
-      scores: of the requests.
+      label: name in tables.
+      checkpoint: path, as the user gave it.
+      found: the object that `prts eval --json` prints.
+      scores: one per measure, request by request.
     """
 
     label: str
@@ -33,10 +38,10 @@ class Results:
 
 
 def save(results: Results, path: str) -> None:
-    """Writes results to a new file, whole or not at all.
+    """Writes results to a new file, atomically.
 
     Raises:
-      UserError: there is a file already, or it cannot be written.
+      UserError: the file exists or cannot be written.
     """
     values = {
         "format": FORMAT,
@@ -53,11 +58,7 @@ def save(results: Results, path: str) -> None:
 
 
 def check_new(path: str) -> None:
-    """Refuses a file that exists, before anything is computed for it.
-
-    Raises:
-      UserError: it is there.
-    """
+    """Raises UserError if the file exists, before results are computed for it."""
     if as_path(path).exists():
         raise UserError(f"--save={path}: exists; results are not overwritten, name another file")
 
@@ -66,10 +67,10 @@ def load(argument: str) -> Results:
     """Reads saved results.
 
     Args:
-      argument: `FILE`, called by its name without ending, or `label=FILE`.
+      argument: `FILE`, whose label is its name without ending, or `label=FILE`.
 
     Raises:
-      UserError: no such file, or one that `save` did not write.
+      UserError: the file does not exist or `save` did not write it.
     """
     label, equals, path = argument.partition("=")
     if not equals or as_path(argument).exists():
@@ -78,8 +79,8 @@ def load(argument: str) -> Results:
         values = json.loads(as_path(path).read_text())
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
-        made = tuple(request_scores.from_json(scores) for scores in values["scores"])
-        return Results(label, str(values["checkpoint"]), dict(values["results"]), made)
+        scores = tuple(request_scores.from_json(one) for one in values["scores"])
+        return Results(label, str(values["checkpoint"]), dict(values["results"]), scores)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); name a file of `prts eval --save`"
@@ -90,15 +91,15 @@ def load(argument: str) -> Results:
         ) from error
 
 
-def named_apart(results: Sequence[Results], arguments: Sequence[str]) -> list[Results]:
-    """Returns results whose labels differ: those that share one are called as they were named.
+def with_unique_labels(results: Sequence[Results], arguments: Sequence[str]) -> list[Results]:
+    """Returns results in which shared labels are replaced by the command line's arguments.
 
     Args:
       results: read or measured.
-      arguments: how the command line names each.
+      arguments: the argument of each on the command line.
 
     Raises:
-      UserError: two are named the same.
+      UserError: two arguments are the same.
     """
     labels = [one.label for one in results]
     for argument in arguments:
@@ -108,3 +109,135 @@ def named_apart(results: Sequence[Results], arguments: Sequence[str]) -> list[Re
         dataclasses.replace(one, label=argument) if labels.count(one.label) > 1 else one
         for one, argument in zip(results, arguments, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of all checkpoints.
+
+    Attributes:
+      title: the paper's name of its benchmarks, else task and metric.
+      group: the task, or as `Scores.group`.
+      name: the metric, or the source.
+      percent: whether the scores are shares.
+      scores: one per checkpoint; None where it was not measured.
+      differences: each checkpoint's score minus the first's; None for the first, and where one is
+        missing or they were measured on different data.
+      paired: whether the interval of each difference is a paired one.
+    """
+
+    title: str
+    group: str
+    name: str
+    percent: bool
+    scores: tuple[Estimate | None, ...]
+    differences: tuple[Estimate | None, ...]
+    paired: tuple[bool, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as JSON holds it; a difference says whether its interval excludes 0."""
+        return {
+            "title": self.title,
+            "group": self.group,
+            "name": self.name,
+            "scores": [one and one.to_json() for one in self.scores],
+            "differences": [
+                one and {**one.to_json(), "paired": paired, "excludes_zero": one.excludes_zero}
+                for one, paired in zip(self.differences, self.paired, strict=True)
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A measure of one checkpoint; requests is None if it is no mean over them."""
+
+    estimate: Estimate
+    requests: Scores | None
+
+
+def rows_of(results: Sequence[Results]) -> list[Row]:
+    """Returns the paper's benchmarks in its order, their average, other tasks, and losses.
+
+    Args:
+      results: of one checkpoint or more; differences are to the first.
+    """
+    measured = [_measured(one) for one in results]
+    names = list(dict.fromkeys(name for one in measured for name in one))
+    rows = {name: _row(name, [one.get(name) for one in measured]) for name in names}
+    ordered: list[Row] = []
+    for benchmark in paper_benchmarks.BENCHMARKS:
+        row = rows.pop((benchmark.task, benchmark.metric), None)
+        if row is not None:
+            ordered.append(dataclasses.replace(row, title=benchmark.title))
+    average = _average([row for row in ordered if row.percent])
+    if average is not None:
+        ordered.insert(sum(row.percent for row in ordered), average)
+    return ordered + list(rows.values())
+
+
+def _measured(results: Results) -> dict[tuple[str, str], _Measured]:
+    by_name = {(one.group, one.name): one for one in results.scores}
+    measured: dict[tuple[str, str], _Measured] = {}
+    for group, name, value in _task_values(results.found.get("tasks", {})):
+        requests = by_name.get((group, name))
+        estimate = Estimate(value, math.nan) if requests is None else requests.estimate
+        measured[group, name] = _Measured(estimate, requests)
+    for group in (LOSS, BITS):
+        for requests in (one for one in results.scores if one.group == group):
+            measured[group, requests.name] = _Measured(requests.estimate, requests)
+            if (group, requests.name) == (LOSS, ALL):
+                whole = dataclasses.replace(requests, group=PERPLEXITY, exponential=True)
+                measured[PERPLEXITY, ALL] = _Measured(whole.estimate, whole)
+    return measured
+
+
+def _task_values(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:
+    for task, metrics in tasks.items():
+        for name, value in metrics.items():
+            shown = isinstance(value, float) and "_stderr," not in name
+            if shown and task != paper_benchmarks.AVERAGE:
+                yield task, name, value
+
+
+def _row(name: tuple[str, str], measured: Sequence[_Measured | None]) -> Row:
+    group, measure = name
+    metric = measure.removesuffix(",none")
+    first = measured[0].requests if measured[0] else None
+    differences: list[Estimate | None] = [None]
+    paired = [False]
+    for one in measured[1:]:
+        other = one.requests if one else None
+        differences.append(other.minus(first) if first and other else None)
+        paired.append(bool(first and other and other.pairs_with(first)))
+    return Row(
+        title=f"{group} {metric}",
+        group=group,
+        name=measure,
+        percent=metric.startswith(PERCENT),
+        scores=tuple(one.estimate if one else None for one in measured),
+        differences=tuple(differences),
+        paired=tuple(paired),
+    )
+
+
+def _average(rows: Sequence[Row]) -> Row | None:
+    """Returns the mean of the paper's accuracies, which are independent; None if one is missing."""
+    if len(rows) < sum(benchmark.percent for benchmark in paper_benchmarks.BENCHMARKS):
+        return None
+
+    def over(columns: Sequence[tuple[Estimate | None, ...]]) -> tuple[Estimate | None, ...]:
+        return tuple(
+            mean_of(known) if len(known := [one for one in column if one]) == len(rows) else None
+            for column in zip(*columns, strict=True)
+        )
+
+    return Row(
+        title=paper_benchmarks.AVERAGE,
+        group=paper_benchmarks.AVERAGE,
+        name="acc,none",
+        percent=True,
+        scores=over([row.scores for row in rows]),
+        differences=over([row.differences for row in rows]),
+        paired=tuple(all(column) for column in zip(*(row.paired for row in rows), strict=True)),
+    )

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, many at a time, on the mesh."""
+"""Log-likelihoods of continuations, in batches on the mesh."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prts_jax.evaluate.buckets import bucket
 from prts_jax.evaluate.loaded import LoadedModel
 from prts_jax.feed import place
 from prts_jax.mesh import axis_size
@@ -16,20 +15,41 @@ from prts_jax.model.loss import token_losses
 
 FIELDS = ("tokens", "targets", "weights")
 
+SMALLEST_BUCKET = 32
+
 Request = tuple[Sequence[int], Sequence[int]]
-"""Tokens of a context, at least one, and of its continuation, at least one."""
+"""Tokens of a context and of its continuation, at least one each."""
+
+
+def bucket(length: int, largest: int = 0) -> int:
+    """Returns the smallest of 32, 48, 64, 96, 128, 192, … that holds `length`.
+
+    Rounding lengths up keeps the number of compiled programs small; beyond the smallest bucket at
+    most a third of a row is padding.
+
+    Args:
+      length: tokens.
+      largest: upper limit, if it holds the length; 0 for none.
+
+    >>> [bucket(n) for n in (1, 33, 64, 65, 1000)]
+    [32, 48, 64, 96, 1024]
+    """
+    size = SMALLEST_BUCKET
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return min(size, largest) if length <= largest else size
 
 
 class Scorer:
-    """Scores with one model; compiled once for each bucket of lengths."""
+    """Scores continuations with one model; compiles one program per bucket of lengths."""
 
     def __init__(self, loaded: LoadedModel, rows: int, max_length: int) -> None:
-        """Takes a model.
+        """Sets up the scoring program.
 
         Args:
           loaded: the model on its mesh.
-          rows: of a batch; rounded up to what its data-parallel devices share.
-          max_length: tokens of a row at most; longer ones lose their beginning.
+          rows: rows of a batch, rounded up to a multiple of the data-parallel devices.
+          max_length: most tokens of a row; longer ones lose their beginning.
         """
         parts = axis_size(loaded.mesh, "batch")
         self._loaded, self._rows = loaded, -(-rows // parts) * parts
@@ -40,29 +60,29 @@ class Scorer:
     def score(
         self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None
     ) -> list[tuple[float, bool]]:
-        """Scores continuations, the longest first.
+        """Scores continuations, longest first.
 
         Args:
-          requests: what is scored.
-          done: told how many a batch has scored.
+          requests: contexts and continuations.
+          done: called with the number of requests that a batch has scored.
 
         Returns:
-          For each, in order: the sum of its tokens' log-likelihoods, and whether each of them is
-          what greedy decoding would have chosen.
+          For each request: the sum of its tokens' log-likelihoods in nats, and whether greedy
+          decoding would have chosen all of them.
         """
         rows = [self._row(context, continuation) for context, continuation in requests]
         order = sorted(range(len(rows)), key=lambda at: (-len(rows[at][0]), rows[at][0]))
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         for start in range(0, len(order), self._rows):
-            places = order[start : start + self._rows]
-            summed, greedy = self._batch([rows[at] for at in places])
-            for row, at in enumerate(places):
-                found[at] = float(summed[row]), bool(greedy[row])
-            done(len(places))
-        return found
+            indices = order[start : start + self._rows]
+            summed, greedy = self._batch([rows[at] for at in indices])
+            for row, at in enumerate(indices):
+                scores[at] = float(summed[row]), bool(greedy[row])
+            done(len(indices))
+        return scores
 
     def _row(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[list[int], int]:
-        """Returns the row's tokens, cut from the left, and how many of them are scored."""
+        """Returns the row's tokens, cut at the left, and the number of scored ones."""
         kept = [*context, *continuation][-(self._max_length + 1) :]
         return kept, min(len(continuation), len(kept) - 1)
 

@@ -1,4 +1,4 @@
-"""A folder of text as something to evaluate on: tokenized once, in memory."""
+"""Text in a file or folder, tokenized in memory, with the interface of a token store."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,20 +15,20 @@ ENDINGS = (".txt", ".md")
 
 @dataclass(frozen=True)
 class TextStore:
-    """What `data_pipelines.batches.loader.EvalBatches` asks of a token store.
+    """The part of a token store that `data_pipelines.batches.loader.EvalBatches` reads.
 
-    Each file is a document that ends in the end token; each folder right below the root is a
+    Each file is a document that ends in the end token; each folder directly below the root is a
     source (files in the root are the source "text").
 
     Attributes:
-      directory: where the text lies.
+      directory: file or folder of the text.
       sources: names.
       text_bytes: UTF-8 bytes of each source.
-      text_digest: sha256 of the text and of which source it is of; whatever the tokenizer.
+      text_digest: sha256 of the text and its sources, independent of the tokenizer.
       fingerprint: sha256 of the tokens and their sources.
-      tokens: how many.
+      tokens: number of tokens.
       eos_id: end token.
-      packed: 0, as of every store that is not packed.
+      packed: 0, since the store is not packed.
     """
 
     directory: str
@@ -45,7 +45,7 @@ class TextStore:
 
     @property
     def tokens_per_source(self) -> np.ndarray:
-        """How many tokens each source has: int64 [sources]."""
+        """Number of tokens of each source: int64 [sources]."""
         return np.bincount(self._sources, minlength=len(self.sources))
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -57,7 +57,7 @@ class TextStore:
         return self._sources[start : start + count]
 
     def document_offsets(self, start: int, count: int) -> np.ndarray:
-        """Returns how many tokens of its document come before each of these: int32."""
+        """Returns the position of each of these tokens in its document: int32."""
         return self._offsets[start : start + count]
 
 
@@ -67,10 +67,10 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
     Args:
       path: a file, or a folder with .txt and .md files at any depth.
       encode: text → ids.
-      eos: ends each document; None for none.
+      eos: id of the end token; None for none.
 
     Raises:
-      UserError: no such files, or one that is not UTF-8.
+      UserError: there are no such files, or one is not UTF-8.
     """
     if is_remote(path):
         raise UserError(

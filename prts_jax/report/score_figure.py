@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prts_jax.errors import UserError
-from prts_jax.evaluate.score_table import Row
+from prts_jax.evaluate.results import Row
 from prts_jax.paths import as_path
 from prts_jax.report.figures import COLOURS, MARKERS, STYLE, new_figure, png
 
@@ -20,7 +20,7 @@ def write(labels: Sequence[str], rows: Sequence[Row], path: str) -> None:
 
     Args:
       labels: of the checkpoints.
-      rows: the result of `score_table.rows_of`.
+      rows: the result of `results.rows_of`.
       path: the PNG file, replaced if it exists.
 
     Raises:

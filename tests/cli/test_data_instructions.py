@@ -12,7 +12,7 @@ from data_pipelines.store.verify import verify
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE
 from prts_jax.cli import data
 from prts_jax.errors import UserError
-from prts_jax.evaluate.text import open_tokenizer, tokenizer_file
+from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
 from tests.instruction_data import ANSWERS, WORDS, many, write_lines
 
 SENTENCEPIECE = EMBEDDED_SHAKESPEARE / "tokenizer.model"

@@ -99,7 +99,7 @@ def test_a_picture_of_the_differences(
     evaluate(capsys, "--compare", *files, f"--picture={tmp_path / 'it.png'}")
     assert (tmp_path / "it.png").read_bytes().startswith(b"\x89PNG")
     missing = tmp_path / "missing" / "it.png"
-    assert "its folder does not exist" in refusal(
+    assert "no such folder" in refusal(
         capsys, "--compare", *files, f"--picture={missing}"
     )
 

@@ -7,8 +7,8 @@ import pytest
 
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.evaluate.buckets import bucket
 from prts_jax.evaluate.generate import Generator, Sampling, choose
+from prts_jax.evaluate.scoring import bucket
 from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params
 

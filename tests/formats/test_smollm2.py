@@ -13,7 +13,7 @@ from prts_jax.cli import convert as convert_command
 from prts_jax.cli import generate, grow
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.evaluate.logits_check import load_params
-from prts_jax.evaluate.text import open_tokenizer
+from prts_jax.evaluate.tokenizer import open_tokenizer
 from prts_jax.formats import convert
 from prts_jax.model.architecture import logits
 from tests.formats import smollm2

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from prts_jax.errors import UserError
-from prts_jax.evaluate.score_table import Row
+from prts_jax.evaluate.results import Row
 from prts_jax.evaluate.scores import Estimate
 from prts_jax.report import score_figure
 

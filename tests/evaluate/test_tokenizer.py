@@ -7,7 +7,7 @@ import pytest
 
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
-from prts_jax.evaluate.text import open_tokenizer, tokenizer_of
+from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_of
 from tests.checkpoint.tiny import lineage_of, random_params
 from tests.evaluate import worded
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back, by the tokenizer that belongs to a checkpoint."""
+"""The tokenizer of a checkpoint: text to token ids and back."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from prts_jax.paths import as_path
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """A tokenizer, whichever library reads it.
+class CheckpointTokenizer:
+    """A tokenizer read by the library tokenizers or by SentencePiece.
 
     Attributes:
-      path: the file it was read from.
+      path: its file.
       vocab: number of entries.
-      bos: token that begins a text; None if there is none.
-      eos: token that ends a text; None if there is none.
+      bos: id of the start token; None if there is none.
+      eos: id of the end token; None if there is none.
       encode: text → ids, without special tokens.
       decode: ids → text, special tokens left out.
     """
@@ -32,40 +32,40 @@ class Tokenizer:
     decode: Callable[[Sequence[int]], str] = field(repr=False)
 
 
-def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> Tokenizer:
+def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> CheckpointTokenizer:
     """Opens the tokenizer of a checkpoint.
 
-    In this order: the one asked for, what was imported with the weights, and what the run's token
-    store was made with.
+    The order of precedence is: `asked`, the tokenizer imported with the weights, the tokenizer of
+    the run's token store.
 
     Args:
-      checkpoint: what `layout.resolve` returned.
-      lineage: of the checkpoint.
-      asked: a folder or a file; "" for the checkpoint's own.
+      checkpoint: the result of `layout.resolve`.
+      lineage: lineage of the checkpoint.
+      asked: folder or file of the user's choice; "" for the checkpoint's own.
 
     Raises:
-      UserError: there is none, its library is not installed, or the model has fewer entries.
+      UserError: there is none, its library is not installed, or the model's vocabulary is smaller.
     """
     carried = str(as_path(checkpoint) / layout.TOKENIZER)
-    places = [asked] if asked else [carried, str(lineage.config["data"]["train"])]
-    for place in filter(None, places):
-        found = tokenizer_file(place)
-        if found:
-            opened = open_tokenizer(found)
+    folders = [asked] if asked else [carried, str(lineage.config["data"]["train"])]
+    for folder in filter(None, folders):
+        file = tokenizer_file(folder)
+        if file:
+            opened = open_tokenizer(file)
             if opened.vocab > lineage.model.vocab:
                 raise UserError(
-                    f"{found}: has {opened.vocab} entries and the model {lineage.model.vocab}; "
+                    f"{file}: has {opened.vocab} entries and the model {lineage.model.vocab}; "
                     "name the model's own with --tokenizer"
                 )
             return opened
     raise UserError(
-        f"{checkpoint}: no tokenizer in {' or '.join(filter(None, places))}; name its folder or "
+        f"{checkpoint}: no tokenizer in {' or '.join(filter(None, folders))}; name its folder or "
         "file with --tokenizer"
     )
 
 
-def open_tokenizer(file: str) -> Tokenizer:
-    """Opens tokenizer.json (by the library tokenizers) or a SentencePiece model.
+def open_tokenizer(file: str) -> CheckpointTokenizer:
+    """Opens a tokenizer.json (library tokenizers) or a SentencePiece model.
 
     Raises:
       UserError: it cannot be read, or its library is not installed.
@@ -79,24 +79,24 @@ def open_tokenizer(file: str) -> Tokenizer:
         ) from error
     except UserError:
         raise
-    except Exception as error:  # both libraries raise whatever their parsers do
+    except Exception as error:  # both libraries raise their parsers' errors
         raise UserError(f"{file}: is no tokenizer that can be read ({error})") from error
 
 
-def tokenizer_file(place: str) -> str:
-    """Returns the tokenizer's file in a folder, or the file itself; "" where there is none."""
-    root = as_path(place)
+def tokenizer_file(path: str) -> str:
+    """Returns the tokenizer's file in a folder, or the file itself; "" if there is none."""
+    root = as_path(path)
     names = [root] if root.is_file() else [root / "tokenizer.json", root / "tokenizer.model"]
     return next((str(path) for path in names if path.is_file()), "")
 
 
-def _fast(file: str) -> Tokenizer:
-    from tokenizers import Tokenizer as FastTokenizer
+def _fast(file: str) -> CheckpointTokenizer:
+    from tokenizers import Tokenizer
 
-    opened = FastTokenizer.from_str(as_path(file).read_text())
+    opened = Tokenizer.from_str(as_path(file).read_text())
     special = _special_tokens(file)
     ids = {name: opened.token_to_id(text) if text else None for name, text in special.items()}
-    return Tokenizer(
+    return CheckpointTokenizer(
         path=file,
         vocab=opened.get_vocab_size(),
         bos=ids["bos_token"],
@@ -107,7 +107,7 @@ def _fast(file: str) -> Tokenizer:
 
 
 def _special_tokens(file: str) -> dict[str, str | None]:
-    """Reads bos_token and eos_token from tokenizer_config.json, each a text or an object."""
+    """Reads bos_token and eos_token, each a string or an object, from tokenizer_config.json."""
     config = as_path(file).parent / "tokenizer_config.json"
     values: dict[str, Any] = json.loads(config.read_text()) if config.exists() else {}
 
@@ -118,12 +118,12 @@ def _special_tokens(file: str) -> dict[str, str | None]:
     return {name: text(name) for name in ("bos_token", "eos_token")}
 
 
-def _sentencepiece(file: str) -> Tokenizer:
+def _sentencepiece(file: str) -> CheckpointTokenizer:
     from sentencepiece import SentencePieceProcessor
 
     opened = SentencePieceProcessor(model_proto=as_path(file).read_bytes())
     bos, eos = opened.bos_id(), opened.eos_id()
-    return Tokenizer(
+    return CheckpointTokenizer(
         path=file,
         vocab=opened.get_piece_size(),
         bos=bos if bos >= 0 else None,
