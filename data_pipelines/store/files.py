@@ -1,9 +1,8 @@
-"""Arrays in files of one folder, on local disk or on gs://, read in parts.
+"""Arrays in the files of one folder, on local disk or on gs://, read in parts.
 
-A part is one read of the disk, or one range request, of just so many bytes; nothing is kept but
-what the caller keeps, so memory is bounded whatever the folder's size. Parts are not memory-mapped:
-a page fault reads ahead, far more than a window that lies anywhere in a store. A whole array that
-is searched is a memory map where it can be.
+A part is one read of the disk, or one range request, of exactly the bytes needed. Nothing is kept
+here, so memory does not grow with the folder. Parts are not memory-mapped, because a page fault reads
+ahead far more than a window needs. An array that is searched is a memory map on a local disk.
 """
 
 import mmap
@@ -19,8 +18,8 @@ import numpy as np
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote
 
-OPEN_FILES = 128  # of a store; a process may have as few as 1,024, and reads two stores
-REQUESTS = 16  # at once; a request to object storage mostly waits
+OPEN_FILES = 128  # of a store; a process reads two, and its limit may be 1,024
+REQUESTS = 16  # at the same time; a request to object storage mostly waits
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,16 +29,16 @@ class Files(Protocol):
     """The files of one folder."""
 
     def sizes(self) -> dict[str, int]:
-        """Returns the bytes of each file by name, in one listing; empty without the folder."""
+        """Returns the bytes of each file by name, from one listing; empty without the folder."""
 
     def read(self, name: str, dtype: np.dtype, start: int, stop: int) -> np.ndarray:
-        """Returns items [start, stop) of a file; stop is not beyond its end."""
+        """Returns items [start, stop) of a file, which must have them."""
 
     def whole(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
-        """Returns a file of `count` items, of which only some will be looked at."""
+        """Returns a file of `count` items for a caller that looks at only some of them."""
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-        """Returns the function of each item, at once where that hides waiting."""
+        """Returns the function of each item, computed in parallel where requests wait."""
 
 
 def open_files(directory: str | os.PathLike[str]) -> Files:
@@ -48,7 +47,7 @@ def open_files(directory: str | os.PathLike[str]) -> Files:
 
 
 class _OpenFile:
-    """A file descriptor that is closed when nobody reads from it any more."""
+    """A file descriptor that closes with its last reference."""
 
     def __init__(self, number: int):
         self.number = number
@@ -80,11 +79,11 @@ class LocalFiles:
         """Implements `Files.read`.
 
         Raises:
-          UserError: the file is gone, or shorter than it was.
+          UserError: the file is missing, or shorter than it should be.
         """
         size = dtype.itemsize
         try:
-            # Held while it is read: another thread may push it out of the cache.
+            # The reference keeps it open: another thread may evict it from the cache.
             file = self._open(name)
             content = os.pread(file.number, (stop - start) * size, start * size)
         except OSError as error:
@@ -129,14 +128,14 @@ class RemoteFiles:
 
     def sizes(self) -> dict[str, int]:
         """Implements `Files.sizes`."""
-        found = self._system.find(self._directory, detail=True, refresh=True)
-        return {path.rsplit("/", 1)[1]: entry["size"] for path, entry in found.items()}
+        listing = self._system.find(self._directory, detail=True, refresh=True)
+        return {path.rsplit("/", 1)[1]: entry["size"] for path, entry in listing.items()}
 
     def read(self, name: str, dtype: np.dtype, start: int, stop: int) -> np.ndarray:
         """Implements `Files.read`; one range request.
 
         Raises:
-          UserError: the object is gone or not readable.
+          UserError: the object is missing or not readable.
         """
         if start == stop:
             return np.empty(0, dtype)

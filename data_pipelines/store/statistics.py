@@ -1,4 +1,4 @@
-"""What a store holds: tokens, documents, bytes by set, and how long its documents are."""
+"""Counts of a store: tokens, documents and bytes by set, and lengths of documents."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.store.files import Files, open_files
 from data_pipelines.store.store import ANSWER_DTYPE, END_DTYPE, SOURCE_DTYPE, read_index
+from prts_jax.text_table import MISSING, align
 
 READ_ITEMS = 1 << 24  # at once
 BINS_PER_OCTAVE = 2
@@ -54,12 +55,12 @@ class Statistics:
       sources: names of the sets.
       tokens: int64 [sets].
       documents: int64 [sets].
-      text_bytes: UTF-8 bytes of the text, int64 [sets]; None where the store does not know them.
+      text_bytes: UTF-8 bytes of the text, int64 [sets]; None if the store does not record them.
       lengths: int64 [sets, BINS]: documents whose length in tokens lies in
         [2^(i / BINS_PER_OCTAVE), 2^((i + 1) / BINS_PER_OCTAVE)).
       rows: lines of input.
       bad: rows left out, by kind.
-      packed: of a packed store; None of any other.
+      packed: counts of a packed store; None for other stores.
     """
 
     sources: tuple[str, ...]
@@ -72,7 +73,7 @@ class Statistics:
     packed: Packed | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns everything but the histogram in plain values, by set and in total."""
+        """Returns all counts but the histogram as plain values, by set and in total."""
 
         def entry(tokens: int, documents: int, text_bytes: int | None) -> dict[str, Any]:
             per_token = text_bytes / tokens if text_bytes is not None and tokens else None
@@ -101,18 +102,23 @@ class Statistics:
         """Returns the counts as lines of text."""
         counts = self.as_json()
         total = counts["total"]
-        lines = [
-            f"{'set':24} {'tokens':>17} {'share':>7} {'documents':>13} {'bytes':>17} "
-            f"{'bytes/token':>12}"
-        ]
+        rows = [["set", "tokens", "share", "documents", "bytes", "bytes/token"]]
         for name, row in [*counts["sets"].items(), ("total", total)]:
             share = row["tokens"] / max(total["tokens"], 1)
-            size = "–" if row["bytes"] is None else f"{row['bytes']:,}"
-            per_token = "–" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:.3f}"
-            lines.append(
-                f"{name:24} {row['tokens']:>17,} {share:>7.2%} {row['documents']:>13,} "
-                f"{size:>17} {per_token:>12}"
+            size = MISSING if row["bytes"] is None else f"{row['bytes']:,}"
+            ratio = row["bytes_per_token"]
+            per_token = MISSING if ratio is None else f"{ratio:.3f}"
+            rows.append(
+                [
+                    name,
+                    f"{row['tokens']:,}",
+                    f"{share:.2%}",
+                    f"{row['documents']:,}",
+                    size,
+                    per_token,
+                ]
             )
+        lines = align(rows)
         if self.packed is not None:
             lines.append(str(self.packed))
         if self.bad:
@@ -122,7 +128,7 @@ class Statistics:
 
 
 def statistics(directory: str | os.PathLike[str]) -> Statistics:
-    """Counts a finished store, local or on gs://; of its tokens it reads which are answers.
+    """Counts a finished store, local or on gs://; reads no tokens.
 
     Raises:
       UserError: no finished store there.
@@ -152,7 +158,7 @@ def statistics(directory: str | os.PathLike[str]) -> Statistics:
 
 
 def _packed(index: Mapping[str, Any], files: Files, documents: np.ndarray) -> Packed:
-    """Counts a packed store, whose last source is its padding."""
+    """Counts a packed store, whose last source is padding."""
     length = index["packing"]["length"]
     return Packed(
         rows=index["tokens"] // (length + 1),
@@ -180,12 +186,12 @@ def _column_sums(index: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 def draw(counts: Statistics, path: str | os.PathLike[str], title: str) -> None:
-    """Draws how long the documents of each set are, as a PNG.
+    """Draws a histogram of the documents' lengths by set, as a PNG.
 
     Args:
-      counts: of a store.
-      path: the picture's file.
-      title: above it.
+      counts: counts of a store.
+      path: file of the picture.
+      title: title of the picture.
     """
     from matplotlib.figure import Figure
 

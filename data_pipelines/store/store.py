@@ -6,18 +6,18 @@
                               vocabulary is larger than 65,536)
     DIR/shard-00000.ends      for each document the shard's token count after it, uint64
     DIR/shard-00000.sources   for each document its source id, uint8
-    DIR/shard-00000.answers   of instructions: for each token 1 if it is part of an answer, uint8
+    DIR/shard-00000.answers   packed stores only: for each token 1 if it is part of an answer, uint8
 
-A shard's documents lie in the order of its input file (layout "mixed"), or one set after the other
+A shard's documents are in the order of its input file (layout "mixed"), or one set after the other
 in the order of the source ids (layout "by_set"). The index also lists, for each shard, the lines of
-its input that were left out, by the kind of fault.
+its input that were left out, by kind of fault.
 
-A packed store (`packing.py`) is rows of equal size, each of whole documents and padding, which has
-a source of its own, `PADDING`. Tokens of a Hugging Face tokenizer come with its tokenizer.json in
-place of the SentencePiece model.
+A packed store (`packing.py`) consists of rows of equal size, each of whole documents and padding;
+padding has its own source, `PADDING`. Tokens of a Hugging Face tokenizer come with tokenizer.json
+instead of the SentencePiece model.
 
-`store_writer.py` makes one. Reading needs neither TensorFlow nor the `data` extra, and works on gs://
-too (`files.py`).
+`writer.py` writes a store. Reading needs neither TensorFlow nor the `data` extra, and also works on
+gs:// (`files.py`).
 """
 
 import hashlib
@@ -43,7 +43,7 @@ PADDING = "padding"
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
 ANSWER_DTYPE = np.dtype("u1")
-OPEN_DESCRIPTIONS = 128  # shards whose document ends are at hand
+OPEN_DESCRIPTIONS = 128  # shards whose document ends stay open
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -52,9 +52,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def fingerprint(index: Mapping[str, Any]) -> str:
-    """Returns the sha256 of what decides the batches: tokens, documents, sources, vocabulary.
+    """Returns the sha256 of the content: tokens, documents, sources and vocabulary.
 
-    Names of tasks and files are left out, so the same content has the same fingerprint.
+    Names of tasks and files do not count.
     """
     content = [index[key] for key in ("format", "tokenizer_sha256", "vocab_size", "eos_id")]
     shards = [[s["tokens"], s["documents"], sorted(s["sha256"].items())] for s in index["shards"]]
@@ -62,10 +62,10 @@ def fingerprint(index: Mapping[str, Any]) -> str:
 
 
 def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a finished store's index and checks that it is whole.
+    """Reads and checks the index of a finished store.
 
     Raises:
-      UserError: no store there, one that is unfinished, or an index that is damaged or newer.
+      UserError: no store, an unfinished one, or an index that is damaged or of another format.
     """
     path = as_path(directory) / INDEX
     try:
@@ -81,7 +81,9 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"no finished token store: {directory}; make it with `prts data cache`"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot read the token store {path}: {error}; mend it") from error
+        raise UserError(
+            f"cannot read the token store {path}: {error}; check access to it"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"damaged index: {path}; delete the store and cache again") from error
     if not intact:
@@ -90,7 +92,7 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class TokenStore:
-    """A finished store, or some of its sets, read as one long array of tokens.
+    """A finished store, or some of its sets, as one long array of tokens.
 
     Attributes:
       directory: its folder, local or gs://.
@@ -98,15 +100,15 @@ class TokenStore:
       vocab_size: number of token ids.
       eos_id: the id that ends a document.
       tokens: number of tokens.
-      documents: number of documents; of the whole store.
+      documents: number of documents of the whole store.
       sources: names of the sets; a source id is an index into them.
       layout: of `LAYOUTS`.
       tokenizer: sha256 of the SentencePiece model, or tokenizer.json, that made the tokens.
-      packed: inputs of a row of a packed store; 0 of any other.
+      packed: inputs of a row of a packed store; 0 for other stores.
     """
 
     def __init__(self, directory: str, index: Mapping[str, Any], files: Files):
-        """Takes an index as it is; `open` checks it."""
+        """Takes a checked index; `open` checks one."""
         self.directory = directory
         self.fingerprint: str = index["fingerprint"]
         self.vocab_size: int = index["vocab_size"]
@@ -128,7 +130,7 @@ class TokenStore:
         self._descriptions = lru_cache(OPEN_DESCRIPTIONS)(self._read_descriptions)
 
     def _take(self, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
-        """Lets the array be tokens [offset, offset + size) of each shard, one after the other."""
+        """Sets the array to tokens [offset, offset + size) of each shard, in order."""
         present = sizes > 0
         self._shards, self._offsets = shards[present], offsets[present]
         self._ends = np.cumsum(sizes[present], dtype=np.int64)
@@ -136,7 +138,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> "TokenStore":
-        """Opens a store after checking the index and the size of every file.
+        """Opens a store after checks of the index and of every file's size.
 
         Raises:
           UserError: the store is missing, unfinished or damaged.
@@ -151,29 +153,25 @@ class TokenStore:
                 )
             for name, expected in file_sizes(shard, index["vocab_size"]).items():
                 if sizes.get(name) != expected:
-                    actual = sizes.get(name)
-                    found = (
-                        "is missing" if actual is None else f"has {actual} bytes, not {expected}"
-                    )
                     raise UserError(
-                        f"damaged token store: {as_path(directory) / name} {found}; delete the "
-                        "store, cache again"
+                        f"damaged token store: {as_path(directory)}/"
+                        f"{size_fault(name, sizes, expected)}; delete the store, cache again"
                     )
         return cls(os.fspath(directory), index, files)
 
     def only(self, names: Iterable[str]) -> "TokenStore":
-        """Returns the tokens of some sets as a store of their own, with a fingerprint of its own.
+        """Returns the tokens of some sets as a store with its own fingerprint.
 
         Raises:
-          UserError: an unknown set, or a store whose sets lie mixed.
+          UserError: an unknown set, or a store with layout "mixed".
         """
         chosen = sorted(self._source(name) for name in names)
         if chosen == list(range(len(self.sources))):
             return self
         if self.layout != "by_set":
             raise UserError(
-                f"sets lie mixed in {self.directory}: cache with --layout=by_set to choose among "
-                "them when training"
+                f"sets lie mixed in {self.directory}: cache with --layout=by_set to choose sets "
+                "when training"
             )
         some = copy(self)
         begins = self._section_ends - self._per_source
@@ -191,7 +189,7 @@ class TokenStore:
         return self.sources.index(name)
 
     def _read_descriptions(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """The token count after each document of a shard, and its source."""
+        """Reads the token count after each document of a shard, and each document's source."""
         name, documents = self._names[shard], self._shard_documents[shard]
         return (
             self._files.whole(f"{name}.ends", END_DTYPE, documents),
@@ -230,11 +228,11 @@ class TokenStore:
     ) -> list[tuple[np.ndarray, ...]]:
         """Returns (tokens, source ids), each int32 [count], of every (start, count); see `read`.
 
-        On object storage the requests are under way together.
+        On object storage the requests run at the same time.
 
         Args:
           spans: (start, count) of each.
-          documents: whether `document_offsets` are a third array.
+          documents: adds `document_offsets` as a third array.
         """
 
         def read(span: tuple[int, int]) -> tuple[np.ndarray, ...]:
@@ -244,10 +242,7 @@ class TokenStore:
         return self._files.map(read, list(spans))
 
     def read_answers(self, spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Returns of the tokens of every (start, count) which are part of an answer: bool [count].
-
-        Only packed stores know it.
-        """
+        """Returns the answer marks of every (start, count) of a packed store: bool [count]."""
 
         def read(span: tuple[int, int]) -> np.ndarray:
             out = np.empty(span[1], bool)
@@ -260,7 +255,7 @@ class TokenStore:
         return self._files.map(read, list(spans))
 
     def source_ids(self, start: int, count: int) -> np.ndarray:
-        """Returns the source id of the document that each token belongs to: int32 [count].
+        """Returns the source id of each token's document: int32 [count].
 
         Raises:
           IndexError: beyond the store.
@@ -268,7 +263,7 @@ class TokenStore:
         out = np.empty(count, np.int32)
         for shard, first, end, offset in self._pieces(start, count):
             if self.layout == "by_set":
-                # From the index: a window on object storage is then a single request.
+                # The index knows them, so that a window on object storage is a single request.
                 borders = np.clip(self._section_ends[shard], first, end)
                 sources, sizes = np.arange(len(borders)), np.diff(borders, prepend=first)
             else:
@@ -279,7 +274,7 @@ class TokenStore:
         return out
 
     def document_offsets(self, start: int, count: int) -> np.ndarray:
-        """Returns how many tokens of its document come before each token: int32 [count].
+        """Returns each token's distance from the start of its document: int32 [count].
 
         Raises:
           IndexError: beyond the store.
@@ -303,11 +298,11 @@ class TokenStore:
     def _documents(
         self, shard: int, first: int, end: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where each document that meets tokens [first, end) begins, its source, its part there."""
+        """Returns start, source and tokens in the span of each document in tokens [first, end)."""
         ends, sources = self._descriptions(shard)
-        # An int would be looked for as a float64, in a copy of all ends.
-        places = np.array([first, end - 1], END_DTYPE)
-        document, last = (int(place) for place in np.searchsorted(ends, places, side="right"))
+        # For an int, NumPy would convert a copy of all ends to float64.
+        borders = np.array([first, end - 1], END_DTYPE)
+        document, last = np.searchsorted(ends, borders, side="right").tolist()
         borders = ends[document : last + 1].astype(np.int64)
         begins = np.empty_like(borders)
         begins[0] = ends[document - 1] if document else 0
@@ -317,7 +312,7 @@ class TokenStore:
 
 
 def file_sizes(shard: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
-    """Returns the bytes that each of a shard's files has, by name; `shard` is the index's entry."""
+    """Returns the size in bytes of each file of a shard, an entry of the index, by name."""
     items = {
         "tokens": shard["tokens"] * token_dtype(vocab_size).itemsize,
         "ends": shard["documents"] * END_DTYPE.itemsize,
@@ -326,3 +321,10 @@ def file_sizes(shard: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
     if "answers" in shard["sha256"]:
         items["answers"] = shard["tokens"] * ANSWER_DTYPE.itemsize
     return {f"{shard['name']}.{suffix}": size for suffix, size in items.items()}
+
+
+def size_fault(name: str, sizes: Mapping[str, int], expected: int) -> str:
+    """Returns the words for a file that has another size than it should, or is missing."""
+    return (
+        f"{name} has {sizes[name]} bytes, not {expected}" if name in sizes else f"{name} is missing"
+    )

@@ -1,4 +1,4 @@
-"""Checks a finished store against its index: every digest, every count, every id."""
+"""The check of a finished store against its index: every digest, count and id."""
 
 import functools
 import hashlib
@@ -18,6 +18,7 @@ from data_pipelines.store.store import (
     TOKENIZER_FILES,
     file_sizes,
     read_index,
+    size_fault,
     token_dtype,
 )
 from prts_jax.errors import UserError
@@ -30,26 +31,26 @@ def verify(
     workers: int = 1,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Reads the whole store and compares it with its index.
+    """Reads a whole store and compares it with its index.
 
     Args:
       directory: the store's folder, local or gs://.
-      workers: processes.
-      report: called with each damage found.
+      workers: number of processes.
+      report: called with each fault.
 
     Returns:
       The index.
 
     Raises:
-      UserError: no finished store, or damage; how much there is and the first.
+      UserError: no finished store, or a damaged one; it names the number of faults and the first.
     """
     index = read_index(directory)
     sizes = open_files(directory).sizes()
     problems = list(_index_problems(index)) + list(_tokenizer_problems(directory, index, sizes))
     work = functools.partial(_check_shard, directory=os.fspath(directory), sizes=sizes)
     shards = range(len(index["shards"]))
-    found = dict(results(work, index, shards, min(workers, max(len(shards), 1))))
-    problems += [problem for number in shards for problem in found[number]]
+    by_shard = dict(results(work, index, shards, min(workers, max(len(shards), 1))))
+    problems += [problem for number in shards for problem in by_shard[number]]
     for problem in problems:
         report(problem)
     if problems:
@@ -82,15 +83,13 @@ def _tokenizer_problems(
 def _check_shard(
     index: Mapping[str, Any], number: int, *, directory: str, sizes: Mapping[str, int]
 ) -> tuple[int, list[str]]:
-    """What is wrong with one shard; runs in a worker."""
+    """Returns the faults of one shard; runs in a worker."""
     shard, files = index["shards"][number], open_files(directory)
     expected = file_sizes(shard, index["vocab_size"])
-    wrong = [
-        f"{name} is missing" if name not in sizes else f"{name} has {sizes[name]} bytes, not {size}"
-        for name, size in expected.items()
-        if sizes.get(name) != size
+    faults = [
+        size_fault(name, sizes, size) for name, size in expected.items() if sizes.get(name) != size
     ]
-    return number, wrong or list(_content_problems(shard, files, index))
+    return number, faults or list(_content_problems(shard, files, index))
 
 
 def _content_problems(
@@ -114,8 +113,8 @@ def _content_problems(
     if "answers" in shard["sha256"]:
         answers = files.read(f"{name}.answers", ANSWER_DTYPE, 0, shard["tokens"])
         digests["answers"] = hashlib.sha256(answers.tobytes()).hexdigest()
-    for suffix, found in digests.items():
-        if shard["sha256"][suffix] != found:
+    for suffix, actual in digests.items():
+        if shard["sha256"][suffix] != actual:
             yield f"{name}.{suffix} does not match its digest"
     if highest >= index["vocab_size"]:
         yield f"{name}.tokens holds id {highest} of a vocabulary of {index['vocab_size']}"
@@ -128,7 +127,7 @@ def _content_problems(
     if "packing" in index:
         row = index["packing"]["length"] + 1
         if not np.isin(np.arange(row, shard["tokens"] + 1, row), ends).all():
-            yield f"{name}.ends has documents that lie in two rows of {row}"
+            yield f"{name}.ends has documents that cross the border of two rows of {row}"
     known = len(index["sources"])
     per_source = np.zeros(max(known, int(sources.max(initial=0)) + 1), np.int64)
     np.add.at(per_source, sources, lengths)
