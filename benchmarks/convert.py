@@ -40,7 +40,8 @@ def make_folder(folder: Path, model: ModelConfig) -> int:
         def make() -> np.ndarray:
             return np.resize(random, shape).view(dtype)
 
-        return safetensors_files.NewTensor(huggingface.tensor_name(path, layer), shape, dtype, make)
+        name = huggingface.tensor_name(model, path, layer)
+        return safetensors_files.NewTensor(name, shape, dtype, make)
 
     folder.mkdir(parents=True)
     tensors = [tensor(path, layer) for path, layer in pieces(model)]

@@ -210,7 +210,6 @@ class RunConfig:
 
 
 CHOICES = {
-    "model.architecture": ("llama",),
     "compute.dtype": ("bfloat16", "float32"),
     "compute.attention": ("auto", "xla", "splash", "cudnn"),
     "compute.remat": ("none", "dots", "full"),

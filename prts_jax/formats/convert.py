@@ -234,7 +234,7 @@ def write_huggingface(
             values = move.read(source, path, layer)
             return linear_from_kernel(values, declaration) if is_linear(declaration) else values
 
-        name = huggingface.tensor_name(path, layer)
+        name = huggingface.tensor_name(source.model, path, layer)
         return NewTensor(name, shape, safetensors_files.dtype_named(dtype), make)
 
     with new_checkpoint(target) as directory:

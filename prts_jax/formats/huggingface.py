@@ -1,10 +1,12 @@
-"""Llamas of Hugging Face's transformers: their config.json, and their names for our leaves.
+"""Folders of Hugging Face's transformers: config.json and tensors by their names.
 
-Kernels are [out, in] there. Rotary embeddings pair the same halves as ours, so queries and keys
-need no permutation. Facts from transformers' `LlamaConfig` and `LlamaForCausalLM`, 4.x and 5.x.
+The names are in the architecture's record (`prts_jax.model.spec.HuggingFaceNames`). Kernels are
+[out, in] in transformers. Rotary embeddings pair the same halves as ours, so queries and keys need
+no permutation. Source: transformers 4.x and 5.x.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -23,26 +25,11 @@ from prts_jax.formats.model_source import (
     layer_shape,
     pieces,
 )
-from prts_jax.model.architecture import declare
+from prts_jax.model.architecture import ARCHITECTURES, architecture, declare
+from prts_jax.model.spec import HuggingFaceNames
 from prts_jax.paths import as_path
 
 CONFIG = "config.json"
-
-NAMES = {
-    "token_embedding": "model.embed_tokens.weight",
-    "layers/attention_norm": "model.layers.{layer}.input_layernorm.weight",
-    "layers/attention/q": "model.layers.{layer}.self_attn.q_proj.weight",
-    "layers/attention/k": "model.layers.{layer}.self_attn.k_proj.weight",
-    "layers/attention/v": "model.layers.{layer}.self_attn.v_proj.weight",
-    "layers/attention/o": "model.layers.{layer}.self_attn.o_proj.weight",
-    "layers/mlp_norm": "model.layers.{layer}.post_attention_layernorm.weight",
-    "layers/mlp/gate": "model.layers.{layer}.mlp.gate_proj.weight",
-    "layers/mlp/up": "model.layers.{layer}.mlp.up_proj.weight",
-    "layers/mlp/down": "model.layers.{layer}.mlp.down_proj.weight",
-    "final_norm": "model.norm.weight",
-    "head": "lm_head.weight",
-}
-"""Path of a leaf → name of its tensor."""
 
 FIELDS = {
     "vocab": "vocab_size",
@@ -53,23 +40,31 @@ FIELDS = {
 }
 """Field of `ModelConfig` → required key of config.json."""
 
-# Keys that would change what is computed, and the values that change nothing.
-_ONLY = {
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-}
+PER_LAYER = "layer_types"
+"""Key with one entry for each layer; where it is absent, transformers fills it."""
+
 _IGNORED = (".rotary_emb.inv_freq",)
 """Ends of names that old checkpoints carry though they are computed."""
 
 
-def tensor_name(path: str, layer: int | None) -> str:
+def tensor_name(model: ModelConfig, path: str, layer: int | None) -> str:
     """Returns the name of a leaf's tensor.
 
-    >>> tensor_name("layers/mlp/up", 3)
+    >>> tensor_name(ModelConfig(), "layers/mlp/up", 3)
     'model.layers.3.mlp.up_proj.weight'
     """
-    return NAMES[path].format(layer=layer)
+    return architecture(model).hugging_face.tensors[path].format(layer=layer)
+
+
+def _architecture_of(values: Mapping[str, Any], where: str) -> tuple[str, HuggingFaceNames]:
+    """Returns the name of the architecture that `model_type` names, and its record of names."""
+    by_type = {record.hugging_face.model_type: name for name, record in ARCHITECTURES.items()}
+    model_type = values.get("model_type")
+    if model_type not in by_type:
+        supported = " and ".join(map(repr, by_type))
+        raise UserError(f"{where}: model_type is {model_type!r}; only {supported} can be converted")
+    name = by_type[model_type]
+    return name, ARCHITECTURES[name].hugging_face
 
 
 def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
@@ -80,24 +75,26 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
       where: the file, for messages.
 
     Raises:
-      UserError: not a Llama, a key is missing, or it asks for something that our model has not.
+      UserError: an architecture that we lack, a missing key, or a key whose value changes what
+        transformers computes and is not supported.
     """
-    if values.get("model_type") != "llama":
-        raise UserError(
-            f"{where}: model_type is {values.get('model_type')!r}; only 'llama' can be converted"
-        )
-    for key, allowed in _ONLY.items():
-        if values.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{where}: {key} is {values[key]!r}; only {allowed[0]!r} is supported")
+    name, names = _architecture_of(values, where)
+    for key, allowed in names.fixed.items():
+        value = values.get(key, allowed[0])
+        for entry in value if isinstance(value, list) else [value]:
+            if entry not in allowed:
+                raise UserError(f"{where}: {key} is {entry!r}; only {allowed[0]!r} is supported")
     missing = [key for key in FIELDS.values() if key not in values]
     if missing:
         raise UserError(f"{where}: lacks {missing[0]}; fetch the model's own config.json")
+    values = {**names.defaults, **values}
     theta, scaling = _rope(values, where)
     try:
         sizes: dict[str, Any] = {ours: int(values[theirs]) for ours, theirs in FIELDS.items()}
         heads = max(sizes["heads"], 1)
         model = ModelConfig(
             **sizes,
+            architecture=name,
             kv_heads=int(values.get("num_key_value_heads") or heads),
             head_dim=int(values.get("head_dim") or sizes["embed"] // heads),
             norm_eps=float(values.get("rms_norm_eps", 1e-6)),
@@ -132,7 +129,7 @@ def _rope(values: Mapping[str, Any], where: str) -> tuple[float, RopeScaling]:
 
 
 def config_json(model: ModelConfig, dtype: str, length: int) -> dict[str, Any]:
-    """Returns a config.json, its RoPE keys for transformers 4 and 5.
+    """Returns the values of a config.json, with the RoPE keys of transformers 4 and 5.
 
     Args:
       model: the shape.
@@ -149,9 +146,10 @@ def config_json(model: ModelConfig, dtype: str, length: int) -> dict[str, Any]:
             "high_freq_factor": model.rope_scaling.high_freq_factor,
             "original_max_position_embeddings": model.rope_scaling.original_length,
         }
+    names = architecture(model).hugging_face
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [names.model_class],
+        "model_type": names.model_type,
         **{theirs: getattr(model, ours) for ours, theirs in FIELDS.items()},
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_dim,
@@ -161,9 +159,7 @@ def config_json(model: ModelConfig, dtype: str, length: int) -> dict[str, Any]:
         "rope_parameters": {**rope, "rope_theta": model.rope_theta},
         "tie_word_embeddings": model.tied,
         "max_position_embeddings": length,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **{key: allowed[0] for key, allowed in names.fixed.items() if key != PER_LAYER},
         "torch_dtype": dtype,
         "dtype": dtype,
         "use_cache": True,
@@ -195,7 +191,7 @@ def special_tokens(folder: str) -> dict[str, Any]:
     try:
         values = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file.name}: is damaged ({error}); mend or remove it") from error
+        raise UserError(f"{file.name}: is damaged ({error}); repair or remove it") from error
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: values[name] for name in names if name in values}
 
@@ -212,7 +208,7 @@ def open_model(folder: str) -> ForeignModel:
       folder: config.json and safetensors, in one file or several.
 
     Raises:
-      UserError: something is missing, damaged, or no Llama of ours (names the tensor and shapes).
+      UserError: something is missing, damaged, or not of this config (names the tensor and shapes).
     """
     folder = str(as_path(folder))
     values = read_config_file(folder)
@@ -221,16 +217,16 @@ def open_model(folder: str) -> ForeignModel:
     declarations = declare(model)
     expected = {}
     for path, layer in pieces(model):
-        name, declaration = tensor_name(path, layer), declarations[path]
+        name, declaration = tensor_name(model, path, layer), declarations[path]
         shape = layer_shape(declaration)
         if is_linear(declaration):
-            shape = (declaration_out(shape, declaration.fan_in), declaration.fan_in)
+            shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
         check_shape(folder, name, stored[name].shape if name in stored else None, shape)
         expected[name] = path
     _refuse_others(folder, stored, expected, model)
 
     def read(path: str, layer: int | None) -> np.ndarray:
-        values = stored[tensor_name(path, layer)].read()
+        values = stored[tensor_name(model, path, layer)].read()
         declaration = declarations[path]
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
 
@@ -249,11 +245,6 @@ def open_model(folder: str) -> ForeignModel:
     )
 
 
-def declaration_out(shape: tuple[int, ...], fan_in: int) -> int:
-    """Returns how many outputs a linear map of that shape has."""
-    return int(np.prod(shape)) // fan_in
-
-
 def commonest_dtype(dtypes: Mapping[str, str]) -> str:
     """Returns the dtype of most tensors ("float32" of none)."""
     return Counter(dtypes.values()).most_common(1)[0][0] if dtypes else "float32"
@@ -263,10 +254,10 @@ def _refuse_others(
     folder: str, stored: Mapping[str, Any], expected: Mapping[str, str], model: ModelConfig
 ) -> None:
     """Refuses tensors that conversion would lose; a tied model may carry its head twice."""
-    copies = {NAMES["head"]} if model.tied else set()
+    copies = {tensor_name(model, "head", None)} if model.tied else set()
     for name in stored:
         if name not in expected and name not in copies and not name.endswith(_IGNORED):
             raise UserError(
-                f"{folder}: {name}: is no tensor of a Llama of {model.layers} layers, and would be "
-                "lost; is config.json this model's?"
+                f"{folder}: {name}: is no tensor of a {model.architecture} model of "
+                f"{model.layers} layers and would be lost; is config.json this model's?"
             )

@@ -183,7 +183,10 @@ def as_numpy(tensor: Any) -> np.ndarray:
 def _shape(root: Any, preset_name: str) -> tuple[ModelConfig, int]:
     config = root / CONFIG
     if preset_name:
-        return preset(preset_name), 2048
+        model = preset(preset_name)
+        if model.architecture != "llama":
+            raise UserError(f"--preset={preset_name}: only Llamas are read from lit-gpt")
+        return model, 2048
     if not root.exists():
         raise UserError(f"{root}: does not exist; name a folder with {WEIGHTS}, or a .pth file")
     if not root.is_dir():

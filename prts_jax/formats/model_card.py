@@ -18,10 +18,10 @@ def write(source: ForeignModel, dtype: str) -> str:
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        "tags: [llama, prts_jax]",
+        f"tags: [{model.architecture}, prts_jax]",
         "---",
         "",
-        f"# Llama, {model.layers} layers × {model.embed}",
+        f"# {model.architecture.capitalize()}, {model.layers} layers × {model.embed}",
         "",
         f"{count.total:,} parameters ({count.non_embedding:,} without the embeddings), "
         f"{model.heads} query and {model.kv_heads} key heads of {model.head_dim}, MLP {model.mlp}, "

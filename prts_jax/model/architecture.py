@@ -1,40 +1,26 @@
-"""Architectures: one record each, looked up by the config's `architecture`."""
+"""Architectures by name, and what the project asks of any of them."""
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig, nearest
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
-from prts_jax.model import llama
+from prts_jax.mesh import constrain
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
+from prts_jax.model.layers import Declared
+from prts_jax.model.llama import LLAMA
+from prts_jax.model.qwen3 import QWEN3
+from prts_jax.model.spec import Architecture
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model family: what the rest of the project asks of it.
-
-    Attributes:
-      declare: config → path → declaration.
-      logits: see `logits`.
-      next_logits: see `next_logits`.
-      empty_cache: see `empty_cache`.
-    """
-
-    declare: Callable[[ModelConfig], Mapping[str, Declaration]]
-    logits: Callable[..., jax.Array]
-    next_logits: Callable[..., tuple[jax.Array, Cache]]
-    empty_cache: Callable[[ModelConfig, ComputeConfig, int, int], Cache]
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(llama.declare, llama.logits, llama.next_logits, llama.empty_cache),
-}
+ARCHITECTURES: dict[str, Architecture] = {"llama": LLAMA, "qwen3": QWEN3}
+"""Value of `config.model.architecture` → its record."""
 
 
 def architecture(model: ModelConfig) -> Architecture:
@@ -55,10 +41,35 @@ def architecture(model: ModelConfig) -> Architecture:
 def declare(model: ModelConfig) -> Mapping[str, Declaration]:
     """Returns the declaration of every parameter by path, without making any array.
 
+    Raises:
+      UserError: an unknown architecture.
+
     >>> declare(ModelConfig(layers=6, embed=64, mlp=128))["layers/mlp/down"].shape
     (6, 128, 64)
     """
-    return MappingProxyType(dict(architecture(model).declare(model)))
+    # Nothing here may touch a device: config files count FLOPs before jax.distributed starts.
+    compute = ComputeConfig(dtype="float32", attention="xla")
+    module = architecture(model).module(model, compute, None)
+
+    def init() -> Any:
+        return module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+    boxed = tree.flatten(jax.eval_shape(init))
+    return MappingProxyType({path: _declaration(box) for path, box in boxed.items()})
+
+
+def _declaration(box: Declared) -> Declaration:
+    array = box.value
+    return Declaration(
+        array.shape,
+        array.dtype.name,
+        box.axes,
+        box.contracts,
+        box.init,
+        box.kind,
+        box.normalizes,
+        box.normed,
+    )
 
 
 def logits(
@@ -71,10 +82,25 @@ def logits(
     gates: Gates | None = None,
     frozen: tuple[int, ...] | None = None,
 ) -> jax.Array:
-    """Applies the model; see the architecture's own `logits`."""
-    return architecture(model).logits(
-        params, tokens_BxS, model, compute, documents=documents, gates=gates, frozen=frozen
+    """Applies the model.
+
+    Args:
+      params: nested dictionary of float32 arrays with the shapes of `declare(model)`.
+      tokens_BxS: int32 token ids.
+      model: the model's shape.
+      compute: dtype, attention, remat and scan.
+      documents: position and segment of each token; None: a row is one document.
+      gates: factors of what growth added; None: all open.
+      frozen: layers without a gradient; neither has the embedding's look-up. None: all have one.
+
+    Returns:
+      [B, S, vocab] float32: position s scores the token at s + 1.
+    """
+    module = architecture(model).module(model, compute, frozen)
+    out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]
+        {"params": params}, tokens_BxS, documents, gates, None
     )
+    return out[0]
 
 
 def next_logits(
@@ -86,10 +112,40 @@ def next_logits(
     *,
     gates: Gates | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Applies the model to the next tokens of cached rows; see the architecture's own."""
-    return architecture(model).next_logits(params, tokens_BxS, cached, model, compute, gates=gates)
+    """Applies the model to the next tokens of rows whose earlier tokens are in a cache.
+
+    Rows may have different lengths: later tokens overwrite the padding on a row's right, and no
+    token attends to it before.
+
+    Args:
+      params: as `logits` takes them.
+      tokens_BxS: int32, the next tokens of each row.
+      cached: earlier keys and values, and the positions of these tokens.
+      model: the model's shape.
+      compute: dtype, remat and scan; attention is XLA's.
+      gates: factors of what growth added; None: all open.
+
+    Returns:
+      ([B, vocab] float32: scores of the successor of token `scored_B` of each row; the cache with
+      these tokens in it).
+    """
+    module = architecture(model).module(model, compute, None)
+    out: tuple[jax.Array, Cache] = module.apply(  # type: ignore[assignment]
+        {"params": params}, tokens_BxS, None, gates, cached
+    )
+    return out[0][:, 0], out[1]
 
 
 def empty_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: int) -> Cache:
-    """Returns a cache for `length` positions of `batch` rows; see the architecture's own."""
-    return architecture(model).empty_cache(model, compute, batch, length)
+    """Returns a cache for `length` positions of `batch` rows.
+
+    Args:
+      model: the model's shape.
+      compute: its dtype is the cache's.
+      batch: rows.
+      length: largest number of positions of a row.
+    """
+    shape = (model.layers, batch, model.kv_heads, length, model.head_dim)
+    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
+    zeros = constrain(jnp.zeros(shape, jnp.dtype(compute.dtype)), axes)
+    return Cache(zeros, zeros)

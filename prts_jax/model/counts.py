@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prts_jax.config import ModelConfig
 from prts_jax.declaration import Declaration
+from prts_jax.model.architecture import architecture
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,6 @@ def count_parameters(declarations: Mapping[str, Declaration]) -> ParameterCount:
     )
 
 
-def attention_flops_per_token(model: ModelConfig, length: int) -> int:
-    """FLOPs of a token's causal attention, forward: a token sees (length + 1) / 2 on average.
-
-    Two products (q kᵀ and weights · v) of 2 · heads · head_dim FLOPs for each token seen.
-    """
-    return model.layers * 2 * model.heads * model.head_dim * (length + 1)
-
-
 def forward_flops_per_token(
     model: ModelConfig, declarations: Mapping[str, Declaration], length: int
 ) -> int:
@@ -56,7 +49,7 @@ def forward_flops_per_token(
       length: tokens of a sequence.
     """
     matmul = count_parameters(declarations).matmul
-    return 2 * matmul + attention_flops_per_token(model, length)
+    return 2 * matmul + architecture(model).attention_flops_per_token(model, length)
 
 
 def training_flops_per_token(
@@ -82,7 +75,8 @@ def training_flops_per_token(
         return whole
     in_layers = {path: d for path, d in declarations.items() if d.stacked}
     matmul_of_layer = count_parameters(in_layers).matmul // model.layers
-    attention_of_layer = attention_flops_per_token(model, length) // model.layers
+    attention = architecture(model).attention_flops_per_token(model, length)
+    attention_of_layer = attention // model.layers
     below = min(set(range(model.layers)) - set(frozen), default=model.layers)
     above = sum(layer > below for layer in frozen)
     spared = below * (4 * matmul_of_layer + 2 * attention_of_layer) + above * 2 * matmul_of_layer

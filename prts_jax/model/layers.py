@@ -1,4 +1,4 @@
-"""The pieces of a Llama block as functions and Linen modules.
+"""The layers of a decoder block as functions and Linen modules.
 
 Letters in shapes: B batch, S length, E embed, H query heads, K key/value heads, D head_dim, M mlp.
 """
@@ -100,7 +100,7 @@ def matmul_precision(dtype: str) -> jax.lax.Precision:
 
 
 def rms_norm(x_BxSxE: jax.Array, scale_E: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm, computed in float32, returned in the dtype of `x`."""
+    """Scales x / √(mean(x²) + eps) over the last axis, in float32; same dtype as `x`."""
     x = x_BxSxE.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(mean_square + eps) * scale_E).astype(x_BxSxE.dtype)
@@ -161,10 +161,15 @@ def put(kept_BxKxTxD: jax.Array, new_BxKxSxD: jax.Array, positions_BxS: jax.Arra
 
 
 class Attention(nn.Module):
-    """Causal grouped-query self-attention with rotary positions; no biases."""
+    """Causal grouped-query self-attention with rotary positions; no biases.
+
+    With `head_norms`, an RMS norm over head_dim comes between each projection and the rotation of
+    queries and keys; all heads of a layer share its scale.
+    """
 
     model: ModelConfig
     compute: ComputeConfig
+    head_norms: bool = False
 
     @nn.compact
     def __call__(
@@ -182,8 +187,10 @@ class Attention(nn.Module):
         precision = matmul_precision(self.compute.dtype)
         embed, head_dim = {"embed": m.embed}, {"head_dim": m.head_dim}
         heads, kv_heads = {"heads": m.heads}, {"kv_heads": m.kv_heads}
-        w_q = declare_param(self, "q", Kind.QUERY, embed | heads | head_dim, ("embed",))
-        w_k = declare_param(self, "k", Kind.KEY, embed | kv_heads | head_dim, ("embed",))
+        normed = self.head_norms
+        query, key = embed | heads | head_dim, embed | kv_heads | head_dim
+        w_q = declare_param(self, "q", Kind.QUERY, query, ("embed",), normed=normed)
+        w_k = declare_param(self, "k", Kind.KEY, key, ("embed",), normed=normed)
         w_v = declare_param(self, "v", Kind.VALUE, embed | kv_heads | head_dim, ("embed",))
         w_o = declare_param(self, "o", Kind.OUTPUT, heads | head_dim | embed, ("heads", "head_dim"))
 
@@ -191,8 +198,11 @@ class Attention(nn.Module):
             y = jnp.einsum("bse,ehd->bhsd", x_BxSxE, w_ExHxD.astype(dtype), precision=precision)
             return constrain(y, ("batch", axis, "length", "head_dim"))
 
-        q_BxHxSxD = apply_rope(project(w_q, "heads"), *rope)
-        k_BxKxSxD = apply_rope(project(w_k, "kv_heads"), *rope)
+        q_BxHxSxD, k_BxKxSxD = project(w_q, "heads"), project(w_k, "kv_heads")
+        if normed:
+            q_BxHxSxD = rms_norm(q_BxHxSxD, declare_norm(self, "q_norm", head_dim), m.norm_eps)
+            k_BxKxSxD = rms_norm(k_BxKxSxD, declare_norm(self, "k_norm", head_dim), m.norm_eps)
+        q_BxHxSxD, k_BxKxSxD = apply_rope(q_BxHxSxD, *rope), apply_rope(k_BxKxSxD, *rope)
         v_BxKxSxD = project(w_v, "kv_heads")
         if cache is None or positions_BxS is None:
             out_BxHxSxD = causal_attention(
@@ -237,6 +247,7 @@ class Block(nn.Module):
 
     model: ModelConfig
     compute: ComputeConfig
+    head_norms: bool = False
 
     @nn.compact
     def __call__(
@@ -263,7 +274,7 @@ class Block(nn.Module):
         m = self.model
         attention_norm = declare_norm(self, "attention_norm", {STREAM: m.embed})
         mlp_norm = declare_norm(self, "mlp_norm", {STREAM: m.embed})
-        attention = Attention(m, self.compute, name="attention")
+        attention = Attention(m, self.compute, self.head_norms, name="attention")
         mlp = Mlp(m, self.compute, name="mlp")
 
         def add(x_BxSxE: jax.Array, out_BxSxE: jax.Array) -> jax.Array:

@@ -1,248 +1,87 @@
-"""The Llama model: tokens in, float32 logits out. The only place that declares its parameters."""
+"""Llama 2 and 3, and the paper's models: their names in transformers and published shapes."""
 
-import itertools
-from collections.abc import Mapping
-from typing import Any
+from prts_jax.config import ModelConfig, RopeScaling
+from prts_jax.model.decoder import Decoder, attention_flops_per_token
+from prts_jax.model.spec import Architecture, HuggingFaceNames
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from flax.core import meta
-
-from prts_jax import tree
-from prts_jax.config import ComputeConfig, ModelConfig
-from prts_jax.declaration import LAYERS, Declaration, Kind
-from prts_jax.mesh import constrain
-from prts_jax.model.inputs import Cache, Cached, Documents, Gates
-from prts_jax.model.layers import (
-    Block,
-    Declared,
-    Rope,
-    declare_norm,
-    declare_param,
-    gated,
-    matmul_precision,
-    rms_norm,
-    rope_tables,
+HUGGING_FACE = HuggingFaceNames(
+    model_type="llama",
+    model_class="LlamaForCausalLM",
+    tensors={
+        "token_embedding": "model.embed_tokens.weight",
+        "layers/attention_norm": "model.layers.{layer}.input_layernorm.weight",
+        "layers/attention/q": "model.layers.{layer}.self_attn.q_proj.weight",
+        "layers/attention/k": "model.layers.{layer}.self_attn.k_proj.weight",
+        "layers/attention/v": "model.layers.{layer}.self_attn.v_proj.weight",
+        "layers/attention/o": "model.layers.{layer}.self_attn.o_proj.weight",
+        "layers/mlp_norm": "model.layers.{layer}.post_attention_layernorm.weight",
+        "layers/mlp/gate": "model.layers.{layer}.mlp.gate_proj.weight",
+        "layers/mlp/up": "model.layers.{layer}.mlp.up_proj.weight",
+        "layers/mlp/down": "model.layers.{layer}.mlp.down_proj.weight",
+        "final_norm": "model.norm.weight",
+        "head": "lm_head.weight",
+    },
+    fixed={
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+    },
 )
 
-OPEN = Gates()
+_UNSCALED = RopeScaling()
+_LLAMA3_1 = RopeScaling(factor=8.0)
+_LLAMA3_2 = RopeScaling(factor=32.0)
 
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+
+def _llama(
+    layers: int,
+    embed: int,
+    heads: int,
+    kv_heads: int,
+    mlp: int,
+    vocab: int = 32000,
+    theta: float = 10000.0,
+    scaling: RopeScaling = _UNSCALED,
+    tied: bool = False,
+) -> ModelConfig:
+    return ModelConfig(
+        vocab=vocab,
+        layers=layers,
+        embed=embed,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=embed // heads,
+        mlp=mlp,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tied=tied,
+    )
+
+
+PRESETS = {
+    "paper_410m": _llama(24, 1024, 16, 16, 2816),
+    "paper_410m_base": _llama(6, 1024, 16, 16, 2816),
+    "paper_1.1b": _llama(24, 2048, 32, 32, 5632),
+    "paper_1.1b_base": _llama(6, 2048, 32, 32, 5632),
+    "paper_3b": _llama(32, 2560, 20, 4, 7040),
+    "paper_3b_base": _llama(8, 2560, 20, 4, 7040),
+    "paper_7b": _llama(32, 4096, 32, 8, 11008),
+    "paper_7b_base": _llama(8, 4096, 32, 8, 11008),
+    "llama2_7b": _llama(32, 4096, 32, 32, 11008),
+    "llama2_13b": _llama(40, 5120, 40, 40, 13824),
+    "llama2_70b": _llama(80, 8192, 64, 8, 28672),
+    "llama3_8b": _llama(32, 4096, 32, 8, 14336, 128256, 500000.0),
+    "llama3_70b": _llama(80, 8192, 64, 8, 28672, 128256, 500000.0),
+    "llama3.1_8b": _llama(32, 4096, 32, 8, 14336, 128256, 500000.0, _LLAMA3_1),
+    "llama3.1_70b": _llama(80, 8192, 64, 8, 28672, 128256, 500000.0, _LLAMA3_1),
+    "llama3.2_1b": _llama(16, 2048, 32, 8, 8192, 128256, 500000.0, _LLAMA3_2, tied=True),
 }
+"""`paper_*` are those of Du et al., arXiv 2405.15319; the others are from the published
+config.json files."""
 
-
-class Llama(nn.Module):
-    """Token embedding, stacked blocks, final norm, head (tied: the embedding again)."""
-
-    model: ModelConfig
-    compute: ComputeConfig
-    frozen: tuple[int, ...] | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens_BxS: jax.Array,
-        documents: Documents | None = None,
-        gates: Gates = OPEN,
-        cached: Cached | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Returns logits [B, S, vocab] float32 for int32 token ids [B, S], and the new cache."""
-        m = self.model
-        dtype = jnp.dtype(self.compute.dtype)
-        vocab, embed = {"vocab": m.vocab}, {"embed": m.embed}
-        # A tied embedding is also the head, and as the head it contracts its width.
-        table_VxE = declare_param(
-            self,
-            "token_embedding",
-            Kind.TABLE,
-            vocab | embed,
-            ("embed",) if m.tied else (),
-            "embedding",
-        )
-        x_BxSxE = gated(table_VxE.astype(dtype)[tokens_BxS], gates.embed_E)
-        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
-        if self.frozen is not None:
-            x_BxSxE = jax.lax.stop_gradient(x_BxSxE)
-        if cached is not None:
-            rope = rope_tables(cached.positions_BxS[:, None], m)
-        elif documents is None:
-            rope = rope_tables(jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32), m)
-        else:
-            rope = rope_tables(documents.positions_BxS[:, None], m)
-        cache = None if cached is None else cached.cache
-        if m.layers:
-            segment_ids_BxS = None if documents is None else documents.segment_ids_BxS
-            x_BxSxE, cache = self._through_layers(x_BxSxE, rope, segment_ids_BxS, gates, cached)
-        if cached is not None:  # a vocabulary's logits are large: of the places asked for alone
-            x_BxSxE = jnp.take_along_axis(x_BxSxE, cached.scored_B[:, None, None], axis=1)
-        final_norm = declare_norm(self, "final_norm", embed)
-        x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
-        if m.tied:
-            head_ExV = table_VxE.T
-        else:
-            head_ExV = declare_param(self, "head", Kind.READER, embed | vocab, ("embed",))
-        logits_BxSxV = jnp.einsum(
-            "bse,ev->bsv",
-            x_BxSxE,
-            head_ExV.astype(dtype),
-            precision=matmul_precision(self.compute.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return constrain(logits_BxSxV, ("batch", "length", "vocab")), cache
-
-    def _through_layers(
-        self,
-        x_BxSxE: jax.Array,
-        rope: Rope,
-        segment_ids_BxS: jax.Array | None,
-        gates: Gates,
-        cached: Cached | None,
-    ) -> tuple[jax.Array, Cache | None]:
-        m, shared = self.model, gates._replace(layers_L=None)
-        cache, positions_BxS = (None, None) if cached is None else cached[:2]
-        if not self.frozen:
-            blocks = self._blocks(m.layers)(m, self.compute, name=LAYERS)
-            out: tuple[jax.Array, Cache | None] = blocks(
-                x_BxSxE, rope, segment_ids_BxS, shared, positions_BxS, gates.layers_L, cache
-            )
-            return out
-        # A scan goes backward through all of its layers or none: one for each run of layers that
-        # are frozen or trained together. Up to the first trained one, none goes backward.
-        stacked = self.variables["params"][LAYERS]
-        is_frozen = [layer in self.frozen for layer in range(m.layers)]
-        for frozen, group in itertools.groupby(range(m.layers), is_frozen.__getitem__):
-            layers = list(group)
-            part = slice(layers[0], layers[-1] + 1)
-            params = jax.tree.map(lambda leaf, part=part: leaf[part], stacked)
-            if frozen:
-                params = jax.lax.stop_gradient(params)
-            gate = None if gates.layers_L is None else gates.layers_L[part]
-            blocks = self._blocks(len(layers))(m, self.compute, parent=None)
-            x_BxSxE, _ = blocks.apply(
-                {"params": params}, x_BxSxE, rope, segment_ids_BxS, shared, None, gate, None
-            )
-        return x_BxSxE, None
-
-    def _blocks(self, layers: int) -> Any:
-        block: Any = Block
-        if self.compute.remat != "none":
-            block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[self.compute.remat])
-        return nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
-            length=layers,
-            unroll=1 if self.compute.scan else layers,
-            metadata_params={meta.PARTITION_NAME: LAYERS},
-        )
-
-
-def declare(model: ModelConfig) -> dict[str, Declaration]:
-    """Returns the declaration of every parameter by path, without making any array.
-
-    >>> declare(ModelConfig(layers=6, embed=64, mlp=128))["layers/mlp/down"].shape
-    (6, 128, 64)
-    """
-    # Nothing here may touch a device: config files count FLOPs before jax.distributed starts.
-    module = Llama(model, ComputeConfig(dtype="float32", attention="xla"))
-
-    def init() -> Any:
-        return module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-
-    boxed = jax.eval_shape(init)
-    return {path: _declaration(box) for path, box in tree.flatten(boxed).items()}
-
-
-def _declaration(box: Declared) -> Declaration:
-    array = box.value
-    return Declaration(
-        array.shape,
-        array.dtype.name,
-        box.axes,
-        box.contracts,
-        box.init,
-        box.kind,
-        box.normalizes,
-        box.normed,
-    )
-
-
-def logits(
-    params: Mapping[str, Any],
-    tokens_BxS: jax.Array,
-    model: ModelConfig,
-    compute: ComputeConfig,
-    *,
-    documents: Documents | None = None,
-    gates: Gates | None = None,
-    frozen: tuple[int, ...] | None = None,
-) -> jax.Array:
-    """Applies the model.
-
-    Args:
-      params: nested dictionary of float32 arrays with the shapes of `declare(model)`.
-      tokens_BxS: int32 token ids.
-      model: the model's shape.
-      compute: dtype, attention, remat and scan.
-      documents: where each row holds several; None: a row is one document.
-      gates: of what growth added; None: all open.
-      frozen: layers without a gradient; neither has the embedding's look-up. None: all have one.
-
-    Returns:
-      [B, S, vocab] float32: position s scores the token at s + 1.
-    """
-    out: tuple[jax.Array, None] = Llama(model, compute, frozen).apply(  # type: ignore[assignment]
-        {"params": params}, tokens_BxS, documents, gates or OPEN
-    )
-    return out[0]
-
-
-def empty_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: int) -> Cache:
-    """Returns a cache for `length` positions of `batch` rows.
-
-    Args:
-      model: the model's shape.
-      compute: its dtype is the cache's.
-      batch: rows.
-      length: positions a row has at most.
-    """
-    shape = (model.layers, batch, model.kv_heads, length, model.head_dim)
-    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
-    zeros = constrain(jnp.zeros(shape, jnp.dtype(compute.dtype)), axes)
-    return Cache(zeros, zeros)
-
-
-def next_logits(
-    params: Mapping[str, Any],
-    tokens_BxS: jax.Array,
-    cached: Cached,
-    model: ModelConfig,
-    compute: ComputeConfig,
-    *,
-    gates: Gates | None = None,
-) -> tuple[jax.Array, Cache]:
-    """Applies the model to the next tokens of rows whose earlier ones are in a cache.
-
-    Rows may be of different lengths: what pads a row on the right is overwritten by the tokens
-    that come at its places, and seen by none before.
-
-    Args:
-      params: as `logits` takes them.
-      tokens_BxS: int32, the next tokens of each row.
-      cached: earlier keys and values, and the places of these tokens.
-      model: the model's shape.
-      compute: dtype, remat and scan; attention is XLA's.
-      gates: of what growth added; None: all open.
-
-    Returns:
-      ([B, vocab] float32: the scores of what follows the token `scored_B` of each row; the cache
-      with these tokens in it).
-    """
-    out: tuple[jax.Array, Cache] = Llama(model, compute).apply(  # type: ignore[assignment]
-        {"params": params}, tokens_BxS, None, gates or OPEN, cached
-    )
-    return out[0][:, 0], out[1]
+LLAMA = Architecture(
+    module=Decoder,
+    attention_flops_per_token=attention_flops_per_token,
+    hugging_face=HUGGING_FACE,
+    presets=PRESETS,
+)

@@ -162,7 +162,9 @@ def write_large(folder: Path, layers: int) -> int:
         if is_linear(declaration):
             shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
         made = np.random.default_rng(layer or 0).standard_normal
-        return NewTensor(tensor_name(leaf, layer), shape, float32, lambda: made(shape, float32))
+        return NewTensor(
+            tensor_name(model, leaf, layer), shape, float32, lambda: made(shape, float32)
+        )
 
     folder.mkdir()
     tensors = [tensor(leaf, layer) for leaf, layer in pieces(model)]

@@ -11,15 +11,23 @@ from prts_jax.config import ModelConfig
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
 
 
-def shape(heads: str = "gqa", tied: bool = False) -> ModelConfig:
+def shape(heads: str = "gqa", tied: bool = False, architecture: str = "llama") -> ModelConfig:
     queries, keys = HEADS[heads]
     return ModelConfig(
-        vocab=40, layers=2, embed=16, heads=queries, kv_heads=keys, head_dim=8, mlp=24, tied=tied
+        architecture=architecture,
+        vocab=40,
+        layers=2,
+        embed=16,
+        heads=queries,
+        kv_heads=keys,
+        head_dim=8,
+        mlp=24,
+        tied=tied,
     )
 
 
-def _llama(model: ModelConfig, **extra: Any) -> Any:
-    """A LlamaForCausalLM of this shape, as transformers draws it; `extra` goes into its config."""
+def _drawn(model: ModelConfig, **extra: Any) -> Any:
+    """A model of transformers of this shape, as it draws it; `extra` goes into its config."""
     import transformers
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
@@ -45,15 +53,17 @@ def _llama(model: ModelConfig, **extra: Any) -> Any:
         "max_position_embeddings": 64,
         "attn_implementation": "eager",
     }
+    if model.architecture == "qwen3":
+        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**(options | extra)))
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(options | extra)))
 
 
 def transformers_model(model: ModelConfig, dtype: str = "float32", **extra: Any) -> Any:
-    """A LlamaForCausalLM with weights as large as training makes them, norms among them."""
+    """A model of transformers with weights as large as training makes them, norms among them."""
     import torch
 
     torch.manual_seed(0)
-    made = _llama(model, **extra)
+    made = _drawn(model, **extra)
     with torch.no_grad():
         for parameter in made.parameters():
             # Values that bfloat16 holds, so that every dtype here says the same.
@@ -63,10 +73,10 @@ def transformers_model(model: ModelConfig, dtype: str = "float32", **extra: Any)
 
 
 def transformers_of(params: Any, model: ModelConfig, dtype: str = "float32") -> Any:
-    """A LlamaForCausalLM with our parameters, its own code under our weights."""
+    """A model of transformers with our parameters, its own code under our weights."""
     import torch
 
-    made = _llama(model).to(getattr(torch, dtype)).eval()
+    made = _drawn(model).to(getattr(torch, dtype)).eval()
     weights = {name: torch.tensor(value) for name, value in under_their_names(params).items()}
     missing, unexpected = made.load_state_dict(weights, strict=False)
     assert not unexpected
@@ -87,6 +97,7 @@ def under_their_names(params: Any) -> dict[str, np.ndarray]:
         named["lm_head.weight"] = leaves.pop("head").T
     theirs = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     theirs |= {f"attention/{name}": f"self_attn.{name}_proj" for name in "qkvo"}
+    theirs |= {f"attention/{name}": f"self_attn.{name}" for name in ("q_norm", "k_norm")}
     theirs |= {f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
     for path, stacked in leaves.items():
         ours = path.removeprefix("layers/")
@@ -105,6 +116,14 @@ def save_transformers(
     made = transformers_model(model, dtype, **extra)
     made.save_pretrained(folder)
     return made
+
+
+def load_transformers(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype="float32", attn_implementation="eager"
+    ).eval()
 
 
 def logits_of(made: Any, tokens: np.ndarray) -> np.ndarray:

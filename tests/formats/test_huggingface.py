@@ -1,4 +1,4 @@
-"""Llamas that transformers wrote, read by us; and config.json in its spellings."""
+"""Models of transformers, read and written by us; config.json in its spellings."""
 
 import dataclasses
 from pathlib import Path
@@ -12,9 +12,10 @@ import pytest
 from prts_jax.config import ComputeConfig, RopeScaling
 from prts_jax.errors import UserError
 from prts_jax.evaluate.logits_check import load_params
-from prts_jax.formats import huggingface
+from prts_jax.formats import convert, huggingface
+from prts_jax.formats.model_source import ForeignModel
 from prts_jax.model.architecture import logits
-from tests.formats.foreign_models import logits_of, save_transformers, shape
+from tests.formats.foreign_models import load_transformers, logits_of, save_transformers, shape
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -39,6 +40,15 @@ PLAIN = {
 }
 
 
+QWEN3 = PLAIN | {"model_type": "qwen3"}
+
+
+def our_logits(opened: ForeignModel) -> np.ndarray:
+    tokens = jnp.asarray(TOKENS, jnp.int32)
+    compute = jax.jit(logits, static_argnums=(2, 3))
+    return np.asarray(compute(load_params(opened), tokens, opened.model, FLOAT32))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("heads", ["mha", "gqa", "mqa"])
 def test_logits_are_those_of_transformers(tmp_path: Path, heads: str, tied: bool) -> None:
@@ -47,10 +57,55 @@ def test_logits_are_those_of_transformers(tmp_path: Path, heads: str, tied: bool
     opened = huggingface.open_model(str(tmp_path))
     assert (opened.model.rope_scaling != RopeScaling()) == (heads == "gqa")
     assert opened.length == 64
-    ours = jax.jit(logits, static_argnums=(2, 3))(
-        load_params(opened), jnp.asarray(TOKENS, jnp.int32), opened.model, FLOAT32
-    )
-    np.testing.assert_allclose(ours, logits_of(theirs, TOKENS), atol=2e-5)
+    np.testing.assert_allclose(our_logits(opened), logits_of(theirs, TOKENS), atol=2e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("heads", ["gqa", "mqa"])
+def test_qwen3_is_transformers_qwen3_imported_and_exported(
+    tmp_path: Path, heads: str, tied: bool
+) -> None:
+    """Its head_dim is not embed / heads."""
+    model = dataclasses.replace(shape(heads, tied, "qwen3"), norm_eps=1e-6, rope_theta=1e6)
+    theirs = save_transformers(tmp_path / "hf", model)
+    opened = huggingface.open_model(str(tmp_path / "hf"))
+    assert opened.model == model
+    expected = logits_of(theirs, TOKENS)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(our_logits(opened) / scale, expected / scale, atol=1e-5)
+
+    convert.write_checkpoint(opened, str(tmp_path / "ours"))
+    checkpoint = convert.open_checkpoint(str(tmp_path / "ours"))
+    convert.write_huggingface(checkpoint, str(tmp_path / "back"))
+    assert huggingface.open_model(str(tmp_path / "back")).model == model
+    back = load_transformers(tmp_path / "back")
+    assert type(back).__name__ == "Qwen3ForCausalLM"
+    np.testing.assert_array_equal(logits_of(back, TOKENS), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen3_moe"}, "'qwen3_moe'; only 'llama' and 'qwen3' can be converted"),
+        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"use_sliding_window": True}, "use_sliding_window is True; only False is supported"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types is 'sliding_attention'; only 'full_attention' is supported",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+    ],
+)
+def test_a_qwen3_that_computes_otherwise_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        huggingface.read_config(QWEN3 | change, "config.json")
+    assert "\n" not in str(refusal.value)
+
+
+def test_absent_keys_take_the_defaults_of_their_architecture() -> None:
+    assert huggingface.read_config(QWEN3 | {"num_attention_heads": 64}, "c").kv_heads == 32
+    assert huggingface.read_config(QWEN3 | {"num_key_value_heads": 2}, "c").head_dim == 128
 
 
 def test_both_spellings_of_rope_are_read() -> None:

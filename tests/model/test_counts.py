@@ -12,11 +12,11 @@ from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.model import architecture
 from prts_jax.model.counts import (
-    attention_flops_per_token,
     count_parameters,
     six_n_d_per_token,
     training_flops_per_token,
 )
+from prts_jax.model.decoder import attention_flops_per_token
 from prts_jax.model.presets import PRESETS, preset
 
 SMALL = ModelConfig(vocab=512, layers=2, embed=256, heads=4, kv_heads=2, head_dim=64, mlp=1024)

@@ -1,0 +1,155 @@
+"""The decoder that Llama and its relatives are: token ids in, float32 logits out."""
+
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+
+from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.declaration import LAYERS, Kind
+from prts_jax.mesh import constrain
+from prts_jax.model.inputs import Cache, Cached, Documents, Gates
+from prts_jax.model.layers import (
+    Block,
+    Rope,
+    declare_norm,
+    declare_param,
+    gated,
+    matmul_precision,
+    rms_norm,
+    rope_tables,
+)
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Decoder(nn.Module):
+    """Token embedding, stacked blocks, final norm, head (tied: the embedding again).
+
+    Attributes:
+      model: the model's shape.
+      compute: dtype, attention, remat and scan.
+      frozen: layers without a gradient; neither has the embedding's look-up. None: all have one.
+      head_norms: an RMS norm over head_dim follows the query and key projections, as in Qwen3.
+    """
+
+    model: ModelConfig
+    compute: ComputeConfig
+    frozen: tuple[int, ...] | None = None
+    head_norms: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BxS: jax.Array,
+        documents: Documents | None = None,
+        gates: Gates | None = None,
+        cached: Cached | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns logits [B, S, vocab] float32 for int32 token ids [B, S], and the new cache."""
+        m, gates = self.model, gates or Gates()
+        dtype = jnp.dtype(self.compute.dtype)
+        vocab, embed = {"vocab": m.vocab}, {"embed": m.embed}
+        # A tied embedding is also the head, and as the head it contracts its width.
+        table_VxE = declare_param(
+            self,
+            "token_embedding",
+            Kind.TABLE,
+            vocab | embed,
+            ("embed",) if m.tied else (),
+            "embedding",
+        )
+        x_BxSxE = gated(table_VxE.astype(dtype)[tokens_BxS], gates.embed_E)
+        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
+        if self.frozen is not None:
+            x_BxSxE = jax.lax.stop_gradient(x_BxSxE)
+        if cached is not None:
+            rope = rope_tables(cached.positions_BxS[:, None], m)
+        elif documents is None:
+            rope = rope_tables(jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32), m)
+        else:
+            rope = rope_tables(documents.positions_BxS[:, None], m)
+        cache = None if cached is None else cached.cache
+        if m.layers:
+            segment_ids_BxS = None if documents is None else documents.segment_ids_BxS
+            x_BxSxE, cache = self._through_layers(x_BxSxE, rope, segment_ids_BxS, gates, cached)
+        if (
+            cached is not None
+        ):  # logits of a whole vocabulary are large: compute only those asked for
+            x_BxSxE = jnp.take_along_axis(x_BxSxE, cached.scored_B[:, None, None], axis=1)
+        final_norm = declare_norm(self, "final_norm", embed)
+        x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
+        if m.tied:
+            head_ExV = table_VxE.T
+        else:
+            head_ExV = declare_param(self, "head", Kind.READER, embed | vocab, ("embed",))
+        logits_BxSxV = jnp.einsum(
+            "bse,ev->bsv",
+            x_BxSxE,
+            head_ExV.astype(dtype),
+            precision=matmul_precision(self.compute.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return constrain(logits_BxSxV, ("batch", "length", "vocab")), cache
+
+    def _through_layers(
+        self,
+        x_BxSxE: jax.Array,
+        rope: Rope,
+        segment_ids_BxS: jax.Array | None,
+        gates: Gates,
+        cached: Cached | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        m, shared = self.model, gates._replace(layers_L=None)
+        cache, positions_BxS = (None, None) if cached is None else cached[:2]
+        if not self.frozen:
+            blocks = self._blocks(m.layers)(m, self.compute, self.head_norms, name=LAYERS)
+            out: tuple[jax.Array, Cache | None] = blocks(
+                x_BxSxE, rope, segment_ids_BxS, shared, positions_BxS, gates.layers_L, cache
+            )
+            return out
+        # A scan goes backward through all of its layers or none: one for each run of layers that
+        # are frozen or trained together. Up to the first trained one, none goes backward.
+        stacked = self.variables["params"][LAYERS]
+        is_frozen = [layer in self.frozen for layer in range(m.layers)]
+        for frozen, group in itertools.groupby(range(m.layers), is_frozen.__getitem__):
+            layers = list(group)
+            part = slice(layers[0], layers[-1] + 1)
+            params = jax.tree.map(lambda leaf, part=part: leaf[part], stacked)
+            if frozen:
+                params = jax.lax.stop_gradient(params)
+            gate = None if gates.layers_L is None else gates.layers_L[part]
+            blocks = self._blocks(len(layers))(m, self.compute, self.head_norms, parent=None)
+            x_BxSxE, _ = blocks.apply(
+                {"params": params}, x_BxSxE, rope, segment_ids_BxS, shared, None, gate, None
+            )
+        return x_BxSxE, None
+
+    def _blocks(self, layers: int) -> Any:
+        block: Any = Block
+        if self.compute.remat != "none":
+            block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[self.compute.remat])
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            length=layers,
+            unroll=1 if self.compute.scan else layers,
+            metadata_params={meta.PARTITION_NAME: LAYERS},
+        )
+
+
+def attention_flops_per_token(model: ModelConfig, length: int) -> int:
+    """Counts the forward FLOPs of one token's causal attention.
+
+    A token attends to (length + 1) / 2 tokens on average: two products (q kᵀ and weights · v) of
+    2 · heads · head_dim FLOPs for each of them.
+    """
+    return model.layers * 2 * model.heads * model.head_dim * (length + 1)
