@@ -1,8 +1,8 @@
-"""Bytes and seconds as people read them."""
+"""Bytes and seconds formatted for people."""
 
 
 def format_bytes(count: float) -> str:
-    """Writes bytes in the largest decimal unit that leaves a number above one.
+    """Returns bytes in the largest decimal unit that leaves a number of at least one.
 
     >>> format_bytes(4.5e9), format_bytes(33024), format_bytes(0)
     ('4.50 GB', '33.02 kB', '0 B')
@@ -14,7 +14,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Writes an estimate in seconds, or minutes and hours where it is long.
+    """Returns an estimate in seconds, minutes or hours.
 
     >>> format_seconds(0.2), format_seconds(75), format_seconds(8000)
     ('under 1 s', 'about 75 s', 'about 2 h 13 min')

@@ -43,7 +43,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
     The order is that of `jax.tree.leaves`.
     """
-    import jax  # not above: reports flatten configs on machines that have no jax
+    import jax  # here, since reports flatten configs without importing jax
 
     return {
         jax.tree_util.keystr(keys, simple=True, separator="/"): leaf

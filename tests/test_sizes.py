@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them."""
+"""Bytes and seconds for people."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from prts_jax.sizes import format_bytes, format_seconds
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (33024, "33.02 kB"), (27e9, "27.00 GB"), (1.2e12, "1.20 TB")],
 )
-def test_bytes_are_written_in_the_unit_that_fits(count, text):
+def test_bytes_have_the_largest_fitting_unit(count, text):
     assert format_bytes(count) == text
 
 
@@ -22,5 +22,5 @@ def test_bytes_are_written_in_the_unit_that_fits(count, text):
         (8000, "about 2 h 13 min"),
     ],
 )
-def test_an_estimate_is_written_as_long_as_it_needs(seconds, text):
+def test_seconds_have_the_fitting_unit(seconds, text):
     assert format_seconds(seconds) == text

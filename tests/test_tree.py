@@ -22,7 +22,7 @@ class Pair(NamedTuple):
     count: int
 
 
-def test_leaves_of_any_tree_have_the_names_of_its_fields_keys_and_places():
+def test_named_leaves_join_fields_keys_and_indices():
     named = tree.named_leaves((None, Pair({"layers": {"up": 1.0}}, 2)))
     assert list(named.items()) == [("1/mu/layers/up", 1.0), ("1/count", 2)]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks for TPU slices, as a queued resource. --dry_run prints the gcloud arguments, --help the flags.
+# Requests TPU slices, as a queued resource. --dry_run prints the gcloud arguments, --help the flags.
 #   tpu_scripts/create.sh --name=NAME --zone=ZONE --accelerator_type=v5litepod-16 --spot
 set -euo pipefail
 

@@ -1,6 +1,6 @@
-"""`prts tpu create|setup|run|delete`: Cloud TPU slices, by way of gcloud.
+"""`prts tpu create|setup|run|delete`: Cloud TPU slices by gcloud.
 
-Needs the standard library and gcloud alone, so that `tpu_scripts/` work on any laptop.
+Needs only the standard library and gcloud, so that `tpu_scripts/` work on any laptop.
 """
 
 import argparse
@@ -16,117 +16,94 @@ from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError
 from prts_jax.launch import accelerators, slices, workers
 
+SOURCE = {
+    "source": "this repository for the workers: gs://….tar.gz (`git archive`) or a git URL",
+    "revision": "branch or tag of a git URL",
+}
+TEXTS = {
+    "create": {
+        "runtime_version": "VM image (default: the generation's)",
+        "valid_until": "longest wait, such as 6h",
+        "service_account": "identity of the workers",
+        "network": "VPC network (default: the project's)",
+        "subnetwork": "VPC subnetwork (default: the project's)",
+        "startup_script": "file run by every worker at each boot; see `prts tpu run "
+        "--write_startup_script`",
+    },
+    "setup": SOURCE,
+    "run": SOURCE
+    | {
+        "write_startup_script": "instead of starting now, write this file for `prts tpu create "
+        "--startup_script`; it sets up from --source and trains at each boot",
+    },
+    "delete": {},
+}
+"""Command → flag → help; the default is ""."""
+
+SUMMARIES = {
+    "create": "request slices, as a queued resource",
+    "setup": "install Python and this repository on all workers",
+    "run": "train on all workers, detached, with logs on GCS",
+    "delete": "delete the queued resource and its slices",
+}
+
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of `prts tpu`; each of its commands has its own flags."""
-    made = OneLineParser(prog="prts tpu", description=__doc__.splitlines()[0])
-    commands = made.add_subparsers(dest="command", required=True, metavar="create|setup|run|delete")
-    _create_flags(_command(commands, "create", "ask for slices, as a queued resource"))
-    _setup_flags(_command(commands, "setup", "install Python and this repository on all workers"))
-    _run_flags(_command(commands, "run", "train on all workers, detached, with logs on GCS"))
-    delete = _command(commands, "delete", "delete the queued resource and its slices")
-    delete.add_argument("--yes", action="store_true", help="do not ask")
-    return made
+    parser = OneLineParser(prog="prts tpu", description=__doc__.splitlines()[0])
+    names = "|".join(SUMMARIES)
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
+    parsers = {}
+    for name, summary in SUMMARIES.items():
+        command = parsers[name] = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("--name", required=True, help="the queued resource's name")
+        command.add_argument("--zone", required=True, help="such as us-central2-b")
+        command.add_argument("--project", default="", help="default: gcloud's setting")
+        command.add_argument("--dry_run", action="store_true", help="print the gcloud arguments")
+        for flag, text in TEXTS[name].items():
+            command.add_argument(f"--{flag}", default="", help=text)
+        if name != "delete":
+            addresses = "workers without external addresses (ssh by IAP)"
+            command.add_argument("--internal_ips", action="store_true", help=addresses)
+    types = "GENERATION-SIZE in gcloud's notation: " + ", ".join(accelerators.GENERATIONS)
+    parsers["create"].add_argument("--accelerator_type", required=True, help=types)
+    count = "number of slices; more than one: multi-slice"
+    parsers["create"].add_argument("--slices", type=int, default=1, help=count)
+    exclusive = parsers["create"].add_mutually_exclusive_group()
+    for value in slices.PROVISIONING[1:]:
+        exclusive.add_argument(f"--{value}", dest="provisioning", action="store_const", const=value)
+    parsers["create"].set_defaults(provisioning=slices.PROVISIONING[0])
+    parsers[
+        "run"
+    ].usage = "prts tpu run --name=… --zone=… --workdir=gs://… [flags] -- TRAIN_ARGUMENTS…"
+    parsers["run"].add_argument("--workdir", required=True, help="the run's folder, gs://…")
+    parsers["delete"].add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; see `prts tpu --help`.
 
     Raises:
-      UserError: what gcloud would refuse, gcloud not installed, or a script not writable.
+      UserError: invalid flags, gcloud is not installed, or a script is not writable.
     """
     own, train_arguments = _split(argv)
     options = parser().parse_args(own)
     if train_arguments and options.command != "run":
         raise UserError("--: only `prts tpu run` takes arguments of `prts train`; leave them out")
-    place = slices.Place(options.name, options.zone, options.project)
+    resource = slices.QueuedResource(options.name, options.zone, options.project)
     if options.command == "run" and options.write_startup_script:
         script = workers.startup_script(_source(options), options.workdir, train_arguments)
         return _write(options.write_startup_script, script, options.dry_run)
-    command = _gcloud_arguments(place, options, train_arguments)
+    command = _gcloud_arguments(resource, options, train_arguments)
     if options.dry_run:
         print(shlex.join(command))
         return 0
     return _execute(command)
 
 
-def _command(
-    commands: "argparse._SubParsersAction[OneLineParser]", name: str, what: str
-) -> argparse.ArgumentParser:
-    made = commands.add_parser(name, help=what, description=what)
-    made.add_argument("--name", required=True, help="the queued resource's name")
-    made.add_argument("--zone", required=True, help="such as us-central2-b")
-    made.add_argument("--project", default="", help="by default gcloud's own setting")
-    made.add_argument(
-        "--dry_run", action="store_true", help="print the exact gcloud arguments and stop"
-    )
-    return made
-
-
-def _create_flags(create: argparse.ArgumentParser) -> None:
-    create.add_argument(
-        "--accelerator_type",
-        required=True,
-        help="GENERATION-SIZE, as gcloud writes it: " + ", ".join(accelerators.GENERATIONS),
-    )
-    create.add_argument("--slices", type=int, default=1, help="more than one: multi-slice")
-    create.add_argument("--runtime_version", default="", help="by default the generation's image")
-    how = create.add_mutually_exclusive_group()
-    for provisioning in slices.PROVISIONING[1:]:
-        how.add_argument(
-            f"--{provisioning}", dest="provisioning", action="store_const", const=provisioning
-        )
-    create.set_defaults(provisioning=slices.PROVISIONING[0])
-    create.add_argument("--valid_until", default="", help="give up waiting after this long, as 6h")
-    create.add_argument("--service_account", default="", help="the workers' identity")
-    create.add_argument("--network", default="")
-    create.add_argument("--subnetwork", default="")
-    create.add_argument("--internal_ips", action="store_true", help="no external addresses")
-    create.add_argument(
-        "--startup_script",
-        default="",
-        metavar="FILE",
-        help="run by every worker at every boot; see `prts tpu run --write_startup_script`",
-    )
-
-
-def _setup_flags(setup: argparse.ArgumentParser) -> None:
-    _source_flags(setup, required=True)
-    _tunnel_flag(setup)
-
-
-def _run_flags(start: argparse.ArgumentParser) -> None:
-    start.usage = "prts tpu run --name=… --zone=… --workdir=gs://… [flags] -- TRAIN_ARGUMENTS…"
-    start.add_argument("--workdir", required=True, help="the run's folder, gs://…")
-    _source_flags(start, required=False)
-    _tunnel_flag(start)
-    start.add_argument(
-        "--write_startup_script",
-        default="",
-        metavar="FILE",
-        help="instead of starting now, write a script for `prts tpu create --startup_script` that "
-        "sets up from --source and trains at every boot",
-    )
-
-
-def _source_flags(command: argparse.ArgumentParser, required: bool) -> None:
-    command.add_argument(
-        "--source",
-        required=required,
-        default="",
-        help="this repository for the workers: gs://….tar.gz (`git archive`) or a git URL",
-    )
-    command.add_argument("--revision", default="", help="branch or tag of a git URL")
-
-
-def _tunnel_flag(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--internal_ips", action="store_true", help="workers have no external addresses: use IAP"
-    )
-
-
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns what stands before and after the first `--`."""
+    """Returns the arguments before and after the first `--`."""
     arguments = list(argv)
     if "--" not in arguments:
         return arguments, []
@@ -136,30 +113,28 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _source(options: argparse.Namespace) -> workers.Source:
     if not options.source:
-        raise UserError(
-            "--source is missing: what workers install at boot; give gs://….tar.gz or a git URL"
-        )
+        raise UserError("--source is missing: workers install it; give gs://….tar.gz or a git URL")
     return workers.Source(options.source, options.revision)
 
 
 def _gcloud_arguments(
-    place: slices.Place, options: argparse.Namespace, train_arguments: Sequence[str]
+    resource: slices.QueuedResource, options: argparse.Namespace, train_arguments: Sequence[str]
 ) -> list[str]:
     if options.command == "create":
         fields = slices.Request.__dataclass_fields__
         return slices.create(
-            place, slices.Request(**{name: getattr(options, name) for name in fields})
+            resource, slices.Request(**{name: getattr(options, name) for name in fields})
         )
     if options.command == "setup":
-        return workers.setup(place, _source(options), options.internal_ips)
+        return workers.setup(resource, _source(options), options.internal_ips)
     if options.command == "run":
         if options.source or options.revision:
             raise UserError(
                 "--source: only with --write_startup_script; "
                 "install it with `prts tpu setup` and leave it out here"
             )
-        return workers.run(place, options.workdir, train_arguments, options.internal_ips)
-    return slices.delete(place, without_asking=options.yes)
+        return workers.run(resource, options.workdir, train_arguments, options.internal_ips)
+    return slices.delete(resource, without_asking=options.yes)
 
 
 def _write(path: str, script: str, dry_run: bool) -> int:
@@ -172,7 +147,7 @@ def _write(path: str, script: str, dry_run: bool) -> int:
         os.replace(partial, path)
     except OSError as error:
         raise UserError(
-            f"--write_startup_script={path}: {error.strerror}; name a file in a folder of yours"
+            f"--write_startup_script={path}: {error.strerror}; name a file in a writable folder"
         ) from error
     print(f"wrote {path}; next: prts tpu create --startup_script={shlex.quote(path)} …")
     return 0
@@ -184,7 +159,7 @@ def _execute(command: Sequence[str]) -> int:
         code = subprocess.run(command, check=False).returncode
     except FileNotFoundError as error:
         raise UserError(
-            "gcloud: not on PATH; install the Google Cloud CLI, or look with --dry_run"
+            "gcloud: not on PATH; install the Google Cloud CLI, or use --dry_run"
         ) from error
     if code != 0:
         print(f"prts tpu: gcloud ended with exit code {code}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Cloud TPU slices from a laptop: gcloud argument lists and the scripts that workers run.
+"""Cloud TPU slices: gcloud argument lists and the scripts that workers run.
 
-The standard library only: these modules work where neither jax nor this package is installed.
+Standard library only, so that these modules work on a laptop without jax or this package installed.
 """

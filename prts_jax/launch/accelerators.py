@@ -1,4 +1,4 @@
-"""Cloud TPU accelerator types: what a name such as `v5litepod-16` says, and which image it boots.
+"""Cloud TPU accelerator types such as `v5litepod-16`: chips and VM image.
 
 Source: Cloud TPU documentation, "TPU versions" and "TPU software versions".
 """
@@ -11,11 +11,11 @@ from prts_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Generation:
-    """One generation of TPUs as `--accelerator-type` names it.
+    """One generation of TPUs.
 
     Attributes:
-      prefix: the part of the name before the dash.
-      cores_per_chip: what the number in the name counts: cores (2 a chip) or chips (1).
+      prefix: the part of an accelerator type before the dash.
+      cores_per_chip: 2 if the number after the dash counts cores, 1 if it counts chips.
       runtime_version: the VM image.
     """
 
@@ -37,10 +37,10 @@ GENERATIONS = {
 }
 
 ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod"}
-"""What people write, and the name that gcloud takes."""
+"""Common name → gcloud's name."""
 
 CHIPS_OF_SMALL_SLICES = (1, 4, 8, 16, 32, 64, 128, 256)
-"""The only sizes of v5e and v6e: 2-D slices of a pod of 256 chips."""
+"""Sizes of v5e and v6e, which are 2-D slices of a pod of 256 chips."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,24 @@ class Accelerator:
 
 
 def parse(name: str, flag: str = "--accelerator_type") -> Accelerator:
-    """Returns what an accelerator type says.
+    """Parses an accelerator type.
 
     >>> parse("v5p-128").chips
     64
 
     Args:
       name: the accelerator type.
-      flag: the flag that it was given to, for messages.
+      flag: its command-line flag, for messages.
 
     Raises:
-      UserError: not of the form GENERATION-SIZE, an unknown generation, or a size that the
-        generation does not come in.
+      UserError: the name is not GENERATION-SIZE, or generation or size do not exist.
     """
     where = f"{flag}={name}"
-    found = re.fullmatch(r"([a-z0-9]+)-([1-9][0-9]*)", name)
+    match = re.fullmatch(r"([a-z0-9]+)-([1-9][0-9]*)", name)
     known = ", ".join(GENERATIONS)
-    if found is None:
+    if match is None:
         raise UserError(f"{where}: not GENERATION-SIZE; write one such as v5litepod-16 or v5p-128")
-    prefix, size = found[1], int(found[2])
+    prefix, size = match[1], int(match[2])
     if prefix in ALIASES:
         raise UserError(
             f"{where}: gcloud names this generation {ALIASES[prefix]}; "

@@ -1,4 +1,4 @@
-"""Queued resources of Cloud TPU: the gcloud arguments that create and delete them.
+"""gcloud arguments that create and delete queued resources of Cloud TPU.
 
 Source: gcloud reference, `gcloud compute tpus queued-resources`.
 """
@@ -15,15 +15,15 @@ PROVISIONING = ("on_demand", "spot", "reserved", "guaranteed")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which queued resource: its name, zone and project ("" takes gcloud's own setting)."""
+class QueuedResource:
+    """A queued resource: name, zone and project ("" for gcloud's setting)."""
 
     name: str
     zone: str
     project: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses names that gcloud would refuse after a network round trip, or misread."""
+        """Raises UserError for names that gcloud would refuse, or read as flags."""
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", self.name):
             raise UserError(
                 f"--name={self.name}: lower-case letters, digits and dashes, a letter first, at "
@@ -42,18 +42,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A request for slices.
 
     Attributes:
-      accelerator_type: as gcloud names it; see `accelerators.parse`.
+      accelerator_type: gcloud's name; see `accelerators.parse`.
       slices: number of slices; more than one makes a multi-slice environment.
-      runtime_version: VM image; "" takes the generation's.
+      runtime_version: VM image; "" for the generation's.
       provisioning: one of `PROVISIONING`.
-      valid_until: how long the request may wait, as gcloud writes durations ("6h"); "" for ever.
-      service_account: the VMs' identity; it needs to read and write the run's bucket.
-      network, subnetwork: "" takes the project's default network.
+      valid_until: longest wait in gcloud's notation ("6h"); "" for no limit.
+      service_account: identity of the VMs, which reads and writes the run's bucket.
+      network, subnetwork: "" for the project's default network.
       internal_ips: VMs without external addresses.
-      startup_script: file that every worker runs as root at every boot.
+      startup_script: file that every worker runs as root at each boot.
     """
 
     accelerator_type: str
@@ -68,17 +68,16 @@ class Request:
     startup_script: str = ""
 
 
-def create(place: Place, request: Request) -> list[str]:
-    """Returns the gcloud arguments that ask for slices.
+def create(resource: QueuedResource, request: Request) -> list[str]:
+    """Returns the gcloud arguments that request slices.
 
     Raises:
-      UserError: an accelerator type, number of slices, duration or start-up script that gcloud
-        would not take.
+      UserError: invalid accelerator type, number of slices, duration or start-up script.
     """
     accelerator = accelerators.parse(request.accelerator_type)
     runtime = request.runtime_version or accelerator.generation.runtime_version
     flags = [f"--accelerator-type={accelerator.name}", f"--runtime-version={runtime}"]
-    flags += _nodes(place.name, request.slices)
+    flags += _nodes(resource.name, request.slices)
     if request.provisioning != "on_demand":
         flags.append(f"--{request.provisioning}")
     if request.valid_until:
@@ -103,15 +102,15 @@ def create(place: Place, request: Request) -> list[str]:
                 "write one with `prts tpu run --write_startup_script=FILE`"
             )
         flags.append(f"--metadata-from-file=startup-script={request.startup_script}")
-    return place.arguments("create") + flags
+    return resource.arguments("create") + flags
 
 
-def delete(place: Place, without_asking: bool = False) -> list[str]:
-    """Returns the gcloud arguments that delete a queued resource, its slices included.
+def delete(resource: QueuedResource, without_asking: bool = False) -> list[str]:
+    """Returns the gcloud arguments that delete a queued resource with its slices.
 
-    A suspended or failed request keeps its name until it is deleted by force.
+    `--force` also deletes suspended and failed requests, which keep their name otherwise.
     """
-    return [*place.arguments("delete"), "--force", *(["--quiet"] if without_asking else [])]
+    return [*resource.arguments("delete"), "--force", *(["--quiet"] if without_asking else [])]
 
 
 def _nodes(name: str, slices: int) -> list[str]:

@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Every worker, as root: trains until the run is finished, with a log that follows on GCS.
+# Runs on every worker as root: trains until the run is finished and copies the log to GCS.
 # Variables: PRTS_ROOT; PRTS_LOGS, a gs:// folder; PRTS_PAUSE, seconds between two attempts.
 # Arguments: those of `prts train`.
 set -euo pipefail
 
 exec 9>"$PRTS_ROOT/lock"
 if ! flock --nonblock 9; then
-  echo "$(hostname): a run or a set-up is going on here; wait for it or stop it" >&2
+  echo "$(hostname): a run or set-up is in progress here; wait for it or stop it" >&2
   exit 1
 fi
 
-# jax's default port (8482) is closed on some pods; this one is open (jax#35905).
+# Some pods block jax's default port, 8482 (jax#35905).
 export JAX_COORDINATOR_PORT=8476
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PRTS_ROOT/jax_cache}"
 
@@ -47,14 +47,14 @@ for attempt in $(seq "$attempts"); do
   code=0
   wait "$training" || code=$?
   if [ -n "$stopped" ]; then
-    # The signal ended the first wait; the run is still saving.
+    # The signal ended the first wait while the run still saves.
     code=0
     wait "$training" || code=$?
   fi
   training=''
   echo "$(date --utc +%FT%TZ) $(hostname): exit code $code" >>"$log"
-  # Finished, the user's mistake, or told to stop. All else is worth another try: hosts fail
-  # together when one is lost, and the run resumes from its last checkpoint.
+  # Stops after success, a user error or a stop signal. Any other failure is retried, since all
+  # hosts fail when one is lost, and the run resumes from its last checkpoint.
   case "$code" in 0 | 2) break ;; esac
   if [ -n "$stopped" ] || [ "$attempt" -eq "$attempts" ]; then break; fi
   sleep "$PRTS_PAUSE"

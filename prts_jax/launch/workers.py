@@ -1,7 +1,7 @@
-"""What the workers of a slice are told: set up, run; over ssh or in a start-up script.
+"""Scripts and gcloud arguments that set up and run workers, over ssh or at boot.
 
-The shell that workers execute lies beside this file (`worker_setup.sh`, `worker_run.sh`); here its
-variables and arguments are put in front of it.
+The shell code is in `worker_setup.sh` and `worker_run.sh` beside this file; this module prepends
+variables and arguments.
 """
 
 import shlex
@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from importlib import resources
 
 from prts_jax.errors import UserError
-from prts_jax.launch.slices import Place
+from prts_jax.launch.slices import QueuedResource
 
 ROOT = "/opt/prts_jax"
-"""Where workers keep Python, the source, its packages and their logs."""
+"""Folder of the workers for Python, the source, its packages and logs."""
 
 PAUSE_SECONDS = 30
-"""Between two attempts at a run."""
+"""Pause between two attempts at a run."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where workers take the repository from: a gs://….tar.gz, or a git URL with a revision."""
+    """Source of the repository for workers: a gs://….tar.gz, or a git URL with a revision."""
 
     url: str
     revision: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses what workers could not fetch."""
+        """Raises UserError for a source that workers cannot fetch."""
         if self.url.startswith("gs://"):
             if not self.url.endswith((".tar.gz", ".tgz")):
                 raise UserError(
@@ -57,8 +57,8 @@ def run_script(
 ) -> str:
     """Returns the bash text that trains on a worker until the run is finished.
 
-    A run that fails or is stopped (exit code 75) is started again up to 20 times and resumes from
-    its last checkpoint; a mistake of the user's (exit code 2) is not.
+    A run that fails or is stopped (exit code 75) restarts up to 20 times and resumes from its last
+    checkpoint; a user error (exit code 2) does not.
 
     Args:
       workdir: gs:// URL of the run; the workers' logs go to its folder `logs`.
@@ -67,7 +67,7 @@ def run_script(
       pause_seconds: see `PAUSE_SECONDS`.
 
     Raises:
-      UserError: a workdir that the workers do not share, or one given twice.
+      UserError: the workdir is not on GCS, or given twice.
     """
     if not workdir.startswith("gs://"):
         raise UserError(
@@ -84,26 +84,26 @@ def run_script(
 
 
 def startup_script(source: Source, workdir: str, arguments: Sequence[str], root: str = ROOT) -> str:
-    """Returns a start-up script that sets up and trains, at every boot of every worker.
+    """Returns a start-up script that sets up and trains at each boot of each worker.
 
-    Replaced and restarted machines so continue the run by themselves.
+    Replaced and restarted machines thus continue the run.
     """
     setup = setup_script(source, root)
     run = run_script(workdir, arguments, root)
     return f"#!/usr/bin/env bash\nset -euo pipefail\n(\n{setup})\n{run}"
 
 
-def setup(place: Place, source: Source, internal_ips: bool = False) -> list[str]:
+def setup(resource: QueuedResource, source: Source, internal_ips: bool = False) -> list[str]:
     """Returns the gcloud arguments that set up all workers of all slices."""
-    return _on_all_workers(place, _as_root(setup_script(source)), internal_ips)
+    return _on_all_workers(resource, _as_root(setup_script(source)), internal_ips)
 
 
 def run(
-    place: Place, workdir: str, arguments: Sequence[str], internal_ips: bool = False
+    resource: QueuedResource, workdir: str, arguments: Sequence[str], internal_ips: bool = False
 ) -> list[str]:
     """Returns the gcloud arguments that start training on all workers of all slices.
 
-    The command returns at once and the run goes on: ssh shows its output only when a command ends.
+    The run is detached and the command returns at once: ssh shows output only when a command ends.
 
     Raises:
       UserError: see `run_script`.
@@ -114,12 +114,12 @@ def run(
         f"[ -x {ROOT}/venv/bin/prts ] || "
         '{ echo "$(hostname): not set up; run tpu_scripts/setup.sh" >&2; exit 1; }\n'
         f"flock --nonblock {lock} true || "
-        '{ echo "$(hostname): a run or a set-up is going on here" >&2; exit 1; }\n'
+        '{ echo "$(hostname): a run or set-up is in progress here" >&2; exit 1; }\n'
         f"setsid --fork bash -c {shlex.quote(script)} </dev/null "
         f'>>{ROOT}/"$(hostname)".log 2>&1\n'
         'echo "$(hostname): started"\n'
     )
-    return _on_all_workers(place, _as_root(launcher), internal_ips)
+    return _on_all_workers(resource, _as_root(launcher), internal_ips)
 
 
 def _with_variables(
@@ -131,11 +131,11 @@ def _with_variables(
 
 
 def _as_root(script: str) -> str:
-    # Start-up scripts run as root; what ssh starts must find the same files and locks.
+    # As start-up scripts, so that both use the same files and locks.
     return f"sudo bash -c {shlex.quote(script)}"
 
 
-def _on_all_workers(place: Place, command: str, internal_ips: bool) -> list[str]:
+def _on_all_workers(resource: QueuedResource, command: str, internal_ips: bool) -> list[str]:
     tunnel = ["--tunnel-through-iap"] if internal_ips else []
     everywhere = ["--node=all", "--worker=all", *tunnel]
-    return [*place.arguments("ssh"), *everywhere, f"--command={command}"]
+    return [*resource.arguments("ssh"), *everywhere, f"--command={command}"]

@@ -24,7 +24,7 @@ def test_size_counts_cores_or_chips_by_generation(name, chips, runtime_version):
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "message"),
     [
         ("v5e-16", "v5litepod-16"),
         ("v5lite-8", "v5litepod-8"),
@@ -36,6 +36,6 @@ def test_size_counts_cores_or_chips_by_generation(name, chips, runtime_version):
         ("", "GENERATION-SIZE"),
     ],
 )
-def test_what_gcloud_does_not_know_is_refused_with_what_it_does(name, mend):
-    with pytest.raises(UserError, match=mend):
+def test_unknown_accelerator_types_are_refused_with_a_suggestion(name, message):
+    with pytest.raises(UserError, match=message):
         accelerators.parse(name)

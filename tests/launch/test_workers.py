@@ -1,4 +1,4 @@
-"""The shell that workers run, run for real with stand-ins for what only a TPU VM has."""
+"""The workers' scripts, run with fakes of the programs of a TPU VM."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ import pytest
 
 from prts_jax.errors import UserError
 from prts_jax.launch import workers
-from prts_jax.launch.slices import Place
+from prts_jax.launch.slices import QueuedResource
 
 WORKDIR = "gs://bucket/run"
 
-STAND_INS = {
+FAKES = {
     # The metadata server of worker 0 of a slice of two hosts.
     "curl": """
         case "${@: -1}" in
@@ -52,12 +52,12 @@ exit "${codes[count - 1]:-0}"
 
 @pytest.fixture
 def worker(tmp_path: Path):
-    """Runs a script as a worker would; returns the process' result and what it called."""
-    stand_ins = tmp_path / "bin"
-    stand_ins.mkdir()
-    for name, body in STAND_INS.items():
-        (stand_ins / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (stand_ins / name).chmod(0o755)
+    """Runs a script as a worker; returns the process' result and the calls that it made."""
+    fakes = tmp_path / "bin"
+    fakes.mkdir()
+    for name, body in FAKES.items():
+        (fakes / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (fakes / name).chmod(0o755)
     trace = tmp_path / "trace"
 
     def run(script: str, **env: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
@@ -65,7 +65,7 @@ def worker(tmp_path: Path):
         done = subprocess.run(
             ["bash", "-c", script],
             env={
-                "PATH": f"{stand_ins}:{os.environ['PATH']}",
+                "PATH": f"{fakes}:{os.environ['PATH']}",
                 "TRACE": str(trace),
                 **env,
             },
@@ -81,7 +81,7 @@ def worker(tmp_path: Path):
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """A worker's folder, set up."""
+    """The folder of a worker after set-up."""
     folder = tmp_path / "root"
     (folder / "source").mkdir(parents=True)
     (folder / "venv/bin").mkdir(parents=True)
@@ -98,7 +98,7 @@ def trained(trace: list[str]) -> list[str]:
     return [line for line in trace if line.startswith("prts train")]
 
 
-def test_a_run_joins_all_hosts_on_the_port_that_firewalls_open(worker, root):
+def test_a_run_joins_all_hosts_on_the_open_port(worker, root):
     done, trace = worker(run_script(root, "--config=configs/x.py", "--config.data.path=a b"))
     assert done.returncode == 0, done.stderr
     assert trained(trace) == [
@@ -114,7 +114,7 @@ def test_a_multi_slice_run_counts_the_hosts_of_all_slices(worker, root):
     assert "--processes=8" in trained(trace)[0]
 
 
-def test_a_single_host_starts_nothing_distributed(worker, root):
+def test_a_single_host_does_not_run_distributed(worker, root):
     _, trace = worker(run_script(root), ENDPOINTS="unknown:8470:10.0.0.1")
     assert "--multihost" not in trained(trace)[0]
     assert "--processes" not in trained(trace)[0]
@@ -125,17 +125,17 @@ def test_a_single_host_starts_nothing_distributed(worker, root):
     [
         ("", 1, 0),  # finished
         ("75 1 134", 4, 0),  # preempted, lost a host, aborted; then finished
-        ("2", 1, 2),  # the user's mistake is not tried again
+        ("2", 1, 2),  # a user error is not retried
         (" ".join(["1"] * 30), 20, 1),  # gives up
     ],
 )
-def test_a_run_is_tried_again_until_it_is_finished(worker, root, codes, attempts, ends_with):
+def test_a_run_is_retried_until_it_finishes(worker, root, codes, attempts, ends_with):
     done, trace = worker(run_script(root), CODES=codes)
     assert done.returncode == ends_with
     assert len(trained(trace)) == attempts
 
 
-def test_the_log_ends_up_in_the_bucket(worker, root):
+def test_the_log_is_copied_to_the_bucket(worker, root):
     _, trace = worker(run_script(root))
     log = Path(root) / "worker-0.log"
     assert trace[-1] == f"gcloud storage cp --quiet {log} {WORKDIR}/logs/"
@@ -151,14 +151,14 @@ def test_two_runs_do_not_share_a_worker(worker, root):
             assert time.monotonic() < deadline
         done, trace = worker(run_script(root))
         assert done.returncode == 1
-        assert "going on here" in done.stderr
+        assert "in progress here" in done.stderr
         assert trained(trace) == []
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.wait()
 
 
-def test_a_stop_reaches_the_run_and_is_waited_for(worker, root, tmp_path):
+def test_a_stop_signal_reaches_the_run_which_saves(worker, root, tmp_path):
     Path(root, "venv/bin/prts").write_text(
         "#!/usr/bin/env bash\n"
         "trap '/bin/sleep 0.3; echo saved; exit 75' TERM\n"
@@ -170,7 +170,7 @@ def test_a_stop_reaches_the_run_and_is_waited_for(worker, root, tmp_path):
     assert "saved" in Path(root, "worker-0.log").read_text()
 
 
-def test_set_up_installs_an_archive_into_a_python_of_its_own(worker, tmp_path):
+def test_set_up_installs_an_archive_into_a_new_environment(worker, tmp_path):
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/setup.py").write_text("# new")
     archive = tmp_path / "source.tar.gz"
@@ -185,7 +185,7 @@ def test_set_up_installs_an_archive_into_a_python_of_its_own(worker, tmp_path):
             trace[-1] == f"uv pip install --quiet --python {root}/venv/bin/python "
             f"--editable {root}/source[tpu]"
         )
-    assert not any(line.startswith("uv venv") for line in trace), "the environment is made once"
+    assert not any(line.startswith("uv venv") for line in trace), "the environment is created once"
 
 
 def test_a_broken_archive_leaves_the_old_source(worker, root, tmp_path):
@@ -209,7 +209,7 @@ def test_a_start_up_script_sets_up_from_git_and_then_trains(worker, root):
     assert len(trained(trace)) == 1
 
 
-def test_a_start_up_script_does_not_train_on_half_a_set_up(worker, root):
+def test_a_start_up_script_does_not_train_after_a_failed_set_up(worker, root):
     script = workers.startup_script(workers.Source("gs://b/x.tar.gz"), WORKDIR, [], root)
     done, trace = worker(script, ARCHIVE="/nowhere")
     assert done.returncode != 0
@@ -229,17 +229,17 @@ def test_a_source_that_workers_cannot_fetch_is_refused(url, revision, named):
         workers.Source(url, revision)
 
 
-def test_a_workdir_is_in_a_bucket_and_given_once():
+def test_a_workdir_outside_a_bucket_or_given_twice_is_refused():
     with pytest.raises(UserError, match="gs://"):
         workers.run_script("/tmp/run", [])
     with pytest.raises(UserError, match="twice"):
         workers.run_script(WORKDIR, ["--workdir=gs://bucket/other"])
 
 
-def test_the_command_over_ssh_starts_the_run_and_returns(worker, root, tmp_path, monkeypatch):
+def test_the_ssh_command_starts_a_detached_run(worker, root, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ROOT", root)
-    place = Place("grown-7b", "us-central2-b")
-    *_, command = workers.run(place, WORKDIR, ["--config=configs/it's.py"])
+    resource = QueuedResource("grown-7b", "us-central2-b")
+    *_, command = workers.run(resource, WORKDIR, ["--config=configs/it's.py"])
     (tmp_path / "bin/sudo").write_text('#!/bin/sh\nexec "$@"\n')
     (tmp_path / "bin/sudo").chmod(0o755)
     done, trace = worker(command.removeprefix("--command="))
@@ -252,11 +252,11 @@ def test_the_command_over_ssh_starts_the_run_and_returns(worker, root, tmp_path,
     assert "--config=configs/it's.py" in trained(trace)[0]
 
 
-def test_the_command_over_ssh_says_where_a_worker_is_not_set_up(worker, tmp_path, monkeypatch):
+def test_the_ssh_command_names_a_worker_without_set_up(worker, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ROOT", str(tmp_path / "nothing"))
     (tmp_path / "bin/sudo").write_text('#!/bin/sh\nexec "$@"\n')
     (tmp_path / "bin/sudo").chmod(0o755)
-    *_, command = workers.run(Place("grown-7b", "us-central2-b"), WORKDIR, [])
+    *_, command = workers.run(QueuedResource("grown-7b", "us-central2-b"), WORKDIR, [])
     done, _ = worker(command.removeprefix("--command="))
     assert done.returncode == 1
     assert done.stderr == "worker-0: not set up; run tpu_scripts/setup.sh\n"

@@ -1,4 +1,4 @@
-"""The scripts as a user calls them, with a `gcloud` that writes down what it was given."""
+"""The scripts of tpu_scripts/ with a fake `gcloud` that records its arguments."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
-PLACE = ("--name=grown-7b", "--zone=us-central2-b")
+RESOURCE = ("--name=grown-7b", "--zone=us-central2-b")
 
 FAKE_GCLOUD = f"""#!{sys.executable} -S
 import json, os, sys
@@ -40,7 +40,7 @@ def script(tmp_path: Path) -> Call:
     binaries = tmp_path / "bin"
     binaries.mkdir()
     (binaries / "gcloud").write_text(FAKE_GCLOUD)
-    # No site-packages: what runs on a laptop where nothing is installed.
+    # No site-packages, as on a laptop without this package.
     (binaries / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
     for program in binaries.iterdir():
         program.chmod(0o755)
@@ -68,8 +68,8 @@ def script(tmp_path: Path) -> Call:
     return call
 
 
-def test_create_asks_for_a_queued_resource(script: Call, calls):
-    done = script("create.sh", *PLACE, "--accelerator_type=v5litepod-16", "--spot")
+def test_create_requests_a_queued_resource(script: Call, calls):
+    done = script("create.sh", *RESOURCE, "--accelerator_type=v5litepod-16", "--spot")
     assert done.returncode == 0, done.stderr
     assert calls() == [
         [
@@ -83,9 +83,9 @@ def test_create_asks_for_a_queued_resource(script: Call, calls):
     ]
 
 
-def test_delete_leaves_nothing_behind_and_lets_gcloud_ask(script: Call, calls):
-    assert script("delete.sh", *PLACE, "--project=my-project").returncode == 0
-    assert script("delete.sh", *PLACE, "--yes").returncode == 0
+def test_delete_forces_and_lets_gcloud_ask(script: Call, calls):
+    assert script("delete.sh", *RESOURCE, "--project=my-project").returncode == 0
+    assert script("delete.sh", *RESOURCE, "--yes").returncode == 0
     delete = ["gcloud", "compute", "tpus", "queued-resources", "delete", "grown-7b"]
     assert calls() == [
         [*delete, "--zone=us-central2-b", "--project=my-project", "--force"],
@@ -102,19 +102,19 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_dry_run_prints_exactly_what_gcloud_would_get(script: Call, calls, name: str):
-    dry = script(name, *PLACE, "--dry_run", *COMMANDS[name])
+def test_dry_run_prints_the_exact_gcloud_arguments(script: Call, calls, name: str):
+    dry = script(name, *RESOURCE, "--dry_run", *COMMANDS[name])
     assert dry.returncode == 0, dry.stderr
     assert calls() == []
-    wet = script(name, *PLACE, *COMMANDS[name])
+    wet = script(name, *RESOURCE, *COMMANDS[name])
     assert wet.returncode == 0, wet.stderr
     assert calls() == [shlex.split(dry.stdout)]
 
 
 @pytest.mark.parametrize("name", ["setup.sh", "run.sh"])
 def test_set_up_and_run_reach_every_worker_of_every_slice(script: Call, calls, name: str):
-    script(name, *PLACE, *COMMANDS[name])
-    script(name, *PLACE, "--internal_ips", *COMMANDS[name])
+    script(name, *RESOURCE, *COMMANDS[name])
+    script(name, *RESOURCE, "--internal_ips", *COMMANDS[name])
     direct, tunnelled = calls()
     assert direct[4:7] == ["ssh", "grown-7b", "--zone=us-central2-b"]
     assert direct[7:9] == ["--node=all", "--worker=all"]
@@ -124,14 +124,16 @@ def test_set_up_and_run_reach_every_worker_of_every_slice(script: Call, calls, n
 
 def test_a_startup_script_goes_from_run_to_create(script: Call, calls, tmp_path: Path):
     source = "--source=https://example.com/prts_jax.git"
-    wrote = script("run.sh", *PLACE, source, "--write_startup_script=boot.sh", *COMMANDS["run.sh"])
+    wrote = script(
+        "run.sh", *RESOURCE, source, "--write_startup_script=boot.sh", *COMMANDS["run.sh"]
+    )
     assert wrote.returncode == 0, wrote.stderr
     assert calls() == []
     text = (tmp_path / "boot.sh").read_text()
     assert text.startswith("#!/usr/bin/env bash\n")
     assert "--workdir=gs://bucket/run '--config=configs/a b.py' --config.seed=1" in text
     arguments = ["--accelerator_type=v6e-256", "--slices=2", "--startup_script=boot.sh"]
-    assert script("create.sh", *PLACE, *arguments).returncode == 0
+    assert script("create.sh", *RESOURCE, *arguments).returncode == 0
     assert calls()[0][-3:] == [
         "--node-count=2",
         "--node-prefix=grown-7b",
@@ -171,9 +173,9 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_mistake_is_one_line_and_exit_code_2(script: Call, calls, case: str):
+def test_user_errors_are_one_line_and_exit_code_2(script: Call, calls, case: str):
     name, arguments, named = REFUSALS[case]
-    done = script(name, *PLACE, *arguments)
+    done = script(name, *RESOURCE, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -182,7 +184,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(script: Call, calls, case: str):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_script_wants_a_name(script: Call, calls, name: str):
+def test_every_script_requires_a_name(script: Call, calls, name: str):
     done = script(name, "--zone=us-central2-b", *COMMANDS[name])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -191,7 +193,7 @@ def test_every_script_wants_a_name(script: Call, calls, name: str):
 
 
 @pytest.mark.parametrize(
-    ("place", "named"),
+    ("flags", "named"),
     [
         (["--name=a"], "--zone"),
         (["--name=a", "--zone=us-central2"], "us-central2"),
@@ -200,27 +202,27 @@ def test_every_script_wants_a_name(script: Call, calls, name: str):
         (["--name=a", "--zone=us-central2-b", "--project=a b"], "a b"),
     ],
 )
-def test_a_place_that_gcloud_would_misread_is_refused(script: Call, calls, place, named: str):
-    done = script("delete.sh", *place)
+def test_invalid_names_zones_and_projects_are_refused(script: Call, calls, flags, named: str):
+    done = script("delete.sh", *flags)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert named in done.stderr
     assert calls() == []
 
 
-def test_without_gcloud_the_user_is_told(script: Call):
-    done = script("delete.sh", *PLACE, gcloud=False)
+def test_a_missing_gcloud_is_a_user_error(script: Call):
+    done = script("delete.sh", *RESOURCE, gcloud=False)
     assert done.returncode == 2
     assert "Google Cloud CLI" in done.stderr
 
 
-def test_a_failure_of_gcloud_is_a_failure(script: Call):
-    done = script("delete.sh", *PLACE, gcloud_exit_code=3)
+def test_a_failure_of_gcloud_is_exit_code_1(script: Call):
+    done = script("delete.sh", *RESOURCE, gcloud_exit_code=3)
     assert done.returncode == 1
     assert "exit code 3" in done.stderr
 
 
-def test_scripts_can_be_executed():
+def test_scripts_are_executable():
     for path in SCRIPTS.glob("*.sh"):
         assert os.access(path, os.X_OK), path.name
 
@@ -239,7 +241,7 @@ def test_shellcheck_finds_nothing(path: Path):
     assert done.returncode == 0, done.stdout
 
 
-def test_shellcheck_would_find_a_fault(tmp_path: Path):
+def test_shellcheck_finds_a_fault(tmp_path: Path):
     faulty = tmp_path / "faulty.sh"
     faulty.write_text('#!/bin/bash\nrm -rf $1/*\nif [ "$2" == yes ]; then cd $3; fi\n')
     done = subprocess.run([SHELLCHECK, faulty], capture_output=True, text=True, check=False)
