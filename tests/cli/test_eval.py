@@ -43,7 +43,7 @@ def saved(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_json_has_the_promised_keys(
+def test_json_has_the_documented_keys(
     words: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -57,7 +57,7 @@ def test_json_has_the_promised_keys(
     assert line.split()[1:3] == ["84", f"{found['loss']:.4f}"]
 
 
-def test_saved_results_are_compared_whenever_they_were_made(
+def test_saved_results_are_compared(
     words: Path,
     saved: Path,
     capsys: pytest.CaptureFixture[str],
@@ -81,7 +81,7 @@ def test_saved_results_are_compared_whenever_they_were_made(
     assert "half of a 95% interval" in table
 
 
-def test_checkpoints_named_together_are_compared_at_once(
+def test_several_checkpoints_are_compared(
     words: Path,
     saved: Path,
     capsys: pytest.CaptureFixture[str],
@@ -92,21 +92,17 @@ def test_checkpoints_named_together_are_compared_at_once(
     assert together == evaluate(capsys, "--compare", *files)
 
 
-def test_a_picture_of_the_differences(
+def test_differences_are_drawn(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(saved / "model.json"), str(saved / "other.json")]
     evaluate(capsys, "--compare", *files, f"--picture={tmp_path / 'it.png'}")
     assert (tmp_path / "it.png").read_bytes().startswith(b"\x89PNG")
     missing = tmp_path / "missing" / "it.png"
-    assert "no such folder" in refusal(
-        capsys, "--compare", *files, f"--picture={missing}"
-    )
+    assert "no such folder" in refusal(capsys, "--compare", *files, f"--picture={missing}")
 
 
-def test_results_are_not_overwritten_and_nothing_is_computed_for_them(
-    saved: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_are_not_overwritten(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = saved / "model.json"
     before = file.read_text()
     flags = ("--checkpoint=/no/such", "--perplexity", f"--save={file}")
@@ -166,7 +162,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_flags_that_do_not_fit_are_refused_in_one_line(
+def test_contradictory_flags_are_refused_in_one_line(
     case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags, message = REFUSALS[case]
@@ -223,7 +219,7 @@ def test_a_store_of_a_larger_vocabulary_and_a_checkpoint_without_tokenizer(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data", "text"])
-def test_eight_devices_find_what_one_finds(
+def test_eight_devices_equal_one(
     words: Path,
     run_prts: RunPrts,
     kind: str,

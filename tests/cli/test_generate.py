@@ -80,7 +80,7 @@ def test_a_checkpoint_without_tokenizer_is_refused(
     assert "--tokenizer" in line
 
 
-def test_prompt_and_text_are_no_longer_than_what_the_model_was_trained_on(
+def test_prompt_and_text_fit_a_training_row(
     words: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -55,7 +55,7 @@ def both(source, target, batch, growth_map):
 
 
 @pytest.mark.parametrize("operator", ["zero", "random"])
-def test_growth_with_zero_outputs_or_shut_gates_changes_no_logit(source, tmp_path, operator):
+def test_growth_with_zero_outputs_or_closed_gates_changes_no_logit(source, tmp_path, operator):
     growth_map = make_map(MODEL, None, operator, 2)
     stream(source[0], str(tmp_path / "grown"), growth_map)
     found = both(source[0], tmp_path / "grown", choose_batch(with_data()), growth_map)
@@ -65,7 +65,7 @@ def test_growth_with_zero_outputs_or_shut_gates_changes_no_logit(source, tmp_pat
     assert found.loss_before == found.loss_after
 
 
-def test_the_difference_and_the_losses_are_those_of_the_two_models(source, store, tmp_path):
+def test_difference_and_losses_equal_those_of_the_two_models(source, store, tmp_path):
     growth_map = make_map(MODEL, None, "stack", 2)
     stream(source[0], str(tmp_path / "grown"), growth_map)
     batch = choose_batch(with_data(), store)
@@ -89,27 +89,27 @@ def test_the_difference_and_the_losses_are_those_of_the_two_models(source, store
     assert found.holds  # a stack promises nothing
 
 
-def test_a_store_that_is_named_is_read_from_its_start(store):
+def test_a_given_store_is_read_from_its_start(store):
     batch = choose_batch(with_data(validation="elsewhere"), store)
     assert batch.tokens.shape == batch.targets.shape == (ROWS, 16)
     np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
     assert batch.origin == f"the start of {store}"
 
 
-def test_the_checkpoints_own_store_is_taken_where_it_is_there(store):
+def test_the_checkpoints_own_store_is_the_default(store):
     assert choose_batch(with_data(validation=store)).origin == f"the start of {store}"
     moved = with_data(validation="moved/away", train=store)
     assert choose_batch(moved).origin == f"the start of {store}"
 
 
-def test_without_a_store_tokens_are_random_and_that_is_said():
+def test_without_a_store_tokens_are_random():
     batch = choose_batch(with_data(length=2048))
     assert batch.tokens.shape == (ROWS, LENGTH)
     assert 0 <= batch.tokens.min() < batch.tokens.max() < MODEL.vocab
     assert "random tokens" in batch.origin
 
 
-def test_a_store_that_does_not_fit_is_refused(tmp_path):
+def test_a_store_of_a_larger_vocabulary_is_refused(tmp_path):
     write_store(tmp_path / "store", vocab=MODEL.vocab + 1)
     with pytest.raises(UserError, match="its tokenizer has 49 entries and the model 48"):
         choose_batch(with_data(), str(tmp_path / "store"))
@@ -117,14 +117,14 @@ def test_a_store_that_does_not_fit_is_refused(tmp_path):
         choose_batch(with_data(), str(tmp_path / "nowhere"))
 
 
-def test_what_is_no_number_is_null_in_json():
+def test_nan_and_infinity_are_null_in_json():
     found = Agreement("", 1, float("nan"), 2.0, 1.0, float("inf"), TOLERANCE)
     assert found.to_json()["largest_difference"] is None
     assert found.to_json()["loss_after"] is None
     assert not found.holds
 
 
-def test_a_model_that_rounds_more_may_differ_more(source):
+def test_tolerance_grows_with_the_rounding_of_the_source(source):
     batch = choose_batch(with_data())
     calm = apply(source[0], batch, reorder=True)
     assert 0 < calm.reordered < 1e-3 * np.abs(calm.logits).max()  # rounding, and no more
@@ -133,7 +133,7 @@ def test_a_model_that_rounds_more_may_differ_more(source):
     assert tolerance(apply(source[0], batch)) == TOLERANCE
 
 
-def test_a_model_that_is_broken_everywhere_does_not_pass(source, tmp_path):
+def test_a_broken_model_exceeds_the_tolerance(source, tmp_path):
     broken = {
         path: np.full_like(leaf, np.nan) if path == "final_norm" else np.asarray(leaf)
         for path, leaf in tree.flatten(source[1]).items()

@@ -57,7 +57,7 @@ def bits_per_byte(texts: list[tuple[str, str]], loss: float, source: str | None 
 
 @pytest.mark.parametrize("documents", [False, True], ids=["rows", "documents apart"])
 @pytest.mark.parametrize("kind", ["store", "text"])
-def test_equals_a_brute_force_for_each_source(
+def test_loss_and_bits_by_source_equal_brute_force(
     loaded: LoadedModel, apart: LoadedModel, words: Path, kind: str, documents: bool
 ) -> None:
     model = apart if documents else loaded  # as each was trained
@@ -89,7 +89,7 @@ def test_equals_a_brute_force_for_each_source(
     assert by_name[BITS, ALL].estimate.value == pytest.approx(found["bits_per_byte"])
 
 
-def test_text_is_what_a_store_of_it_is(loaded: LoadedModel, words: Path) -> None:
+def test_text_equals_a_store_of_it(loaded: LoadedModel, words: Path) -> None:
     store = data_loss.open_store(loaded, str(words / "store"))
     text = data_loss.read_text(loaded, str(words / "text"))
     ours, _ = data_loss.measure(loaded, store, rows=4)
@@ -97,7 +97,7 @@ def test_text_is_what_a_store_of_it_is(loaded: LoadedModel, words: Path) -> None
     assert ours == theirs
 
 
-def test_documents_are_what_the_model_was_trained_with_unless_asked(
+def test_documents_default_to_the_training_setting(
     loaded: LoadedModel, apart: LoadedModel, words: Path
 ) -> None:
     data = data_loss.open_store(loaded, str(words / "store"))
@@ -121,16 +121,14 @@ def test_padding_changes_nothing(loaded: LoadedModel, words: Path, rows: int) ->
         np.testing.assert_allclose(b.values, a.values, rtol=1e-5)
 
 
-def test_another_length_is_another_measure(loaded: LoadedModel, words: Path) -> None:
+def test_different_lengths_are_not_compared(loaded: LoadedModel, words: Path) -> None:
     data = data_loss.open_store(loaded, str(words / "store"))
     long, short = (data_loss.measure(loaded, data, rows=4, length=n)[1] for n in (0, 7))
     assert short[0].group == LOSS
     assert short[0].minus(long[0]) is None
 
 
-def test_what_cannot_be_predicted_is_refused(
-    loaded: LoadedModel, words: Path, tmp_path: Path
-) -> None:
+def test_unpredictable_data_is_refused(loaded: LoadedModel, words: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no validation store; give --data=DIR or --text"):
         data_loss.open_store(loaded)
     with pytest.raises(UserError, match="no finished token store"):

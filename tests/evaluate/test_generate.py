@@ -38,7 +38,7 @@ def anew(params, prompt, count):
     return row[len(prompt) :]
 
 
-def test_rows_of_different_lengths_are_what_each_is_alone(params, generator):
+def test_a_batch_of_different_lengths_equals_single_rows(params, generator):
     found = np.stack(list(generator.stream(PROMPTS, 12)), axis=1)
     for row, prompt in zip(found, PROMPTS, strict=True):
         assert row.tolist() == anew(params, prompt, 12)
@@ -46,13 +46,13 @@ def test_rows_of_different_lengths_are_what_each_is_alone(params, generator):
         assert alone == row.tolist()
 
 
-def test_it_stops_when_every_row_has_met_a_stop_token(generator):
+def test_generation_stops_when_all_rows_have_a_stop_token(generator):
     whole = [int(token[0]) for token in generator.stream([[3]], 12)]
     stopped = [int(token[0]) for token in generator.stream([[3]], 12, stop={whole[4]})]
     assert stopped == whole[: whole.index(whole[4]) + 1]
 
 
-def test_draws_are_those_of_the_seed(generator):
+def test_draws_depend_on_the_seed(generator):
     def drawn(seed):
         return [int(t[0]) for t in generator.stream([[3]], 8, sampling=Sampling(1.0, 1.0, seed))]
 
@@ -60,7 +60,7 @@ def test_draws_are_those_of_the_seed(generator):
     assert drawn(1) != drawn(2)
 
 
-def test_nucleus_draws_from_the_likeliest_alone_and_in_their_proportions():
+def test_nucleus_sampling_draws_from_the_likeliest_in_proportion():
     probabilities = np.array([0.05, 0.4, 0.25, 0.2, 0.1])
     rows = jnp.log(jnp.tile(jnp.asarray(probabilities, jnp.float32), (4000, 1)))
     drawn = np.asarray(choose(rows, 0, Sampling(1.0, 0.7, 0)))
@@ -75,7 +75,7 @@ def test_nucleus_draws_from_the_likeliest_alone_and_in_their_proportions():
 @pytest.mark.parametrize(
     ("prompts", "message"), [([[]], "is empty"), ([[31]], "has token 31"), ([[-1, 2]], "token 2")]
 )
-def test_prompts_of_another_tokenizer_are_refused(generator, prompts, message):
+def test_empty_prompts_and_unknown_tokens_are_refused(generator, prompts, message):
     with pytest.raises(UserError, match=message):
         next(generator.stream(prompts, 3))
 
@@ -88,7 +88,7 @@ def test_sampling_outside_its_ranges_is_refused(values):
         Sampling(**values)
 
 
-def test_buckets_hold_what_they_are_asked_to():
+def test_buckets_hold_the_length_and_are_few():
     for length in range(1, 3000):
         size = bucket(length)
         assert size >= length

@@ -112,7 +112,7 @@ def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [Instance(kind, {}, values, at) for at, values in enumerate(arguments)]
 
 
-def test_log_likelihoods_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
+def test_log_likelihoods_equal_the_hf_models(ours: Any, theirs: Any) -> None:
     rng = np.random.default_rng(0)
     pairs = [("", " " + WORDS[0]), ("ends in a space ", "word"), (" ".join(WORDS[:60]), " a b c")]
     for _ in range(20):
@@ -126,7 +126,7 @@ def test_log_likelihoods_are_those_of_the_hf_model(ours: Any, theirs: Any) -> No
     assert [f[1] for f in found] == [e[1] for e in expected]
 
 
-def test_rolling_log_likelihoods_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
+def test_rolling_log_likelihoods_equal_the_hf_models(ours: Any, theirs: Any) -> None:
     texts = [(" ".join(WORDS[:n]),) for n in (1, 20, 150)]  # the last takes several windows
     found = ours.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
     expected = theirs.loglikelihood_rolling(
@@ -135,7 +135,7 @@ def test_rolling_log_likelihoods_are_those_of_the_hf_model(ours: Any, theirs: An
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_texts_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
+def test_generated_texts_equal_the_hf_models(ours: Any, theirs: Any) -> None:
     options = {"until": ["e"], "max_gen_toks": 12, "do_sample": False}
     prompts = [(" ".join(WORDS[at : at + 5]), dict(options)) for at in (0, 9, 30)]
     found = ours.generate_until(requests("generate_until", prompts), disable_tqdm=True)
@@ -144,7 +144,7 @@ def test_texts_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
     assert not any("e" in text for text in found)
 
 
-def test_scores_of_a_task_are_those_of_the_hf_model(
+def test_task_scores_equal_the_hf_models(
     folders: Path, theirs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lm_eval import simple_evaluate
@@ -186,7 +186,7 @@ def test_word_perplexity_has_an_interval_and_is_compared(
     assert (half["paired"], few["paired"]) == (True, False)
 
 
-def test_the_papers_tasks_exist_and_say_what_they_would_download(
+def test_the_papers_tasks_exist_and_name_their_downloads(
     folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = TaskManager().all_tasks

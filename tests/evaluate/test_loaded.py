@@ -26,7 +26,7 @@ def logits_of(checkpoint):
     return logits(loaded.params, TOKENS, loaded.model, loaded.compute)
 
 
-def test_layers_behind_shut_gates_are_silent(source, tmp_path):
+def test_layers_with_closed_gates_do_not_change_logits(source, tmp_path):
     stream(source, str(tmp_path / "grown"), make_map(MODEL, None, "random", factor=2))
     before = logits_of(source)
     tolerance = 1e-6 * float(jnp.abs(before).max())
@@ -39,7 +39,7 @@ def test_half_open_gates_of_width_are_refused(source, tmp_path):
         load(str(tmp_path / "grown"))
 
 
-def test_a_folder_of_transformers_is_told_how_to_become_a_checkpoint(tmp_path):
+def test_a_hugging_face_folder_is_refused_with_the_convert_command(tmp_path):
     with pytest.raises(UserError, match="no complete checkpoint there"):
         load(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")

@@ -63,7 +63,7 @@ def brute_force(params, store, length=16, limit=None) -> list[tuple[int, float]]
 
 
 @pytest.mark.parametrize("limit", [None, 100], ids=["the whole store", "its first 100 targets"])
-def test_equals_a_brute_force_for_each_source(params, store, limit):
+def test_loss_by_source_equals_brute_force(params, store, limit):
     found = evaluate(params, store, limit=limit)
     expected = brute_force(params, store, limit=limit)
     assert found.tokens == len(expected) == (limit or store.tokens - 1)
@@ -77,7 +77,7 @@ def test_equals_a_brute_force_for_each_source(params, store, limit):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_does_not_depend_on_the_batch(params, store, batch):
+def test_loss_is_independent_of_the_batch_size(params, store, batch):
     one, other = evaluate(params, store), evaluate(params, store, batch=batch)
     assert other.tokens == one.tokens
     assert other.loss == pytest.approx(one.loss, rel=1e-6)
@@ -92,7 +92,7 @@ def test_a_source_without_tokens_is_left_out(params, tmp_path):
     assert found.by_source == {"verse": (found.loss, 39)}
 
 
-def test_metrics_are_what_json_can_hold():
+def test_metrics_are_valid_json():
     losses, tokens = np.array([[math.log(8), 0], [0, 6000]]), np.array([[1, 0], [0, 2]])
     found = Perplexity(tiny.SOURCES, losses, tokens)
     line = json.loads(json.dumps(found.metrics(), allow_nan=False))

@@ -17,7 +17,7 @@ SCORES = Scores("loss", "all", np.array([1.5, 2.5]), np.array([3.0, 4.0]), "toke
 RESULTS = Results("step", "runs/a", {"loss": 4 / 7}, (SCORES,))
 
 
-def test_what_is_saved_is_read(tmp_path: Path) -> None:
+def test_saved_results_are_read_back(tmp_path: Path) -> None:
     results.save(RESULTS, str(tmp_path / "new" / "a.json"))
     found = results.load(str(tmp_path / "new" / "a.json"))
     assert (found.label, found.checkpoint, found.found) == ("a", "runs/a", {"loss": 4 / 7})
@@ -27,21 +27,21 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert results.load(f"base={tmp_path / 'new' / 'a.json'}").label == "base"
 
 
-def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
+def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("mine")
     with pytest.raises(UserError, match=r"a\.json: exists; results are not overwritten"):
         results.save(RESULTS, str(tmp_path / "a.json"))
     assert (tmp_path / "a.json").read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as no:
         results.save(RESULTS, str(tmp_path / "file" / "a.json"))
     assert "\n" not in str(no.value)
 
 
-def test_files_of_one_name_are_called_as_they_were_named(tmp_path: Path) -> None:
+def test_shared_labels_become_the_arguments(tmp_path: Path) -> None:
     files = [str(tmp_path / day / "a.json") for day in ("monday", "tuesday")]
     for file in files:
         results.save(RESULTS, file)
@@ -52,7 +52,7 @@ def test_files_of_one_name_are_called_as_they_were_named(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"format": "prts-eval-1"})])
-def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+def test_files_without_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match="holds no results"):
         results.load(str(tmp_path / "a.json"))
@@ -96,7 +96,7 @@ def loss_results(label, losses, tokens, asked="tokens", text="text"):
     return Results(label, label, {"loss": 0.0}, tuple(made))
 
 
-def test_the_papers_table_in_the_papers_order():
+def test_rows_are_in_the_papers_order():
     rows = rows_of([paper_results("base", 0), paper_results("grown", 1)])
     assert [row.title for row in rows] == [
         "LAMBADA",
@@ -113,7 +113,7 @@ def test_the_papers_table_in_the_papers_order():
     assert [row.percent for row in rows] == [True] * 8 + [False, True]
 
 
-def test_the_average_is_over_the_seven_and_as_sure_as_they_are():
+def test_the_average_and_its_error_are_over_seven_accuracies():
     measured = [paper_results("base", 0), paper_results("grown", 1)]
     rows = {row.title: row for row in rows_of(measured)}
     values = {one.group: [r.scores for r in measured] for one in measured[0].scores}
@@ -136,7 +136,7 @@ def test_the_average_is_over_the_seven_and_as_sure_as_they_are():
     assert average.differences[0] is None
 
 
-def test_the_average_waits_for_all_seven():
+def test_the_average_requires_all_seven():
     whole, less = paper_results("whole", 0), paper_results("less", 1)
     less = Results(
         "less", "less", {"tasks": {}}, tuple(s for s in less.scores if s.group != "sciq")
@@ -149,7 +149,7 @@ def test_the_average_waits_for_all_seven():
     assert "average of seven" not in {row.title for row in rows_of([less])}
 
 
-def test_other_requests_are_compared_but_not_paired():
+def test_different_requests_are_compared_unpaired():
     rows = rows_of([paper_results("all", 0), paper_results("limited", 1, requests="fewer")])
     assert rows[0].paired == (False, False)
     assert rows[0].differences[1] is not None
@@ -171,7 +171,7 @@ def test_losses_of_the_same_tokens_are_paired():
     assert rows["perplexity"].scores[0].value == pytest.approx(math.exp(sum(one) / 60))
 
 
-def test_other_tokens_of_the_same_text_are_compared_by_bits_alone():
+def test_different_tokens_of_one_text_are_compared_in_bits_only():
     a = loss_results("a", [30.0, 61.0, 92.0], [10.0, 20.0, 30.0], asked="of one tokenizer")
     b = loss_results("b", [50.0, 90.0], [30.0, 35.0], asked="of another")
     rows = {row.group: row for row in rows_of([a, b])}

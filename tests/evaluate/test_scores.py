@@ -42,12 +42,12 @@ def test_an_accuracy_has_the_standard_error_of_a_mean():
     assert found.half_width == pytest.approx(1.96 * found.stderr, rel=1e-4)
 
 
-def test_it_is_the_harnesss():
+def test_the_standard_error_equals_the_harnesss():
     metrics = pytest.importorskip("lm_eval.api.metrics")
     assert scores(RIGHT).estimate.stderr == pytest.approx(metrics.mean_stderr(RIGHT))
 
 
-def test_the_same_requests_are_compared_one_by_one():
+def test_equal_requests_are_paired():
     found = scores(OTHER).minus(scores(RIGHT))
     changes = [one - other for one, other in zip(OTHER, RIGHT, strict=True)]
     assert found.value == pytest.approx(statistics.mean(changes))
@@ -58,7 +58,7 @@ def test_the_same_requests_are_compared_one_by_one():
     assert found.stderr == pytest.approx(math.sqrt(parts / 10))
 
 
-def test_others_are_compared_by_the_sum_of_their_variances():
+def test_different_requests_add_their_variances():
     one, other = scores(OTHER, requests="others"), scores(RIGHT)
     found = one.minus(other)
     assert not one.pairs_with(other)
@@ -67,12 +67,12 @@ def test_others_are_compared_by_the_sum_of_their_variances():
     )
 
 
-def test_what_is_another_measure_is_not_compared():
+def test_different_measures_are_not_compared():
     assert scores(OTHER, subject="piqa, 5 shots").minus(scores(RIGHT)) is None
 
 
 @pytest.mark.parametrize("exponential", [False, True], ids=["loss", "perplexity"])
-def test_a_loss_by_token_has_the_error_that_the_bootstrap_finds(exponential):
+def test_the_error_of_a_loss_equals_the_bootstraps(exponential):
     tokens, one, better = rows_of_text(seed=1)
 
     def score(losses, chosen):
@@ -95,7 +95,7 @@ def test_a_loss_by_token_has_the_error_that_the_bootstrap_finds(exponential):
     assert not apart.excludes_zero
 
 
-def test_95_of_100_intervals_hold_the_truth():
+def test_95_percent_of_intervals_contain_the_truth():
     rng = np.random.default_rng(3)
     held = 0
     for _ in range(2000):
@@ -105,24 +105,24 @@ def test_95_of_100_intervals_hold_the_truth():
     assert 0.93 <= held / 2000 <= 0.965
 
 
-def test_one_request_says_nothing_of_its_error():
+def test_one_request_has_no_standard_error():
     found = scores([1]).estimate
     assert math.isnan(found.stderr)
     assert not found.excludes_zero
     assert found.to_json() == {"value": 1.0, "stderr": None, "low": None, "high": None}
 
 
-def test_a_mean_of_tasks_is_as_sure_as_they_are_together():
+def test_the_error_of_a_mean_of_tasks():
     found = mean_of([Estimate(0.5, 0.03), Estimate(0.7, 0.04)])
     assert found == Estimate(pytest.approx(0.6), pytest.approx(0.025))
 
 
-def test_no_interval_holds_zero_when_every_request_is_the_same_better():
+def test_a_constant_difference_excludes_zero():
     assert scores([2, 2, 2]).minus(scores([1, 1, 1])).excludes_zero
     assert not scores([1, 1, 1]).minus(scores([1, 1, 1])).excludes_zero
 
 
-def test_json_holds_them_exactly():
+def test_scores_round_trip_through_json():
     tokens, losses, _ = rows_of_text(seed=2, rows=9)
     for made in (scores(RIGHT), scores(losses, tokens, exponential=True)):
         found = request_scores.from_json(json.loads(json.dumps(made.to_json())))
@@ -135,7 +135,7 @@ def test_json_holds_them_exactly():
 @pytest.mark.parametrize(
     "damage", [{"values": [[1.0]]}, {"values": []}, {"weights": [1.0]}, {"values": ["x"]}]
 )
-def test_what_is_no_scores_is_refused(damage):
+def test_invalid_scores_are_refused(damage):
     with pytest.raises(ValueError, match=r"values and weights|could not convert"):
         request_scores.from_json(scores(RIGHT).to_json() | damage)
 
@@ -168,7 +168,7 @@ RESULTS = {
 }
 
 
-def test_each_metric_is_the_mean_that_gives_the_harnesss_figure():
+def test_harness_metrics_become_the_matching_means():
     found = {one.name: one for one in from_harness("mine", RESULTS, SAMPLES, 1, 0)}
     assert list(found) == ["acc,none", "ll,none", "word_perplexity,none", "bits_per_byte,none"]
     for name, scores in found.items():
@@ -179,7 +179,7 @@ def test_each_metric_is_the_mean_that_gives_the_harnesss_figure():
     assert found["bits_per_byte,none"].weights.tolist() == [12, 13, 14, 15, 16]
 
 
-def test_version_and_shots_make_another_measure_and_other_requests_another_pair():
+def test_version_and_shots_distinguish_measures_and_digests_requests():
     one = from_harness("mine", RESULTS, SAMPLES, 1, 0)[0]
     again = from_harness("mine", RESULTS, SAMPLES, 1, 0)[0]
     assert one.minus(again).value == 0

@@ -35,7 +35,7 @@ def alone(loaded: LoadedModel, context: list[int], after: list[int]) -> tuple[fl
     return total, greedy
 
 
-def test_equals_one_request_at_a_time_in_any_batch(loaded: LoadedModel) -> None:
+def test_batched_scores_equal_single_ones(loaded: LoadedModel) -> None:
     rng = np.random.default_rng(2)
 
     def some(low: int, high: int) -> list[int]:
@@ -60,11 +60,11 @@ def test_equals_one_request_at_a_time_in_any_batch(loaded: LoadedModel) -> None:
         assert sum(told) == len(requests)
 
 
-def test_nothing_is_scored_for_nothing(loaded: LoadedModel) -> None:
+def test_no_requests_have_no_scores(loaded: LoadedModel) -> None:
     assert Scorer(loaded, 4, LONGEST).score([]) == []
 
 
-def test_rows_are_compiled_once_a_bucket(loaded: LoadedModel) -> None:
+def test_scoring_compiles_once_per_bucket(loaded: LoadedModel) -> None:
     scorer = Scorer(dataclasses.replace(loaded), 2, LONGEST)
     scorer.score([([1], [2]), ([1, 2, 3], [4]), ([1] * 36, [2])])
     assert scorer._score._cache_size() == 2  # lengths of 32 and 40

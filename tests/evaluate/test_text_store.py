@@ -38,13 +38,13 @@ def test_files_are_documents_and_folders_are_sources(folder: Path) -> None:
     assert store.read(2, 3).tolist() == [EOS, 114, EOS]
 
 
-def test_a_file_is_a_store_too_and_the_end_token_is_optional(folder: Path) -> None:
+def test_a_file_is_a_store_and_the_end_token_is_optional(folder: Path) -> None:
     store = open_text(str(folder / "b" / "left.out"), encode, None)
     assert store.sources == ("text",)
     assert store.read(0, 9).tolist() == [122, 122, 122]
 
 
-def test_its_digests_tell_text_and_tokens_apart(folder: Path) -> None:
+def test_digests_distinguish_text_and_tokens(folder: Path) -> None:
     one = open_text(str(folder), encode, EOS)
     other = open_text(str(folder), lambda text: [1] * len(text), EOS)
     assert one.text_digest == other.text_digest
@@ -60,7 +60,7 @@ def changed_without_ends() -> list[int]:
     return encode("xe" + "r" + "pq")
 
 
-def test_no_text_and_other_encodings_are_refused(tmp_path: Path) -> None:
+def test_missing_text_and_other_encodings_are_refused(tmp_path: Path) -> None:
     for nothing in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="no text there; name a file, or a folder"):
             open_text(str(nothing), encode, EOS)

@@ -28,7 +28,7 @@ def trained_on(lineage: Lineage, store: Path, vocab: int = 48) -> Lineage:
     return dataclasses.replace(lineage, config=config)
 
 
-def test_words_there_and_back(tmp_path: Path) -> None:
+def test_encode_and_decode_are_inverse(tmp_path: Path) -> None:
     worded.write_tokenizer(tmp_path)
     opened = open_tokenizer(str(tmp_path / "tokenizer.json"))
     assert opened.vocab == len(worded.WORDS) + 2
@@ -45,7 +45,7 @@ def test_without_its_config_a_tokenizer_has_no_special_tokens(tmp_path: Path) ->
     assert opened.bos is opened.eos is None
 
 
-def test_a_sentencepiece_model_is_read_too() -> None:
+def test_a_sentencepiece_model_is_read() -> None:
     processor = pytest.importorskip("sentencepiece").SentencePieceProcessor(
         model_file=str(PLAYS / "tokenizer.model")
     )
@@ -60,7 +60,7 @@ def test_a_sentencepiece_model_is_read_too() -> None:
     )
 
 
-def test_the_one_asked_for_comes_before_the_carried_one_and_the_stores(
+def test_precedence_is_argument_then_checkpoint_then_store(
     tmp_path: Path, lineage: Lineage
 ) -> None:
     for name in ("asked", "checkpoint/tokenizer", "store"):
@@ -77,7 +77,7 @@ def test_the_one_asked_for_comes_before_the_carried_one_and_the_stores(
     assert found() == str(tmp_path / "store")
 
 
-def test_what_does_not_fit_or_is_none_is_refused(tmp_path: Path, lineage: Lineage) -> None:
+def test_missing_small_or_damaged_tokenizers_are_refused(tmp_path: Path, lineage: Lineage) -> None:
     with pytest.raises(UserError, match="no tokenizer in .*missing; name its folder or file"):
         tokenizer_of("c", lineage, str(tmp_path / "missing"))
     worded.write_tokenizer(tmp_path)
