@@ -12,7 +12,7 @@ from data_pipelines.build.cache import cache
 from data_pipelines.build.store_build import Rules
 from data_pipelines.chat.instructions import open_instructions
 from data_pipelines.chat.packing import Packing
-from data_pipelines.store.store import TokenStore
+from data_pipelines.store.store import PADDING, TokenStore
 from data_pipelines.text.tokenizer import Tokenizer
 
 SPECIAL = ["</s>", "<unk>"]
@@ -92,3 +92,16 @@ def packed_order(length: int, batch: int, seed: int = 0, **changes: Any) -> Read
     """Returns the read order of a packed store."""
     packed = {"overlap": False, "documents": True, "instructions": True}
     return ReadOrder(length, batch, seed, **packed | changes)
+
+
+def examples_of(store: TokenStore) -> list[tuple[list[int], list[bool]]]:
+    """The tokens and answers of every document of a store that is no padding."""
+    tokens, sources = store.read(0, store.tokens), store.source_ids(0, store.tokens)
+    answers = store.read_answers([(0, store.tokens)])[0]
+    begins = [int(at) for at in (store.document_offsets(0, store.tokens) == 0).nonzero()[0]]
+    ends = [*begins[1:], store.tokens]
+    return [
+        (tokens[begin:end].tolist(), answers[begin:end].tolist())
+        for begin, end in zip(begins, ends, strict=True)
+        if store.sources[sources[begin]] != PADDING
+    ]

@@ -1,4 +1,4 @@
-"""Files of instruction data as a task: each row an example that knows its answers."""
+"""Files of instruction data as a task: each row an example with marked answers."""
 
 import hashlib
 import os
@@ -28,9 +28,9 @@ class InstructionTask:
       files: input files in order.
       file_sets: the set of each file.
       sources: names of the sets; the last is `store.PADDING`.
-      tokenizer: what the ids mean.
-      encode: text → its ids.
-      packing: how long an example may be, how its text is made, and which rows are held out.
+      tokenizer: tokenizer of the ids.
+      encode: text → ids.
+      packing: maximal length of an example, template, and share of held-out rows.
     """
 
     split: str
@@ -60,11 +60,11 @@ class InstructionTask:
                 yield self._example(line, number, source)
 
     def takes(self, line: bytes) -> bool:
-        """Whether a row belongs to this split, which its bytes alone decide."""
+        """Whether a row belongs to this split, a function of the row's bytes alone."""
         if not self.packing.held_out:
             return True
-        drawn = int.from_bytes(hashlib.sha256(line).digest()[:8], "big") / 2**64
-        return (drawn < self.packing.held_out) == (self.split == "validation")
+        random = int.from_bytes(hashlib.sha256(line).digest()[:8], "big") / 2**64
+        return (random < self.packing.held_out) == (self.split == "validation")
 
     def _example(self, line: bytes, number: int, source: int) -> Encoded | Fault:
         row = parse_object(line, number)
@@ -85,20 +85,19 @@ class InstructionTask:
 def open_instructions(
     path: str | os.PathLike[str], tokenizer: Tokenizer, encode: Encode, packing: Packing
 ) -> dict[str, InstructionTask]:
-    """Returns the task of each split that there is.
+    """Returns the task of each split.
 
-    A folder's splits are its folders `train` and `validation`. Where it has neither, and where
-    `path` is a file, all is `train` but for the rows that are held out.
+    A folder's splits are its sub-folders `train` and `validation`. A folder with neither, and a
+    file, is all `train` except for the held-out rows.
 
     Args:
       path: a file of JSON lines or a folder of them, local or gs://.
-      tokenizer: what the ids mean.
-      encode: text → its ids.
-      packing: see there.
+      tokenizer: tokenizer of the ids.
+      encode: text → ids.
+      packing: options of packing.
 
     Raises:
-      UserError: no such file, more sets than a store has, or rows to hold out beside a split that
-        is there.
+      UserError: no such file, too many sets for a store, or `held_out` for input with splits.
     """
     folder, files = os.fspath(path), splits_of(path, JSON_LINES)
     if files and packing.held_out:
@@ -116,20 +115,20 @@ def open_instructions(
         files = dict.fromkeys(splits, everything)
         homes = dict.fromkeys(splits, os.path.dirname(folder) if is_file else folder)
     sets = {
-        split: tuple(set_of(file, homes[split], SET) for file in found)
-        for split, found in files.items()
+        split: tuple(set_of(file, homes[split], SET) for file in of_split)
+        for split, of_split in files.items()
     }
     return {
         split: InstructionTask(
-            split, tuple(found), sets[split], _sources(sets, folder), tokenizer, encode, packing
+            split, tuple(of_split), sets[split], _sources(sets, folder), tokenizer, encode, packing
         )
-        for split, found in files.items()
+        for split, of_split in files.items()
     }
 
 
 def _sources(sets: Mapping[str, tuple[str, ...]], folder: str) -> tuple[str, ...]:
-    """Returns the sets of all splits, so that a source id means the same in each, and padding."""
-    names = sorted({name for found in sets.values() for name in found})
+    """Returns the sets of all splits, so that a source id means the same in each, then padding."""
+    names = sorted({name for of_split in sets.values() for name in of_split})
     if PADDING in names or len(names) >= MAX_SETS:
         raise UserError(
             f"{folder}: has {len(names)} sub-folders, each a set; there may be {MAX_SETS - 1}, "

@@ -1,7 +1,7 @@
-"""Whole examples packed into rows when a store is made, so that reading needs no thought of it.
+"""Packing of whole examples into rows, done once, when a store is built.
 
 Each row is `length` + 1 tokens: `length` inputs and the same shifted by one as targets. No example
-lies in two rows. What a row has left is one document of the last source, `store.PADDING`.
+crosses rows. The rest of a row is one document of the last source, `store.PADDING`.
 """
 
 from bisect import bisect_left, insort
@@ -20,14 +20,14 @@ TOO_LONG = ("truncate", "refuse")
 
 @dataclass(frozen=True)
 class Packing:
-    """How examples become rows.
+    """Options of packing.
 
     Attributes:
       length: inputs of a row.
-      too_long: of `TOO_LONG`: what becomes of an example that does not fit into a row.
-      held_out: share of the rows of input that are the validation split.
-      seed: of the order in which examples are packed.
-      template: of the examples' text.
+      too_long: one of `TOO_LONG`: the treatment of an example that does not fit into a row.
+      held_out: share of the input's rows for the validation split.
+      seed: seed of the shuffle before packing.
+      template: template of the examples' text.
     """
 
     length: int
@@ -46,53 +46,53 @@ class Packing:
 def pack(
     examples: Iterable[Encoded], packing: Packing, padding_source: int, padding_id: int
 ) -> Iterator[Encoded]:
-    """Yields the examples row by row, and after those of a row its padding; holds all in memory.
+    """Yields the examples row by row, each row followed by its padding; holds all in memory.
 
     Args:
-      examples: none longer than a row; each with its answers.
-      packing: see there.
+      examples: examples with answers, none longer than a row.
+      packing: options.
       padding_source: source id of the padding.
-      padding_id: its token.
+      padding_id: token id of the padding.
     """
-    found = list(examples)
-    if not found:
+    in_order = list(examples)
+    if not in_order:
         return
-    shuffled = permute(np.arange(len(found)), len(found), f"{packing.seed}/packing")
-    order = [found[number] for number in shuffled]
+    order = permute(np.arange(len(in_order)), len(in_order), f"{packing.seed}/packing")
+    shuffled = [in_order[number] for number in order]
     row_size = packing.length + 1
-    for row in best_fit([len(example.tokens) for example in order], row_size):
-        yield from (order[number] for number in row)
-        left = row_size - sum(len(order[number].tokens) for number in row)
+    for row in best_fit([len(example.tokens) for example in shuffled], row_size):
+        yield from (shuffled[number] for number in row)
+        left = row_size - sum(len(shuffled[number].tokens) for number in row)
         if left:
             tokens = np.full(left, padding_id, np.int32)
             yield Encoded(tokens, padding_source, answers=np.zeros(left, np.uint8))
 
 
 def best_fit(sizes: Sequence[int], row_size: int) -> list[list[int]]:
-    """Puts each example, in order, into the row that it leaves the least space in.
+    """Puts each example, in order, into the row with the least sufficient space.
 
     The best-fit rule of bin packing (Johnson et al., SIAM J. Comput. 3, 1974).
 
     Args:
-      sizes: of the examples, each at most `row_size`.
-      row_size: of a row.
+      sizes: tokens of each example, at most `row_size`.
+      row_size: tokens of a row.
 
     Returns:
-      For each row the numbers of its examples.
+      The numbers of each row's examples.
     """
     rows: list[list[int]] = []
-    with_space: dict[int, list[int]] = {}  # rows by the space they have left
-    spaces: list[int] = []  # the keys of it, sorted
+    with_space: dict[int, list[int]] = {}  # space left → rows
+    spaces: list[int] = []  # its keys, sorted
     for number, size in enumerate(sizes):
-        place = bisect_left(spaces, size)
-        if place == len(spaces):
+        index = bisect_left(spaces, size)
+        if index == len(spaces):
             rows.append([])
             row, space = len(rows) - 1, row_size
         else:
-            space = spaces[place]
+            space = spaces[index]
             row = with_space[space].pop()
             if not with_space[space]:
-                del with_space[space], spaces[place]
+                del with_space[space], spaces[index]
         rows[row].append(number)
         left = space - size
         if left and left not in with_space:

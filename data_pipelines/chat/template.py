@@ -1,16 +1,16 @@
-"""How what is asked becomes text: one template, when a store is made and when a model is asked."""
+"""The template that turns turns into text, for building stores and for generation alike."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Template:
-    """Text around what is said, which stands for `{}`.
+    """Text around each turn; `{}` stands for the turn's content.
 
     Attributes:
-      system: of the system's turn.
-      user: of a user's.
-      answer: comes before the assistant's, which ends in the end-of-text token.
+      system: text of the system's turn.
+      user: text of a user's turn.
+      answer: text before an answer; the end-of-text token follows the answer.
     """
 
     system: str = "### System:\n{}\n\n"
@@ -18,15 +18,15 @@ class Template:
     answer: str = "### Response:\n"
 
     def prompt(self, instruction: str, system: str = "") -> str:
-        """Returns the text that the answer to an instruction follows."""
-        told = self.said("system", system) if system else ""
-        return told + self.said("user", instruction) + self.answer
+        """Returns the text before the answer to an instruction."""
+        begin = self.text("system", system) if system else ""
+        return begin + self.text("user", instruction) + self.answer
 
-    def said(self, role: str, content: str) -> str:
+    def text(self, role: str, content: str) -> str:
         """Returns the text of a turn of the system or a user."""
         form = self.system if role == "system" else self.user
         return form.replace("{}", content)
 
 
 PLAIN = Template()
-"""Words only, so that every tokenizer can say it."""
+"""Plain words, which every tokenizer can encode."""

@@ -1,4 +1,4 @@
-"""From a row of instruction data to turns, and from turns to tokens that know what is an answer."""
+"""Rows of instruction data as turns, and turns as tokens with marked answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,23 +15,22 @@ Encode = Callable[[str], Sequence[int]]
 
 
 class Turn(NamedTuple):
-    """What one speaker says; the role is one of `ROLES`."""
+    """The content of one turn; the role is one of `ROLES`."""
 
     role: str
     content: str
 
 
 def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
-    """Returns the turns of one row, of one of the two kinds.
+    """Returns the turns of one row up to its last answer.
 
-    `{"messages": [{"role": …, "content": …}, …]}`: the system first, if at all, then user and
-    assistant by turns; or `{"instruction": …, "input": …, "output": …}` (Stanford Alpaca's), whose
-    input may be missing or empty and follows the instruction after an empty line. What comes after
-    the last answer is left out.
+    A row is `{"messages": [{"role": …, "content": …}, …]}`, an optional system followed by user and
+    assistant in turn; or Stanford Alpaca's `{"instruction": …, "input": …, "output": …}`, whose
+    optional input follows the instruction after an empty line.
 
     Args:
       row: a JSON object.
-      number: its line.
+      number: the row's line.
     """
     turns = _messages(row, number) if "messages" in row else _instruction(row, number)
     return turns if isinstance(turns, Fault) else _checked(turns, number)
@@ -40,17 +39,17 @@ def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
 def tokens_of(
     turns: Sequence[Turn], encode: Encode, eos_id: int, template: Template = PLAIN
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens of turns, and which of them are answers.
+    """Returns the tokens of turns, with the answers marked.
 
-    All that stands between two answers is encoded as one text, and so is each answer: a prompt
-    has the same tokens when the model is asked as when it was trained. An answer's end-of-text
-    token belongs to it.
+    The turns between two answers are encoded as one text, and each answer as another, so that a
+    prompt has the same tokens in training and in generation. An answer includes its end-of-text
+    token.
 
     Args:
-      turns: of `turns_of`.
-      encode: the tokenizer.
-      eos_id: ends each answer.
-      template: see there.
+      turns: turns of `turns_of`.
+      encode: encoder of the tokenizer.
+      eos_id: id that ends each answer.
+      template: template of the text.
 
     Returns:
       (token ids int32 [n], 1 for a token of an answer and else 0 uint8 [n]).
@@ -60,18 +59,18 @@ def tokens_of(
     prompt = ""
     for turn in turns:
         if turn.role != "assistant":
-            prompt += template.said(turn.role, turn.content)
+            prompt += template.text(turn.role, turn.content)
             continue
-        asked, answered = encode(prompt + template.answer), [*encode(turn.content), eos_id]
-        tokens += [*asked, *answered]
-        answers += [0] * len(asked) + [1] * len(answered)
+        question, answer = encode(prompt + template.answer), [*encode(turn.content), eos_id]
+        tokens += [*question, *answer]
+        answers += [0] * len(question) + [1] * len(answer)
         prompt = ""
     return np.array(tokens, np.int32), np.array(answers, np.uint8)
 
 
 def _messages(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
     if not isinstance(row["messages"], list):
-        return Fault("bad_turn", number, "messages is no list")
+        return Fault("bad_turn", number, "messages is not a list")
     turns = []
     for message in row["messages"]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
@@ -85,28 +84,28 @@ def _messages(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
 def _instruction(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
     if not {"instruction", "output"} <= row.keys():
         return Fault("missing_turns", number)
-    asked, given = row["instruction"], row.get("input", "")
-    if not isinstance(asked, str) or not isinstance(given, str):
+    instruction, context = row["instruction"], row.get("input", "")
+    if not isinstance(instruction, str) or not isinstance(context, str):
         return Fault("bad_turn", number)
     return [
-        Turn("user", f"{asked}\n\n{given}" if given else asked),
+        Turn("user", f"{instruction}\n\n{context}" if context else instruction),
         Turn("assistant", row["output"]),
     ]
 
 
 def _checked(turns: list[Turn], number: int) -> list[Turn] | Fault:
-    """Returns the turns up to the last answer, or what is wrong with them."""
+    """Returns the turns up to the last answer, or their fault."""
     if not all(isinstance(turn.content, str) for turn in turns):
         return Fault("bad_turn", number)
     try:
         "".join(turn.content for turn in turns).encode()
     except UnicodeEncodeError:
         return Fault("lone_surrogate", number)
-    spoken = turns[1:] if turns and turns[0].role == "system" else turns
-    for place, turn in enumerate(spoken):
-        if turn.role != ROLES[1 + place % 2]:
+    dialogue = turns[1:] if turns and turns[0].role == "system" else turns
+    for index, turn in enumerate(dialogue):
+        if turn.role != ROLES[1 + index % 2]:
             return Fault("turns_out_of_order", number, f"a turn of the {turn.role}")
-    kept = turns[: len(turns) - len(spoken) % 2]
+    kept = turns[: len(turns) - len(dialogue) % 2]
     answers = [turn.content for turn in kept if turn.role == "assistant"]
     if not answers or not all(answer.strip() for answer in answers):
         return Fault("no_answer", number)

@@ -2,8 +2,8 @@
 
     tfds build data_pipelines/slimpajama --manual_dir=/data/SlimPajama --data_dir=/data/tfds
 
-TFDS finds this file and the class `Builder` by their names. The seqio task `slimpajama_tfds`
-(`tasks.py`) reads what it makes.
+TFDS looks for this file and the class `Builder` by name. The seqio task `slimpajama_tfds`
+(`tasks.py`) reads the data set.
 """
 
 import os
@@ -20,7 +20,7 @@ Example = tuple[str, dict[str, str | None]]
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """An example is a row, {"text", "redpajama_set_name"}; TFDS shuffles them for good."""
+    """An example is a row, {"text", "redpajama_set_name"}; TFDS shuffles them permanently."""
 
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -49,11 +49,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def read_examples(file: str, name: str) -> Iterator[Example]:
-    """Yields a file's rows under keys that no other row has.
+    """Yields a file's rows under unique keys.
 
     Args:
       file: local or gs://.
-      name: of the file, among the others.
+      name: unique name of the file.
 
     Raises:
       UserError: at the first bad row, naming file and line.

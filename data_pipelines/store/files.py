@@ -1,8 +1,8 @@
 """Arrays in the files of one folder, on local disk or on gs://, read in parts.
 
 A part is one read of the disk, or one range request, of exactly the bytes needed. Nothing is kept
-here, so memory does not grow with the folder. Parts are not memory-mapped, because a page fault reads
-ahead far more than a window needs. An array that is searched is a memory map on a local disk.
+here, so memory does not grow with the folder. Parts are not memory-mapped, because a page fault
+reads ahead far more than a window needs. An array that is searched is a memory map on a local disk.
 """
 
 import mmap

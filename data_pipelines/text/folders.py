@@ -1,7 +1,7 @@
-"""Folders of plain text, JSON lines or parquet as tasks: what `prts data cache --format` reads.
+"""Folders of plain text, JSON lines or parquet as tasks, for `prts data cache --format`.
 
-A split is the folder `train` or `validation`, or the folder itself where it has neither. A set is
-named by a field of each row, or is the sub-folder of the split that a file lies in.
+A split is the folder `train` or `validation`, or the whole folder if it has neither. A field of
+each row names its set; without one, the set is the sub-folder of the split that the file lies in.
 """
 
 import functools
@@ -23,18 +23,18 @@ ENDINGS = {
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     "parquet": (".parquet",),
 }
-"""Format → how the names of its files end; others in the folder are no input."""
+"""Format → extensions of its files; other files in the folder are not read."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """What the files of a folder are, and where a row has its text and its set.
+    """Format of a folder's files, and the fields of a row's text and set.
 
     Attributes:
-      name: of `ENDINGS`.
-      text_field: of JSON lines and parquet; a dot leads into a field's fields.
-      set_field: the same for the set's name; None takes the sub-folder's.
-      sets: every name that `set_field` may hold; the order is that of the source ids.
+      name: a key of `ENDINGS`.
+      text_field: field of the text in JSON lines and parquet; `a.b` is field b of field a.
+      set_field: field of the set's name; None uses the sub-folder's name.
+      sets: every name that `set_field` may hold, in the order of the source ids.
     """
 
     name: str
@@ -55,19 +55,19 @@ class Format:
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """How the names of its files end."""
+        """The extensions of its files."""
         return ENDINGS[self.name]
 
     @property
     def title(self) -> str:
-        """The task's name; another text makes another task."""
+        """The task's name, which includes the fields that decide its text."""
         if self.name == "text":
             return self.name
         return f"{self.name}:{self.text_field}" + (f",{self.set_field}" if self.set_field else "")
 
     @property
     def reader(self) -> RowReader:
-        """What reads a file."""
+        """The function that reads a file."""
         if self.name == "text":
             return read_text
         fields = Fields(self.text_field, self.set_field)
@@ -79,14 +79,14 @@ class Format:
 
 
 def splits_of(directory: str | os.PathLike[str], form: Format) -> dict[str, list[str]]:
-    """Returns the files of each split that has a folder of its own with some; they are listed once.
+    """Returns the files of each split that has its own folder with files.
 
     Args:
       directory: local or gs://.
-      form: what lies there.
+      form: format of the files.
     """
-    found = {split: files_of(os.path.join(directory, split), form) for split in SPLITS}
-    return {split: files for split, files in found.items() if files}
+    splits = {split: files_of(os.path.join(directory, split), form) for split in SPLITS}
+    return {split: files for split, files in splits.items() if files}
 
 
 def open_folder(
@@ -99,14 +99,14 @@ def open_folder(
 
     Args:
       directory: local or gs://; read with its sub-folders.
-      split: `train` or `validation`; in a folder without such folders, the name of all of it.
-      form: what lies there.
+      split: `train` or `validation`; the name of the whole folder if it has no such folders.
+      form: format of the files.
       tokenizer: a SentencePiece model.
 
     Raises:
-      UserError: no such file there, more sets than a store has, or a tokenizer that cannot be read.
+      UserError: no file of this format, too many sets for a store, or an unreadable tokenizer.
     """
-    # The sets are those of every split, so that a source id means the same in each.
+    # Sets are collected over all splits, so that a source id means the same in each.
     if by_split := splits_of(directory, form):
         sets = {
             name: [set_of(file, os.path.join(directory, name), form.name) for file in files]
@@ -137,12 +137,12 @@ def open_folder(
 
 
 def files_of(folder: str | os.PathLike[str], form: Format) -> list[str]:
-    """Returns the files below a folder, local or gs://, that are of a format, in order."""
+    """Returns a folder's files of a format, local or gs://, in order."""
     return [file for file in glob_files(folder, "**/*") if file.endswith(form.endings)]
 
 
 def set_of(file: str, folder: str | os.PathLike[str], without: str) -> str:
-    """Returns the sub-folder that a file of `folder` lies in, `without` where it lies in none."""
+    """Returns the sub-folder of `folder` that a file lies in, or `without` if none."""
     first, *rest = os.path.relpath(file, folder).split(os.sep)
     return first if rest else without
 
@@ -150,11 +150,11 @@ def set_of(file: str, folder: str | os.PathLike[str], without: str) -> str:
 def read_text(
     path: str, sets: Collection[str] | None = None, max_text_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Document | Fault]:
-    """Yields a file's whole text as one document, or what is wrong with it.
+    """Yields a file's whole text as one document, or its fault.
 
     Args:
       path: local or gs://; `.zst`, `.gz` or plain.
-      sets: not asked, as a text does not name its set.
+      sets: not used, because a text does not name its set.
       max_text_bytes: a longer file is a fault and is never held in memory.
 
     Raises:

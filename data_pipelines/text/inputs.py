@@ -1,4 +1,4 @@
-"""Input files on local disk or on gs://: which there are, how large they are, and opening them."""
+"""Input files on local disk or on gs://: listing, sizes, versions and opening."""
 
 import fnmatch
 import os
@@ -11,10 +11,10 @@ from prts_jax.paths import is_remote
 
 
 def glob_files(directory: str | os.PathLike[str], pattern: str) -> list[str]:
-    """Returns the files below a folder that match, in the order of their numbers.
+    """Returns the files below a folder that match, in numeric order.
 
-    Links to folders are followed. What cannot be listed is an error, for the files in it would be
-    missed by nobody.
+    Links to folders are followed. A folder that cannot be listed is an error, because otherwise its
+    files would be missing silently.
 
     Args:
       directory: local or gs://.
@@ -25,14 +25,14 @@ def glob_files(directory: str | os.PathLike[str], pattern: str) -> list[str]:
     """
     try:
         if is_remote(directory):
-            found = _bucket().glob(f"{os.fspath(directory).rstrip('/')}/{pattern}", detail=True)
-            files = [f"gs://{path}" for path, entry in found.items() if entry["type"] == "file"]
+            entries = _bucket().glob(f"{os.fspath(directory).rstrip('/')}/{pattern}", detail=True)
+            files = [f"gs://{path}" for path, entry in entries.items() if entry["type"] == "file"]
         elif not os.path.lexists(directory):
             files = []
         else:
             files = list(_local_files(os.fspath(directory), pattern.split("/"), ()))
     except OSError as error:
-        raise UserError(f"cannot list the input: {error}; mend it, start again") from error
+        raise UserError(f"cannot list the input: {error}; fix that and start again") from error
     return sorted(files, key=by_number)
 
 
@@ -40,7 +40,7 @@ Inode = tuple[int, int]
 
 
 def _local_files(folder: str, pattern: Sequence[str], above: tuple[Inode, ...]) -> Iterator[str]:
-    """Yields the files that match; `above` are the folders that this one was reached through."""
+    """Yields the files that match; `above` are the folders on the path to this one."""
     status = os.stat(folder)
     here = status.st_dev, status.st_ino
     if here in above:
@@ -52,7 +52,7 @@ def _local_files(folder: str, pattern: Sequence[str], above: tuple[Inode, ...]) 
             matches = fnmatch.fnmatchcase(entry.name, name)
             wanted = matches or anywhere
             if wanted and entry.is_symlink() and not os.path.exists(entry.path):
-                raise UserError(f"the input {entry.path} is a link to nothing: mend or remove it")
+                raise UserError(f"the input {entry.path} is a link to nothing: fix or remove it")
             if entry.is_dir():
                 if wanted and deeper:
                     yield from _local_files(entry.path, deeper, (*above, here))
@@ -61,7 +61,7 @@ def _local_files(folder: str, pattern: Sequence[str], above: tuple[Inode, ...]) 
 
 
 def by_number(path: str) -> tuple[list[tuple[int, str]], str]:
-    """Returns a key that sorts chunk2 before chunk10; equal only for equal paths."""
+    """Returns a sort key that puts chunk2 before chunk10; equal only for equal paths."""
     parts = re.split(r"(\d+)", path)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path
 
@@ -74,16 +74,16 @@ def common_folder(files: Sequence[str]) -> str:
 
 
 def relative_names(files: Sequence[str]) -> list[str]:
-    """Returns the files' names below their common folder, so that it may be moved as a whole."""
+    """Returns the files' names below their common folder, which may then move as a whole."""
     folder = common_folder(files)
     return [os.path.relpath(file, folder) for file in files]
 
 
 def input_sizes(files: Sequence[str]) -> list[int]:
-    """Returns the bytes of each file; on gs:// with one listing, for a request each takes hours.
+    """Returns the bytes of each file; on gs:// from one listing, as single requests take hours.
 
     Raises:
-      UserError: a file is not there.
+      UserError: a file is missing.
     """
     try:
         if not files or not is_remote(files[0]):
@@ -91,16 +91,16 @@ def input_sizes(files: Sequence[str]) -> list[int]:
         listing = _bucket().find(common_folder(files), detail=True, refresh=True)
         return [listing[file.removeprefix("gs://")]["size"] for file in files]
     except OSError as error:
-        raise UserError(f"cannot read the input: {error}; mend it, start again") from error
+        raise UserError(f"cannot read the input: {error}; fix that and start again") from error
     except KeyError as error:
         raise UserError(f"the input gs://{error.args[0]} is gone: start again") from error
 
 
 def file_version(path: str | os.PathLike[str]) -> str:
-    """Returns what is another when a file has changed: its time, on gs:// its checksum.
+    """Returns a value that changes with the file: its time, on gs:// its checksum.
 
     Raises:
-      UserError: the file is not there.
+      UserError: the file is missing.
     """
     try:
         if is_remote(path):
@@ -123,9 +123,9 @@ def open_input(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
-    """Returns the error that says that a file cannot be read."""
+    """Returns the UserError for a file that cannot be read."""
     reason = error.strerror or error
-    return UserError(f"cannot read {os.fspath(path)}: {reason}; mend it, start again")
+    return UserError(f"cannot read {os.fspath(path)}: {reason}; fix that and start again")
 
 
 def _bucket() -> Any:

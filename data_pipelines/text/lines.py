@@ -1,4 +1,4 @@
-"""The lines of text files, `.zst`, `.gz` or plain, so that damage is never an early end."""
+"""Lines of text files, `.zst`, `.gz` or plain; damage is reported, never taken for the end."""
 
 import itertools
 import os
@@ -11,12 +11,12 @@ import zstandard
 from data_pipelines.text.inputs import open_input, unreadable
 
 READ_BYTES = 1 << 16
-COMPRESSED_BYTES = 1 << 11  # zstandard's 4 bytes may stand for 128 KiB, which come at once
+COMPRESSED_BYTES = 1 << 11  # 4 bytes of zstandard may decompress to 128 KiB at once
 GZIP_HEADER = 16 + zlib.MAX_WBITS
 
 
 class Damage(str):
-    """What is wrong with the rest of a file: a key of `rows.FAULTS`."""
+    """The kind of damage that ends a file: a key of `rows.FAULTS`."""
 
 
 ENORMOUS = Damage("enormous_line")
@@ -35,21 +35,21 @@ class _Frame(Protocol):
 
 
 FRAMES: dict[str, Callable[[], _Frame]] = {
-    # Frames made with --long=31 too; memory for such a window is taken only for them.
+    # Accepts frames of --long=31; only they take memory for such a window.
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
     ".gz": lambda: zlib.decompressobj(GZIP_HEADER),
 }
-"""What decompresses a file, by the end of its name; any other is plain."""
+"""Decompressors by the extension of a file; other files are plain."""
 
 
 def numbered_lines(
     path: str | os.PathLike[str], max_line_bytes: int
 ) -> Iterator[tuple[int, bytes | Damage]]:
-    """Yields each line's number, from 1, and the line without its end; blank ones are left out.
+    """Yields each line's number, from 1, and the line without its end; skips blank lines.
 
     Args:
-      path: local or gs://; compressed if its name says so.
-      max_line_bytes: longer lines are `ENORMOUS` and are never held in memory.
+      path: local or gs://; its extension names the compression.
+      max_line_bytes: longer lines become `ENORMOUS` and are never held in memory.
 
     Raises:
       UserError: the file cannot be opened or read.
@@ -58,7 +58,7 @@ def numbered_lines(
     held: list[bytes] = []
     for piece in itertools.chain(pieces(path), [b"\n"]):
         if isinstance(piece, Damage):
-            # What is held of a line is lost with the rest of the file.
+            # The beginning of the line is lost with the rest of the file.
             yield number, piece
             return
         *ended, rest = piece.split(b"\n")
@@ -73,16 +73,16 @@ def numbered_lines(
 
 
 def pieces(path: str | os.PathLike[str]) -> Iterator[bytes | Damage]:
-    """Yields a file's decompressed content in pieces, and the damage that ends it, if any.
+    """Yields a file's decompressed content in pieces, then the damage that ends it, if any.
 
-    zstandard's own stream reader ends quietly where a truncated file ends, so frames are
-    decompressed by hand and each must reach its end.
+    zstandard's stream reader ends silently at the end of a truncated file, so frames are
+    decompressed one by one and each must reach its end.
 
     Raises:
       UserError: the file cannot be opened or read.
     """
     new_frame = FRAMES.get(os.path.splitext(path)[1])
-    # Even nothing is compressed to a frame, so a file of zero bytes is cut off.
+    # Even empty text compresses to a frame, so a file of zero bytes is truncated.
     frame = new_frame and new_frame()
     try:
         with open_input(path) as file:

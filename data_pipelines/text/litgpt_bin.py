@@ -1,8 +1,8 @@
-"""Reads the packed `.bin` files of lit-gpt's and TinyLlama's data preparation as a task.
+"""The packed `.bin` files of lit-gpt's and TinyLlama's data preparation as a task.
 
 A file is `LITPKDS`, a version (uint64, 1), a dtype code (uint8), the number of tokens (uint64), all
-little-endian, and the tokens. Each document begins with the begin-of-text id; what is left of the
-last file is filled with that id. Texts that cross from one file to the next become two documents.
+little-endian, then the tokens. Each document begins with the begin-of-text id, which also pads the
+last file. A text that crosses from one file to the next becomes two documents.
 """
 
 import itertools
@@ -31,11 +31,11 @@ class LitGptTask:
 
     Attributes:
       name: "litgpt".
-      split: which split the files are of.
-      files: in the order of their names.
-      sources: one, as the files do not say more.
-      tokenizer: the SentencePiece model that the tokens were made with.
-      bos_id: begins every document.
+      split: name of the split.
+      files: files in the order of their names.
+      sources: one source, because the files name none.
+      tokenizer: the SentencePiece model of the tokens.
+      bos_id: id that begins every document.
     """
 
     name: str
@@ -46,10 +46,10 @@ class LitGptTask:
     bos_id: int
 
     def documents(self, index: int) -> Iterator[Encoded | Fault]:
-        """Yields file `index`'s documents, in order, without the filling at its end.
+        """Yields file `index`'s documents, in order, without the padding at its end.
 
         Raises:
-          UserError: not such a file, or one that is cut off.
+          UserError: not such a file, or a truncated one.
         """
         tokens = read_tokens(self.files[index])
         others = np.flatnonzero(tokens != self.bos_id)
@@ -61,17 +61,19 @@ class LitGptTask:
 
 
 def read_tokens(path: str | os.PathLike[str]) -> np.ndarray:
-    """Returns a file's tokens, filling included, in the file's own dtype [n].
+    """Returns a file's tokens, padding included, in the file's own dtype [n].
 
     Raises:
-      UserError: not such a file, a newer one, or one that is cut off.
+      UserError: not such a file, one of another version, or a truncated one.
     """
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as file:
             header = file.read(HEADER.size)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend it, start again") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; fix that and start again"
+        ) from error
     magic, version, code, count = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
     if magic != MAGIC or version != VERSION or code not in DTYPES:
         raise UserError(
@@ -96,11 +98,11 @@ def open_litgpt(
 
     Args:
       directory: holds the files of one split.
-      split: its name in the store's index.
-      tokenizer: the SentencePiece model that made them.
+      split: name of the split in the store's index.
+      tokenizer: the SentencePiece model of the tokens.
 
     Raises:
-      UserError: no `.bin` file there, or a tokenizer that cannot be read or has no begin of text.
+      UserError: no `.bin` file, or a tokenizer that is unreadable or has no begin-of-text id.
     """
     files = tuple(sorted(str(path) for path in Path(directory).glob("*.bin")))
     if not files:

@@ -1,6 +1,6 @@
-"""Text → SentencePiece → end of text without TensorFlow: what the common tasks come down to.
+"""Tasks of the form text → SentencePiece → end of text, without TensorFlow.
 
-`tasks.py` decides which seqio tasks are of this form; their tokens are the same either way.
+`tasks.py` recognises the seqio tasks of this form; their tokens are the same either way.
 """
 
 import functools
@@ -16,19 +16,19 @@ from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Document, Fault, read_rows
 from data_pipelines.text.tokenizer import Tokenizer
 
-# SentencePiece needs about 50 bytes of memory for each byte that it is given at once, and is twice
-# as slow on megabytes as on kilobytes.
+# SentencePiece takes about 50 bytes of memory for each byte of a text, and is twice as slow on
+# megabytes as on kilobytes.
 PIECE_CHARACTERS = 1 << 14
 SPACES = (" ", "▁")  # SentencePiece writes a space as the second
 
 
 class Encoder:
-    """Token ids of texts, as `SentencePieceProcessor.encode` and the end-of-text id give them.
+    """Token ids of `SentencePieceProcessor.encode`, followed by the end-of-text id.
 
-    Long texts are encoded in parts where that makes no difference: for a BPE without
-    normalisation none of whose pieces has a space after another character, nothing merges across
-    the beginning of a word, and a part's word gets its space from the dummy prefix. Texts under
-    other tokenizers, and stretches without a space, are encoded whole.
+    Encodes long texts in parts if the ids stay the same: for a BPE without normalisation and
+    without pieces that have a space after another character, no merge crosses the start of a word,
+    and the dummy prefix replaces the space of a part's first word. Other tokenizers encode texts
+    whole, and so does a text without spaces.
     """
 
     def __init__(self, model: bytes):
@@ -46,7 +46,7 @@ class Encoder:
 
 
 def split_at_words(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Yields a text in parts of at least so many characters, less the space between two parts.
+    """Yields a text in parts of at least so many characters, without the space between parts.
 
     >>> list(split_at_words("one two  three", 3))
     ['one', 'two', ' three']
@@ -59,7 +59,7 @@ def split_at_words(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[st
 
 
 def _word_border(text: str, start: int) -> int:
-    """The first space from `start` on that follows a word and is not the text's last; or -1."""
+    """Returns the first space from `start` that follows a word and does not end the text, or -1."""
     space = text.find(" ", max(start, 1))
     while space >= 0 and text[space - 1] in SPACES:
         space = text.find(" ", space + 1)
@@ -67,7 +67,7 @@ def _word_border(text: str, start: int) -> int:
 
 
 def _words_are_independent(processor: sentencepiece.SentencePieceProcessor, model: bytes) -> bool:
-    # Its classes are made when it is loaded, where no type checker sees them.
+    # Its classes are created at import time, which type checkers do not see.
     model_proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]
     proto = model_proto.FromString(model)
     normalizer = proto.normalizer_spec
@@ -79,7 +79,7 @@ def _words_are_independent(processor: sentencepiece.SentencePieceProcessor, mode
         and normalizer.escape_whitespaces
         and not normalizer.precompiled_charsmap
         and not any("▁" in piece.piece.lstrip("▁") or " " in piece.piece for piece in proto.pieces)
-        # Neighbouring unknown pieces become one, so a space must never be unknown.
+        # Neighbouring unknown pieces merge, so a space must not be unknown.
         and not processor.is_unknown(processor.piece_to_id("▁"))
     )
 
@@ -90,22 +90,22 @@ def _encoder(model: bytes) -> Encoder:
 
 
 RowReader = Callable[[str, Collection[str]], Iterator[Document | Fault]]
-"""Gives a file's documents, and faults where a row is none or of none of the sets."""
+"""(file, known sets) → the file's documents and faults."""
 
 
 @dataclass(frozen=True)
 class NativeTask:
-    """One split of a corpus as `build.FileTask`, tokenized here; may be sent to other processes.
+    """One split of a corpus as a picklable `build.FileTask`.
 
     Attributes:
-      name: of the seqio task that defines it.
-      split: which.
+      name: name of the task.
+      split: name of the split.
       files: input files in order.
-      sources: names of all of the corpus's sets.
-      chosen: the sets to tokenize; the others' rows are passed over.
-      tokenizer: a SentencePiece model.
+      sources: names of all sets of the corpus.
+      chosen: the sets to tokenize; rows of others are skipped.
+      tokenizer: a SentencePiece tokenizer.
       read: a function of a module, or a `functools.partial` of one.
-      file_sets: the set of each file's documents, where its rows do not say.
+      file_sets: the set of each file, for rows that do not name theirs.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Reads the rows of parquet files, a few at a time, with the faults of JSON lines (`rows.py`)."""
+"""Rows of parquet files as documents and faults (`rows.py`), read a few at a time."""
 
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
@@ -28,14 +28,14 @@ def read_parquet(
 ) -> Iterator[Document | Fault]:
     """Yields a file's documents and faults, one for each row, in order.
 
-    Damage to a row group is one fault, at the first of its rows that is lost; the next row group is
-    read again. A fault's line is the row's number, from 1.
+    Damage to a row group is one fault, at its first lost row; reading continues with the next row
+    group. A fault's line is the row's number, from 1.
 
     Args:
       path: local or gs://.
-      sets: the set names there are; None takes any.
+      sets: names of the known sets; None accepts any.
       max_text_bytes: longer texts are faults.
-      fields: where a row has its text and its set; a dot leads into a struct.
+      fields: fields of a row's text and set; `a.b` is field b of struct a.
 
     Raises:
       UserError: the file cannot be opened or read from the disk.
@@ -43,10 +43,10 @@ def read_parquet(
     try:
         with open_input(path) as file:
             for number, row in _numbered_rows(file, fields):
-                found = row if isinstance(row, Fault) else document_of(row, number, fields)
-                if isinstance(found, Document) and len(found.text.encode()) > max_text_bytes:
-                    found = Fault("enormous_line", number)
-                yield known_set(found, number, sets)
+                document = row if isinstance(row, Fault) else document_of(row, number, fields)
+                if isinstance(document, Document) and len(document.text.encode()) > max_text_bytes:
+                    document = Fault("enormous_line", number)
+                yield known_set(document, number, sets)
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -76,7 +76,7 @@ def _numbered_rows(file: BinaryIO, fields: Fields) -> Iterator[tuple[int, dict[s
 
 
 def _as_text(batch: pyarrow.RecordBatch, number: int) -> Iterator[dict[str, Any] | Fault]:
-    """The rows of a batch; Arrow does not look whether what it calls text is UTF-8."""
+    """Yields the rows of a batch; checks UTF-8, because Arrow does not."""
     for index in range(batch.num_rows):
         try:
             [row] = batch.slice(index, 1).to_pylist()
@@ -89,7 +89,7 @@ def _as_text(batch: pyarrow.RecordBatch, number: int) -> Iterator[dict[str, Any]
 
 
 def _damage(error: Exception, number: int) -> Fault:
-    """The fault that an error of Arrow stands for; one of the disk is raised."""
+    """Returns the fault for an error of Arrow; raises an error of the disk."""
     if isinstance(error, OSError) and not (type(error) is OSError and error.errno is None):
         raise error
     return Fault("corrupt_file", number, str(error))

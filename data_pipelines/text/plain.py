@@ -1,7 +1,6 @@
-"""The tasks of our corpora where seqio is not installed, as on the workers of a Beam pipeline.
+"""The corpora's tasks without seqio, as on the workers of a Beam pipeline.
 
-Corpora and their tasks are declared once, in `sources.py`: `tasks.py` makes seqio tasks of them,
-and this the same tasks without it.
+`sources.py` declares corpora and tasks; `tasks.py` makes the same tasks with seqio.
 """
 
 import os
@@ -18,16 +17,16 @@ def open_plain_task(
     directory: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> NativeTask:
-    """Returns a task of a corpus, equal to what `tasks.open_task` gives for it.
+    """Returns a corpus's task, equal to that of `tasks.open_task`.
 
     Args:
-      name: of the task.
+      name: the task's name.
       split: `train` or `validation`.
-      directory: as in `tasks.open_task`, as is `tokenizer`.
-      tokenizer: see there.
+      directory: the corpus's folder; by default its home.
+      tokenizer: a SentencePiece model; by default the one in the folder, else in its home.
 
     Raises:
-      UserError: no corpus of ours has such a task, or a missing folder or tokenizer.
+      UserError: no corpus has such a task, or a missing folder or tokenizer.
     """
     corpus = corpus_of(name)
     chosen = None if corpus is None else tasks_of(corpus).get(name)

@@ -1,7 +1,7 @@
-"""Reads the rows of JSON lines so that nothing is lost without a word.
+"""Rows of JSON lines as documents and faults; nothing is lost silently.
 
-What cannot be a document is a `Fault` with its kind and its line, between the documents that are
-good; the caller decides whether a fault ends the run or is left out and counted.
+A row that is no document becomes a `Fault` with its kind and line, in order among the documents.
+The caller decides whether a fault ends the run or is left out and counted.
 """
 
 import json
@@ -21,11 +21,11 @@ CHAT_FAULTS = {
     "missing_turns": "the row has neither messages, nor instruction and output",
     "bad_turn": "instruction, input and output are strings, and a message has a role and a content",
     "unknown_role": "a message's role is none of system, user and assistant",
-    "turns_out_of_order": "messages are system or not, then user and assistant by turns",
+    "turns_out_of_order": "messages are an optional system, then user and assistant in turn",
     "no_answer": "no assistant answers, or an answer is empty",
     "too_long": "it does not fit into a row; give a larger --length",
 }
-"""What is wrong with a row of instruction data."""
+"""Kinds of bad instruction data, and their explanation."""
 
 FAULTS = {
     "truncated_file": "the file ends before its compressed data does; fetch it again",
@@ -33,24 +33,24 @@ FAULTS = {
     "enormous_line": f"it is longer than {MAX_LINE_BYTES >> 20} MiB; split its document",
     "invalid_utf8": "it is not UTF-8",
     "bad_json": "the line is not a JSON object",
-    "missing_text": "the row has no such field for its text",
+    "missing_text": "the row lacks the field for its text",
     "text_not_a_string": "the row's text is not a string",
-    "lone_surrogate": "the text holds half of a surrogate pair, which is no character",
+    "lone_surrogate": "the text holds half of a surrogate pair, which is not a character",
     "empty_text": "the text is empty",
-    "missing_set": "the row has no such field for its set",
-    "unknown_set": "the row's set is none of those that there are",
+    "missing_set": "the row lacks the field for its set",
+    "unknown_set": "the row names an unknown set",
     **CHAT_FAULTS,
 }
-"""Kinds of bad input, and what is wrong. A store's index lists lines by these names."""
+"""Kinds of bad input, and their explanation. A store's index lists lines by these names."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a row are read; a dot leads into a field's fields.
+    """The fields of a row that are read; `a.b` is field b of field a.
 
     Attributes:
-      text: the document.
-      set: the name of its set; None where rows do not say.
+      text: field of the document's text.
+      set: field of the set's name; None if rows do not name their set.
     """
 
     text: str = TEXT_FIELD
@@ -61,20 +61,20 @@ SLIMPAJAMA_FIELDS = Fields()
 
 
 class Document(NamedTuple):
-    """One row: its text, and its set (`RedPajamaC4`, …; None where it does not say)."""
+    """One row: its text, and its set (`RedPajamaC4`, …; None if the row does not name it)."""
 
     text: str
     set_name: str | None
 
 
 class Fault(NamedTuple):
-    """A row, or the rest of a file, that is no document.
+    """A row that is no document, or the damaged rest of a file.
 
     Attributes:
       kind: a key of `FAULTS`.
-      line: of the decompressed file, from 1 (in parquet, the row); for a damaged file the first
-        that is lost.
-      detail: what the parser said, or the unknown name.
+      line: line of the decompressed file, from 1 (in parquet, the row); for a damaged file the
+        first line that is lost.
+      detail: the parser's message, or the unknown name.
     """
 
     kind: str
@@ -82,11 +82,11 @@ class Fault(NamedTuple):
     detail: str = ""
 
     def error(self, path: str | os.PathLike[str]) -> UserError:
-        """Returns the error that names file and line and says how to mend it."""
+        """Returns the UserError that names file, line and remedy."""
         detail = f" ({' '.join(self.detail.split())})" if self.detail else ""
         return UserError(
             f"{self.kind}: {os.fspath(path)}, line {self.line}: {FAULTS[self.kind]}{detail}; "
-            "mend it, or leave such rows out with --on_error=skip"
+            "fix it, or leave such rows out with --on_error=skip"
         )
 
 
@@ -96,13 +96,13 @@ def read_rows(
     max_line_bytes: int = MAX_LINE_BYTES,
     fields: Fields = SLIMPAJAMA_FIELDS,
 ) -> Iterator[Document | Fault]:
-    """Yields a file's documents and faults, one for each line that is not blank, in order.
+    """Yields a file's documents and faults in order, one for each line that is not blank.
 
     Args:
-      path: a file of JSON lines, `.zst` (of any number of frames), `.gz` or plain.
-      sets: the set names there are; None takes any.
+      path: a file of JSON lines, `.zst` (any number of frames), `.gz` or plain.
+      sets: names of the known sets; None accepts any.
       max_line_bytes: longer lines are faults and are never held in memory.
-      fields: where a row has its text and its set.
+      fields: fields of a row's text and set.
 
     Raises:
       UserError: the file cannot be opened or read from the disk.
@@ -147,7 +147,7 @@ def parse_object(line: bytes, number: int) -> dict[str, Any] | Fault:
 
 
 def document_of(row: Mapping[str, Any], number: int, fields: Fields) -> Document | Fault:
-    """Returns the document of one row, as JSON or parquet gave it."""
+    """Returns the document of one parsed row."""
     text = field_of(row, fields.text)
     if text is MISSING:
         return Fault("missing_text", number, fields.text)
@@ -170,7 +170,7 @@ def document_of(row: Mapping[str, Any], number: int, fields: Fields) -> Document
 
 
 def known_set(row: Document | Fault, number: int, sets: Collection[str] | None) -> Document | Fault:
-    """Returns the row, or a fault in its place if it is of a set that there is not."""
+    """Returns the row, or a fault if its set is unknown."""
     if sets is None or isinstance(row, Fault) or row.set_name is None or row.set_name in sets:
         return row
     return Fault("unknown_set", number, repr(row.set_name[:80]))
@@ -180,12 +180,12 @@ MISSING = object()
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:
-    """Returns a row's field, `MISSING` without it; a dot leads into a field's fields."""
+    """Returns a row's field, or `MISSING`; `a.b` is field b of field a."""
     if name in row:
         return row[name]
-    found: Any = row
+    value: Any = row
     for part in name.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(value, Mapping) or part not in value:
             return MISSING
-        found = found[part]
-    return found
+        value = value[part]
+    return value

@@ -1,7 +1,7 @@
-"""Corpora in SlimPajama's form: what sets they have and where their files lie.
+"""Corpora in SlimPajama's form: their sets, tasks and files.
 
 A corpus is a folder of `.jsonl.zst` files, `train/chunk*/example_train_*` and
-`validation/chunk*/example_holdout_*`; `rows.py` reads one.
+`validation/chunk*/example_holdout_*`; `rows.py` reads a file.
 """
 
 import os
@@ -24,7 +24,7 @@ class Corpus:
     """A family of files with named sets.
 
     Attributes:
-      name: the seqio task over all of it; a set's task is `{name}_{short name}`.
+      name: the seqio task of the whole corpus; a set's task is `{name}_{short name}`.
       sets: short name → the name in a row's `meta.redpajama_set_name`. The order is the order of
         the source ids in every store, so it never changes.
     """
@@ -60,7 +60,7 @@ TOKENIZER = "tokenizer.model"
 
 
 def tasks_of(corpus: Corpus) -> dict[str, tuple[str, ...]]:
-    """Returns the short names of the sets that each task of a corpus reads, by the task's name."""
+    """Returns the short names of each task's sets, by the task's name."""
     everything = tuple(corpus.sets)
     tasks = {corpus.name: everything, f"{corpus.name}_natural": everything}
     tasks |= {f"{corpus.name}_{short_name}": (short_name,) for short_name in everything}
@@ -71,7 +71,7 @@ def tasks_of(corpus: Corpus) -> dict[str, tuple[str, ...]]:
 
 
 def corpus_of(task: str) -> Corpus | None:
-    """Returns the corpus that a task is of, by the beginning of its name."""
+    """Returns the corpus of a task, by the prefix of the task's name."""
     for corpus in CORPORA:
         if task == corpus.name or task.startswith(f"{corpus.name}_"):
             return corpus
@@ -86,7 +86,7 @@ def located(
     """Returns a corpus's folder and tokenizer.
 
     Args:
-      corpus: which.
+      corpus: the corpus.
       directory: its folder; by default its home.
       tokenizer: a SentencePiece model; by default the one in the folder, else in its home.
     """
@@ -99,7 +99,7 @@ def located(
 
 
 def list_files(directory: str | os.PathLike[str], split: str) -> list[str]:
-    """Returns a split's files in the order of their numbers (chunk2 before chunk10).
+    """Returns a split's files in numeric order (chunk2 before chunk10).
 
     Raises:
       UserError: no such split or folder, or no file in it.

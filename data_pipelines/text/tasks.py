@@ -1,14 +1,14 @@
 """The seqio tasks and mixtures; the only module that imports seqio and TensorFlow.
 
-For each corpus: `{corpus}` (all of it, in file order), `{corpus}_{set}` for each set, and the
-mixtures `{corpus}_natural` and, for SlimPajama, `slimpajama_no_github` (the paper's data) and
-`slimpajama_tfds`, over the data set of TensorFlow Datasets (`slimpajama/`). A mixture here is one
-task over the sets it holds, in the order of the files: one pass over the input, and the shares are
-those of the text itself. `register` points a corpus at another folder.
+Each corpus has the tasks `{corpus}` (everything, in file order) and `{corpus}_{set}`, and the
+mixture `{corpus}_natural`. SlimPajama also has `slimpajama_no_github` (the paper's data) and
+`slimpajama_tfds`, over the data set of TensorFlow Datasets (`slimpajama/`). A mixture is one task
+over its sets in file order: one pass over the input, with the shares of the text itself. `register`
+points a corpus at another folder.
 
-A task gives for each document `targets` (its pieces and the end-of-text id, int32 [n]) and
-`source_ids` (its set, int32 []). `open_task` opens one for caching: without TensorFlow where the
-task is no more than text → SentencePiece → end of text, through seqio otherwise.
+A task yields for each document `targets` (its pieces and the end-of-text id, int32 [n]) and
+`source_ids` (its set, int32 []). `open_task` opens a task for caching: without TensorFlow if it is
+text → SentencePiece → end of text, otherwise through seqio.
 """
 
 import difflib
@@ -41,10 +41,10 @@ from prts_jax.errors import UserError, first_line
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """Sends what native code writes to standard error nowhere; exceptions pass as ever.
+    """Discards what native code writes to standard error; exceptions pass.
 
-    TensorFlow reports on its build while it is imported, before any log level is heard, and
-    SentencePiece on each model.
+    TensorFlow writes about its build during its import, before any log level applies, and
+    SentencePiece about each model.
     """
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -62,9 +62,9 @@ with _silent_libraries():
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    # TensorFlow would take all of an accelerator's memory, and tokenizing has no use for it.
+    # TensorFlow would take all of an accelerator's memory, which tokenizing does not use.
     tf.config.set_visible_devices([], "GPU")
-# seqio warns of every vocabulary without a padding id, which Llama's is.
+# seqio warns of every vocabulary without a padding id, like Llama's.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -72,10 +72,10 @@ class CorpusSource(seqio.FileDataSource):
     """Documents of chosen sets of a corpus, as {"targets": text, "source_ids": id}.
 
     Attributes:
-      sources: the corpus's set names, chosen or not, so that an id means the same in every task.
-      chosen: the sets that are yielded.
-      faults: rows of the last reading that are no documents, in order.
-      failure: the error that ended the last reading; TensorFlow would pass on only its text.
+      sources: all set names of the corpus, so that a source id means the same in every task.
+      chosen: names of the sets to yield.
+      faults: faults of the last reading, in order.
+      failure: the error that ended the last reading; TensorFlow passes on only its text.
     """
 
     def __init__(self, corpus: Corpus, directory: str | os.PathLike[str], sets: Sequence[str]):
@@ -116,7 +116,7 @@ class CorpusSource(seqio.FileDataSource):
 
 
 class TfdsCorpusSource(seqio.TfdsDataSource):
-    """A corpus's data set of TensorFlow Datasets, whose labels are source ids.
+    """A corpus in TensorFlow Datasets, whose labels are source ids.
 
     Attributes:
       sources: the corpus's set names.
@@ -130,7 +130,7 @@ class TfdsCorpusSource(seqio.TfdsDataSource):
         """Returns the split's files in order.
 
         Raises:
-          UserError: the data set is not there.
+          UserError: the data set is missing.
         """
         try:
             files: Sequence[str] = super().list_shards(split)
@@ -154,11 +154,11 @@ def _rows_of_tfds(dataset: tf.data.Dataset) -> tf.data.Dataset:
 def register(
     corpus: Corpus, directory: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
 ) -> None:
-    """Registers a corpus's tasks and mixtures, in place of those that there are.
+    """Registers a corpus's tasks and mixtures, replacing earlier ones.
 
     Args:
-      corpus: which.
-      directory: the folder that holds train/ and validation/.
+      corpus: the corpus.
+      directory: folder with train/ and validation/.
       tokenizer: a SentencePiece model; read when a task is first used.
     """
     _registered[corpus.name] = (directory, tokenizer)
@@ -200,9 +200,9 @@ def _tokenize(
 
 
 class LoadedOnce(seqio.SentencePieceVocabulary):
-    """Keeps the tokenizer that runs in tf.data; seqio's own builds one for every data set.
+    """A vocabulary that keeps its tf.data tokenizer; seqio's builds one for every data set.
 
-    Lifted out of the function being traced, one serves all files, at twice the speed.
+    Built outside the traced function, one tokenizer serves all files, at twice the speed.
     """
 
     @functools.cached_property
@@ -215,21 +215,21 @@ class LoadedOnce(seqio.SentencePieceVocabulary):
 class SeqioFileTask:
     """One split of any seqio task as `build.FileTask`: its documents file by file, in order.
 
-    Any task will do whose source lists its files, as those over files and over TFDS do, and whose
-    `targets` come from a SentencePiece vocabulary. Documents of a foreign one all belong to one
-    source, of its name.
+    The task's source must list its files, as sources over files and TFDS do, and its `targets` must
+    come from a SentencePiece vocabulary. The documents of a user's task belong to one source, with
+    the task's name.
     """
 
     def __init__(
         self, name: str, split: str, task: seqio.Task, recipe: tuple[Any, ...] | None = None
     ):
-        """Takes a task as it is.
+        """Takes a registered task.
 
         Args:
-          name: what the store is to be called after.
-          split: of the task.
-          task: of a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
-          recipe: arguments of `open_task` that make this one again, in another process.
+          name: name of the task or mixture.
+          split: name of the split.
+          task: a task over a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
+          recipe: arguments of `open_task` that open this task in another process.
         """
         vocabulary = task.output_features["targets"].vocabulary
         self.name = name
@@ -246,9 +246,9 @@ class SeqioFileTask:
         return open_task, self._recipe
 
     def documents(self, index: int) -> Iterator[Encoded | Fault]:
-        """Yields file `index`'s documents in order, and faults among them.
+        """Yields file `index`'s documents and faults, in order.
 
-        Text lengths are known where the task keeps the text, as `targets_pretokenized`.
+        Text lengths are known if the task keeps the text as `targets_pretokenized`.
 
         Raises:
           UserError: a file of a corpus cannot be read.
@@ -274,7 +274,7 @@ class SeqioFileTask:
 
 
 def native_task(name: str, split: str, task: seqio.Task) -> NativeTask | None:
-    """Returns the same documents without TensorFlow, or None if the task is more than that."""
+    """Returns the task without TensorFlow, or None if it does more than tokenize."""
     source, feature = task.source, task.output_features.get("targets")
     if not isinstance(source, CorpusSource) or feature is None or len(task.output_features) > 1:
         return None
@@ -282,7 +282,7 @@ def native_task(name: str, split: str, task: seqio.Task) -> NativeTask | None:
     if type(vocabulary) not in (seqio.SentencePieceVocabulary, LoadedOnce):
         return None
     tokenizer = load_tokenizer(vocabulary.sentencepiece_model_file)
-    # seqio writes extra ids and another normalisation into the model that it uses.
+    # seqio may write extra ids and another normalisation into its model.
     plain = vocabulary.sp_model == tokenizer.model and not vocabulary._use_fast_tokenizer
     steps = tuple(task.preprocessors)
     tokenizes = steps in [(step, seqio.preprocessors.append_eos) for step in TOKENIZING]
@@ -308,19 +308,19 @@ def open_task(
     tokenizer: str | os.PathLike[str] | None = None,
     modules: Sequence[str] = (),
 ) -> NativeTask | SeqioFileTask:
-    """Returns a registered task, or a mixture of one, for caching.
+    """Opens a registered task, or a mixture of one task, for caching.
 
     Args:
-      name: in seqio's registries.
+      name: name in seqio's registries.
       split: `train` or `validation`.
-      directory: where the corpus lies; by default the embedded one, or `slimpajama` here.
+      directory: the corpus's folder; by default the embedded corpus, or `./slimpajama`.
       tokenizer: a SentencePiece model; by default `tokenizer.model` in the corpus's folder, and
-        for Shakespeare the embedded one if there is none.
-      modules: Python modules that register tasks of their own, imported first.
+        for Shakespeare else the embedded one.
+      modules: Python modules that register tasks, imported first.
 
     Raises:
-      UserError: an unknown name (the nearest is named), a mixture of several tasks, a missing
-        folder, tokenizer or module.
+      UserError: an unknown name (the message names the nearest), a mixture of several tasks, or a
+        missing folder, tokenizer or module.
     """
     for module in modules:
         try:
@@ -358,7 +358,7 @@ def _pointed_at(
     directory: str | os.PathLike[str] | None,
     tokenizer: str | os.PathLike[str] | None,
 ) -> Iterator[None]:
-    """Registers a task's corpus with what is given, and afterwards as it was before."""
+    """Registers a task's corpus with another folder and tokenizer until the end of the block."""
     if directory is None and tokenizer is None:
         yield
         return
@@ -366,16 +366,16 @@ def _pointed_at(
     corpus = corpus_of(name)
     if corpus is None:
         raise UserError(f"task {name!r} has its own input and tokenizer: leave both out")
-    before = _registered[corpus.name]
+    previous = _registered[corpus.name]
     register(corpus, *located(corpus, directory, tokenizer))
     try:
         yield
     finally:
-        register(corpus, *before)
+        register(corpus, *previous)
 
 
 _registered: dict[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] = {}
-"""Corpus → folder and tokenizer that seqio's registry, which is global, has for it now."""
+"""Corpus → its folder and tokenizer in seqio's global registry."""
 
 TFDS_NAME = "slimpajama:1.0.0"
 MIXTURES = {
@@ -383,7 +383,7 @@ MIXTURES = {
     "slimpajama_natural": "slimpajama",
     "slimpajama_no_github": "slimpajama_all_but_github",
 }
-"""Each is one task, for the sets' shares are those of the text."""
+"""Mixture → its one task; the shares of the sets are those of the text."""
 
 for _corpus in CORPORA:
     register(_corpus, HOMES[_corpus.name], HOMES[_corpus.name] / TOKENIZER)

@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: training one as Llama's was, and asking one for its special ids."""
+"""SentencePiece tokenizers: training with Llama's settings, and loading."""
 
 import hashlib
 import io
@@ -20,15 +20,15 @@ SPECIAL_PIECES = 3
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What a store records of its tokenizer.
+    """A tokenizer as a store records it.
 
     Attributes:
-      model: the SentencePiece model's bytes, or those of Hugging Face's tokenizer.json.
-      sha256: of those bytes.
+      model: bytes of the SentencePiece model, or of Hugging Face's tokenizer.json.
+      sha256: digest of those bytes.
       vocab_size: number of pieces.
       eos_id: the id that ends a document.
-      file: the name that `model` has in a store.
-      beside: name → content of the small files that belong to it.
+      file: name of the model's file in a store.
+      beside: name → content of the small files beside it.
     """
 
     model: bytes
@@ -68,27 +68,27 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
     """Trains a BPE with Llama's settings: byte fallback, identity normalisation, split digits.
 
-    Special ids are Llama's (unk 0, bos 1, eos 2, no padding). Texts are taken whole, their line
-    ends included, so pieces match what is found after a line end, which has no space before it.
+    Special ids are Llama's (unk 0, bos 1, eos 2, no padding). A text is one sentence, line ends
+    included, so that pieces also match words after a line end, which have no space before them.
     The same texts give the same bytes.
 
     Args:
       texts: documents.
-      vocab_size: number of pieces, the 256 bytes and 3 special ones included.
+      vocab_size: number of pieces, including 256 bytes and 3 special ones.
 
     Returns:
       The serialized SentencePiece model.
 
     Raises:
-      UserError: the texts have too few distinct pieces for the vocabulary, or no room is left
-        beside the bytes.
+      UserError: the texts have too few distinct pieces for the vocabulary, or the vocabulary is
+        too small for the bytes.
     """
     if vocab_size <= BYTE_PIECES + SPECIAL_PIECES:
         raise UserError(
             f"vocab_size={vocab_size} leaves no room beside {BYTE_PIECES} bytes and "
             f"{SPECIAL_PIECES} special pieces: give at least 512"
         )
-    # Read to the end first: the trainer would bury an error of the iterator in its own.
+    # Read completely first: the trainer would hide an error of the iterator.
     sentences = list(texts)
     model = io.BytesIO()
     try:

@@ -26,9 +26,8 @@ from prts_jax.train.fine_tuning import tokenizers_of
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step
-from tests.data_pipelines.chat.test_instructions import examples_of
 from tests.formats import foreign_models
-from tests.instruction_data import TOKENIZER, make_store, many, packed_order
+from tests.instruction_data import TOKENIZER, examples_of, make_store, many, packed_order
 from tests.train import tiny
 
 LENGTH, ROWS = 48, 8

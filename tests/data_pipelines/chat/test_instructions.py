@@ -23,23 +23,11 @@ from tests.instruction_data import (
     EOS,
     TOKENIZER,
     encode,
+    examples_of,
     make_store,
     many,
     write_lines,
 )
-
-
-def examples_of(store: TokenStore) -> list[tuple[list[int], list[bool]]]:
-    """The tokens and answers of every document of a store that is no padding."""
-    tokens, sources = store.read(0, store.tokens), store.source_ids(0, store.tokens)
-    answers = store.read_answers([(0, store.tokens)])[0]
-    begins = [int(at) for at in (store.document_offsets(0, store.tokens) == 0).nonzero()[0]]
-    ends = [*begins[1:], store.tokens]
-    return [
-        (tokens[begin:end].tolist(), answers[begin:end].tolist())
-        for begin, end in zip(begins, ends, strict=True)
-        if store.sources[sources[begin]] != PADDING
-    ]
 
 
 def expected_of(row: dict[str, Any]) -> tuple[list[int], list[bool]]:

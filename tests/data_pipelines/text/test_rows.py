@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.text.rows import (
@@ -57,11 +57,19 @@ def test_a_row_keeps_its_text_exactly():
     assert parse_row(row(text, "RedPajamaBook"), 1) == Document(text, "RedPajamaBook")
 
 
+@pytest.fixture(scope="module")
+def several_blocks() -> tuple[list[str], bytes]:
+    """Texts, and a zstandard frame of their rows; random digits fill several blocks."""
+    texts = [str(pow(3, i, 10**60 + 7)) for i in range(4500)]
+    return texts, zstandard.compress(b"\n".join(map(row, texts)))
+
+
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_a_truncated_file_gives_what_it_holds_and_a_fault(folder: Path, share: float):
-    # Random digits compress badly, so that the frame has several blocks.
-    texts = [str(pow(3, i, 10**60 + 7)) for i in range(9000)]
-    whole = zstandard.compress(b"\n".join(map(row, texts)))
+@settings(max_examples=40)
+def test_a_truncated_file_yields_its_whole_rows_and_a_fault(
+    folder: Path, several_blocks: tuple[list[str], bytes], share: float
+):
+    texts, whole = several_blocks
     path = folder / "file.jsonl.zst"
     path.write_bytes(whole[: max(1, int(len(whole) * share))])
     *documents, fault = read_rows(path)
