@@ -1,7 +1,7 @@
-"""What every test may use: CPU-only JAX, one compilation cache, and `prts` in a process of its own.
+"""The environment of all tests (JAX on the CPU, one compilation cache), and `prts` as a process.
 
-Tests run on one CPU device. What needs several devices, another environment or a kill runs in a
-process of its own, through the fixtures `run_prts` and `start_prts`.
+Tests run on one CPU device. A test that needs several devices, another environment or a kill starts
+a process with the fixtures `run_prts` and `start_prts`.
 """
 
 import os
@@ -14,8 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Many virtual devices on few busy cores meet late: without these limits XLA aborts the process.
-COLLECTIVE_TIMEOUTS = (
+XLA_FLAGS = (
+    # Tests spend most of their time compiling; LLVM's optimization takes more than half of that.
+    "--xla_backend_optimization_level=0",
+    # Virtual devices on few busy cores reach a collective late: XLA's default limits abort the
+    # process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     "--xla_cpu_collective_timeout_seconds=600",
 )
@@ -24,12 +27,12 @@ CPU_ONLY = {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    "XLA_FLAGS": " ".join(COLLECTIVE_TIMEOUTS),
+    "XLA_FLAGS": " ".join(XLA_FLAGS),
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg",
 }
-# Before any test file imports jax. A cache directory that the caller named is kept.
+# Set before any test file imports jax. The caller's cache directory wins.
 for name, value in CPU_ONLY.items():
     if name == "JAX_COMPILATION_CACHE_DIR":
         os.environ.setdefault(name, value)
@@ -47,7 +50,7 @@ RunPrts = Callable[..., subprocess.CompletedProcess[str]]
 def prts_environment(devices: int, env: Mapping[str, str] | None) -> dict[str, str]:
     """Returns the environment of a `prts` process with `devices` virtual CPU devices.
 
-    It is the tests' own environment (CPU only, shared compilation cache) with `env` laid over it.
+    It is the tests' own environment (CPU only, shared compilation cache) with `env` added.
     """
     environment = dict(os.environ)
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
@@ -58,11 +61,11 @@ def prts_environment(devices: int, env: Mapping[str, str] | None) -> dict[str, s
 
 @pytest.fixture
 def start_prts() -> Iterator[StartPrts]:
-    """Starts `prts ARGS…` and returns its `Popen` at once, for tests that kill or watch it.
+    """Starts `prts ARGS…` and returns its `Popen`, for tests that kill or watch it.
 
     `start_prts(*args, devices=1, env=None)`: both streams are text pipes, the working directory is
-    the repository's root, and the process leads a group of its own. Whatever still runs when the
-    test ends is killed.
+    the repository's root, and the process leads a group of its own. The end of the test kills
+    processes that still run.
     """
     started: list[subprocess.Popen[str]] = []
 
@@ -94,9 +97,8 @@ def run_prts(start_prts: StartPrts) -> RunPrts:
     """Runs `prts ARGS…` to its end and returns a `CompletedProcess` with text streams.
 
     `run_prts(*args, devices=1, env=None, check=True, timeout=600)`: `devices` virtual CPU devices,
-    `env` laid over the environment, `timeout` in seconds. With `check`, an exit code other than
-    zero fails the test and shows what the command printed; pass `check=False` to look at
-    `returncode` and `stderr` of a command that shall fail.
+    `env` added to the environment, `timeout` in seconds. With `check`, an exit code other than zero
+    fails the test and shows the command's output; `check=False` is for commands that must fail.
 
     >>> run_prts("train", "--config=configs/quickstart.py", f"--workdir={tmp_path}", devices=4)
     """

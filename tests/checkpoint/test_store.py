@@ -26,7 +26,6 @@ from prts_jax.checkpoint.store import (
 )
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.growth.on_disk import reference
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten, unflatten
@@ -39,6 +38,7 @@ from tests.checkpoint.tiny import (
     random_params,
     write_source,
 )
+from tests.growth.on_disk import growing
 from tests.growth.on_disk.test_stream import read
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -314,6 +314,7 @@ def test_the_model_of_a_checkpoint_is_in_its_lineage(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_processes_save_and_restore_together(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -328,5 +329,5 @@ def test_two_processes_save_and_restore_together(tmp_path):
         report = json.loads(out.splitlines()[-1])
         assert report == {"digests": True, "restored exactly": True, "steps": [2, 3]}
     growth_map = make_map(MODEL, None, "stack", 2, "")
-    reference.link(f"{tmp_path}/checkpoints/3", str(tmp_path / "grown"), growth_map)
+    growing.link(f"{tmp_path}/checkpoints/3", str(tmp_path / "grown"), growth_map)
     assert read(str(tmp_path / "grown"))  # compares the digests

@@ -45,6 +45,7 @@ def test_logits_are_split_over_all_devices(report: dict[str, Any], mesh: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_processes_of_four_devices_equal_one_device(
     run_joined_programs: Callable[..., list[dict[str, Any]]],
 ) -> None:

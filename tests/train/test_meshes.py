@@ -13,7 +13,7 @@ import pytest
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from tests.train.tiny import read_lines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 STEPS = 6
 RUN = (f"--config.train.steps={STEPS}", "--config.checkpoint.every_steps=3")
