@@ -101,8 +101,8 @@ def read_lineage(path: str) -> Lineage:
     except ValueError as error:
         raise UserError(f"{file}: is damaged ({error}); use another checkpoint") from error
     lineage = Lineage.from_json(values, str(file))
-    maps = [record["map"] for record in lineage.growth]
-    digests = {m["matrices"]["digest"] for m in maps if "matrices" in m} - {""}
+    dense = [record.map.matrices for record in lineage.growth]
+    digests = {matrices.digest for matrices in dense if matrices is not None} - {""}
     matrices = {digest: read_matrices(matrices_file(path, digest), digest) for digest in digests}
     return dataclasses.replace(lineage, matrices=matrices)
 

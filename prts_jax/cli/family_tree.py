@@ -1,7 +1,6 @@
 """A checkpoint's family tree in the terminal: its stages from the first, and what led to each."""
 
-from prts_jax.checkpoint.ancestry import Stage, stages
-from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.lineage import Lineage, TrainingSpan, training_spans
 from prts_jax.config import ModelConfig
 
 
@@ -12,7 +11,7 @@ def draw(path: str, lineage: Lineage) -> str:
       path: of the checkpoint, for the first line.
       lineage: of the checkpoint.
     """
-    found = stages(lineage)
+    found = training_spans(lineage)
     rows = [
         (
             _shape(stage.model),
@@ -36,8 +35,7 @@ def draw(path: str, lineage: Lineage) -> str:
             loss, step = stage.evaluation["validation_loss"], stage.evaluation["step"]
             lines.append(f"│   validation loss {loss:.4f} at step {step:,}")
         lines += [
-            f"│   changed at step {change['step']:,}: {change['key']} {change['from']} → "
-            f"{change['to']}"
+            f"│   changed at step {change.step:,}: {change.key} {change.from_} → {change.to}"
             for change in stage.changes
         ]
     return "\n".join(lines)
@@ -47,7 +45,7 @@ def _shape(model: ModelConfig) -> str:
     return f"{model.layers} layers × {model.embed}, mlp {model.mlp}, {model.heads} heads"
 
 
-def _growth(stage: Stage) -> list[str]:
+def _growth(stage: TrainingSpan) -> list[str]:
     if stage.tuning:
         return ["│", "├─ fine-tuned on instructions", "│"]
     if stage.growth is None:

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prts_jax.checkpoint import arrays, layout
-from prts_jax.checkpoint.ancestry import stages
 from prts_jax.checkpoint.arrays import StoredLeaf
-from prts_jax.checkpoint.lineage import FORMAT, Lineage
+from prts_jax.checkpoint.lineage import FORMAT, Lineage, training_spans
 from prts_jax.cli import family_tree, foreign_text, run
 from prts_jax.cli.arguments import OneLineParser
+from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 from prts_jax.formats import inspection
-from prts_jax.growth.map import GrowthMap
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,8 +107,8 @@ def as_json(lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> dict[str, Any
         "position": lineage.position,
         "tokens": lineage.tokens,
         "flops": lineage.flops,
-        "lineage": list(lineage.growth),
-        "stages": [stage.to_json() for stage in stages(lineage)],
+        "lineage": [to_dict(record) for record in lineage.growth],
+        "stages": [to_dict(span) for span in training_spans(lineage)],
         "digests": {path: combined(layers) for path, layers in lineage.digests.items()},
     }
 
@@ -140,12 +139,11 @@ def _table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> lis
         lines.append(f"validation loss {values['validation_loss']:.4f} at step {values['step']:,}")
     for change in lineage.changes:
         lines.append(
-            f"changed    {change['key']} at step {change['step']:,}: {change['from']} → "
-            f"{change['to']}"
+            f"changed    {change.key} at step {change.step:,}: {change.from_} → {change.to}"
         )
     for growth in lineage.growth:
-        drawing = str(GrowthMap.from_json(growth["map"])).replace("\n", "\n           ")
-        lines.append(f"grown      at step {growth['at_step']:,}: {drawing}")
+        drawing = str(growth.map).replace("\n", "\n           ")
+        lines.append(f"grown      at step {growth.at_step:,}: {drawing}")
     width = max(map(len, stored), default=0)
     shapes = {name: "×".join(map(str, leaf.shape)) for name, leaf in stored.items()}
     columns = max(map(len, shapes.values()), default=0)

@@ -18,7 +18,7 @@ from prts_jax.config.checks import (
     check_numbers,
 )
 from prts_jax.config.files import inherit
-from prts_jax.config.reading import from_dict, get, nearest, to_dict
+from prts_jax.config.reading import from_dict, get, model_differences, nearest, to_dict
 from prts_jax.config.schema import (
     CHOICES,
     CheckpointConfig,
@@ -35,7 +35,7 @@ from prts_jax.config.schema import (
     RopeScaling,
     RunConfig,
     ScheduleConfig,
-    Stage,
+    StageChanges,
     StagesConfig,
     TrainConfig,
 )
@@ -60,7 +60,7 @@ __all__ = [
     "RopeScaling",
     "RunConfig",
     "ScheduleConfig",
-    "Stage",
+    "StageChanges",
     "StagesConfig",
     "TrainConfig",
     "check_model",
@@ -68,6 +68,7 @@ __all__ = [
     "from_dict",
     "get",
     "inherit",
+    "model_differences",
     "nearest",
     "resolve",
     "stage_configs",

@@ -4,24 +4,41 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import ml_collections
 
-from prts_jax.config.schema import RunConfig, Stage
+from prts_jax.config.schema import ModelConfig, RunConfig, StageChanges
 from prts_jax.errors import UserError
 
 Section = TypeVar("Section")
+_NESTED = (Mapping, ml_collections.ConfigDict)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config dataclass as nested plain dictionaries and lists, as JSON would hold it."""
+    """Returns a config or record dataclass as nested dictionaries and lists, as JSON holds it.
 
-    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
+    Leaves out fields whose default is None while they are None, and drops the underscore at the end
+    of a name ("from_"). A nested value that has `to_json` writes itself.
+    """
+    return {
+        field.name.rstrip("_"): _as_json(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.default is not None or getattr(config, field.name) is not None
+    }
 
-    return dataclasses.asdict(config, dict_factory=plain)
+
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_as_json(inner) for inner in value]
+    return value
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -31,25 +48,43 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
 
 
-def from_dict(section: type[Section], values: Mapping[str, Any], where: str = "") -> Section:
-    """Builds a config dataclass from nested mappings; keys left out keep their defaults.
+def from_dict(
+    section: type[Section], values: Mapping[str, Any], where: str = "", root: str = "config"
+) -> Section:
+    """Builds a config or record dataclass from nested mappings; absent keys keep their defaults.
 
     Args:
-      section: one of the dataclasses of this module.
+      section: a dataclass; its fields may be dataclasses, tuples and mappings of them, or None.
       values: nested mappings (a ConfigDict, or what `to_dict` returned).
-      where: path of `section` in the whole config ("model"), for messages.
+      where: path of `section` below `root` ("model"), for messages.
+      root: name of the whole, for messages.
 
     Raises:
-      UserError: an unknown key (names the nearest) or a value of the wrong type.
+      UserError: an unknown key (names the nearest), a missing one or a value of the wrong type.
     """
-    if not isinstance(values, Mapping | ml_collections.ConfigDict):
-        raise UserError(f"{_dotted('config', where)}: is {values!r}; expected a section with keys")
-    hints = typing.get_type_hints(section)
+    return _read(section, values, _dotted(root, where))
+
+
+def _read(section: type[Section], values: Any, where: str) -> Section:
+    if not isinstance(values, _NESTED):
+        raise UserError(f"{where}: is {values!r}; expected a section with keys")
+    hints = {
+        name.rstrip("_"): (name, hint) for name, hint in typing.get_type_hints(section).items()
+    }
     unknown = [key for key in values if key not in hints]
     if unknown:
-        key = _dotted("config", where, unknown[0])
-        raise UserError(f"{key}: no such key; {nearest(unknown[0], hints)}")
-    return section(**{key: _typed(values[key], hints[key], _dotted(where, key)) for key in values})
+        raise UserError(f"{where}.{unknown[0]}: no such key; {nearest(unknown[0], hints)}")
+    missing = [
+        field.name
+        for field in dataclasses.fields(typing.cast(Any, section))
+        if field.default is field.default_factory is dataclasses.MISSING
+        and field.name.rstrip("_") not in values
+    ]
+    if missing:
+        raise UserError(f"{where}: lacks {', '.join(sorted(missing))}")
+    return section(
+        **{hints[key][0]: _typed(values[key], hints[key][1], f"{where}.{key}") for key in values}
+    )
 
 
 def _dotted(*names: str) -> str:
@@ -57,35 +92,46 @@ def _dotted(*names: str) -> str:
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
+    """Returns a value as the type of its field, which may hold others.
+
+    Raises:
+      UserError: it has another type.
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if type(None) in parts:
+        (kind,) = set(parts) - {type(None)}
+        return None if value is None else _typed(value, kind, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: is {value!r}; expected a list")
+        return tuple(_typed(inner, parts[0], f"{where}[{at}]") for at, inner in enumerate(value))
+    if origin in (dict, Mapping) or kind is StageChanges:
+        if not isinstance(value, _NESTED):
+            raise UserError(f"{where}: is {value!r}; expected a section with keys")
+        inside = parts[1] if parts else Any
+        values = {key: _typed(value[key], inside, f"{where}.{key}") for key in value}
+        return StageChanges(_plain(values)) if kind is StageChanges else values
+    if hasattr(kind, "from_json"):
+        return kind.from_json(value)
     if dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast(type, kind), value, where)
-    if kind == tuple[Stage, ...]:
-        return _stages(value, where)
+        return _read(typing.cast(type, kind), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"config.{where}: is {value}; it must be a finite number")
+        raise UserError(f"{where}: is {value}; it must be a finite number")
     if type(value) is not kind:
         raise UserError(
-            f"config.{where}: {value!r} is of type {type(value).__name__}; expected {kind.__name__}"
+            f"{where}: {value!r:.80} is of type {type(value).__name__}; expected {kind.__name__}"
         )
     return value
 
 
-def _stages(value: Any, where: str) -> tuple[Stage, ...]:
-    """Reads a list of stages; what they change is checked by `prts_jax.config.stages`."""
-    if not isinstance(value, list | tuple):
-        raise UserError(f"config.{where}: is {value!r}; expected a list of stages")
-    for at, stage in enumerate(value):
-        if not isinstance(stage, Mapping | ml_collections.ConfigDict):
-            raise UserError(f"config.{where}[{at}]: is {stage!r}; expected a section with keys")
-    return tuple(Stage(_plain(stage)) for stage in value)
-
-
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    nested = (Mapping, ml_collections.ConfigDict)
+    """Returns nested mappings as dictionaries."""
     return {
-        name: _plain(value) if isinstance(value, nested) else value
+        name: _plain(value) if isinstance(value, _NESTED) else value
         for name, value in values.items()
     }
 
@@ -96,3 +142,11 @@ def get(config: RunConfig, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def model_differences(a: ModelConfig, b: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (field, value in a, value in b) for each field in which two models differ."""
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(a, field.name), getattr(b, field.name)
+        if ours != theirs:
+            yield field.name, ours, theirs

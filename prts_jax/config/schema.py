@@ -173,10 +173,10 @@ class TrainConfig:
     trainable: str = "all"  # all, or new: layers new since the growth, final norm and head
 
 
-class Stage(dict[str, Any]):
-    """What a stage changes in the run's config, as nested dictionaries, and its "steps".
+class StageChanges(dict[str, Any]):
+    """A stage's changes to the run's config, as nested dictionaries, and its "steps".
 
-    Nobody changes one: a config has a hash.
+    Hashable, so never modified.
     """
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -187,7 +187,7 @@ class Stage(dict[str, Any]):
 class StagesConfig:
     """The stages of a run that grows on its way, see `prts_jax.config.stages`."""
 
-    stages: tuple[Stage, ...] = ()  # {"steps": 400, "model": {"layers": 2}}, …; one if empty
+    stages: tuple[StageChanges, ...] = ()  # {"steps": 400, "model": {"layers": 2}}, …; one if empty
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ class LoadedModel:
     @property
     def length(self) -> int:
         """Tokens of a training row, of our run or of the imported model."""
-        return int(self.lineage.imported.get("length") or self.lineage.config["data"]["length"])
+        return self.lineage.length
 
 
 def load(

@@ -129,7 +129,7 @@ def open_checkpoint(spec: str) -> ForeignModel:
             for name, leaf in stored.items()
         },
         read=read,
-        length=int(lineage.imported.get("length", 0)) or int(lineage.config["data"]["length"]),
+        length=lineage.length,
         folder=str(as_path(path) / layout.TOKENIZER),
         lineage=lineage,
     )

@@ -1,7 +1,7 @@
 """The model card of an exported model: what it is, and what was spent on it."""
 
 from prts_jax.formats.model_source import ForeignModel
-from prts_jax.growth.map import GrowthMap, format_ranges
+from prts_jax.growth.map import format_ranges
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import count_parameters
 
@@ -46,9 +46,9 @@ def _lineage(source: ForeignModel) -> list[str]:
             "not in the counts below."
         )
     for record in lineage.growth:
-        grown = GrowthMap.from_json(record["map"])
+        grown = record.map
         lines.append(
-            f"* Grown at step {record['at_step']:,} ({record['tokens']:,} tokens) by "
+            f"* Grown at step {record.at_step:,} ({record.tokens:,} tokens) by "
             f"`{grown.operator}` from {grown.source.layers} layers × {grown.source.embed} to "
             f"{grown.target.layers} × {grown.target.embed}: layers {format_ranges(grown.layers)}."
         )

@@ -96,11 +96,23 @@ class Opening:
         return gates_after(self.growth_map, stage_step + self.before)
 
 
+class PastGrowth(Protocol):
+    """What gates depend on of a growth (`prts_jax.checkpoint.lineage.GrowthRecord`)."""
+
+    @property
+    def at_step(self) -> int:
+        """Step of the lineage at which the model grew."""
+
+    @property
+    def map(self) -> GrowthMap:
+        """The map that was applied."""
+
+
 class Past(Protocol):
     """What gates depend on of a checkpoint's lineage (`prts_jax.checkpoint.lineage.Lineage`)."""
 
     @property
-    def growth(self) -> Sequence[Mapping[str, Any]]:
+    def growth(self) -> Sequence[PastGrowth]:
         """Records of the growths, oldest first."""
 
     @property
@@ -118,10 +130,10 @@ def opening(past: Past) -> Opening | None:
     Only the last growth can have gates that are shut: a model with such does not grow
     (`refuse_shut`).
     """
-    if not past.growth or not past.growth[-1]["map"].get("gates"):
+    if not past.growth or not past.growth[-1].map.gates:
         return None
-    growth_map = GrowthMap.from_json(past.growth[-1]["map"])
-    found = Opening(growth_map, past.step - past.stage_step - past.growth[-1]["at_step"])
+    growth_map = past.growth[-1].map
+    found = Opening(growth_map, past.step - past.stage_step - past.growth[-1].at_step)
     return found if past.stage_step < found.end else None
 
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prts_jax import tree
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
-from prts_jax.train.state import TrainState, parameter_path
+from prts_jax.train.state import TrainState
 
 
 def frozen_layers(config: RunConfig, lineage: Lineage) -> tuple[int, ...] | None:
@@ -32,8 +33,8 @@ def frozen_layers(config: RunConfig, lineage: Lineage) -> tuple[int, ...] | None
     if config.train.trainable == "all":
         return None
     began = lineage.step - lineage.stage_step
-    grown = [record["map"] for record in lineage.growth if record["at_step"] == began]
-    return layers_kept(GrowthMap.from_json(grown[-1]) if grown else None)
+    grown = [record.map for record in lineage.growth if record.at_step == began]
+    return layers_kept(grown[-1] if grown else None)
 
 
 def layers_kept(growth_map: GrowthMap | None) -> tuple[int, ...]:
@@ -78,9 +79,9 @@ def keep_frozen(
 
     A frozen parameter has no gradient, but weight decay and the decay of moments would change it.
     """
-
-    def keep(path: tuple[object, ...], old: jax.Array, new: jax.Array) -> jax.Array:
-        trained = parts.get(parameter_path(path))
-        return new if trained is None else jnp.where(trained, new, old)
-
-    return jax.tree_util.tree_map_with_path(keep, before, after)
+    old, new = tree.named_leaves(before), tree.named_leaves(after)
+    kept = []
+    for path, leaf in new.items():
+        trained = parts.get(tree.parameter_of(path, parts) or "")
+        kept.append(leaf if trained is None else jnp.where(trained, leaf, old[path]))
+    return jax.tree.unflatten(jax.tree.structure(after), kept)

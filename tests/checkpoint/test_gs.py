@@ -15,12 +15,12 @@ from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
 from prts_jax.errors import UserError
 from prts_jax.formats import convert
-from prts_jax.growth.on_disk import stream
 from prts_jax.growth.on_disk.grow import grow_checkpoint
 from prts_jax.growth.operators import make_map
 from prts_jax.tree import flatten
 from tests.checkpoint.tiny import DECLARED, MODEL, abstract, lineage_of, random_params, write_source
 from tests.gcs import fake_gcs, gcs_server
+from tests.growth.on_disk import growing
 
 __all__ = ["fake_gcs", "gcs_server"]  # fixtures
 
@@ -62,9 +62,9 @@ def test_without_its_marker_a_checkpoint_does_not_count_and_is_written_anew(fake
 def test_growth_streams_between_object_stores_and_disks(fake_gcs, tmp_path):
     params = write_source(tmp_path / "source")
     growth_map = make_map(MODEL, None, "stack", 2, "")
-    stream.stream(str(tmp_path / "source"), f"{fake_gcs}/six", growth_map)
+    growing.stream(str(tmp_path / "source"), f"{fake_gcs}/six", growth_map)
     again = make_map(growth_map.target, None, "layers", 0, "0:6,3:6")
-    stream.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
+    growing.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
     grown = read_lineage(f"{fake_gcs}/nine")
     assert grown.model.layers == 9
     mesh_free = {
@@ -76,7 +76,7 @@ def test_growth_streams_between_object_stores_and_disks(fake_gcs, tmp_path):
     for path, leaf in read(f"{fake_gcs}/nine").items():
         np.testing.assert_array_equal(leaf, mesh_free[path], err_msg=path)
     with pytest.raises(UserError, match="exists already"):
-        stream.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
+        growing.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)
 
 
 def test_a_growth_that_fails_leaves_no_checkpoint(fake_gcs, tmp_path, monkeypatch):
@@ -87,9 +87,9 @@ def test_a_growth_that_fails_leaves_no_checkpoint(fake_gcs, tmp_path, monkeypatc
 
     growth_map = make_map(MODEL, None, "stack", 2, "")
     with pytest.raises(KeyboardInterrupt):
-        stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map, progress=stop)
+        growing.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map, progress=stop)
     assert not is_complete(f"{fake_gcs}/grown")
-    stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+    growing.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
     assert is_complete(f"{fake_gcs}/grown")
 
 
@@ -101,9 +101,9 @@ def test_two_growths_into_one_address_are_refused(fake_gcs, tmp_path, monkeypatc
         object_lock.object_lock(f"{fake_gcs}/.grown.growing"),
         pytest.raises(UserError, match=rf"process {os.getpid()} on .* is writing there; wait"),
     ):
-        stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+        growing.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
     assert not is_complete(f"{fake_gcs}/grown")
-    stream.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+    growing.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
     assert is_complete(f"{fake_gcs}/grown")
     assert not epath.Path(f"{fake_gcs}/.grown.growing").exists()
 

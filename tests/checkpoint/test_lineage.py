@@ -5,10 +5,9 @@ import json
 
 import pytest
 
-from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.lineage import ChangeRecord, GrowthRecord, Lineage
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
-from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params
 
@@ -19,9 +18,7 @@ def lineage() -> Lineage:
 
 
 def test_a_lineage_survives_json(lineage):
-    changed = dataclasses.replace(
-        lineage, changes=({"step": 3, "key": "data.seed", "from": 0, "to": 1},)
-    )
+    changed = dataclasses.replace(lineage, changes=(ChangeRecord(3, "data.seed", 0, 1),))
     assert Lineage.from_json(json.loads(json.dumps(changed.to_json()))) == changed
 
 
@@ -39,19 +36,14 @@ def test_growth_starts_a_stage_and_keeps_what_was_spent(lineage):
     assert grown.config == {**lineage.config, "model": to_dict(growth_map.target)}
     assert grown.digests == {"head": ("0" * 16,)}
     (record,) = grown.growth
-    assert {key: record[key] for key in ("at_step", "tokens", "flops")} == {
-        "at_step": lineage.step,
-        "tokens": lineage.tokens,
-        "flops": lineage.flops,
-    }
-    assert GrowthMap.from_json(record["map"]) == growth_map
+    assert record == GrowthRecord(lineage.step, lineage.tokens, lineage.flops, growth_map)
 
 
 def test_growth_upon_growth_is_told_oldest_first(lineage):
     twice = make_map(MODEL, None, "stack", 2, "")
     again = make_map(twice.target, None, "layers", 0, "0:6,3:6")
     grown = lineage.grown(twice, {}).grown(again, {})
-    assert [record["map"]["operator"] for record in grown.growth] == ["stack", "layers"]
+    assert [record.map.operator for record in grown.growth] == ["stack", "layers"]
     assert grown.model.layers == 9
 
 

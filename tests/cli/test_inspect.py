@@ -8,6 +8,7 @@ import re
 import pytest
 
 from prts_jax.checkpoint.layout import read_lineage
+from prts_jax.checkpoint.lineage import ChangeRecord
 from prts_jax.cli import family_tree, grow, inspect, run
 from prts_jax.model.architecture import declare
 from tests.checkpoint.tiny import DECLARED, write_source
@@ -103,7 +104,7 @@ def test_the_family_tree_shows_every_stage_and_how_it_grew(grown, capsys):
 
 
 def test_evaluation_and_changes_on_resume_stand_under_their_stage(grown):
-    change = {"step": 7, "key": "data.batch", "from": 8, "to": 16}
+    change = ChangeRecord(7, "data.batch", 8, 16)
     evaluation = {"step": 7, "validation_loss": 3.25}
     lineage = dataclasses.replace(read_lineage(grown), changes=(change,), evaluation=evaluation)
     assert family_tree.draw(grown, lineage).splitlines()[-2:] == [

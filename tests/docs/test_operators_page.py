@@ -11,7 +11,6 @@ from docs.draw_operators import EXAMPLES, IMAGES, MAP_DIGEST, draw, example
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import grow
 from prts_jax.config import OPERATOR_GROUP
-from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS
 from tests.checkpoint.tiny import write_source
 
@@ -71,7 +70,7 @@ def test_the_operator_of_the_page_grows_a_checkpoint(tmp_path, capsys):
     argv = [f"--source={tmp_path / 'source'}", f"--target={tmp_path / 'grown'}"]
     assert grow.main([*argv, "--operator=mirror", "--options=quiet=3", "--verify"]) == 0
     assert "mirror: 3 → 6 layers" in capsys.readouterr().out
-    growth_map = GrowthMap.from_json(read_lineage(str(tmp_path / "grown")).growth[0]["map"])
+    growth_map = read_lineage(str(tmp_path / "grown")).growth[0].map
     assert growth_map.layers == (0, 1, 2, 2, 1, 0)
     assert growth_map.function_preserving()
 

@@ -14,8 +14,8 @@ import pytest
 from data_pipelines.batches.packed import PackedBatches, eval_batches
 from data_pipelines.store.store import PADDING, TokenStore
 from prts_jax import tree
-from prts_jax.checkpoint.ancestry import stages
 from prts_jax.checkpoint.layout import read_lineage, resolve
+from prts_jax.checkpoint.lineage import training_spans
 from prts_jax.cli import family_tree
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import load
@@ -176,13 +176,13 @@ def test_its_lineage_has_a_stage_of_its_own(tune: Run, base: Any, tmp_path: Path
     tune(tmp_path / "sft", train__steps=1)
     path = resolve(str(tmp_path / "sft"))
     lineage, before = read_lineage(path), read_lineage(resolve(str(base.workdir)))
-    pretrained, tuned = stages(lineage)
+    pretrained, tuned = training_spans(lineage)
     assert (pretrained.last_step, tuned.first_step) == (before.step, before.step)
     assert (pretrained.tuning, tuned.tuning) == (False, True)
     assert pretrained.tokens == before.tokens
     assert pretrained.evaluation == before.evaluation
     assert tuned.evaluation == lineage.evaluation != before.evaluation
-    assert [change["key"] for change in tuned.changes] == ["data.store"]
+    assert [change.key for change in tuned.changes] == ["data.store"]
     assert "├─ fine-tuned on instructions" in family_tree.draw(path, lineage)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from prts_jax import tree
-from prts_jax.checkpoint.ancestry import stages
 from prts_jax.checkpoint.layout import matrices_file, read_lineage, read_matrices, resolve
+from prts_jax.checkpoint.lineage import training_spans
 from prts_jax.cli.family_tree import draw
+from prts_jax.config import to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.growth import dense
 from prts_jax.growth.operators import make_map
@@ -90,7 +91,7 @@ def test_tokens_position_and_flops_of_learning_are_booked(learned_run, base):
 def test_what_learning_took_counts_to_the_grown_stage(learned_run, base):
     path = resolve(str(learned_run))
     before, lineage = read_lineage(resolve(str(base.workdir))), read_lineage(path)
-    first, second = stages(lineage)
+    first, second = training_spans(lineage)
     assert (first.tokens, first.flops) == (before.tokens, before.flops)
     assert second.tokens == (STEPS + 1) * 8 * 16
     assert f"learned for {STEPS} steps: 2,560 tokens" in draw(path, lineage)
@@ -99,9 +100,9 @@ def test_what_learning_took_counts_to_the_grown_stage(learned_run, base):
 def test_the_matrices_are_kept_by_digest_and_the_record_is_small(learned_run):
     path = resolve(str(learned_run))
     record = read_lineage(path).growth[-1]
-    digest = record["map"]["matrices"]["digest"]
+    digest = record.map.matrices.digest
     assert read_matrices(matrices_file(path, digest)).digest == digest
-    assert len(json.dumps(record)) < 10_000
+    assert len(json.dumps(to_dict(record))) < 10_000
 
 
 def test_stopped_while_it_learns_it_ends_at_once_and_learns_the_same_bits_again(

@@ -106,4 +106,4 @@ def test_a_run_in_stages_on_object_storage_equals_one_on_disk(
     lineages = [read_lineage(resolve(workdir)) for workdir in (remote, local)]
     assert lineages[0].digests == lineages[1].digests
     assert (lineages[0].stage, lineages[0].step) == (1, 32)
-    assert [record["at_step"] for record in lineages[0].growth] == [30]
+    assert [record.at_step for record in lineages[0].growth] == [30]

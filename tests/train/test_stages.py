@@ -61,9 +61,9 @@ def test_a_run_grows_on_its_way_in_one_lineage(undisturbed):
 
     lineage = read_lineage(resolve(str(undisturbed)))
     assert (lineage.step, lineage.stage, lineage.stage_step) == (9, 2, 3)
-    assert [record["at_step"] for record in lineage.growth] == [3, 6]
-    assert [record["map"]["operator"] for record in lineage.growth] == ["stack", "last"]
-    assert lineage.growth[1]["map"]["layers"] == [0, 1, 0, 1]
+    assert [record.at_step for record in lineage.growth] == [3, 6]
+    assert [record.map.operator for record in lineage.growth] == ["stack", "last"]
+    assert lineage.growth[1].map.layers == (0, 1, 0, 1)
     assert lineage.config["schedule"]["peak"] == 1e-3
 
 
@@ -240,7 +240,7 @@ def test_a_run_may_begin_with_no_layers(configure, tmp_path, monkeypatch, killed
     loop.train(config, str(tmp_path))
     lines = read_lines(tmp_path)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
-    assert read_lineage(resolve(str(tmp_path))).growth[0]["map"]["layers"] == [-1, -1]
+    assert read_lineage(resolve(str(tmp_path))).growth[0].map.layers == (-1, -1)
     assert all(abs(leaf).max() > 0 for leaf in stored_params(tmp_path).values())
 
 

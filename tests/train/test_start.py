@@ -15,6 +15,7 @@ from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint.layout import resolve
+from prts_jax.checkpoint.lineage import ChangeRecord
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
@@ -131,7 +132,7 @@ def test_what_may_change_only_by_leave(base, key, value):
     old = to_dict(base.config)
     for name in key.split("."):
         old = old[name]
-    assert begun.lineage.changes == ({"step": STEPS, "key": key, "from": old, "to": value},)
+    assert begun.lineage.changes == (ChangeRecord(STEPS, key, old, value),)
     assert begun.lineage.config == to_dict(config)
 
 
@@ -171,7 +172,7 @@ def test_another_store_is_refused_on_resume(base, other_store):
     begun = start(config, base.workdir, allow_change=("data.store",))
     assert begun.lineage.position == 0
     assert begun.lineage.store == TokenStore.open(other_store).fingerprint
-    assert [change["key"] for change in begun.lineage.changes] == ["data.store"]
+    assert [change.key for change in begun.lineage.changes] == ["data.store"]
 
 
 def test_the_same_store_elsewhere_is_the_same_store(base, tmp_path):
@@ -235,8 +236,8 @@ def test_growth_goes_on_counting(base, tmp_path):
     spent = training_flops_per_token(tiny.MODEL, declare(tiny.MODEL), 16) * STEPS * 8 * 16
     assert (lineage.step, lineage.stage_step) == (STEPS, 0)
     assert (lineage.tokens, lineage.flops) == (STEPS * 8 * 16, spent)
-    assert [record["at_step"] for record in lineage.growth] == [STEPS]
-    assert lineage.growth[0]["map"]["layers"] == [0, 1, 0, 1, 0, 1]
+    assert [record.at_step for record in lineage.growth] == [STEPS]
+    assert lineage.growth[0].map.layers == (0, 1, 0, 1, 0, 1)
     assert lineage.config == to_dict(config)
 
 
@@ -400,7 +401,7 @@ def test_another_order_begins_a_new_epoch(base, tmp_path, change, position):
     assert begun.lineage.position == position
     assert "epoch 2" in begun.how
     (record,) = begun.lineage.changes
-    assert record["key"] == next(iter(change)).replace("__", ".")
+    assert record.key == next(iter(change)).replace("__", ".")
 
 
 def test_in_blocks_another_length_goes_on_at_the_next_token(base, stores):
@@ -414,7 +415,7 @@ def test_in_blocks_another_length_goes_on_at_the_next_token(base, stores):
         batches = TrainBatches(store, ReadOrder(length, 8, seed=0, block=64))
         there = dataclasses.replace(lineage, position=at)
         found, _, changes = data_position(there, config, batches, ())
-        assert [change["key"] for change in changes] == ["data.length"]
+        assert [change.key for change in changes] == ["data.length"]
         return found
 
     assert position(32, 768) == 768
@@ -436,4 +437,4 @@ def test_another_store_needs_leave(base, other_store, tmp_path):
         grown(base, tmp_path, data__train=other_store)
     begun = grown(base, tmp_path, ("data.store",), data__train=other_store)
     assert begun.lineage.position == 0
-    assert [change["key"] for change in begun.lineage.changes] == ["data.store"]
+    assert [change.key for change in begun.lineage.changes] == ["data.store"]

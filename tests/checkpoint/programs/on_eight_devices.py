@@ -12,13 +12,13 @@ from prts_jax.checkpoint import arrays
 from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.store import restore_params, save_checkpoint
 from prts_jax.config import MeshConfig, ModelConfig
-from prts_jax.growth.on_disk import reference, stream
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten, unflatten
 from tests.checkpoint.tiny import abstract, lineage_of, random_params
+from tests.growth.on_disk import growing
 
 MODEL = ModelConfig(vocab=48, layers=3, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)
 DECLARED = declare(MODEL)
@@ -89,12 +89,12 @@ program = (
 )
 collectives = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
-stream.stream(folder("fsdp=8"), f"{FOLDER}/grown", growth_map)
+growing.stream(folder("fsdp=8"), f"{FOLDER}/grown", growth_map)
 one = unflatten({path: jax.device_put(expected[path], jax.devices()[0]) for path in expected})
 streamed = restore_params(f"{FOLDER}/grown", abstract(one), targets)
 linked = []
 for number, name in enumerate(MESHES):
-    reference.link(folder(name), f"{FOLDER}/linked_{number}", growth_map)
+    growing.link(folder(name), f"{FOLDER}/linked_{number}", growth_map)
     linked.append(restore_params(f"{FOLDER}/linked_{number}", abstract(grown), targets))
 
 found = [digests(placed(name), DECLARED) for name in MESHES]

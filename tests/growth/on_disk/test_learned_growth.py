@@ -11,12 +11,13 @@ from prts_jax.errors import UserError
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_disk import grow, plan, reference, stream
-from prts_jax.growth.on_disk.pieces import piece_memory
+from prts_jax.growth.on_disk import grow, plan, reference
+from prts_jax.growth.on_disk.grow import choose
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten
 from tests.checkpoint.tiny import MODEL, lineage_of, write_source
+from tests.growth.on_disk import growing
 from tests.growth.one_device import grow as on_one_device
 from tests.train.tiny import stored_params
 
@@ -56,7 +57,7 @@ def test_before_learning_it_streams_the_layers_of_a_stack_bit_for_bit(source, tm
     path, _ = source
     for operator in ("learned", "stack"):
         growth_map = make_map(MODEL, None, operator, factor=2)
-        stream.stream(path, str(tmp_path / operator), growth_map)
+        growing.stream(path, str(tmp_path / operator), growth_map)
     stacked = stored_params(tmp_path / "stack")
     for name, leaf in stored_params(tmp_path / "learned").items():
         np.testing.assert_array_equal(leaf, stacked[name], err_msg=name)
@@ -66,11 +67,11 @@ def test_the_matrices_lie_with_the_checkpoint_and_with_all_that_come_from_it(
     source, tmp_path, learned_map
 ):
     path, _ = source
-    stream.stream(path, str(tmp_path / "grown"), learned_map)
+    growing.stream(path, str(tmp_path / "grown"), learned_map)
     lineage = layout.read_lineage(str(tmp_path / "grown"))
     digest = learned_map.matrices.digest
-    assert lineage.growth[-1]["map"]["matrices"]["digest"] == digest
-    assert "arrays" not in lineage.growth[-1]["map"]["matrices"]
+    assert lineage.growth[-1].map.matrices.digest == digest
+    assert lineage.growth[-1].map.matrices.arrays is None
     for name, array in learned_map.matrices.arrays.items():
         np.testing.assert_array_equal(lineage.matrices[digest].arrays[name], array)
 
@@ -111,14 +112,19 @@ def test_it_cannot_be_grown_by_reference(source, tmp_path, learned_map):
         grow.grow_checkpoint(path, str(tmp_path / "grown"), learned_map, "reference")
 
 
+def memory_of(work, path):
+    return next(work.memory(leaf) for leaf in work.params if leaf.recipe.path == path)
+
+
 def test_the_plan_counts_what_is_read_again(source, learned_map, monkeypatch):
     path, _ = source
-    once = stream.plan(path, learned_map)
-    stored = sum(leaf.nbytes for leaf in once.stored.values())
-    assert once.bytes_read == stored
-    memory = piece_memory(once, "layers/mlp/up")
+    once = choose(plan.plan(path, "/nowhere/grown", learned_map), "stream")
+    stored = [leaf.stored for leaf in once.work.params]
+    assert once.bytes_read == sum(leaf.nbytes for leaf in stored)
+    memory = memory_of(once.work, "layers/mlp/up")
     monkeypatch.setattr(plan, "MIXTURE_BYTES", 1)
-    again = stream.plan(path, learned_map)
-    layers = sum(leaf.nbytes for name, leaf in once.stored.items() if name.startswith("layers/"))
-    assert again.bytes_read == stored + 5 * layers  # for each of six target layers
-    assert piece_memory(again, "layers/mlp/up") < memory
+    again = choose(plan.plan(path, "/nowhere/grown", learned_map), "stream")
+    stacked = [leaf.stored for leaf in once.work.params if leaf.recipe.declaration.stacked]
+    layers = sum(leaf.nbytes for leaf in stacked)
+    assert again.bytes_read == once.bytes_read + 5 * layers  # for each of six target layers
+    assert memory_of(again.work, "layers/mlp/up") < memory

@@ -1,10 +1,10 @@
-"""The stages of a checkpoint's past add up to its whole."""
+"""The training spans of a checkpoint's past add up to its whole."""
 
 import dataclasses
 
 import pytest
 
-from prts_jax.checkpoint.ancestry import stages
+from prts_jax.checkpoint.lineage import ChangeRecord, training_spans
 from prts_jax.growth.operators import make_map
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params
 
@@ -22,7 +22,7 @@ def later(lineage, steps):
 
 
 def test_a_model_that_never_grew_has_one_stage():
-    (only,) = stages(BASE)
+    (only,) = training_spans(BASE)
     assert (only.model, only.growth, only.share) == (MODEL, None, 1.0)
     assert (only.first_step, only.last_step) == (0, BASE.step)
     assert (only.tokens, only.flops) == (BASE.tokens, BASE.flops)
@@ -32,7 +32,7 @@ def test_stages_follow_each_other_and_add_up():
     stacked = make_map(MODEL, None, "stack", 2)
     wider = make_map(stacked.target, None, "split", widths="mlp=48")
     lineage = later(later(BASE.grown(stacked, {}), 3).grown(wider, {}), 5)
-    found = stages(lineage)
+    found = training_spans(lineage)
     assert [stage.growth for stage in found] == [None, stacked, wider]
     assert [stage.model for stage in found] == [MODEL, stacked.target, wider.target]
     assert [(stage.first_step, stage.last_step) for stage in found] == [(0, 7), (7, 10), (10, 15)]
@@ -43,11 +43,11 @@ def test_stages_follow_each_other_and_add_up():
 
 def test_each_change_is_in_the_stage_that_it_began():
     def change(step):
-        return {"step": step, "key": "data.batch", "from": 1, "to": 2}
+        return ChangeRecord(step, "data.batch", 1, 2)
 
     grown = later(BASE.grown(make_map(MODEL, None, "stack", 2), {}), 3)
     lineage = dataclasses.replace(grown, changes=(change(5), change(7), change(10)))
-    base, deep = stages(lineage)
+    base, deep = training_spans(lineage)
     assert base.changes == (change(5),)
     assert deep.changes == (change(7), change(10))
 
@@ -58,16 +58,16 @@ def test_each_stage_has_its_last_evaluation():
         return dataclasses.replace(lineage, evaluation=found)
 
     grown = evaluated(BASE, 3.5).grown(make_map(MODEL, None, "stack", 2), {})
-    assert [stage.evaluation for stage in stages(grown)] == [
+    assert [stage.evaluation for stage in training_spans(grown)] == [
         {"step": 7, "validation_loss": 3.5},
         {},
     ]
-    base, deep = stages(evaluated(later(grown, 3), 3.25))
+    base, deep = training_spans(evaluated(later(grown, 3), 3.25))
     assert base.evaluation["validation_loss"] == 3.5
     assert deep.evaluation == {"step": 10, "validation_loss": 3.25}
 
 
 def test_a_checkpoint_that_was_grown_before_its_first_step_has_spent_nothing():
     fresh = dataclasses.replace(BASE, step=0, stage_step=0, tokens=0, flops=0.0)
-    found = stages(fresh.grown(make_map(MODEL, None, "stack", 2), {}))
+    found = training_spans(fresh.grown(make_map(MODEL, None, "stack", 2), {}))
     assert [stage.share for stage in found] == [0.0, 0.0]
