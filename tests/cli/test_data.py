@@ -62,7 +62,7 @@ def test_tokenizer_is_trained_and_written(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == f"{output}: 1,024 pieces\n"
 
 
-def test_what_cannot_be_trained_leaves_no_file(tmp_path: Path):
+def test_failed_training_leaves_no_file(tmp_path: Path):
     output = tmp_path / "tokenizer.model"
     with pytest.raises(UserError, match="no text found"):
         data.main(["tokenizer", f"--input={tmp_path}", f"--output={output}"])

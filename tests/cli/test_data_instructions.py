@@ -41,11 +41,11 @@ def words(tmp_path: Path) -> Path:
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    made.pre_tokenizer = Whitespace()
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
     folder = tmp_path / "words"
     folder.mkdir()
-    made.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "</s>", "chat_template": "{{ messages }}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
@@ -66,14 +66,14 @@ def texts_of(store: TokenStore) -> list[str]:
 
 
 def answers_of(rows: list[Any]) -> list[str]:
-    found = [row["output"] for row in rows if "output" in row]
+    actual = [row["output"] for row in rows if "output" in row]
     for row in rows:
         turns = row.get("messages", [])
-        found += [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    return sorted(found)
+        actual += [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    return sorted(actual)
 
 
-def test_a_store_can_say_its_answers_with_the_tokenizer_that_it_carries(
+def test_the_stores_own_tokenizer_decodes_its_answers(
     prepare: Prepare, capsys: pytest.CaptureFixture[str]
 ):
     store = TokenStore.open(prepare(ANSWERS) / "train")
@@ -86,7 +86,7 @@ def test_a_store_can_say_its_answers_with_the_tokenizer_that_it_carries(
 
 
 @pytest.mark.parametrize("transformers", [4, 5])
-def test_a_tokenizer_of_hugging_face_is_carried_along_and_its_template_left_alone(
+def test_a_hugging_face_tokenizer_is_stored_and_its_template_unused(
     prepare: Prepare, words: Path, capsys: pytest.CaptureFixture[str], transformers: int
 ):
     if transformers == 5:  # which keeps it in a file of its own
@@ -123,7 +123,7 @@ def test_a_bad_row_is_one_line_with_its_place(run_prts: Callable[..., Any], tmp_
     assert not (tmp_path / "out/train/index.json").exists()
 
 
-def test_what_cannot_be_prepared_is_refused(prepare: Prepare, words: Path, tmp_path: Path):
+def test_bad_instruction_input_is_refused(prepare: Prepare, words: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"--length=1: give at least 2"):
         prepare(ANSWERS, "--length=1")
     with pytest.raises(UserError, match=r"--tokenizer=.*: no tokenizer\.json or tokenizer\.model"):

@@ -1,5 +1,6 @@
-"""Small stores and small corpora, made without seqio."""
+"""Small stores and corpora, built without seqio."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ Document = tuple[Sequence[int], int]
 MakeStore = Callable[..., TokenStore]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
     """`make_store(shards)`; a shard is a list of documents, each (tokens, source id)."""
 
@@ -61,10 +62,14 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def counting_store(make_store: MakeStore) -> Callable[[int], TokenStore]:
-    """`counting_store(n)`: tokens 0 … n-1, in documents of seven and shards of three documents."""
+    """`counting_store(n)`: tokens 0 … n-1, in documents of seven and shards of three documents.
 
+    Tests share the stores, so they must not write to them.
+    """
+
+    @functools.cache
     def make(tokens: int) -> TokenStore:
         def shards() -> Iterator[list[Document]]:
             for first in range(0, tokens, 21):

@@ -101,7 +101,7 @@ def test_a_batch_depends_on_windows_consumed_and_not_on_the_batch_size(
     np.testing.assert_array_equal(large.rows(30, 0, 6)["tokens"], parts["tokens"])
 
 
-def test_epochs_seeds_and_stores_have_orders_of_their_own(counting_store: CountingStore):
+def test_epochs_seeds_and_stores_have_different_orders(counting_store: CountingStore):
     def order(tokens: int, seed: int, epoch: int) -> tuple[int, ...]:
         batches = TrainBatches(counting_store(tokens), ReadOrder(length=4, batch=50, seed=seed))
         epoch_tokens = batches.windows_per_epoch * 4
@@ -126,7 +126,7 @@ def test_the_order_is_pinned(counting_store: CountingStore):
     batch=st.integers(1, 7),
 )
 @settings(shared_fixture, max_examples=30)
-def test_in_blocks_every_window_comes_once_an_epoch_and_blocks_stay_together(
+def test_with_blocks_every_window_comes_once_an_epoch_and_blocks_stay_together(
     counting_store: CountingStore, tokens: int, lengths: tuple[int, int], batch: int
 ):
     store, block = counting_store(tokens), 12
@@ -146,7 +146,7 @@ def test_in_blocks_every_window_comes_once_an_epoch_and_blocks_stay_together(
         np.testing.assert_array_equal(rows["targets"], rows["tokens"] + 1)
 
 
-def test_in_blocks_a_position_outlives_a_change_of_the_length_and_of_the_batch(
+def test_with_blocks_a_position_stays_exact_at_another_length_and_batch(
     counting_store: CountingStore,
 ):
     store = counting_store(1000)
@@ -200,7 +200,7 @@ def test_sizes_must_make_sense(counting_store: CountingStore):
     limit=st.none() | st.integers(1, 250),
 )
 @shared_fixture
-def test_evaluation_meets_every_token_after_the_first_once_and_in_order(
+def test_evaluation_has_every_token_after_the_first_as_a_target_once_in_order(
     counting_store: CountingStore, tokens: int, length: int, batch: int, limit: int | None
 ):
     batches = EvalBatches(counting_store(tokens), length, batch, limit_tokens=limit)

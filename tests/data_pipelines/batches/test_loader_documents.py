@@ -28,21 +28,21 @@ shards = st.lists(st.lists(document, max_size=5), min_size=1, max_size=5)
 
 @given(contents=shards, data=st.data())
 @shared_fixture
-def test_a_store_knows_how_far_each_token_is_into_its_document(
+def test_document_offsets_are_distances_from_the_start_of_the_document(
     make_store: MakeStore, contents: list[list[tuple[list[int], int]]], data: st.DataObject
 ):
     store = make_store(contents)
     offsets = [i for shard in contents for tokens, _ in shard for i in range(len(tokens))]
     start = data.draw(st.integers(0, len(offsets)))
     stop = data.draw(st.integers(start, len(offsets)))
-    found = store.document_offsets(start, stop - start)
-    assert found.tolist() == offsets[start:stop]
-    assert found.dtype == np.int32
+    actual = store.document_offsets(start, stop - start)
+    assert actual.tolist() == offsets[start:stop]
+    assert actual.dtype == np.int32
 
 
 @given(contents=shards)
 @shared_fixture
-def test_so_does_a_store_of_one_set(
+def test_document_offsets_in_a_store_of_one_set(
     make_store: MakeStore, contents: list[list[tuple[list[int], int]]]
 ):
     store = make_store(contents, layout="by_set").only(["b"])
@@ -76,7 +76,7 @@ def assert_apart(batch: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> 
     order=st.sampled_from(["windows", "disjoint", "blocks"]),
 )
 @shared_fixture
-def test_training_rows_say_where_their_documents_lie(
+def test_training_rows_have_segments_and_positions(
     counting_store: CountingStore, tokens: int, length: int, batch: int, step: int, order: str
 ):
     store = counting_store(max(tokens, 2 * length + 1))
@@ -84,9 +84,9 @@ def test_training_rows_say_where_their_documents_lie(
     plain = TrainBatches(store, ReadOrder(length, batch, seed=0, **choices[order]))
     apart = TrainBatches(store, ReadOrder(length, batch, seed=0, documents=True, **choices[order]))
     position = step * batch * length
-    found = apart.rows(position, 0, batch)
-    assert_apart(found, plain.rows(position, 0, batch))
-    assert tuple(found) == apart.fields
+    actual = apart.rows(position, 0, batch)
+    assert_apart(actual, plain.rows(position, 0, batch))
+    assert tuple(actual) == apart.fields
     assert tuple(plain.rows(position, 0, batch)) == plain.fields
 
 
@@ -98,7 +98,7 @@ def test_training_rows_say_where_their_documents_lie(
     data=st.data(),
 )
 @shared_fixture
-def test_evaluation_rows_say_so_too(
+def test_evaluation_rows_have_segments_and_positions(
     counting_store: CountingStore,
     tokens: int,
     length: int,
@@ -111,9 +111,9 @@ def test_evaluation_rows_say_so_too(
     apart = EvalBatches(store, length, batch, limit, documents=True)
     index = data.draw(st.integers(0, len(plain) - 1))
     start = data.draw(st.integers(0, batch - 1))
-    found = apart.rows(index, start, batch)
-    assert_apart(found, plain.rows(index, start, batch))
-    assert tuple(found) == apart.fields
+    actual = apart.rows(index, start, batch)
+    assert_apart(actual, plain.rows(index, start, batch))
+    assert tuple(actual) == apart.fields
 
 
 def test_shares_of_sets_keep_documents_apart(make_store: MakeStore):

@@ -52,19 +52,19 @@ def reader(directory: str, kind: str) -> TrainBatches:
     )
 
 
-def read_by(hosts: list[TrainBatches] | list[EvalBatches], place: int) -> Batch:
+def read_by(hosts: list[TrainBatches] | list[EvalBatches], step: int) -> Batch:
     """The global batch, of which every host reads an equal part."""
     share = BATCH // len(hosts)
-    parts = [host.rows(place, i * share, (i + 1) * share) for i, host in enumerate(hosts)]
+    parts = [host.rows(step, i * share, (i + 1) * share) for i, host in enumerate(hosts)]
     for part in parts:
         assert {array.shape for array in part.values()} == {(share, LENGTH)}
     return {name: np.concatenate([part[name] for part in parts]) for name in hosts[0].fields}
 
 
-def assert_same(found: Batch, expected: Batch) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: Batch, expected: Batch) -> None:
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_one_two_and_four_hosts_read_the_same_batch_at_any_step(
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_so_do_hosts_that_evaluate(store: TokenStore, hosts: int):
+def test_hosts_read_the_same_evaluation_batch(store: TokenStore, hosts: int):
     one = EvalBatches(store, LENGTH, BATCH, documents=True)
     several = [
         EvalBatches(TokenStore.open(store.directory), LENGTH, BATCH, documents=True)
@@ -111,7 +111,7 @@ def windows_of_an_epoch(store: TokenStore, kind: str) -> list[set[int]]:
 @pytest.mark.parametrize("kind", KINDS)
 @given(hosts=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=24, max_size=24))
 @shared_fixture
-def test_epochs_are_whole_when_every_step_is_another_number_of_hosts_started_anew(
+def test_epochs_stay_whole_when_the_number_of_hosts_changes_every_step(
     store: TokenStore, kind: str, hosts: list[int]
 ):
     read = []

@@ -37,7 +37,7 @@ def whole(store: TokenStore) -> list[int]:
     return store.read(0, store.tokens).tolist()
 
 
-def test_some_sets_are_a_store_of_their_own(store: TokenStore):
+def test_a_choice_of_sets_is_a_store_with_its_own_fingerprint(store: TokenStore):
     everything = whole(store)
     for names in (["A"], ["RedPajamaGithub", "A"], ["B", "RedPajamaGithub"]):
         ids = sorted(SETS.index(name) for name in names)
@@ -71,7 +71,7 @@ weights = st.lists(st.integers(1, 10**6), min_size=2, max_size=3)
 
 @given(shares=weights, rounds=st.integers(0, 10**9), data=st.data(), shuffle=st.booleans())
 @shared_fixture
-def test_shares_are_exact_and_every_window_of_a_set_comes_in_turn(
+def test_shares_are_exact_and_windows_of_a_set_come_in_order(
     store: TokenStore, shares: list[int], rounds: int, data: st.DataObject, shuffle: bool
 ):
     mixture = ",".join(f"{name}={share}" for name, share in zip(SETS, shares, strict=False))
@@ -79,10 +79,10 @@ def test_shares_are_exact_and_every_window_of_a_set_comes_in_turn(
         store, ReadOrder(2, 8, seed=data.draw(st.integers(0, 9)), shuffle=shuffle, mixture=mixture)
     )
     assert isinstance(batches, MixedBatches)
-    sets, places = batches.deal(np.arange(rounds * ROUND, (rounds + 3) * ROUND))
+    sets, windows = batches.deal(np.arange(rounds * ROUND, (rounds + 3) * ROUND))
     for number, share in enumerate(shares):
         exact = Fraction(share, sum(shares)) * ROUND
-        mine = places[sets == number]
+        mine = windows[sets == number]
         # What came before these rounds, and what in them, differs from the share by rounding.
         if mine.size:
             np.testing.assert_array_equal(mine, mine[0] + np.arange(mine.size))
@@ -91,7 +91,7 @@ def test_shares_are_exact_and_every_window_of_a_set_comes_in_turn(
     # Any slot is dealt alone as it is dealt among others.
     some = data.draw(st.lists(st.integers(0, 3 * ROUND - 1), min_size=1, max_size=9))
     alone = batches.deal(rounds * ROUND + np.array(some))
-    np.testing.assert_array_equal(alone, (sets[some], places[some]))
+    np.testing.assert_array_equal(alone, (sets[some], windows[some]))
 
 
 def test_a_set_is_read_once_before_any_of_it_comes_again(store: TokenStore):
@@ -120,9 +120,9 @@ def test_any_slice_of_rows_is_that_slice_of_the_batch(store: TokenStore):
 def test_the_order_is_pinned(store: TokenStore):
     # A change would silently change every run that is resumed.
     batches = train_batches(store, ReadOrder(length=2, batch=8, seed=0, mixture="A=1,B=2"))
-    sets, places = batches.deal(np.arange(8))
+    sets, windows = batches.deal(np.arange(8))
     assert sets.tolist() == [1, 0, 1, 0, 1, 1, 1, 0]
-    assert places.tolist() == [0, 0, 1, 1, 2, 3, 4, 2]
+    assert windows.tolist() == [0, 0, 1, 1, 2, 3, 4, 2]
 
 
 def test_shares_are_read_exactly():
@@ -132,7 +132,7 @@ def test_shares_are_read_exactly():
             parse_weights(text)
 
 
-def test_sets_that_are_not_there_or_lie_mixed_are_refused(store: TokenStore, make_store: MakeStore):
+def test_unknown_and_mixed_sets_are_refused(store: TokenStore, make_store: MakeStore):
     with pytest.raises(UserError, match="no set 'C' in .*: it has A, B, RedPajamaGithub"):
         train_batches(store, ReadOrder(2, 1, 0, mixture="A,C"))
     with pytest.raises(UserError, match="no set 'C'"):

@@ -28,9 +28,9 @@ def row_by_hand(tokens: list[int], padded: int) -> dict[str, list[int]]:
     An answer begins after `### Response :` and ends with its end-of-text.
     """
     counted, answering = [], False
-    for place, token in enumerate(tokens):
-        counted.append(int(answering and place < len(tokens) - padded))
-        if tokens[max(place - 2, 0) : place + 1] == [
+    for index, token in enumerate(tokens):
+        counted.append(int(answering and index < len(tokens) - padded))
+        if tokens[max(index - 2, 0) : index + 1] == [
             WORDS.index(w) for w in ("###", "Response", ":")
         ]:
             answering = True
@@ -49,21 +49,23 @@ def rows_of(store: TokenStore) -> list[dict[str, list[int]]]:
 def test_an_epoch_has_every_row_once_with_the_loss_on_its_answers(store: TokenStore):
     batches = PackedBatches(store, packed_order(LENGTH, BATCH, seed=0))
     assert batches.windows_per_epoch == store.tokens // (LENGTH + 1)
-    found = []
+    actual = []
     steps = -(-batches.windows_per_epoch // BATCH)
     for step in range(steps):
         batch = batches.rows(step * BATCH * LENGTH, 0, BATCH)
         assert tuple(batch) == batches.fields
         assert batch["loss_weights"].dtype == np.float32
         for row in range(BATCH):
-            found.append({k: batch[k][row].tolist() for k in ("tokens", "targets", "loss_weights")})
+            actual.append(
+                {k: batch[k][row].tolist() for k in ("tokens", "targets", "loss_weights")}
+            )
     expected = rows_of(store)
-    assert sorted(map(str, found[: len(expected)])) == sorted(
+    assert sorted(map(str, actual[: len(expected)])) == sorted(
         str({**row, "loss_weights": [float(w) for w in row["loss_weights"]]}) for row in expected
     )
 
 
-def test_examples_are_kept_apart_and_positions_begin_anew(store: TokenStore):
+def test_examples_are_kept_apart_and_positions_restart(store: TokenStore):
     plain = TrainBatches(store, ReadOrder(LENGTH, BATCH, 0, overlap=False, documents=True)).rows(
         0, 0, BATCH
     )
@@ -98,30 +100,36 @@ def test_padding_is_not_counted_as_read(store: TokenStore):
     assert TrainBatches(store, ReadOrder(LENGTH, BATCH, 0)).tokens(0) == BATCH * LENGTH
 
 
+def test_counting_tokens_reads_the_store_once(store: TokenStore, monkeypatch: pytest.MonkeyPatch):
+    batches = PackedBatches(store, packed_order(LENGTH, BATCH))
+    counts = [batches.tokens(step * BATCH * LENGTH) for step in range(3)]
+    for name in ("read", "whole"):
+        monkeypatch.setattr(store._files, name, None)
+    assert [batches.tokens(step * BATCH * LENGTH) for step in range(3)] == counts
+
+
 @pytest.mark.parametrize("batch", [1, 3, 50])
-def test_an_evaluation_reads_every_row_in_order_and_fills_up_with_nothing(
-    store: TokenStore, batch: int
-):
+def test_evaluation_reads_every_row_in_order_then_padding(store: TokenStore, batch: int):
     batches = eval_batches(store, LENGTH, batch)
     assert isinstance(batches, PackedEvalBatches)
     expected = rows_of(store)
-    found = [batches.rows(index, 0, batch) for index in range(len(batches))]
+    actual = [batches.rows(index, 0, batch) for index in range(len(batches))]
     for name in ("tokens", "targets", "loss_weights"):
-        rows = np.concatenate([part[name] for part in found])
+        rows = np.concatenate([part[name] for part in actual])
         assert rows[: len(expected)].tolist() == [row[name] for row in expected]
         assert not rows[len(expected) :].any()
     for name in batches.fields:
-        np.testing.assert_array_equal(batches.rows(0, batch - 1, batch)[name], found[0][name][-1:])
+        np.testing.assert_array_equal(batches.rows(0, batch - 1, batch)[name], actual[0][name][-1:])
 
 
-def test_an_evaluation_reads_as_much_as_it_is_told(store: TokenStore):
+def test_evaluation_stops_at_limit_tokens(store: TokenStore):
     assert len(PackedEvalBatches(store, LENGTH, 2, limit_tokens=3 * LENGTH)) == 2
     batches = PackedEvalBatches(store, LENGTH, 8, limit_tokens=3 * LENGTH - 1)
     weights = batches.rows(0, 0, 8)["loss_weights"]
     assert weights.any(1).tolist() == [True] * 3 + [False] * 5
 
 
-def test_a_packed_store_is_read_as_it_was_packed(store: TokenStore, tmp_path: Path):
+def test_a_read_order_other_than_the_packing_is_refused(store: TokenStore, tmp_path: Path):
     with pytest.raises(UserError, match=r"data\.length: 12 .* --length=24"):
         PackedBatches(store, packed_order(12, BATCH, 0))
     with pytest.raises(UserError, match=r"data\.length: 12 .* --length=24"):

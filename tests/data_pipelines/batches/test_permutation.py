@@ -9,22 +9,20 @@ from data_pipelines.batches.permutation import permute
 
 
 @given(size=st.integers(1, 5000), key=st.text())
-def test_every_index_goes_to_a_place_of_its_own(size: int, key: str):
-    places = permute(np.arange(size), size, key)
-    assert sorted(places) == list(range(size))
+def test_permute_is_a_bijection(size: int, key: str):
+    permuted = permute(np.arange(size), size, key)
+    assert sorted(permuted) == list(range(size))
 
 
 @given(size=st.integers(1, 1 << 40), data=st.data())
-def test_a_part_is_that_part_of_the_whole_and_sizes_beyond_memory_work(
-    size: int, data: st.DataObject
-):
+def test_single_indices_of_ranges_beyond_memory_are_permuted(size: int, data: st.DataObject):
     indices = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=9)))
-    places = permute(indices, size, "key")
-    assert places.dtype == np.int64
-    assert ((places >= 0) & (places < size)).all()
-    for index, place in zip(indices, places, strict=True):
-        assert permute(np.array([index]), size, "key") == place
-    assert len(set(places.tolist())) == len(set(indices.tolist()))
+    permuted = permute(indices, size, "key")
+    assert permuted.dtype == np.int64
+    assert ((permuted >= 0) & (permuted < size)).all()
+    for index, number in zip(indices, permuted, strict=True):
+        assert permute(np.array([index]), size, "key") == number
+    assert len(set(permuted.tolist())) == len(set(indices.tolist()))
 
 
 def test_another_key_gives_another_order():
@@ -43,8 +41,8 @@ def test_all_orders_of_a_small_range_are_about_equally_frequent():
 
 def test_neighbours_are_scattered():
     size = 100_000
-    places = permute(np.arange(size), size, "key")
-    correlation = np.corrcoef(places[:-1], places[1:])[0, 1]
+    permuted = permute(np.arange(size), size, "key")
+    correlation = np.corrcoef(permuted[:-1], permuted[1:])[0, 1]
     assert abs(correlation) < 0.02
-    # The mean distance of two random places is a third of the range.
-    assert abs(np.abs(np.diff(places)).mean() / size - 1 / 3) < 0.01
+    # The mean distance of two random numbers is a third of the range.
+    assert abs(np.abs(np.diff(permuted)).mean() / size - 1 / 3) < 0.01

@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("layout", ["mixed", "by_set"])
-def test_beam_makes_the_bytes_of_the_local_run(
+def test_beam_writes_the_bytes_of_a_local_build(
     beam: ModuleType, slimpajama: Path, tmp_path: Path, layout: str
 ):
     spoil(slimpajama)
@@ -74,20 +74,20 @@ def test_beam_makes_the_bytes_of_the_local_run(
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
     index = json.loads((tmp_path / "beam" / "index.json").read_bytes())
     assert index["bad"] == {"lone_surrogate": 1, "truncated_file": 1}
-    made = f"slimpajama_no_github/train: 5 of 5 files made, {store.tokens:,} tokens"
+    summary = f"slimpajama_no_github/train: 5 of 5 files made, {store.tokens:,} tokens"
     assert len(lines) == 1
-    assert lines[0].startswith(f"{made}, ")
+    assert lines[0].startswith(f"{summary}, ")
     assert lines[0].endswith(" tokens/s")
 
 
-def test_several_processes_make_them_too(beam: ModuleType, slimpajama: Path, tmp_path: Path):
+def test_beam_with_several_processes_writes_the_same_bytes(beam: ModuleType, slimpajama: Path, tmp_path: Path):
     options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     beam.cache(opened(slimpajama), tmp_path / "beam", options, lambda line: None)
     cache(opened(slimpajama), tmp_path / "local", lambda line: None)
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
 
 
-def test_bad_input_is_one_line_and_started_again_only_what_is_missing_is_made(
+def test_bad_input_is_one_line_and_a_restart_writes_only_missing_shards(
     beam: ModuleType, slimpajama: Path, tmp_path: Path
 ):
     spoil(slimpajama)
@@ -103,8 +103,8 @@ def test_bad_input_is_one_line_and_started_again_only_what_is_missing_is_made(
         beam.cache(opened(slimpajama), store, (), lines.append, few)
     enough = Rules(skip_bad=True, max_bad_fraction=0.1)
     beam.cache(opened(slimpajama), store, (), lines.append, enough)
-    made = [line.split(": ")[1].split(" files")[0] for line in lines]
-    assert made == ["3 of 5", "2 of 5", "0 of 5"]
+    counts = [line.split(": ")[1].split(" files")[0] for line in lines]
+    assert counts == ["3 of 5", "2 of 5", "0 of 5"]
     assert sorted(contents(store)) == sorted(
         [
             ".lock",
@@ -118,7 +118,7 @@ def test_bad_input_is_one_line_and_started_again_only_what_is_missing_is_made(
     assert lines == [f"slimpajama_no_github/train: already cached in {store}, 2 bad rows left out"]
 
 
-def test_a_disk_that_fails_is_one_line(
+def test_a_failing_disk_is_a_user_error(
     beam: ModuleType, slimpajama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def full(build: Build, number: int) -> None:
@@ -158,7 +158,7 @@ def test_input_and_output_on_object_storage(
         (["--runner=DataflowRunner", "--project=p"], "workers do not reach .*store"),
     ],
 )
-def test_options_that_lead_nowhere_are_refused(
+def test_unknown_beam_options_are_refused(
     beam: ModuleType, slimpajama: Path, tmp_path: Path, options: list[str], message: str
 ):
     with pytest.raises(UserError, match=message):
@@ -183,13 +183,13 @@ def all_of_slimpajama() -> Build:
     return Build(task, "gs://bucket/store", Rules(), [15_000_000 + i for i in range(len(files))])
 
 
-def test_all_of_slimpajama_fits_into_a_description_of_a_job(all_of_slimpajama: Build):
+def test_the_job_description_for_all_of_slimpajama_is_small(all_of_slimpajama: Build):
     # Dataflow takes one of 10 MB, and Beam compresses what it sends.
     assert all_of_slimpajama.identity["inputs"][0] == "chunk1/example_train_0.jsonl.zst"
     assert len(zlib.compress(pickle.dumps(all_of_slimpajama))) < 2_000_000
 
 
-def test_the_runner_of_dataflow_takes_the_pipeline(beam: ModuleType, all_of_slimpajama: Build):
+def test_dataflows_runner_accepts_the_pipeline(beam: ModuleType, all_of_slimpajama: Build):
     """All that it does before it sends the job, which needs no network with these two flags."""
     given = ["--project=project", "--region=us-central1", "--temp_location=gs://bucket/tmp"]
     given += ["--sdk_container_image=registry/image:1", "--max_num_workers=500"]

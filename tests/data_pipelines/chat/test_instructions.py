@@ -55,7 +55,7 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path):
         assert Path(one.directory, file).read_bytes() == Path(other.directory, file).read_bytes()
 
 
-def test_what_is_too_long_is_cut_and_counted_or_refused(tmp_path: Path):
+def test_too_long_examples_are_truncated_or_refused(tmp_path: Path):
     rows = [ANSWERS[0], {"instruction": "why", "output": "red " * 30}]
     cut = make_store(tmp_path / "cut", rows, length=15)
     tokens, answers = expected_of(rows[1])
@@ -72,14 +72,14 @@ def test_what_is_too_long_is_cut_and_counted_or_refused(tmp_path: Path):
 
 def test_statistics_count_answers_and_padding(tmp_path: Path):
     store = make_store(tmp_path, many(40), length=80)
-    found = statistics(store.directory)
-    assert found.packed is not None
+    actual = statistics(store.directory)
+    assert actual.packed is not None
     rows = [expected_of(row) for row in many(40)]
-    assert found.packed.examples == 40
-    assert found.packed.answers == sum(sum(answers) for _, answers in rows)
-    assert found.packed.padding == store.tokens - sum(len(tokens) for tokens, _ in rows)
-    assert found.as_json()["packed"]["rows"] == store.tokens // 81
-    assert "40 examples in" in found.table()
+    assert actual.packed.examples == 40
+    assert actual.packed.answers == sum(sum(answers) for _, answers in rows)
+    assert actual.packed.padding == store.tokens - sum(len(tokens) for tokens, _ in rows)
+    assert actual.as_json()["packed"]["rows"] == store.tokens // 81
+    assert "40 examples in" in actual.table()
 
 
 @pytest.fixture
@@ -102,11 +102,11 @@ def test_a_folder_has_splits_and_sets(folder: Path):
         open_instructions(folder / "validation/nothing", TOKENIZER, encode, Packing(80))
 
 
-def test_held_out_rows_are_those_that_their_bytes_choose(tmp_path: Path):
+def test_a_rows_bytes_decide_whether_it_is_held_out(tmp_path: Path):
     rows = many(200)
     file = write_lines(tmp_path / "rows.jsonl", rows)
     tasks = open_instructions(file, TOKENIZER, encode, Packing(200, held_out=0.25))
-    found = {
+    actual = {
         split: [document.tokens.tolist() for document in task.documents(0)]  # type: ignore[union-attr]
         for split, task in tasks.items()
     }
@@ -118,10 +118,10 @@ def test_held_out_rows_are_those_that_their_bytes_choose(tmp_path: Path):
     for split, wanted in (("train", False), ("validation", True)):
         expected = [expected_of(row)[0] for row, is_held in zip(rows, held, strict=True)]
         chosen = [tokens for tokens, h in zip(expected, held, strict=True) if h is wanted]
-        assert found[split] == chosen
+        assert actual[split] == chosen
 
 
-def test_bad_rows_end_the_run_or_are_counted(tmp_path: Path):
+def test_bad_rows_fail_or_are_counted(tmp_path: Path):
     rows = [*many(6), {"instruction": "why", "output": ""}, {"messages": [{"role": "tool"}]}]
     file = write_lines(tmp_path / "rows.jsonl", rows)
     packing = Packing(80)

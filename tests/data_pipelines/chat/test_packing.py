@@ -25,7 +25,7 @@ def by_trying_all_rows(sizes: list[int], row_size: int) -> list[int]:
 
 
 @given(sizes=sizes_of, more=st.integers(0, 12))
-def test_rows_are_filled_as_by_trying_them_all(sizes: list[int], more: int):
+def test_best_fit_equals_an_exhaustive_search(sizes: list[int], more: int):
     row_size = max(sizes, default=1) + more
     rows = best_fit(sizes, row_size)
     assert sorted(number for row in rows for number in row) == list(range(len(sizes)))
@@ -43,10 +43,10 @@ def examples_of(sizes: list[int]) -> list[Encoded]:
 
 
 @given(sizes=sizes_of, seed=st.integers(0, 3))
-def test_rows_hold_whole_examples_and_then_padding(sizes: list[int], seed: int):
+def test_rows_hold_whole_examples_then_padding(sizes: list[int], seed: int):
     packing = Packing(length=12, seed=seed)
-    found = list(pack(examples_of(sizes), packing, padding_source=2, padding_id=0))
-    tokens = np.concatenate([np.zeros(0, int), *(document.tokens for document in found)])
+    actual = list(pack(examples_of(sizes), packing, padding_source=2, padding_id=0))
+    tokens = np.concatenate([np.zeros(0, int), *(document.tokens for document in actual)])
     assert len(tokens) % 13 == 0
     for row in tokens.reshape(-1, 13):
         real = row[row > 0]
@@ -55,15 +55,15 @@ def test_rows_hold_whole_examples_and_then_padding(sizes: list[int], seed: int):
         assert len(np.flatnonzero(np.diff(real))) + 1 == len(np.unique(real))
         for example in np.unique(real):
             assert (real == example).sum() == sizes[example - 1]
-    kept = sorted((d.tokens[0], d.source) for d in found if d.source < 2)
+    kept = sorted((d.tokens[0], d.source) for d in actual if d.source < 2)
     assert kept == [(number + 1, number % 2) for number in range(len(sizes))]
-    for padding in (document for document in found if document.source == 2):
+    for padding in (document for document in actual if document.source == 2):
         assert padding.answers is not None
         assert not padding.tokens.any()
         assert not padding.answers.any()
 
 
-def test_the_order_is_the_seeds():
+def test_the_seed_decides_the_order_of_packing():
     def order(seed: int) -> list[int]:
         packed = pack(examples_of([3] * 30), Packing(12, seed=seed), 2, 0)
         return [int(document.tokens[0]) for document in packed]

@@ -30,7 +30,7 @@ def message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def test_an_instruction_asks_and_its_output_answers():
+def test_an_instruction_is_a_user_turn_and_its_output_an_answer():
     text, answers = said({"instruction": "Add.", "input": "1 2", "output": "3"})
     assert text == "### Instruction:\nAdd.\n\n1 2\n\n### Response:\n3$"
     assert answers == "." * (len(text) - 2) + "aa"
@@ -68,9 +68,7 @@ answered = spoken.filter(str.strip)
 @given(
     system=st.none() | spoken, talk=st.lists(st.tuples(spoken, answered), min_size=1, max_size=4)
 )
-def test_tokens_of_answers_are_the_answers_whatever_is_said(
-    system: str | None, talk: list[tuple[str, str]]
-):
+def test_marked_tokens_are_exactly_the_answers(system: str | None, talk: list[tuple[str, str]]):
     messages = [] if system is None else [message("system", system)]
     for asked, answer in talk:
         messages += [message("user", asked), message("assistant", answer)]
@@ -83,7 +81,7 @@ def test_tokens_of_answers_are_the_answers_whatever_is_said(
     assert not answers[0]
 
 
-def test_what_stands_between_two_answers_is_encoded_as_one_text():
+def test_turns_between_two_answers_are_encoded_as_one_text():
     pieces: list[str] = []
 
     def whole(text: str) -> list[int]:
@@ -97,7 +95,7 @@ def test_what_stands_between_two_answers_is_encoded_as_one_text():
 
 
 @pytest.mark.parametrize("system", ["", "Be brief."])
-def test_a_model_is_asked_in_the_words_that_it_was_trained_with(system: str):
+def test_a_prompt_has_the_tokens_of_training(system: str):
     told = [message("system", system)] if system else []
     messages = [*told, message("user", "Sing {}."), message("assistant", "La")]
     text, answers = said({"messages": messages})
@@ -133,10 +131,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "kind"), BAD)
-def test_a_row_that_is_no_conversation_says_why(row: dict[str, Any], kind: str):
-    found = turns_of(row, 7)
-    assert isinstance(found, Fault)
-    assert (found.kind, found.line) == (kind, 7)
+def test_a_bad_conversation_has_its_kind_of_fault(row: dict[str, Any], kind: str):
+    actual = turns_of(row, 7)
+    assert isinstance(actual, Fault)
+    assert (actual.kind, actual.line) == (kind, 7)
     assert kind in FAULTS
 
 

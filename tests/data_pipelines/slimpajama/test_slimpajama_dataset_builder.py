@@ -55,11 +55,11 @@ def test_a_built_data_set_holds_every_row_and_caches_file_by_file(
     assert len(task.files) == 3
     processor = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
     documents = [list(task.documents(index)) for index in range(3)]
-    found = Counter(
+    actual = Counter(
         (tuple(row.tokens.tolist()), SETS[row.source]) for shard in documents for row in shard
     )
     wanted = Counter(((*processor.encode(text), EOS), set_name) for text, set_name in rows)
-    assert found == wanted
+    assert actual == wanted
     store = cache(task, tmp_path / "store", lambda line: None)
     in_order = [token for shard in documents for row in shard for token in row.tokens]
     assert store.read(0, store.tokens).tolist() == in_order

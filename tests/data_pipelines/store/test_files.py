@@ -28,11 +28,11 @@ def both(make_store, fake_gcs: str) -> tuple[TokenStore, TokenStore]:  # noqa: F
     return local, TokenStore.open(fake_gcs)
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(actual[name], array)
+        assert actual[name].dtype == array.dtype
 
 
 @pytest.mark.parametrize("mixture", ["", "a", "a=1,b=3"])
@@ -78,7 +78,7 @@ def test_a_block_is_one_request(
     assert all(name.endswith(".tokens") for name in requests)
 
 
-def test_a_file_that_is_cut_or_gone_while_it_is_read_is_refused(make_store):
+def test_a_file_truncated_or_removed_while_open_is_an_error(make_store):
     store = make_store([*SHARDS], vocab_size=200)
     tokens = Path(store.directory) / "shard-00002.tokens"
     os.truncate(tokens, 20)
@@ -90,7 +90,7 @@ def test_a_file_that_is_cut_or_gone_while_it_is_read_is_refused(make_store):
         store.read(150, 1)
 
 
-def test_what_is_missing_or_cut_on_gs_is_refused(both: tuple[TokenStore, TokenStore]):
+def test_missing_and_truncated_objects_are_refused(both: tuple[TokenStore, TokenStore]):
     _, remote = both
     system = fsspec.filesystem("gs")
     system.pipe_file(f"{remote.directory}/shard-00001.sources", b"")

@@ -34,12 +34,12 @@ def test_counts_by_set_and_in_total(make_store: MakeStore):
 
 def test_lengths_fall_into_bins_of_half_an_octave(make_store: MakeStore):
     lengths = statistics(store_with_bytes(make_store)).lengths
-    found = {(s, i): int(n) for s, row in enumerate(lengths) for i, n in enumerate(row) if n}
+    actual = {(s, i): int(n) for s, row in enumerate(lengths) for i, n in enumerate(row) if n}
     eight = 3 * BINS_PER_OCTAVE
-    assert found == {(0, eight): 1, (0, 0): 1, (1, 0): 1, (1, eight): 1}
+    assert actual == {(0, eight): 1, (0, 0): 1, (1, 0): 1, (1, eight): 1}
 
 
-def test_a_store_that_does_not_know_its_text_says_so(make_store: MakeStore):
+def test_unknown_text_sizes_are_shown_as_missing(make_store: MakeStore):
     counts = statistics(make_store([[([1, 2], 0)]]).directory)
     assert counts.as_json()["total"]["bytes"] is None
     assert counts.table().splitlines()[-1].split() == ["total", "2", "100.00%", "1", "–", "–"]

@@ -38,7 +38,7 @@ def test_a_store_reads_as_one_array_across_documents_and_shards(
     assert store.source_ids(start, stop - start).tolist() == sources[start:stop]
 
 
-def test_arrays_are_int32_whatever_lies_on_disk(make_store: MakeStore):
+def test_arrays_are_int32_for_every_dtype_on_disk(make_store: MakeStore):
     for vocab_size, bytes_each in ((65536, 2), (65537, 4)):
         store = make_store([[([3, vocab_size - 1], 1)]], vocab_size=vocab_size)
         assert (Path(store.directory) / "shard-00000.tokens").stat().st_size == 2 * bytes_each
@@ -53,7 +53,7 @@ def test_reading_beyond_the_store_is_an_error(make_store: MakeStore, start: int,
         make_store([[([1, 2, 3], 0)]]).read(start, count)
 
 
-def test_the_index_says_what_is_there(make_store: MakeStore):
+def test_the_index_counts_tokens_and_documents(make_store: MakeStore):
     store = make_store([[([1, 2], 0), ([3], 1)], [([4, 5], 1)]], sources=("verse", "prose"))
     assert store.sources == ("verse", "prose")
     assert (store.vocab_size, store.eos_id) == (100, 2)
@@ -62,7 +62,7 @@ def test_the_index_says_what_is_there(make_store: MakeStore):
     assert [shard["documents"] for shard in index["shards"]] == [2, 1]
 
 
-def test_the_fingerprint_is_of_the_content(make_store: MakeStore):
+def test_the_fingerprint_depends_on_the_content_alone(make_store: MakeStore):
     contents = [[([1, 2], 0), ([3], 1)], [([4], 0)]]
     same = make_store(contents).fingerprint
     assert make_store(contents).fingerprint == same
@@ -76,7 +76,7 @@ def test_the_fingerprint_is_of_the_content(make_store: MakeStore):
     assert len({same, *(store.fingerprint for store in others)}) == 6
 
 
-def test_a_store_that_is_not_whole_is_refused(make_store: MakeStore, tmp_path: Path):
+def test_a_damaged_store_is_refused(make_store: MakeStore, tmp_path: Path):
     with pytest.raises(UserError, match="no finished token store"):
         TokenStore.open(tmp_path)
 

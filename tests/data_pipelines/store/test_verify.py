@@ -28,7 +28,7 @@ def change_index(folder: Path, **changes: object) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def test_a_whole_store_is_passed_by_any_number_of_processes(folder: Path):
+def test_a_whole_store_passes_with_one_and_several_processes(folder: Path):
     for workers in (1, 2):
         assert verify(folder, workers)["tokens"] == 6
 
@@ -50,29 +50,29 @@ def test_every_fault_is_reported(folder: Path):
     (folder / "shard-00000.tokens").write_bytes(b"")
     (folder / "shard-00001.ends").unlink()
     (folder / "tokenizer.model").write_bytes(b"another")
-    found: list[str] = []
+    actual: list[str] = []
     with pytest.raises(UserError, match="3 faults"):
-        verify(folder, report=found.append)
-    assert found == [
+        verify(folder, report=actual.append)
+    assert actual == [
         "tokenizer.model is not the one that made the tokens",
         "shard-00000.tokens has 0 bytes, not 8",
         "shard-00001.ends is missing",
     ]
 
 
-def test_counts_that_do_not_agree_are_found_though_digests_do(folder: Path):
+def test_wrong_counts_with_right_digests_are_found(folder: Path):
     index = json.loads((folder / "index.json").read_bytes())
     index["shards"][0]["tokens_per_source"] = [2, 2]
     change_index(folder, shards=index["shards"], tokens=7)
-    found: list[str] = []
+    actual: list[str] = []
     with pytest.raises(UserError, match="2 faults"):
-        verify(folder, report=found.append)
-    assert found == [
+        verify(folder, report=actual.append)
+    assert actual == [
         "the index counts 7 tokens, its shards 6",
         "shard-00000.sources gives [3, 1] tokens per source",
     ]
 
 
-def test_no_store_is_no_store(tmp_path: Path):
+def test_a_missing_store_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no finished token store"):
         verify(tmp_path)

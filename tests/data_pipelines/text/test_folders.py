@@ -77,7 +77,7 @@ def test_a_text_file_is_a_document_and_its_sub_folder_a_set(tmp_path: Path):
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
-def test_json_lines_name_their_text_and_set_as_they_like(tmp_path: Path, ending: str):
+def test_any_field_of_json_lines_can_hold_text_and_set(tmp_path: Path, ending: str):
     rows = [
         {"body": {"raw": "first"}, "lang": "en"},
         {"body": {"raw": "zweite"}, "lang": "de"},
@@ -94,7 +94,7 @@ def test_json_lines_name_their_text_and_set_as_they_like(tmp_path: Path, ending:
     assert store.source_ids(0, store.tokens).tolist() == ids
 
 
-def test_parquet_is_read_as_json_lines_are(tmp_path: Path):
+def test_parquet_and_json_lines_give_the_same_store(tmp_path: Path):
     rows: list[dict[str, object]] = [
         {"meta": {"lang": lang, "n": n}, "content": f"text {n} in {lang}", "extra": [n]}
         for n, lang in enumerate(["en", "de", "en", "en", "de"])
@@ -121,7 +121,7 @@ def test_parquet_is_read_as_json_lines_are(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["text", "jsonl", "parquet"])
-def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, name: str):
+def test_several_processes_write_the_same_bytes(tmp_path: Path, name: str):
     for number in range(5):
         folder = tmp_path / "input" / f"set{number % 2}"
         write(folder / f"{number}.txt", f"text {number}".encode())
@@ -129,12 +129,14 @@ def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, name: str)
         write_parquet(folder / f"{number}.parquet", [{"text": f"text {number}"}, {"text": None}])
     task = open_folder(tmp_path / "input", "train", Format(name), TOKENIZER)
     assert task.sources == ("set0", "set1")
-    made = []
+    stores = []
     for workers in (1, 3):
         cache(task, tmp_path / f"{workers}", lambda line: None, Rules(True, 0.5), workers)
-        made.append({file.name: file.read_bytes() for file in (tmp_path / f"{workers}").iterdir()})
-    assert made[0] == made[1]
-    bad = json.loads(made[0]["index.json"])["bad"]
+        stores.append(
+            {file.name: file.read_bytes() for file in (tmp_path / f"{workers}").iterdir()}
+        )
+    assert stores[0] == stores[1]
+    bad = json.loads(stores[0]["index.json"])["bad"]
     assert bad == ({} if name == "text" else {"text_not_a_string": 5})
 
 
@@ -157,7 +159,7 @@ def test_a_bad_text_is_one_fault(tmp_path: Path):
 
 
 @given(content=st.binary(max_size=60), ending=st.sampled_from(["", ".gz", ".zst"]))
-def test_whatever_a_text_file_holds_it_is_one_document_or_one_fault(
+def test_any_text_file_is_one_document_or_one_fault(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str
 ):
     path = tmp_path_factory.getbasetemp() / f"fuzzed.txt{ending}"
@@ -167,7 +169,7 @@ def test_whatever_a_text_file_holds_it_is_one_document_or_one_fault(
         assert row.text.encode() == content
 
 
-def test_what_leads_nowhere_is_refused(tmp_path: Path):
+def test_folders_without_usable_input_are_refused(tmp_path: Path):
     write(tmp_path / "a.txt", b"text")
     with pytest.raises(UserError, match=r"no text found: .* have no file \*\.parquet"):
         open_folder(tmp_path, "train", Format("parquet"), TOKENIZER)
@@ -206,9 +208,7 @@ def test_a_folder_on_object_storage(tmp_path: Path, name: str, fake_gcs: str):  
     ]
 
 
-def test_the_command_makes_the_splits_that_there_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_makes_every_existing_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write(tmp_path / "input/train/a.jsonl", jsonl({"content": "hello"}))
     write(tmp_path / "input/tokenizer.model", TOKENIZER.read_bytes())
     command = ["cache", f"--input={tmp_path}/input", "--workers=1", "--format=jsonl"]
@@ -239,7 +239,7 @@ def test_the_command_makes_the_splits_that_there_are(
         ([], "one of the arguments --task --format is required"),
     ],
 )
-def test_flags_that_contradict_each_other(tmp_path: Path, flags: list[str], message: str):
+def test_contradicting_flags_are_refused(tmp_path: Path, flags: list[str], message: str):
     with pytest.raises(UserError, match=message):
         data.main(["cache", *flags, f"--output={tmp_path}/out"])
     assert not (tmp_path / "out").exists()

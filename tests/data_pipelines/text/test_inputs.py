@@ -26,7 +26,7 @@ def test_names_are_relative_to_the_deepest_folder_that_all_share(tmp_path: Path)
     assert relative_names(remote[:1]) == ["a"]
 
 
-def test_object_storage_answers_as_a_disk_does(tmp_path: Path, fake_gcs: str):  # noqa: F811
+def test_object_storage_lists_the_same_files_as_a_disk(tmp_path: Path, fake_gcs: str):  # noqa: F811
     for name, content in (
         ("chunk10/a", b"aaa"),
         ("chunk2/b", b"bb"),
@@ -72,13 +72,13 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path, pattern: str):
     (tmp_path / "input" / "chunk1").mkdir(parents=True)
     (tmp_path / "input" / "chunk1" / "b.zst").symlink_to(tmp_path / "elsewhere" / "a.zst")
     (tmp_path / "input" / "chunk2").symlink_to(tmp_path / "elsewhere")
-    found = glob_files(tmp_path / "input", pattern)
-    assert found == [f"{tmp_path}/input/chunk1/b.zst", f"{tmp_path}/input/chunk2/a.zst"]
+    actual = glob_files(tmp_path / "input", pattern)
+    assert actual == [f"{tmp_path}/input/chunk1/b.zst", f"{tmp_path}/input/chunk2/a.zst"]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("link", ["chunk1/a.zst", "chunk2"])
-def test_a_link_to_nothing_is_no_file_less(tmp_path: Path, pattern: str, link: str):
+def test_a_broken_link_is_an_error(tmp_path: Path, pattern: str, link: str):
     (tmp_path / "chunk1").mkdir()
     (tmp_path / link).symlink_to(tmp_path / "not mounted")
     with pytest.raises(UserError, match=f"{link} is a link to nothing"):
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
         glob_files(tmp_path, "chunk*/*")
 
 
-def test_files_have_one_order_whatever_the_disk_lists_first(tmp_path: Path):
+def test_the_order_of_files_does_not_depend_on_the_listing(tmp_path: Path):
     names = ["chunk01", "chunk1", "chunk1²", "chunk2", "chunk10"]
     for name in reversed(names):
         (tmp_path / name).touch()

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(lines=st.lists(line), ending=ending, cut=st.integers(0, 1000))
-def test_lines_keep_their_numbers_whatever_the_compression_and_the_frames(
+def test_compression_and_frames_do_not_change_line_numbers(
     folder: Path, lines: list[bytes], ending: str, cut: int
 ):
     content = b"\n".join(lines)
@@ -40,7 +40,7 @@ def test_lines_keep_their_numbers_whatever_the_compression_and_the_frames(
 @given(ending=st.sampled_from([".jsonl.gz", ".jsonl.zst"]), share=st.floats(0, 1, exclude_max=True))
 @example(ending=".jsonl.gz", share=0)
 @example(ending=".jsonl.zst", share=0)
-def test_a_file_cut_off_anywhere_says_so_after_its_whole_lines(
+def test_a_truncated_file_yields_its_whole_lines_then_the_damage(
     folder: Path, ending: str, share: float
 ):
     # Powers compress badly, so that there is something to find before the cut.
@@ -48,20 +48,20 @@ def test_a_file_cut_off_anywhere_says_so_after_its_whole_lines(
     whole = COMPRESS[ending](b"\n".join(lines))
     path = folder / f"cut{ending}"
     path.write_bytes(whole[: int(len(whole) * share)])
-    *found, (number, damage) = numbered_lines(path, 1 << 20)
-    assert [content for _, content in found] == lines[: len(found)]
-    assert (number, damage) == (len(found) + 1, Damage("truncated_file"))
+    *actual, (number, damage) = numbered_lines(path, 1 << 20)
+    assert [content for _, content in actual] == lines[: len(actual)]
+    assert (number, damage) == (len(actual) + 1, Damage("truncated_file"))
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
-def test_a_line_that_is_too_long_costs_no_other(folder: Path, ending: str):
+def test_lines_around_a_too_long_line_are_read(folder: Path, ending: str):
     path = folder / f"long{ending}"
     path.write_bytes(COMPRESS[ending](b"before\n" + b"x" * 300_000 + b"\nafter"))
-    found = [(1, b"before"), (2, ENORMOUS), (3, b"after")]
-    assert list(numbered_lines(path, 200_000)) == found
+    actual = [(1, b"before"), (2, ENORMOUS), (3, b"after")]
+    assert list(numbered_lines(path, 200_000)) == actual
 
 
-def test_what_compresses_a_thousandfold_comes_in_parts(folder: Path):
+def test_highly_compressed_text_is_decompressed_in_parts(folder: Path):
     path, size = folder / "dense.txt.zst", 1 << 28
     path.write_bytes(zstandard.compress(bytes(size)))
     assert path.stat().st_size < size / 10_000

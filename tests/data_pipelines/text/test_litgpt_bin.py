@@ -32,12 +32,10 @@ def folder(tmp_path: Path) -> Path:
     return directory
 
 
-def test_documents_begin_at_the_begin_of_text_and_the_filling_is_left_out(
-    folder: Path, tmp_path: Path
-):
+def test_documents_begin_at_the_begin_of_text_id_without_padding(folder: Path, tmp_path: Path):
     task = open_litgpt(folder, "train", TOKENIZER)
-    found = [[d.tokens.tolist() for d in task.documents(index)] for index in range(3)]
-    assert found == [[[BOS, 5, 6], [BOS, 7, 8]], [[9], [BOS, 10]], []]
+    actual = [[d.tokens.tolist() for d in task.documents(index)] for index in range(3)]
+    assert actual == [[[BOS, 5, 6], [BOS, 7, 8]], [[9], [BOS, 10]], []]
     stores = [
         cache(task, tmp_path / f"store{workers}", lambda line: None, workers=workers)
         for workers in (1, 2)
@@ -47,7 +45,7 @@ def test_documents_begin_at_the_begin_of_text_and_the_filling_is_left_out(
     assert stores[0].fingerprint == stores[1].fingerprint
 
 
-def test_every_dtype_of_whole_numbers(tmp_path: Path):
+def test_every_integer_dtype_is_read(tmp_path: Path):
     for code, dtype in ((1, "u1"), (3, "<i2"), (4, "<i4"), (5, "<i8"), (8, "<u2")):
         assert read_tokens(packed(tmp_path / "a.bin", [3, 1, 99], code, dtype)).tolist() == [
             3,

@@ -36,7 +36,7 @@ def test_parts_joined_by_spaces_are_the_text(text: str, characters: int):
     assert all(len(part) >= characters for part in parts[:-1])
 
 
-def test_a_long_text_is_encoded_in_parts_and_comes_out_as_in_one():
+def test_a_long_text_encoded_in_parts_has_the_same_tokens():
     scenes = [
         document.text
         for file in list_files(EMBEDDED_SHAKESPEARE, "validation")
@@ -70,7 +70,7 @@ def with_piece_across_words() -> bytes:
         with_piece_across_words(),
     ],
 )
-def test_a_tokenizer_whose_words_depend_on_each_other_gets_the_text_whole(model: bytes):
+def test_tokenizers_with_dependent_words_encode_texts_whole(model: bytes):
     encoder = Encoder(model)
     assert not encoder.splits
     text = " ".join(random.Random(0).choices(["of", "the", "king", " "], k=PIECE_CHARACTERS))
@@ -78,7 +78,7 @@ def test_a_tokenizer_whose_words_depend_on_each_other_gets_the_text_whole(model:
     assert encoder.encode(text)[:-1].tolist() == whole
 
 
-def test_a_task_travels_to_another_process_and_gives_chosen_sets(tmp_path: Path):
+def test_a_pickled_task_yields_the_chosen_sets(tmp_path: Path):
     tragedies = SHAKESPEARE.sets["tragedies"]
     task = NativeTask(
         name="tragedies",

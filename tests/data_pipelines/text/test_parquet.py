@@ -36,7 +36,7 @@ def test_every_row_of_every_row_group_is_read_in_order(tmp_path: Path):
         pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
     ],
 )
-def test_text_may_have_any_of_arrows_types(tmp_path: Path, kind: Any):
+def test_text_of_every_arrow_type_is_read(tmp_path: Path, kind: Any):
     column = pyarrow.array(["one", "two", "one"], pyarrow.string()).cast(kind)
     path = written(tmp_path / "a.parquet", pyarrow.table({"text": column}))
     assert [row.text for row in read_parquet(path, fields=TEXT_ALONE)] == ["one", "two", "one"]
@@ -64,13 +64,13 @@ def test_a_bad_row_has_its_kind_and_number_and_good_ones_around_it(tmp_path: Pat
         ]
 
 
-def test_a_column_that_is_not_there_or_no_text(tmp_path: Path):
+def test_a_column_that_is_missing_or_not_text_is_a_fault(tmp_path: Path):
     path = written(tmp_path / "a.parquet", pyarrow.table({"n": [1, 2], "s": ["a", "b"]}))
-    found = {
+    actual = {
         field: [row.kind for row in read_parquet(path, fields=Fields(field, None))]
         for field in ("text", "n")
     }
-    assert found == {"text": ["missing_text"] * 2, "n": ["text_not_a_string"] * 2}
+    assert actual == {"text": ["missing_text"] * 2, "n": ["text_not_a_string"] * 2}
 
 
 def test_damage_to_a_row_group_leaves_the_others(tmp_path: Path):
@@ -90,7 +90,7 @@ def test_damage_to_a_row_group_leaves_the_others(tmp_path: Path):
     ]
 
 
-def test_rows_that_a_row_group_counts_but_has_not_are_a_fault(
+def test_a_row_group_with_fewer_rows_than_it_counts_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class Short(parquet.ParquetFile):
@@ -106,7 +106,7 @@ def test_rows_that_a_row_group_counts_but_has_not_are_a_fault(
     ]
 
 
-def test_a_file_that_is_cut_off_is_one_fault(tmp_path: Path):
+def test_a_truncated_parquet_file_is_one_fault(tmp_path: Path):
     path = tmp_path / "a.parquet"
     written(path, pyarrow.table({"text": ["a", "b"]}))
     whole = path.read_bytes()

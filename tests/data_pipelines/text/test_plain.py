@@ -12,9 +12,7 @@ from prts_jax.errors import UserError
 TOKENIZER = EMBEDDED_SHAKESPEARE / "tokenizer.model"
 
 
-def test_every_task_of_a_corpus_is_the_one_that_seqio_has(
-    tmp_path: Path, write_rows: Callable[..., Path]
-):
+def test_every_task_of_a_corpus_equals_seqios(tmp_path: Path, write_rows: Callable[..., Path]):
     from data_pipelines.text import tasks
 
     write_rows(tmp_path / "train/chunk1/example_train_0.jsonl.zst", [("text", "RedPajamaC4")])

@@ -45,7 +45,7 @@ characters = st.characters(exclude_categories=["Cs"])
     frames=st.integers(1, 4),
     end=st.sampled_from([b"", b"\n", b"\n\n"]),
 )
-def test_every_document_is_read_whatever_its_characters_and_the_frames(
+def test_characters_and_frames_do_not_change_the_documents(
     folder: Path, texts: list[str], frames: int, end: bytes
 ):
     path = written(folder, b"\n".join(map(row, texts)) + end, frames)
@@ -144,9 +144,7 @@ json_lines = st.recursive(
 
 
 @given(lines=st.lists(good_lines | any_lines | json_lines), frames=st.integers(1, 3))
-def test_whatever_the_lines_hold_each_is_one_document_or_one_fault(
-    folder: Path, lines: list[bytes], frames: int
-):
+def test_every_line_is_one_document_or_one_fault(folder: Path, lines: list[bytes], frames: int):
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     rows = list(read_rows(written(folder, b"\n".join(lines), frames)))
     assert len(rows) == len(numbers)

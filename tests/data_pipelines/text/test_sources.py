@@ -6,7 +6,7 @@ from data_pipelines.text.sources import list_files
 from prts_jax.errors import UserError
 
 
-def test_files_come_in_the_order_of_their_numbers(tmp_path: Path):
+def test_files_are_in_numeric_order(tmp_path: Path):
     for chunk, number in ((10, 0), (2, 11), (2, 9), (1, 3)):
         file = tmp_path / "train" / f"chunk{chunk}" / f"example_train_{number}.jsonl.zst"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def test_the_embedded_corpus_caches_as_it_is(
     assert store.vocab_size == 1024
 
 
-def test_where_a_task_was_opened_from_is_not_remembered(
+def test_opening_a_task_elsewhere_does_not_change_the_registry(
     tasks: ModuleType, slimpajama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert tasks.open_task("slimpajama", "train", slimpajama, TOKENIZER).files
@@ -187,7 +187,7 @@ def test_bad_input_ends_in_its_own_message(
         cache(task, tmp_path / "other", lambda line: None)
 
 
-def test_names_folders_and_tokenizers_that_do_not_exist(
+def test_missing_names_folders_and_tokenizers_are_refused(
     tasks: ModuleType, slimpajama: Path, tmp_path: Path
 ):
     with pytest.raises(UserError, match="no task 'shakespaere': the nearest is 'shakespeare'"):
@@ -232,7 +232,7 @@ def spoil(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["slimpajama", "slimpajama_book"])
-def test_with_and_without_seqio_the_documents_and_the_faults_are_the_same(
+def test_seqio_and_native_tasks_yield_the_same_documents_and_faults(
     tasks: ModuleType, slimpajama: Path, name: str, registered_at: Callable[[Path], None]
 ):
     for file in slimpajama.glob("train/chunk*/*.zst"):
@@ -261,7 +261,7 @@ def test_with_and_without_seqio_the_documents_and_the_faults_are_the_same(
         assert pairs[0] == pairs[1] != []
 
 
-def test_what_is_more_than_text_and_pieces_runs_through_seqio(tasks: ModuleType, slimpajama: Path):
+def test_tasks_with_other_steps_run_through_seqio(tasks: ModuleType, slimpajama: Path):
     seqio = tasks.seqio
 
     def upper_case(dataset):

@@ -57,7 +57,7 @@ def test_each_file_becomes_a_shard_and_each_label_a_source(data_dir: Path, tmp_p
     assert store.sources == tuple(SETS)
 
 
-def test_a_data_set_that_is_not_there(data_dir: Path, tmp_path: Path):
+def test_a_missing_data_set_is_refused(data_dir: Path, tmp_path: Path):
     from data_pipelines.text import tasks
 
     with pytest.raises(UserError, match="no data set slimpajama:1.0.0: .*`tfds build`"):

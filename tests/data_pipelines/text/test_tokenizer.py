@@ -17,7 +17,7 @@ def processor() -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_file=str(SHIPPED))
 
 
-def test_the_shipped_tokenizer_is_what_the_command_makes():
+def test_training_reproduces_the_shipped_tokenizer():
     assert train_from_directory(EMBEDDED_SHAKESPEARE, 1024) == SHIPPED.read_bytes()
 
 
@@ -32,7 +32,7 @@ def test_special_ids_are_llamas(processor: sentencepiece.SentencePieceProcessor)
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0▁")))
-def test_any_text_comes_back_unchanged(text: str):
+def test_decoding_restores_any_text(text: str):
     processor = sentencepiece.SentencePieceProcessor(model_file=str(SHIPPED))
     tokens = processor.encode(text)
     assert processor.decode(tokens) == text
@@ -45,7 +45,7 @@ def test_digits_are_split():
     assert [piece for piece in pieces if piece != "▁"] == ["1", "5", "9", "9"]
 
 
-def test_what_a_store_needs_to_know_of_it(tmp_path: Path):
+def test_a_loaded_tokenizer_has_its_digest_size_and_end_of_text_id(tmp_path: Path):
     tokenizer = load_tokenizer(SHIPPED)
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (1024, 2)
     assert tokenizer.model == SHIPPED.read_bytes()
