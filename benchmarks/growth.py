@@ -36,7 +36,8 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import CHUNK_BYTES
 from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
-from prts_jax.growth.on_disk import stream
+from prts_jax.growth.on_disk import grow
+from prts_jax.growth.on_disk.plan import plan
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
 from prts_jax.model.presets import preset
@@ -131,7 +132,7 @@ def _grow(source: str, target: str, mode: str, options: dict[str, Any]) -> dict[
 
 def _bytes_grown(source: str, operator: str, options: dict[str, Any]) -> int:
     growth_map = make_map(layout.read_lineage(source).model, None, operator, **options)
-    return stream.plan(source, growth_map).bytes_written
+    return grow.choose(plan(source, f"{source}.grown", growth_map), "stream").bytes_written
 
 
 def _copy(source: str, target: str, size: int) -> dict[str, Any]:

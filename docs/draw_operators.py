@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 
 from prts_jax.config import ModelConfig
 from prts_jax.growth.leaf import grow_layers
+from prts_jax.growth.recipe import recipes
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.widening import NEW
@@ -157,10 +158,11 @@ def _entries(growth_map: GrowthMap, path: str) -> tuple[np.ndarray, np.ndarray]:
     before, after = declare(growth_map.source)[path], declare(growth_map.target)[path]
     shape = before.shape[1:] if before.stacked else before.shape
     layer = jnp.zeros(1, jnp.int32)
+    recipe = recipes(growth_map, declare(growth_map.target))[path]
 
     def grown(value: float) -> np.ndarray:
         values = jnp.full((1, *shape), value, jnp.float32)
-        return np.asarray(grow_layers(values, growth_map, path, after, layer))[0]
+        return np.asarray(grow_layers(recipe, growth_map, values, layer))[0]
 
     drawn = grown(0.0)
     share = grown(1.0) - drawn

@@ -4,61 +4,71 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from prts_jax.growth import explain
+from prts_jax.checkpoint.commit import free_bytes
+from prts_jax.growth.function_preservation import reasons
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_disk.forecast import Forecast
-from prts_jax.growth.on_disk.stream import GrowthPlan, GrowthReport
-from prts_jax.sizes import format_bytes, format_seconds
+from prts_jax.growth.on_disk.grow import Execution, GrowthReport
+from prts_jax.growth.recipe import changes
+from prts_jax.sizes import format_bytes
 
 if TYPE_CHECKING:  # computing a model takes Orbax, seconds to import; only --verify does
     from prts_jax.evaluate.agreement import Agreement
 
 
-def dry_run(growth_map: GrowthMap, work: GrowthPlan, target: str, expected: Forecast) -> str:
-    """Returns the map drawn, what it changes and keeps, and what it will cost."""
-    lines = [str(growth_map), "", *_function(growth_map), "", "leaves:"]
-    done = explain.changes(growth_map, work.declarations)
-    width = max(map(len, done))
-    lines += [f"  {what:<{width}}  {', '.join(_grouped(paths))}" for what, paths in done.items()]
+def dry_run(execution: Execution) -> str:
+    """Returns the map drawn, the function and the leaves it changes, and bytes and memory."""
+    work = execution.work
+    lines = [str(work.growth_map), "", *_function(work.growth_map), "", "leaves:"]
+    leaves = changes(work.growth_map, work.recipes)
+    width = max(map(len, leaves))
+    lines += [f"  {change:<{width}}  {', '.join(_grouped(p))}" for change, p in leaves.items()]
     lines.append("")
-    if expected.mode == "reference":
+    whole = Execution(work, "stream")
+    if execution.mode == "reference":
         lines.append(
-            f"shares the files of {work.source} with {target}; --mode=stream would read "
-            f"{format_bytes(expected.bytes_read)} and write {format_bytes(expected.bytes_written)}"
+            f"shares the files of {work.source} with {work.target}, in about a second at any size; "
+            f"--mode=stream would read {format_bytes(whole.bytes_read)} and write "
+            f"{format_bytes(whole.bytes_written)}"
         )
+        if execution.bytes_written:
+            size = format_bytes(execution.bytes_written)
+            lines.append(f"writes {size} of optimizer state, which cannot be shared")
     else:
-        if expected.reason:
-            lines.append(f"streams, for it cannot be grown by reference: {expected.reason}")
-        free = expected.bytes_free
+        if execution.reason:
+            lines.append(
+                f"streams, because growth by reference is not possible: {execution.reason}"
+            )
+        free = free_bytes(work.target)
         space = "unknown (object store)" if free is None else format_bytes(free)
-        lines.append(f"reads {format_bytes(expected.bytes_read)} from {work.source}")
+        lines.append(f"reads {format_bytes(whole.bytes_read)} from {work.source}")
         lines.append(
-            f"writes {format_bytes(expected.bytes_written)} to {target}; free there: {space}"
+            f"writes {format_bytes(whole.bytes_written)} to {work.target}; free there: {space}"
         )
-    return "\n".join([*lines, f"takes {_cost(expected)}"])
+    return "\n".join([*lines, f"needs about {format_bytes(execution.memory_bytes)} of memory"])
 
 
-def as_json(growth_map: GrowthMap, work: GrowthPlan, expected: Forecast) -> dict[str, Any]:
+def as_json(execution: Execution) -> dict[str, Any]:
     """Returns what `prts grow --dry_run --json` prints; the keys of a growth's report are in it."""
+    work = execution.work
+    whole = Execution(work, "stream")
     report = GrowthReport(
         mode="dry_run",
         seconds=0.0,
-        bytes_read=expected.bytes_read,
-        bytes_written=expected.bytes_written,
+        bytes_read=whole.bytes_read,
+        bytes_written=whole.bytes_written,
         peak_rss_bytes=0,
-        layers=growth_map.layers,
-        reason=expected.reason,
+        layers=work.growth_map.layers,
+        reason=execution.reason,
     )
+    clauses = reasons(work.growth_map)
     return report.to_json() | {
-        "expected_mode": expected.mode,
-        "expected_seconds": expected.seconds,
-        "expected_memory_bytes": expected.memory_bytes,
-        "write_rate": expected.write_rate,
-        "bytes_free": expected.bytes_free,
-        "connection_rate": growth_map.connection_rate(),
-        "function_preserving": growth_map.function_preserving(),
-        "not_preserving_because": explain.reasons(growth_map),
-        "leaves": explain.changes(growth_map, work.declarations),
+        "expected_mode": execution.mode,
+        "expected_memory_bytes": execution.memory_bytes,
+        "bytes_free": free_bytes(work.target),
+        "connection_rate": work.growth_map.connection_rate(),
+        "function_preserving": not clauses,
+        "not_preserving_because": clauses,
+        "leaves": changes(work.growth_map, work.recipes),
     }
 
 
@@ -93,10 +103,10 @@ def agreement_text(found: "Agreement") -> str:
 
 
 def _function(growth_map: GrowthMap) -> Sequence[str]:
-    reasons = explain.reasons(growth_map)
-    if not reasons:
+    clauses = reasons(growth_map)
+    if not clauses:
         return ["function preserving: the grown model computes what its source does"]
-    return ["not function preserving:", *(f"  {reason}" for reason in reasons)]
+    return ["not function preserving:", *(f"  {clause}" for clause in clauses)]
 
 
 def _grouped(paths: Sequence[str]) -> list[str]:
@@ -111,15 +121,3 @@ def _grouped(paths: Sequence[str]) -> list[str]:
         else ", ".join(names)
         for folder, names in folders.items()
     ]
-
-
-def _cost(expected: Forecast) -> str:
-    memory = f"about {format_bytes(expected.memory_bytes)} of memory"
-    if expected.mode == "reference":
-        return f"about a second at any size, and {memory}"
-    if expected.seconds is None or expected.write_rate is None:
-        return f"an unknown time, and {memory}"
-    return (
-        f"{format_seconds(expected.seconds)} (at {format_bytes(expected.write_rate)}/s, "
-        f"which this disk just took; computing what is not copied comes on top), and {memory}"
-    )

@@ -108,8 +108,6 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
 
 def _check(config: RunConfig) -> None:
     for key, choices in CHOICES.items():
-        if key == "init.growth.operator" and get(config, key) not in choices:
-            choices = (*choices, *third_party_operators())
         if get(config, key) not in choices:
             name = get(config, key)
             raise UserError(f"config.{key}: {name!r} is unknown; {nearest(name, choices)}")

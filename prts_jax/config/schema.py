@@ -98,7 +98,7 @@ class GrowthConfig:
     """How the checkpoint in `init.grow_from` becomes deeper or wider."""
 
     # A number of 0 is taken from the target's layers.
-    operator: str = "stack"  # a name in prts_jax.growth.operators
+    operator: str = "stack"  # a registered name, see prts_jax.growth.registry
     factor: int = 0  # stack, interpolate, zero, in width: copies of the source's layers
     layers: str = ""  # layers: "1-234*7-56" (the paper's notation) or "0:24,8:32"
     drop: int = 0  # solar: layers that each of the two copies lacks
@@ -115,7 +115,7 @@ class GrowthConfig:
     learn_steps: int = 100  # learned: steps that its matrices train for; 0: their initial value
     learn_rate: float = 6e-3  # learned: of these steps, constant, over a matrix's columns
     matrices: str = ""  # learned: file of matrices learned before, used as they are
-    options: str = ""  # of another package's operator: "name=value,name=value"
+    options: str = ""  # further ones, of an operator's own: "name=value,name=value"
     optimizer: str = "reset"  # its state: reset, or copy (moments through the same map)
 
 
@@ -218,19 +218,4 @@ CHOICES = {
     "init.kind": ("paper", "torch_default"),
     "train.trainable": ("all", "new"),
     "init.growth.optimizer": ("reset", "copy"),
-    "init.growth.operator": (
-        "stack",
-        "layers",
-        "interpolate",
-        "solar",
-        "block_expansion",
-        "middle",
-        "last",
-        "zero",
-        "random",
-        "split",
-        "zero_width",
-        "random_width",
-        "learned",
-    ),
 }

@@ -13,12 +13,14 @@ from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.notation import parse_layers
+from prts_jax.growth.registry import BLOCK, FACTOR, GATE_STEPS, ORDER, SEED, operator
 from prts_jax.growth.widening import NEW
 
 ORDERS = ("interleave", "stack")
 """Where `zero` and `random` put new layers: each after its original, or all on top."""
 
 
+@operator("stack", factor=FACTOR)
 def stack(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """G_stack: `M∘M∘…∘M`, g copies of the source on top of each other.
 
@@ -37,6 +39,11 @@ def stack(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
     return _deepened("stack", {"factor": factor}, source, target, layers)
 
 
+@operator(
+    "layers",
+    layers="source layer of each target layer, as '1-234*7-56' (one-based, * repeats the group "
+    "before it, sources of at most 9 layers) or '0:24,8:32' (zero-based, half-open)",
+)
 def index_list(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:
@@ -56,6 +63,7 @@ def index_list(
     return _deepened("layers", {"layers": notation}, source, target, layers)
 
 
+@operator("interpolate", factor=FACTOR)
 def interpolate(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:
@@ -76,6 +84,7 @@ def interpolate(
     return _deepened("interpolate", {"factor": factor}, source, target, layers)
 
 
+@operator("solar", drop="layers that each of the two copies lacks")
 def solar(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """SOLAR's up-scaling: two copies, the first without its last m layers, the second its first.
 
@@ -109,6 +118,7 @@ def solar(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
     return _deepened("solar", {"drop": drop}, source, target, layers)
 
 
+@operator("block_expansion", every="a new layer after every so many")
 def block_expansion(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:
@@ -148,6 +158,7 @@ def block_expansion(
     )
 
 
+@operator("middle", block=BLOCK)
 def middle(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:
@@ -175,6 +186,7 @@ def middle(
     return _deepened("middle", {"block": block}, source, target, layers)
 
 
+@operator("last", block=BLOCK)
 def last(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """A stage of gradual stacking: the last b layers once more on top, L = l + b.
 
@@ -195,6 +207,7 @@ def last(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, 
     return _deepened("last", {"block": block}, source, target, layers)
 
 
+@operator("zero", factor=FACTOR, order=ORDER)
 def zero(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """G_zero in depth: duplicates whose outputs are zero. Function preserving, exactly (App. A).
 
@@ -223,6 +236,7 @@ def zero(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, 
     return _deepened("zero", {"factor": factor, "order": order}, source, target, layers, zeroed)
 
 
+@operator("random", factor=FACTOR, order=ORDER, seed=SEED, gate_steps=GATE_STEPS)
 def random(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:

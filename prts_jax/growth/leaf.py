@@ -1,4 +1,4 @@
-"""The arithmetic of growth: what becomes of some layers of one leaf. Both executors call this."""
+"""The arithmetic of growth: makes some layers of one leaf. All executors call this."""
 
 import math
 from typing import Any
@@ -11,48 +11,57 @@ from prts_jax.declaration import Declaration, Kind
 from prts_jax.growth import dense
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays
-from prts_jax.growth.widening import NEW
-from prts_jax.model.drawing import draw_rows
-from prts_jax.model.initialise import init_leaf, leaf_key, standard_deviation
+from prts_jax.growth.moments import grow_moment
+from prts_jax.growth.recipe import LeafRecipe, Make, is_noisy, query_key_factor, sums_over
+from prts_jax.growth.widening import NEW, along
+from prts_jax.model.initialise import draw_rows, init_leaf, leaf_key, standard_deviation
 
 
-def is_copied(growth_map: GrowthMap, declaration: Declaration) -> bool:
-    """Returns whether a leaf's copied layers keep their values (or become zero)."""
-    widens = any(axis in growth_map.widths for axis in declaration.axes)
-    mixes = growth_map.matrices is not None and declaration.stacked
-    return not widens and not mixes and not _is_noisy(growth_map, declaration)
-
-
-def fresh_layers(
+def grow_leaf(
+    recipe: LeafRecipe,
     growth_map: GrowthMap,
-    path: str,
-    declaration: Declaration,
-    targets: jax.Array,
-    rows: jax.Array | None = None,
+    source: Any,
+    arrays: Arrays | None = None,
 ) -> jax.Array:
-    """Makes new layers: functions of (seed, path, target layer) and of nothing else.
+    """Grows a whole leaf: a pure function, linear in the source and in each matrix.
 
     Args:
-      growth_map: says the seed and the depth.
-      path: path of the leaf.
-      declaration: of the leaf in the target.
-      targets: `[n]` int32, the target layers (of a leaf without layers: any one).
-      rows: `[r]` int32, the positions to make along a layer's first axis; None makes all.
+      recipe: what the leaf is made of.
+      growth_map: what is applied.
+      source: the source's leaf, `[layers, …]` where stacked; None where the source has none.
+      arrays: the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
 
     Returns:
-      `[n, …]` as the paper's initialiser makes them.
+      The target's leaf, in the source's dtype.
     """
-    layers = growth_map.target.layers
-    if declaration.stacked:
-        return init_leaf(path, declaration, layers, "paper", growth_map.seed, targets, rows)
-    return init_leaf(path, declaration, layers, "paper", growth_map.seed, rows=rows)[None]
+    declaration = recipe.declaration
+    if not declaration.stacked:
+        only = jnp.zeros(1, jnp.int32)
+        return grow_layers(recipe, growth_map, source[None], only, arrays)[0]
+    targets = jnp.arange(len(recipe.layers), dtype=jnp.int32)
+    shape = (-1, *[1] * (len(declaration.shape) - 1))
+
+    def where(make: Make, values: Any, otherwise: jax.Array) -> jax.Array:
+        chosen = np.array([layer.make is make for layer in recipe.layers])
+        return jnp.where(chosen.reshape(shape), values, otherwise) if chosen.any() else otherwise
+
+    if recipe.targets(Make.MIXTURE):
+        mixed = dense.mix_layers((arrays or {})[dense.depth_name(recipe.parameter)], source)
+        grown = grow_layers(recipe, growth_map, mixed, targets, arrays)
+    elif recipe.targets(Make.COPY):
+        index = np.array([max(layer.source, 0) for layer in recipe.layers])
+        grown = grow_layers(recipe, growth_map, jnp.take(source, index, axis=0), targets, arrays)
+    else:
+        grown = jnp.zeros(declaration.shape, declaration.dtype)
+    if recipe.targets(Make.FRESH):
+        grown = where(Make.FRESH, fresh_layers(recipe, growth_map, targets), grown)
+    return where(Make.ZERO, 0, grown)
 
 
 def grow_layers(
-    values: jax.Array,
+    recipe: LeafRecipe,
     growth_map: GrowthMap,
-    path: str,
-    declaration: Declaration,
+    values: jax.Array,
     targets: jax.Array,
     arrays: Arrays | None = None,
     rows: jax.Array | None = None,
@@ -64,14 +73,14 @@ def grow_layers(
       zero:   `W' = [[W, A], [0, C]]`, embedding `[E, 0]`, norm `[√(d/D) μ, 1]`
       random: `W' = [[W, A], [B, C]]`, embedding `[E, ε]`, norm `[√(d/D) μ, 1]`
     with A, B, C, ε fresh from the initialiser: functions of (seed, path, target layer).
-    A dense map widens by its matrices instead (`prts_jax.growth.dense`).
+    A dense map widens by its matrices instead (`prts_jax.growth.dense`), and a moment follows its
+    parameter (`prts_jax.growth.moments`).
 
     Args:
+      recipe: of the leaf.
+      growth_map: what is applied.
       values: source layers `[n, …]`, the one that each of n target layers copies (or, of a dense
         map, the mixture that it is); n is 1 for a leaf without layers.
-      growth_map: what becomes of them.
-      path: path of the leaf.
-      declaration: of the leaf in the target.
       targets: `[n]` int32, the target layers.
       arrays: the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
       rows: `[r]` int32, the positions to make along a layer's first axis; `values` then hold the
@@ -81,14 +90,43 @@ def grow_layers(
     Returns:
       `[n, …]` in the target's shape; with `rows`, r of them along that axis.
     """
+    if recipe.unchanged:
+        return values
+    declaration = recipe.declaration
+    if recipe.power:
+        return grow_moment(values, growth_map, declaration, recipe.power, rows)
     grown = values
     if growth_map.matrices is not None:
-        grown = dense.mix_positions(values, growth_map, path, declaration, arrays or {})
-    elif any(axis in growth_map.widths for axis in declaration.axes):
-        grown = _widen(values, growth_map, path, declaration, targets, rows)
-    if _is_noisy(growth_map, declaration):
-        grown = _with_noise(grown, growth_map, path, declaration, targets, rows)
+        grown = dense.mix_positions(values, growth_map, recipe.parameter, declaration, arrays or {})
+    else:
+        grown = _widen(values, growth_map, recipe, targets, rows)
+    if is_noisy(growth_map, declaration):
+        grown = _with_noise(grown, growth_map, recipe, targets, rows)
     return grown.astype(values.dtype)
+
+
+def fresh_layers(
+    recipe: LeafRecipe,
+    growth_map: GrowthMap,
+    targets: jax.Array,
+    rows: jax.Array | None = None,
+) -> jax.Array:
+    """Makes new layers: functions of (seed, path, target layer) and of nothing else.
+
+    Args:
+      recipe: of the leaf.
+      growth_map: says the seed and the depth.
+      targets: `[n]` int32, the target layers (of a leaf without layers: any one).
+      rows: `[r]` int32, the positions to make along a layer's first axis; None makes all.
+
+    Returns:
+      `[n, …]` as the paper's initialiser makes them.
+    """
+    declaration, path = recipe.declaration, recipe.parameter
+    layers = growth_map.target.layers
+    if declaration.stacked:
+        return init_leaf(path, declaration, layers, "paper", growth_map.seed, targets, rows)
+    return init_leaf(path, declaration, layers, "paper", growth_map.seed, rows=rows)[None]
 
 
 def source_rows(growth_map: GrowthMap, declaration: Declaration, rows: range) -> list[int]:
@@ -99,7 +137,7 @@ def source_rows(growth_map: GrowthMap, declaration: Declaration, rows: range) ->
       declaration: of the leaf in the target.
       rows: positions along the first axis of a layer.
     """
-    axis = declaration.axes[1 if declaration.stacked else 0]
+    axis = declaration.layer_axes[0]
     if axis not in growth_map.widths:
         return list(rows)
     index = growth_map.widths[axis].index
@@ -109,16 +147,16 @@ def source_rows(growth_map: GrowthMap, declaration: Declaration, rows: range) ->
 def _widen(
     values: jax.Array,
     growth_map: GrowthMap,
-    path: str,
-    declaration: Declaration,
+    recipe: LeafRecipe,
     targets: jax.Array,
     rows: jax.Array | None,
 ) -> jax.Array:
+    declaration = recipe.declaration
     grown = values
     # By "contracted": which positions are new, and whether there are any.
     is_new: dict[bool, Any] = {True: np.zeros((), bool), False: np.zeros((), bool)}
     has_new = {True: False, False: False}
-    for at, axis in inner_axes(declaration):
+    for at, axis in enumerate(declaration.layer_axes, start=1):
         if axis not in growth_map.widths:
             continue
         widening = growth_map.widths[axis]
@@ -135,36 +173,43 @@ def _widen(
         has_new[contracted] |= widening.has_new
     grown = grown * _factor(growth_map, declaration, rows)
     if growth_map.pair_noise:
-        grown = grown + _paired_noise(growth_map, path, declaration, targets, rows)
+        grown = grown + _paired_noise(growth_map, recipe, targets, rows)
     if growth_map.new == "zero":
-        blank = 1 if declaration.scales_stream else 0
+        blank = 1 if declaration.kind is Kind.NORM else 0
         grown = jnp.where(is_new[False], jnp.asarray(blank, grown.dtype), grown)
         drawn, draws = is_new[True], has_new[True]
     else:
         drawn, draws = is_new[True] | is_new[False], has_new[True] or has_new[False]
     if draws:
-        fresh = fresh_layers(growth_map, path, declaration, targets, rows)
+        fresh = fresh_layers(recipe, growth_map, targets, rows)
         grown = jnp.where(drawn, fresh, grown)
     return grown
 
 
-def _is_noisy(growth_map: GrowthMap, declaration: Declaration) -> bool:
-    return growth_map.noise > 0 and not declaration.scales_stream
+def _factor(growth_map: GrowthMap, declaration: Declaration, rows: jax.Array | None) -> Any:
+    """Returns the factor that keeps the function, of norms of the stream, queries and keys."""
+    if not declaration.scales_stream:
+        return np.float32(query_key_factor(growth_map, declaration))
+    factor: Any = np.float32(growth_map.norm_scale)
+    if growth_map.target.tied and not declaration.stacked and "embed" in growth_map.widths:
+        weights = np.asarray(growth_map.widths["embed"].weights, np.float32)
+        factor = factor * (weights if rows is None else jnp.asarray(weights)[rows])[None]
+    return factor
 
 
 def _with_noise(
     values: jax.Array,
     growth_map: GrowthMap,
-    path: str,
-    declaration: Declaration,
+    recipe: LeafRecipe,
     targets: jax.Array,
     rows: jax.Array | None,
 ) -> jax.Array:
     """Mixes in ε of variance 1/(d·l²) for output projections and 2/(5d) for the others."""
     width, layers = growth_map.target.embed, growth_map.target.layers
+    declaration = recipe.declaration
     variance = 1 / (width * layers**2) if declaration.writes_stream else 2 / (5 * width)
-    shape = declaration.shape[1:] if declaration.stacked else declaration.shape
-    noise = _normal(growth_map.seed, f"{path}:noise", declaration, targets, shape, rows)
+    name = f"{recipe.parameter}:noise"
+    noise = _normal(growth_map.seed, name, declaration, targets, declaration.layer_shape, rows)
     share = growth_map.noise
     return values * np.float32(1 - share) + noise * np.float32(share * math.sqrt(variance))
 
@@ -188,61 +233,27 @@ def _normal(
     )
 
 
-def inner_axes(declaration: Declaration) -> list[tuple[int, str]]:
-    """Returns (dimension, logical axis) of `[n, …]` arrays."""
-    axes = declaration.axes[1:] if declaration.stacked else declaration.axes
-    return list(enumerate(axes, start=1))
-
-
-def sums_over(declaration: Declaration, axis: str) -> bool:
-    """Returns whether growth weights the copies along an axis, which the parameter sums over."""
-    # A tied embedding also contracts its width, but what it produces must be whole copies: the
-    # weights go into the norm before the head.
-    return axis in declaration.contracts and declaration.kind is not Kind.TABLE
-
-
-def along(vector: Any, at: int, ndim: int) -> Any:
-    """Returns a vector as an array of `ndim` dimensions that lies along one of them."""
-    return vector.reshape([-1 if axis == at else 1 for axis in range(ndim)])
-
-
-def _factor(growth_map: GrowthMap, declaration: Declaration, rows: jax.Array | None) -> Any:
-    """Returns what keeps the function: of norms, and of queries whose softmax scale changed."""
-    factor: Any = np.ones((), np.float32)
-    if declaration.scales_stream:
-        factor = factor * np.float32(growth_map.norm_scale)
-        if growth_map.target.tied and not declaration.stacked:
-            weights = np.asarray(growth_map.widths["embed"].weights, np.float32)
-            factor = factor * (weights if rows is None else jnp.asarray(weights)[rows])[None]
-    if declaration.kind is Kind.QUERY and "head_dim" in growth_map.widths:
-        wider = growth_map.target.head_dim / growth_map.source.head_dim
-        factor = factor * np.float32(math.sqrt(wider))
-    return factor
-
-
 def _paired_noise(
-    growth_map: GrowthMap,
-    path: str,
-    declaration: Declaration,
-    targets: jax.Array,
-    rows: jax.Array | None,
+    growth_map: GrowthMap, recipe: LeafRecipe, targets: jax.Array, rows: jax.Array | None
 ) -> jax.Array | float:
     """Returns noise that cancels between the copies of each contracted position."""
+    declaration = recipe.declaration
     split = [
         (at, growth_map.widths[axis])
-        for at, axis in inner_axes(declaration)
+        for at, axis in enumerate(declaration.layer_axes, start=1)
         if axis in growth_map.widths and sums_over(declaration, axis)
     ]
     if not split:
         return 0.0
-    shape = list(declaration.shape[1:] if declaration.stacked else declaration.shape)
+    shape = list(declaration.layer_shape)
     for at, widening in split:
         shape[at - 1] = len(widening.copies())
     drawn = rows
     for at, widening in split:
         if at == 1 and rows is not None:
             drawn = jnp.maximum(jnp.asarray(widening.index)[rows], 0)
-    noise = _normal(growth_map.seed, f"{path}:pairs", declaration, targets, tuple(shape), drawn)
+    name = f"{recipe.parameter}:pairs"
+    noise = _normal(growth_map.seed, name, declaration, targets, tuple(shape), drawn)
     for at, widening in split:
         signs: Any = np.asarray(widening.pair_signs(), np.float32)
         if at == 1 and rows is not None:

@@ -12,12 +12,22 @@ from prts_jax.errors import UserError
 from prts_jax.growth import dense, depth
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays, Matrices
+from prts_jax.growth.registry import FACTOR, WIDTHS, operator
 from prts_jax.growth.widening import partition
 from prts_jax.growth.width import wide_target
 
 WIDENS = ("embed", "mlp", "heads", "kv_heads")
 
 
+@operator(
+    "learned",
+    factor=FACTOR,
+    widths=WIDTHS,
+    learn_steps="steps in which `prts train` learns the matrices; `prts grow` takes 0, their "
+    "initial value, unless matrices are given",
+    learn_rate="learning rate of these steps",
+    matrices="file of matrices that a run has learned, CKPT/matrices/….npz in its checkpoints",
+)
 def learned(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:

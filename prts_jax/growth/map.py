@@ -104,12 +104,9 @@ class GrowthMap:
     def function_preserving(self) -> bool:
         """Returns whether the target computes what the source computes, at the moment of growth.
 
-        A layer with zero outputs or a gate, which is shut then, adds nothing to the residual
-        stream, so what counts is whether the other layers are the source's, each once and in order,
-        and whether every axis that widens keeps the sums over it and what the norms see.
+        `prts_jax.growth.function_preservation.reasons` says why it does not.
         """
-        in_order = self.adding_layers() == tuple(range(self.source.layers))
-        return self.matrices is None and in_order and self._keeps_function_in_width()
+        return not function_preservation.reasons(self)
 
     def adding_layers(self) -> tuple[int, ...]:
         """Returns `layers` without those that add nothing to the stream at the moment of growth."""
@@ -123,19 +120,6 @@ class GrowthMap:
         gated = {*self.gates, *(["kv_heads"] if "heads" in self.gates else [])}
         return self.new == "random" and any(
             widening.has_new and axis not in gated for axis, widening in self.widths.items()
-        )
-
-    def _keeps_function_in_width(self) -> bool:
-        return (
-            not self.noise
-            and not self.adds_random()
-            and function_preservation.keeps_sums(self.widths)
-            and function_preservation.keeps_norms(
-                self.source, self.target, self.widths, self.norm_scale
-            )
-            and function_preservation.keeps_attention(
-                self.source, self.target, self.widths, "heads" in self.gates
-            )
         )
 
     def connection_rate(self) -> float:

@@ -1,34 +1,22 @@
-"""Growth of an optimizer's state: each moment goes through the map of its parameter.
-
-A moment is an average of powers of gradients, so it grows as the gradient does. Where growth keeps
-the function and copies a position k times with weights w (summing to one, in what sums over it):
-
-* a parameter that makes the position gets the share w of the gradient in each copy: `g' = w g`;
-* a parameter that sums over it sees the same input in each copy: `g' = g`;
-* a new entry, and every entry of a layer with zero outputs, starts at zero.
-
-The second moment takes the squares. Exact for even splits, for mlp and heads also for uneven ones;
-with uneven weights on the stream RMS norms mix the copies, and it is an approximation.
+"""Growth of an optimizer's state: each moment goes through the recipe of its parameter.
 
 Leaves are told apart by their paths alone ("1/mu/layers/mlp/up"), so this knows no optimizer
-library, and a state on disk grows like one in memory.
+library, and a state on disk grows like one in memory. `prts_jax.growth.moments` has the arithmetic.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from prts_jax.declaration import Declaration, Kind
+from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
-from prts_jax.growth.leaf import along, inner_axes, sums_over
+from prts_jax.growth.leaf import grow_leaf
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.widening import NEW
-from prts_jax.tree import named_leaves
+from prts_jax.growth.recipe import moment_recipe
+from prts_jax.tree import named_leaves, parameter_of
 
 POWERS: Mapping[str, int] = {
     "mu": 1,
@@ -89,7 +77,7 @@ def roles(
     """
     found: dict[str, Role] = {}
     for path, leaf in leaves.items():
-        parameter = _parameter_of(path, declarations)
+        parameter = parameter_of(path, declarations)
         if parameter is not None:
             found[path] = _moment(path, leaf, parameter, declarations[parameter], powers)
     holders = {
@@ -163,97 +151,19 @@ def grow_optimizer(
         def leaf(path: str) -> Any:
             role = found[path]
             if isinstance(role, Moment):
-                declaration = declarations[role.parameter]
                 if path not in source:  # of a source without layers
                     return fresh[path]
-                moment = _grow_moment(source[path], growth_map, declaration, role.power)
-                return moment.astype(wanted[path].dtype)
+                declaration = dataclasses.replace(
+                    declarations[role.parameter], dtype=wanted[path].dtype.name
+                )
+                recipe = moment_recipe(growth_map, path, role.parameter, declaration, role.power)
+                return grow_leaf(recipe, growth_map, source[path]).astype(wanted[path].dtype)
             kept = role == KEPT or (role == SCHEDULE and schedule == "keep")
             return source[path] if kept else fresh[path]
 
         return jax.tree.unflatten(structure, [leaf(path) for path in wanted])
 
     return jax.jit(grow, out_shardings=shardings)(source, params)
-
-
-def grow_moment_layers(
-    values: jax.Array, growth_map: GrowthMap, declaration: Declaration, power: int
-) -> jax.Array:
-    """Widens layers of a moment: copied along every axis, weighted where copies share a gradient.
-
-    Args:
-      values: source layers `[n, …]`; n is 1 for a leaf without layers.
-      growth_map: what becomes of them.
-      declaration: of the parameter in the target.
-      power: of the gradient: 1 or 2, say.
-
-    Returns:
-      `[n, …]` in the target's shape, new entries zero.
-    """
-    grown = values
-    for at, axis in inner_axes(declaration):
-        if axis not in growth_map.widths:
-            continue
-        widening = growth_map.widths[axis]
-        index = np.asarray(widening.index)
-        grown = jnp.take(grown, np.maximum(index, 0), axis=at)
-        shared = not (sums_over(declaration, axis) or _carries_weights(growth_map, declaration))
-        weights = np.asarray(widening.weights) if shared else np.ones(len(index))
-        scale = np.where(index == NEW, 0.0, weights**power).astype(np.float32)
-        grown = grown * along(scale, at, grown.ndim)
-    factor = np.float32(_gradient_factor(growth_map, declaration) ** power)
-    return (grown * factor).astype(values.dtype)
-
-
-def blank_layers(growth_map: GrowthMap) -> np.ndarray:
-    """Returns which target layers have zero moments: `[layers]` bool.
-
-    Those that copy none; and those with zero outputs, as nothing they make reaches the loss (their
-    output projections do get a gradient, but one that the source has never seen).
-    """
-    layers = np.asarray(growth_map.layers)
-    return (layers == NEW) | np.isin(np.arange(len(layers)), growth_map.zeroed)
-
-
-def _grow_moment(
-    values: jax.Array, growth_map: GrowthMap, declaration: Declaration, power: int
-) -> jax.Array:
-    if not declaration.stacked:
-        return grow_moment_layers(values[None], growth_map, declaration, power)[0]
-    layers = np.maximum(np.asarray(growth_map.layers, np.int32), 0)
-    grown = grow_moment_layers(jnp.take(values, layers, axis=0), growth_map, declaration, power)
-    blank = blank_layers(growth_map)
-    if not blank.any():
-        return grown
-    return jnp.where(blank.reshape(-1, *[1] * (grown.ndim - 1)), 0, grown)
-
-
-def _carries_weights(growth_map: GrowthMap, declaration: Declaration) -> bool:
-    """Whether a norm's scale holds the weights of the sum after it: the one before a tied head."""
-    return growth_map.target.tied and declaration.scales_stream and not declaration.stacked
-
-
-def _gradient_factor(growth_map: GrowthMap, declaration: Declaration) -> float:
-    """Returns what the gradient of norms and queries is multiplied by beside the copies' weights.
-
-    A norm divides by the root of the mean square, which new zero components lower: its scale's
-    gradient rises by as much. Queries of a head that is k times as wide are √k times as large, and
-    scores are divided by √k more.
-    """
-    factor = 1.0
-    if declaration.scales_stream and "embed" in growth_map.widths:
-        index = growth_map.widths["embed"].index
-        factor *= math.sqrt(len(index) / sum(place != NEW for place in index))
-    if declaration.kind is Kind.QUERY and "head_dim" in growth_map.widths:
-        factor *= math.sqrt(growth_map.source.head_dim / growth_map.target.head_dim)
-    return factor
-
-
-def _parameter_of(path: str, declarations: Mapping[str, Declaration]) -> str | None:
-    """Returns the parameter whose path a leaf's path ends with."""
-    parts = path.split("/")
-    ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
-    return next((end for end in ends if end in declarations), None)
 
 
 def _moment(

@@ -117,3 +117,8 @@ def runs(values: Sequence[Any], step: int) -> Iterator[tuple[Any, int]]:
         if at == len(values) or values[at] != expected:
             yield values[start], at - start
             start = at
+
+
+def along(vector: Any, at: int, ndim: int) -> Any:
+    """Returns a vector as an array of `ndim` dimensions that lies along one of them."""
+    return vector.reshape([-1 if axis == at else 1 for axis in range(ndim)])

@@ -13,6 +13,7 @@ from prts_jax.config import GrowthConfig, ModelConfig, check_model, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.registry import FACTOR, GATE_STEPS, NORM, SEED, WIDTHS, operator
 from prts_jax.growth.widening import NEW, Widening, partition
 
 AXES = ("embed", "mlp", "heads", "kv_heads", "head_dim")
@@ -22,6 +23,16 @@ WEIGHTS = ("even", "uneven")
 NORMS = ("exact", "paper")
 
 
+@operator(
+    "split",
+    widths=WIDTHS,
+    factor=FACTOR,
+    weights="'even' or 'uneven', 2/3 and 1/3 of two copies",
+    pair_noise="noise added to one copy and taken from the other, as a share of a fresh "
+    "parameter's standard deviation",
+    seed=SEED,
+    norm=NORM,
+)
 def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """G_direct in width: copies of positions, their weights split where they are summed over.
 
@@ -73,6 +84,7 @@ def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
     )
 
 
+@operator("zero_width", widths=WIDTHS, factor=FACTOR, seed=SEED, norm=NORM)
 def zero_width(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:
@@ -98,6 +110,7 @@ def zero_width(
     return _with_new("zero_width", "zero", source, target, options)
 
 
+@operator("random_width", widths=WIDTHS, factor=FACTOR, seed=SEED, norm=NORM, gate_steps=GATE_STEPS)
 def random_width(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:

@@ -43,10 +43,12 @@ def test_every_operator_and_its_options_are_flags(source, tmp_path, capsys, capl
     argv = [source, target, "--operator=zero", "--factor=2", "--order=stack"]
     assert grow.main(argv) == 0
     assert "source 2 ··●··○" in capsys.readouterr().out
-    record = read_lineage(str(tmp_path / "grown")).growth[0]["map"]
-    assert record["operator"] == "zero"
-    assert record["zeroed"] == [3, 4, 5]
-    assert "streaming, for it cannot be grown by reference: zero makes layers" in caplog.text
+    record = read_lineage(str(tmp_path / "grown")).growth[0].map
+    assert record.operator == "zero"
+    assert record.zeroed == (3, 4, 5)
+    assert (
+        "streaming, because growth by reference is not possible: zero makes layers" in caplog.text
+    )
 
 
 def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
@@ -107,11 +109,12 @@ def test_the_mode_that_was_asked_for_is_used_and_said(source, tmp_path, capsys, 
 def test_where_files_cannot_be_shared_layers_are_streamed_and_the_reason_is_said(
     source, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(reference, "obstacle", lambda work, target: "the moon is full")
+    monkeypatch.setattr(reference, "obstacle", lambda work: "the moon is full")
     argv = [source, f"--target={tmp_path / 'grown'}", "--factor=2"]
     assert run(grow.main, [*argv, "--dry_run"], "grow") == 0
     assert (
-        "streams, for it cannot be grown by reference: the moon is full" in capsys.readouterr().out
+        "streams, because growth by reference is not possible: the moon is full"
+        in capsys.readouterr().out
     )
     assert run(grow.main, [*argv, "--mode=reference"], "grow") == 2
     error = capsys.readouterr().err
@@ -202,7 +205,7 @@ def test_the_factor_comes_from_a_target_config(source, tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     target = f"--target={tmp_path / 'grown'}"
     assert grow.main([source, target, f"--target_config={tmp_path / 'config.py'}:9"]) == 0
-    assert read_lineage(str(tmp_path / "grown")).growth[0]["map"]["options"] == {"factor": 3}
+    assert read_lineage(str(tmp_path / "grown")).growth[0].map.options == {"factor": 3}
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from prts_jax.config import ComputeConfig, GrowthConfig, ModelConfig, to_dict
 from prts_jax.errors import UserError
-from prts_jax.growth.explain import changes, reasons
+from prts_jax.growth.function_preservation import reasons
 from prts_jax.growth.gates import gates_after
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import OPERATORS, make_map
+from prts_jax.growth.recipe import changes, recipes
 from prts_jax.model.architecture import declare, logits
 from prts_jax.tree import flatten, unflatten
 from tests.growth.one_device import grow
@@ -200,7 +201,7 @@ def test_the_mesh_makes_the_shapes_that_the_target_declares(growth_map):
     assert {path: (leaf.shape, leaf.dtype.name) for path, leaf in flatten(grown).items()} == {
         path: (leaf.shape, leaf.dtype) for path, leaf in targets.items()
     }
-    done = changes(growth_map, targets)
+    done = changes(growth_map, recipes(growth_map, targets))
     assert {path for paths in done.values() for path in paths} == targets.keys()
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from prts_jax.config import ModelConfig
-from prts_jax.growth.explain import changes, reasons
+from prts_jax.growth.function_preservation import reasons
 from prts_jax.growth.operators import make_map
+from prts_jax.growth.recipe import changes, recipes
 from prts_jax.model.architecture import declare
 
 SOURCE = ModelConfig(vocab=48, layers=2, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)
@@ -42,7 +43,7 @@ def test_there_is_a_reason_just_where_the_function_is_not_kept(operator, options
 
 def test_growth_in_depth_copies_the_layers_and_keeps_the_rest():
     growth_map = make_map(SOURCE, None, "zero", factor=2)
-    done = changes(growth_map, declare(growth_map.target))
+    done = changes(growth_map, recipes(growth_map, declare(growth_map.target)))
     assert done["kept"] == ["final_norm", "head", "token_embedding"]
     assert done["outputs zeroed"] == ["layers/attention/o", "layers/mlp/down"]
     assert "layers/mlp/up" in done["layers copied"]
@@ -51,7 +52,7 @@ def test_growth_in_depth_copies_the_layers_and_keeps_the_rest():
 
 def test_growth_of_the_mlp_alone_widens_three_leaves():
     growth_map = make_map(SOURCE, None, "split", widths="mlp=48")
-    done = changes(growth_map, declare(growth_map.target))
+    done = changes(growth_map, recipes(growth_map, declare(growth_map.target)))
     assert done["widened"] == ["layers/mlp/down", "layers/mlp/gate", "layers/mlp/up"]
     assert done.keys() == {"kept", "widened"}
 
@@ -59,7 +60,7 @@ def test_growth_of_the_mlp_alone_widens_three_leaves():
 def test_noise_leaves_the_norms_alone_and_fresh_layers_are_drawn():
     growth_map = make_map(SOURCE, None, "random", factor=2, noise=0.1)
     declarations = declare(growth_map.target)
-    done = changes(growth_map, declarations)
+    done = changes(growth_map, recipes(growth_map, declarations))
     assert done["kept"] == ["final_norm"]
     norms = {"final_norm", "layers/attention_norm", "layers/mlp_norm"}
     assert set(done["noise mixed in"]) == declarations.keys() - norms
@@ -68,5 +69,5 @@ def test_noise_leaves_the_norms_alone_and_fresh_layers_are_drawn():
 
 def test_every_leaf_is_under_something():
     growth_map = make_map(SOURCE, None, "zero_width", widths="embed=24", factor=2)
-    done = changes(growth_map, declare(growth_map.target))
+    done = changes(growth_map, recipes(growth_map, declare(growth_map.target)))
     assert {path for paths in done.values() for path in paths} == declare(SOURCE).keys()

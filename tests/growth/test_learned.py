@@ -10,11 +10,12 @@ import pytest
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth import dense
-from prts_jax.growth.explain import changes, reasons
+from prts_jax.growth.function_preservation import reasons
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Matrices
 from prts_jax.growth.operators import make_map
+from prts_jax.growth.recipe import changes, recipes
 from prts_jax.model.architecture import declare, logits
 from prts_jax.tree import flatten
 from tests.growth import one_device
@@ -234,7 +235,7 @@ def test_it_never_claims_to_keep_the_function():
     growth_map = make_map(SOURCE, None, "learned", widths=wider(SOURCE))
     assert not growth_map.function_preserving()
     assert "matrices mix layers and positions" in reasons(growth_map)
-    done = changes(growth_map, declare(growth_map.target))
+    done = changes(growth_map, recipes(growth_map, declare(growth_map.target)))
     assert "layers/mlp_norm" in done["layers mixed"]
     assert "layers copied" not in done
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from prts_jax.config import CHOICES, OPERATOR_GROUP, ModelConfig, default_config, resolve
+from prts_jax.config import OPERATOR_GROUP, ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.growth.operators import OPERATORS, make_map
+from prts_jax.growth.operators import make_map
 
 SOURCE = ModelConfig(vocab=64, layers=6, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=32)
 
@@ -14,10 +14,6 @@ def test_a_stack_and_the_same_list_make_the_same_layers():
     listed = make_map(SOURCE, None, "layers", 0, "0:6,0:6,0:6,0:6")
     assert stacked.layers == listed.layers
     assert stacked.target == listed.target
-
-
-def test_the_config_knows_the_same_operators():
-    assert CHOICES["init.growth.operator"] == tuple(OPERATORS)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +33,7 @@ def test_what_an_operator_does_not_take_is_refused(operator, factor, layers, mes
 MIRROR = """
 import dataclasses
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.registry import operator
 
 def mirror(source, target, options):
     layers = (*range(source.layers), *reversed(range(source.layers)))
@@ -44,6 +41,10 @@ def mirror(source, target, options):
     quiet = len(layers) - int(options.get("quiet", 0))
     zeroed = tuple(range(quiet, len(layers)))
     return GrowthMap("mirror", dict(options), source, grown, layers, zeroed)
+
+@operator("registered", quiet="layers with zero outputs")
+def registered(source, target, options):
+    return mirror(source, target, options)
 
 def nothing(source, target, options):
     return None
@@ -59,6 +60,7 @@ def installed(tmp_path, monkeypatch):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mirrors\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
         f"[{OPERATOR_GROUP}]\nmirror = mirrors:mirror\nnothing = mirrors:nothing\n"
+        "registered = mirrors:registered\n"
         "broken = mirrors:gone\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -70,9 +72,6 @@ def test_an_operator_of_another_package_is_one_of_ours():
     assert growth_map.layers == (*range(6), *reversed(range(6)))
     assert growth_map.function_preserving()
     assert growth_map.options == {"quiet": "6"}
-    config = default_config()
-    config.init.growth.operator = "mirror"
-    assert resolve(config).init.growth.operator == "mirror"
 
 
 @pytest.mark.usefixtures("installed")
@@ -82,6 +81,7 @@ def test_an_operator_of_another_package_is_one_of_ours():
         ("miror", "", "'miror' is unknown; did you mean 'mirror'"),
         ("mirror", "quiet", "growth.options: 'quiet'; write name=value"),
         ("mirror", "quiet=13", "zeroed target layers"),
+        ("registered", "loud=1", "the operator 'registered' takes no loud"),
         ("nothing", "", "returns None, not a GrowthMap"),
         ("broken", "", "cannot be loaded from mirrors:gone"),
     ],

@@ -1,21 +1,96 @@
-"""Which executor grows a checkpoint into another: by reference where that is possible."""
+"""Growth of a checkpoint into another: by reference where possible, otherwise streamed."""
 
 import dataclasses
 import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from prts_jax import processes
-from prts_jax.config import CHOICES, nearest
+from prts_jax.checkpoint import arrays, layout
+from prts_jax.checkpoint.commit import check_space, new_checkpoint
+from prts_jax.checkpoint.layout import OPTIMIZER
+from prts_jax.checkpoint.lineage import Digests
+from prts_jax.checkpoint.tokenizer import carry_tokenizer
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_disk import reference, shared_growth, stream
-from prts_jax.growth.on_disk.optimizer import OptimizerPlan, plan_optimizer
-from prts_jax.growth.on_disk.stream import GrowthPlan, GrowthReport, Progress
+from prts_jax.growth.on_disk import reference
+from prts_jax.growth.on_disk.plan import GrowthPlan, LeafPlan, plan
+from prts_jax.growth.on_disk.stream import stream, stream_memory
 
 MODES = ("auto", "stream", "reference")
-OPTIMIZERS = CHOICES["init.growth.optimizer"]
+
+Progress = Callable[[int, int], None]
+"""Called with bytes written so far and in all."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a planned growth is executed.
+
+    Attributes:
+      work: the growth.
+      mode: "stream" or "reference".
+      reason: why it is streamed although sharing files would be faster; "" otherwise.
+      insists: whether the user asked for the mode, so that nothing else will do.
+    """
+
+    work: GrowthPlan
+    mode: str
+    reason: str = ""
+    insists: bool = False
+
+    @property
+    def streamed(self) -> tuple[LeafPlan, ...]:
+        """The leaves whose values are read and written: an optimizer's always."""
+        return self.work.leaves if self.mode == "stream" else self.work.optimizer
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of values that streaming reads."""
+        return sum(leaf.bytes_read for leaf in self.streamed)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of values that streaming writes."""
+        return sum(leaf.bytes_written for leaf in self.streamed)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Largest memory of the process, about."""
+        return _peak_memory() + stream_memory(self.work, self.streamed)
+
+
+@dataclass(frozen=True)
+class GrowthReport:
+    """What a growth did.
+
+    Attributes:
+      mode: "stream" or "reference".
+      seconds: wall time.
+      bytes_read: bytes of values read.
+      bytes_written: bytes of values written.
+      peak_rss_bytes: largest memory of the process so far.
+      layers: source layer of each target layer.
+      files_linked: data files that the new checkpoint shares with its source.
+      bytes_linked: size of these files.
+      reason: why it was streamed although sharing files would be faster; "" if it was asked for.
+    """
+
+    mode: str
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    peak_rss_bytes: int
+    layers: tuple[int, ...]
+    files_linked: int = 0
+    bytes_linked: int = 0
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as JSON would hold it."""
+        return dataclasses.asdict(self) | {"layers": list(self.layers)}
 
 
 def grow_checkpoint(
@@ -27,91 +102,119 @@ def grow_checkpoint(
     progress: Progress | None = None,
     optimizer: str = "reset",
 ) -> GrowthReport:
-    """Grows a checkpoint into a new one; all executors give the same parameters.
-
-    Under `jax.distributed` every process calls it: they share the work of streaming, and the first
-    one grows by reference (not beside an optimizer's state, whose values are work for all).
+    """Grows a checkpoint into a new one; all modes give the same parameters.
 
     Args:
       source: a complete checkpoint (what `layout.resolve` returned).
       target: directory of the new checkpoint, which must not exist.
       growth_map: a valid map from the checkpoint's model.
-      mode: "reference" (`reference.link`), "stream" (`stream.stream`), or "auto": by reference, and
-        where that cannot be, streamed with a warning that says why.
+      mode: see `choose`.
       progress: told of every layer streamed.
-      optimizer: "copy" streams the optimizer's state through the map too, whatever the mode;
-        "reset" leaves it behind.
+      optimizer: "copy" grows the optimizer's state through the map too, "reset" leaves it behind.
 
     Raises:
-      UserError: no such mode, the mode cannot do it, or the growth cannot be done at all.
+      UserError: see `plan`, `choose` and `execute`.
     """
-    _check_mode(mode)
-    with processes.all_processes():
-        moments = optimizer_plan(source, growth_map, optimizer)
-
-    def streamed() -> GrowthReport:
-        alone = jax.process_count() == 1
-        executor = stream.stream if alone else shared_growth.stream_together
-        return executor(source, target, growth_map, progress=progress, optimizer=moments)
-
-    if mode == "stream":
-        return streamed()
-    linked = processes.run_on_first(lambda: _link(source, target, growth_map, moments))
-    if "mode" in linked:
-        return GrowthReport(**linked | {"layers": tuple(linked["layers"])})
-    reason = linked["reason"]
-    if mode == "reference":
-        raise reference.CannotReferenceError(source, reason)
-    logging.getLogger(__name__).warning(
-        "streaming, for it cannot be grown by reference: %s", reason
-    )
-    return dataclasses.replace(streamed(), reason=reason)
+    return execute(choose(plan(source, target, growth_map, optimizer), mode), progress)
 
 
-def optimizer_plan(source: str, growth_map: GrowthMap, optimizer: str) -> OptimizerPlan | None:
-    """Returns what will become of the optimizer's state: None where it is left behind.
+def choose(work: GrowthPlan, mode: str = "auto") -> Execution:
+    """Chooses how a growth is executed; writes nothing.
 
     Args:
-      source: a complete checkpoint.
-      growth_map: a valid map from the checkpoint's model.
-      optimizer: "reset" or "copy".
+      work: the growth.
+      mode: "reference" shares the source's files, "stream" copies layer by layer, "auto" is by
+        reference where nothing speaks against it.
 
     Raises:
-      UserError: neither, or a state that is not there or cannot be grown.
+      UserError: no such mode, or "reference" is not possible.
     """
-    if optimizer not in OPTIMIZERS:
-        hint = nearest(optimizer, OPTIMIZERS)
-        raise UserError(f"growth.optimizer: {optimizer!r} is unknown; {hint}")
-    if optimizer == "reset":
-        return None
-    return plan_optimizer(source, growth_map)
-
-
-def _link(
-    source: str, target: str, growth_map: GrowthMap, moments: OptimizerPlan | None
-) -> dict[str, Any]:
-    """Returns the report of a growth by reference, or only the reason why it cannot be."""
-    if moments is not None and jax.process_count() > 1:
-        return {"reason": "several processes share the work on the optimizer's state"}
-    try:
-        return reference.link(source, target, growth_map, moments).to_json()
-    except reference.CannotReferenceError as error:
-        return {"reason": error.reason}
-
-
-def expected_mode(work: GrowthPlan, target: str, mode: str = "auto") -> tuple[str, str]:
-    """Returns "stream" or "reference", and why it is streamed where "auto" would rather not.
-
-    Raises:
-      UserError: no such mode, or by reference is asked for and cannot be.
-    """
-    _check_mode(mode)
-    reason = "" if mode == "stream" else reference.obstacle(work, target)
-    if reason and mode == "reference":
-        raise reference.CannotReferenceError(work.source, reason)
-    return ("stream" if reason or mode == "stream" else "reference"), reason
-
-
-def _check_mode(mode: str) -> None:
     if mode not in MODES:
         raise UserError(f"growth mode: {mode!r} is none of {', '.join(MODES)}; name one of them")
+    if mode == "stream":
+        return Execution(work, "stream", insists=True)
+    reason = reference.obstacle(work)
+    if reason and mode == "reference":
+        raise reference.CannotReferenceError(work.source, reason)
+    return Execution(work, "stream" if reason else "reference", reason, mode == "reference")
+
+
+def execute(execution: Execution, progress: Progress | None = None) -> GrowthReport:
+    """Makes the new checkpoint. Killed at any moment, it leaves nothing that looks like one.
+
+    Args:
+      execution: from `choose`.
+      progress: told of every layer streamed.
+
+    Raises:
+      UserError: the target exists, another process writes there, the disk is too small, a source
+        layer is damaged (names the leaf and the layer), or "reference" was asked for and the files
+        or the file system do not allow it. Nothing is left behind.
+    """
+    start = time.monotonic()
+    if execution.reason:
+        logging.getLogger(__name__).warning(
+            "streaming, because growth by reference is not possible: %s", execution.reason
+        )
+    work = execution.work
+    check_space(work.target, execution.bytes_written)
+    try:
+        linked = _write(execution, progress)
+    except reference.CannotReferenceError as error:
+        if execution.insists:
+            raise
+        return execute(Execution(work, "stream", error.reason), progress)
+    return GrowthReport(
+        mode=execution.mode,
+        seconds=time.monotonic() - start,
+        bytes_read=execution.bytes_read + linked.bytes_read,
+        bytes_written=execution.bytes_written,
+        peak_rss_bytes=_peak_memory(),
+        layers=work.growth_map.layers,
+        files_linked=len(linked.files),
+        bytes_linked=sum(linked.files.values()),
+        reason=execution.reason,
+    )
+
+
+def _write(execution: Execution, progress: Progress | None) -> reference.Linked:
+    work, total = execution.work, execution.bytes_written
+    by_reference = execution.mode == "reference"
+    shared = reference.shared_bytes(work) if by_reference else None
+    linked = reference.Linked()
+    with new_checkpoint(work.target) as directory:
+        if shared is not None:
+            reference.link(work, shared, directory)
+        digests = stream(
+            work,
+            execution.streamed,
+            directory,
+            lambda written: progress(written, total) if progress else None,
+        )
+        _describe(work, directory)
+        if shared is not None:
+            digests = reference.digests(work)
+            linked = reference.read_back(work, shared, directory, digests)
+        _finish(work, directory, digests)
+    return linked
+
+
+def _describe(work: GrowthPlan, directory: str) -> None:
+    """Writes the description of each tree that Orbax looks for beside the arrays."""
+    params = {leaf.recipe.path: leaf.recipe.declaration for leaf in work.params}
+    arrays.write_tree(directory, params)
+    if work.optimizer:
+        state = {leaf.recipe.path: leaf.recipe.declaration for leaf in work.optimizer}
+        arrays.write_tree(directory, state, OPTIMIZER)
+
+
+def _finish(work: GrowthPlan, directory: str, digests: Digests) -> None:
+    """Copies the tokenizer and writes the lineage, which makes the checkpoint complete."""
+    tokenizers = (f"{where}/{layout.TOKENIZER}" for where in (work.source, directory))
+    carry_tokenizer(*tokenizers)
+    layout.write_lineage(directory, work.lineage.grown(work.growth_map, digests))
+
+
+def _peak_memory() -> int:
+    """Returns the largest memory of the process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

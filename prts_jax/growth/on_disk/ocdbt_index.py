@@ -1,4 +1,4 @@
-"""Where a checkpoint's values lie: the bytes of which file each key of its database points at.
+"""The index of an OCDBT database: for each key, the bytes of the file that hold its value.
 
 tensorstore's OCDBT database is a tree of nodes in data files that never change once written. A leaf
 of the tree holds small values itself, and of larger ones the file, the offset and the length.
@@ -22,8 +22,8 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Extents:
-    """What a database holds, and where.
+class Index:
+    """The keys of a database, and where their values lie.
 
     Attributes:
       values: key → where its value lies, or the value itself where the tree holds it.
@@ -36,8 +36,8 @@ class Extents:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def extents(directory: str) -> Extents:
-    """Reads where all values of a local OCDBT database lie, without reading them.
+def read_index(directory: str) -> Index:
+    """Reads the index of a local database, without reading values.
 
     Args:
       directory: of the database.
@@ -50,31 +50,31 @@ def extents(directory: str) -> Extents:
     manifest = ts.ocdbt.dump(base).result()
     root = manifest["versions"][-1]["root"]
     own = {key: value for key, value in manifest["config"].items() if key != "uuid"}
-    found = Extents(config=own)
+    index = Index(config=own)
     if "location" in root:
-        _walk(base, root["location"], "", found)
-    return found
+        _walk(base, root["location"], "", index)
+    return index
 
 
-def _walk(base: Any, node: str, prefix: str, found: Extents) -> None:
-    found.nodes.add(_extent(node, "btreenode").file)
+def _walk(base: Any, node: str, prefix: str, index: Index) -> None:
+    index.nodes.add(_extent(node, "btreenode").file)
     for entry in ts.ocdbt.dump(base, node).result()["entries"]:
         if "location" in entry:  # keys below are relative to what they all begin with
             below = prefix + _bytes(entry["subtree_common_prefix"]).decode()
-            _walk(base, entry["location"], below, found)
+            _walk(base, entry["location"], below, index)
             continue
         key = prefix + _bytes(entry["key"]).decode()
         if "inline_value" in entry:
-            found.values[key] = _bytes(entry["inline_value"])
+            index.values[key] = _bytes(entry["inline_value"])
         else:
-            found.values[key] = _extent(entry["indirect_value"], "value")
+            index.values[key] = _extent(entry["indirect_value"], "value")
 
 
 def _extent(location: str, kind: str) -> Extent:
     """Parses "kind:folder:file:offset:length"; folder and file are percent-encoded."""
-    found, folder, file, offset, length = location.split(":")
-    if found != kind:
-        raise ValueError(f"{location!r} is not the place of a {kind}")
+    named, folder, file, offset, length = location.split(":")
+    if named != kind:
+        raise ValueError(f"{location!r} is not the location of a {kind}")
     return Extent(unquote(folder) + unquote(file), int(offset), int(length))
 
 

@@ -11,32 +11,24 @@ import errno
 import json
 import math
 import os
-import resource
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import tensorstore as ts
 
-from prts_jax.checkpoint import arrays, layout
-from prts_jax.checkpoint.commit import FULL, check_space, existing_parent, new_checkpoint
-from prts_jax.checkpoint.digests import digest_of, first_difference
+from prts_jax.checkpoint import arrays
+from prts_jax.checkpoint.commit import FULL, existing_parent
+from prts_jax.checkpoint.digests import digest_of, first_difference, not_what_was_saved
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Digests
-from prts_jax.checkpoint.tokenizer import carry_tokenizer
 from prts_jax.errors import UserError, first_line
-from prts_jax.growth.leaf import is_copied
-from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_disk.ocdbt_index import Extent, Extents, extents
-from prts_jax.growth.on_disk.optimizer import OptimizerPlan, optimizer_bytes, stream_optimizer
-from prts_jax.growth.on_disk.stream import (
-    GrowthPlan,
-    GrowthReport,
-    plan,
-    stream_memory,
-)
-from prts_jax.growth.widening import NEW
-from prts_jax.paths import as_path, is_remote
+from prts_jax.growth.on_disk import ocdbt_index
+from prts_jax.growth.on_disk.ocdbt_index import Extent, Index
+from prts_jax.growth.on_disk.plan import GrowthPlan
+from prts_jax.growth.on_disk.stream import stream_memory
+from prts_jax.growth.recipe import Make
+from prts_jax.paths import is_remote
 from prts_jax.sizes import format_bytes
 
 _ARRAY = "zarr.json"
@@ -53,99 +45,132 @@ class CannotReferenceError(UserError):
         self.reason = reason
 
 
-def link(
-    source: str, target: str, growth_map: GrowthMap, optimizer: OptimizerPlan | None = None
-) -> GrowthReport:
-    """Grows a checkpoint into a new one whose layers share the source's bytes.
+@dataclass(frozen=True)
+class Shared:
+    """The bytes of the source that the target will point at.
 
-    Values are neither read nor written, so the digests are the source's: a damaged value is found
-    by whoever restores it; only files that are missing or too short are found here. What was
-    written is verified: each layer points where the source's does, and Orbax finds the grown tree
-    and reads the values of its smallest leaves. Killed at any moment it leaves nothing that looks
-    like a checkpoint and can be run again.
-
-    Args:
-      source: a complete checkpoint (what `layout.resolve` returned).
-      target: directory of the new checkpoint, which must not exist.
-      growth_map: a valid map from the checkpoint's model.
-      optimizer: what to do about the optimizer's state, whose values are copied; None leaves it
-        behind.
-
-    Returns:
-      What was done.
-
-    Raises:
-      CannotReferenceError: the checkpoint, the map, the file system or the installed version of
-        the libraries does not allow it.
-      UserError: see `grow.plan`; or `target` exists or is being written, or files of the source
-        are missing. Nothing is left behind.
+    Attributes:
+      index: of the source's database.
+      copied: key in the target → key in the source, for the chunks of all leaves.
+      files: files with the values used → size in bytes.
     """
-    start = time.monotonic()
-    work = plan(source, growth_map)
-    moments_read, moments_written = optimizer_bytes(optimizer)
-    target = str(as_path(target))
-    reason = obstacle(work, target)
-    if reason:
-        raise CannotReferenceError(source, reason)
-    if optimizer is not None:
-        check_space(target, moments_written)
-    with _expecting_layout(source):
-        stored = extents(f"{source}/{PARAMS}")
-        copied = _copied_chunks(work, stored)
-    files = _data_files(source, stored, copied)
-    with new_checkpoint(target) as directory:
-        with _expecting_layout(source):
-            _link_files(source, directory, files.keys() | stored.nodes)
-            _point(work, directory, stored, copied)
-            _check_pointers(directory, stored, copied)
-        arrays.write_tree(directory, work.declarations)
-        if optimizer is not None:
-            stream_optimizer(optimizer, directory)
-        digests = _grown_digests(work)
-        bytes_read = _read_back(work, directory, digests)
-        carry_tokenizer(*(f"{where}/{layout.TOKENIZER}" for where in (work.source, directory)))
-        layout.write_lineage(directory, work.lineage.grown(growth_map, digests))
-    return GrowthReport(
-        mode="reference",
-        seconds=time.monotonic() - start,
-        bytes_read=bytes_read + moments_read,
-        bytes_written=moments_written,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        layers=growth_map.layers,
-        files_linked=len(files),
-        bytes_linked=sum(files.values()),
-    )
+
+    index: Index
+    copied: dict[str, str]
+    files: dict[str, int]
 
 
-def obstacle(work: GrowthPlan, target: str) -> str:
-    """Returns why a growth cannot be done by reference, "" where nothing speaks against it.
+@dataclass(frozen=True)
+class Linked:
+    """What growth by reference did.
+
+    Attributes:
+      files: data files that the checkpoints share → size in bytes.
+      bytes_read: bytes of values that were read back.
+    """
+
+    files: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+
+
+def obstacle(work: GrowthPlan) -> str:
+    """Returns why a growth cannot be done by reference; "" where every layer is an unchanged copy.
 
     Args:
       work: the growth.
-      target: absolute path or gs:// address of the new checkpoint.
     """
-    if is_remote(work.source) or is_remote(target):
+    if is_remote(work.source) or is_remote(work.target):
         return "an object store has no hard links"
-    if work.growth_map.zeroed:
-        return f"{work.growth_map.operator} makes layers with zero outputs, which the source lacks"
-    if NEW in work.growth_map.layers:
-        return f"{work.growth_map.operator} makes new layers, which the source lacks"
-    for path, declaration in work.declarations.items():
-        if not is_copied(work.growth_map, declaration):
-            return f"{path} changes its values, and only whole layers can be shared"
-        leaf = work.stored[path]
-        first = 1 if declaration.stacked else 0
-        ours = leaf.shape[first:], leaf.dtype.name
-        if ours != (declaration.shape[first:], declaration.dtype):
-            return f"{path} changes its shape or dtype, and only whole layers can be shared"
-        if declaration.stacked and leaf.shard[0] != 1:
+    operator = work.growth_map.operator
+    for make, kind in ((Make.ZERO, "layers with zero outputs"), (Make.FRESH, "new layers")):
+        if any(leaf.recipe.targets(make) for leaf in work.params):
+            return f"{operator} makes {kind}, which the source lacks"
+    for leaf in work.params:
+        recipe, stored = leaf.recipe, leaf.stored
+        if not recipe.unchanged or stored is None:
+            return f"{recipe.path} changes its values, and only whole layers can be shared"
+        if recipe.declaration.stacked and stored.shard[0] != 1:
             return (
-                f"{path} is stored in pieces of {leaf.shard[0]} layers, not of one; streaming it "
-                f"takes about {format_bytes(stream_memory(work))} of memory"
+                f"{recipe.path} is stored in pieces of {stored.shard[0]} layers, not of one; "
+                f"streaming it takes about {format_bytes(stream_memory(work, work.params))} of "
+                "memory"
             )
-    if os.stat(f"{work.source}/{PARAMS}").st_dev != os.stat(existing_parent(target)).st_dev:
-        return f"{target} is on another file system"
+    if os.stat(f"{work.source}/{PARAMS}").st_dev != os.stat(existing_parent(work.target)).st_dev:
+        return f"{work.target} is on another file system"
     return ""
+
+
+def shared_bytes(work: GrowthPlan) -> Shared:
+    """Reads where the source's values lie, and checks that their files are there and long enough.
+
+    Raises:
+      CannotReferenceError: the installed libraries lay the files out in another way.
+      UserError: files of the source are missing or too short.
+    """
+    with _expecting_layout(work.source):
+        index = ocdbt_index.read_index(f"{work.source}/{PARAMS}")
+        copied = _copied_chunks(work, index)
+    return Shared(index, copied, _data_files(work.source, index, copied.values()))
+
+
+def link(work: GrowthPlan, shared: Shared, directory: str) -> None:
+    """Links the source's files into a checkpoint in the making and points new layers at them.
+
+    Values are neither read nor written.
+
+    Args:
+      work: the growth.
+      shared: from `shared_bytes`.
+      directory: of the new checkpoint.
+
+    Raises:
+      CannotReferenceError: the file system makes no hard links, or a pointer went wrong.
+    """
+    with _expecting_layout(work.source):
+        _link_files(work.source, directory, shared.files.keys() | shared.index.nodes)
+        _point(work, directory, shared)
+        _check_pointers(directory, shared)
+
+
+def digests(work: GrowthPlan) -> Digests:
+    """Returns the digests of the target: each layer's are its source layer's."""
+    return {
+        leaf.recipe.path: tuple(leaf.digests[layer.source] for layer in leaf.recipe.layers)
+        for leaf in work.params
+    }
+
+
+def read_back(work: GrowthPlan, shared: Shared, directory: str, expected: Digests) -> Linked:
+    """Reads the target's tree and its smallest leaves through Orbax, and compares their digests.
+
+    A damaged value elsewhere is detected by the restore that reads it.
+
+    Raises:
+      CannotReferenceError: Orbax does not find the grown tree.
+      UserError: values are not what was saved.
+    """
+    from prts_jax.checkpoint import store  # Orbax takes seconds to import; all else does without
+
+    declared = {leaf.recipe.path: leaf.recipe.declaration for leaf in work.params}
+
+    def smallest(stacked: bool) -> list[str]:
+        paths = [path for path, leaf in declared.items() if leaf.stacked == stacked]
+        return sorted(paths, key=lambda path: math.prod(declared[path].shape))[:1]
+
+    try:
+        values = store.read_leaves(
+            directory, declared, smallest(stacked=True) + smallest(stacked=False)
+        )
+    except UserError as error:
+        raise CannotReferenceError(work.source, f"Orbax does not read it ({error})") from error
+    read = {
+        path: tuple(map(digest_of, value if declared[path].stacked else value[None]))
+        for path, value in values.items()
+    }
+    damaged = first_difference({path: expected[path] for path in read}, read)
+    if damaged:
+        raise not_what_was_saved(work.source, damaged)
+    return Linked(shared.files, sum(value.nbytes for value in values.values()))
 
 
 @contextlib.contextmanager
@@ -173,37 +198,36 @@ def _expecting_layout(source: str) -> Iterator[None]:
         ) from error
 
 
-def _copied_chunks(work: GrowthPlan, stored: Extents) -> dict[str, str]:
+def _copied_chunks(work: GrowthPlan, index: Index) -> dict[str, str]:
     """Returns key in the target → key in the source, for the chunks of all leaves."""
     chunks = defaultdict(list)
-    for key in stored.values:
+    for key in index.values:
         folder, _, chunk = key.partition("/")
         if chunk != _ARRAY:
             chunks[f"{folder}/"].append(chunk.split("/"))
-    copies = defaultdict(list)
-    for at, layer in enumerate(work.growth_map.layers):
-        copies[str(layer)].append(str(at))
     copied: dict[str, str] = {}
-    for path, declaration in work.declarations.items():
+    for leaf in work.params:
+        path, stacked = leaf.recipe.path, leaf.recipe.declaration.stacked
+        targets = {str(group.source): group.targets for group in leaf.recipe.groups()}
         folder = arrays.folder_in_database(path)
-        if len(chunks[folder]) != work.stored[path].shards:
+        if leaf.stored is None or len(chunks[folder]) != leaf.stored.shards:
             raise ValueError(f"{path} is stored in {len(chunks[folder])} pieces")
-        for kind, *place in chunks[folder]:
+        for kind, *position in chunks[folder]:
             if kind != _CHUNKS:
                 raise ValueError(f"{folder}{kind} is no chunk of a zarr array")
-            places = [place]
-            if declaration.stacked:
-                places = [[at, *place[1:]] for at in copies[place[0]]]
-            key = "/".join([folder + kind, *place])
-            copied |= {"/".join([folder + kind, *at]): key for at in places}
+            positions = [position]
+            if stacked:
+                positions = [[str(at), *position[1:]] for at in targets.get(position[0], ())]
+            key = "/".join([folder + kind, *position])
+            copied |= {"/".join([folder + kind, *copy]): key for copy in positions}
     return copied
 
 
-def _data_files(source: str, stored: Extents, copied: Mapping[str, str]) -> dict[str, int]:
-    """Returns the files with the values that are used, and their sizes, after a check of both."""
+def _data_files(source: str, index: Index, keys: Iterable[str]) -> dict[str, int]:
+    """Returns the files that hold the values of these keys, and their sizes; checks both."""
     ends: dict[str, int] = {}
-    for key in copied.values():
-        value = stored.values[key]
+    for key in keys:
+        value = index.values[key]
         if isinstance(value, Extent):
             ends[value.file] = max(ends.get(value.file, 0), value.offset + value.length)
     sizes = {}
@@ -218,14 +242,14 @@ def _data_files(source: str, stored: Extents, copied: Mapping[str, str]) -> dict
     return sizes
 
 
-def _link_files(source: str, directory: str, files: set[str]) -> None:
+def _link_files(source: str, directory: str, files: Collection[str]) -> None:
     for file in files:
         path = f"{directory}/{PARAMS}/{file}"
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.link(f"{source}/{PARAMS}/{file}", path)
 
 
-def _point(work: GrowthPlan, directory: str, stored: Extents, copied: Mapping[str, str]) -> None:
+def _point(work: GrowthPlan, directory: str, shared: Shared) -> None:
     """Writes the target's database: pointers into the linked files, and the arrays' new shapes."""
     # Pointers can be copied only within one context, between databases over the same files: so
     # the source's is opened over the links, with nothing but its own manifest.
@@ -234,68 +258,28 @@ def _point(work: GrowthPlan, directory: str, stored: Extents, copied: Mapping[st
     linked = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/{PARAMS}/"}}
     documents = ts.KvStore.open({"driver": "ocdbt", "base": source}, context=context).result()
     old = ts.KvStore.open(linked | {"manifest": source}, context=context).result()
-    new = ts.KvStore.open(linked | {"config": stored.config}, context=context).result()
+    new = ts.KvStore.open(linked | {"config": shared.index.config}, context=context).result()
     exactly = ts.KvStore.KeyRange("", "\0")
     with ts.Transaction(atomic=True) as transaction:
-        writing = new.with_transaction(transaction)
+        target = new.with_transaction(transaction)
         tasks: list[ts.Future] = [
-            (old / key).experimental_copy_range_to(writing / at, exactly)
-            for at, key in copied.items()
+            (old / key).experimental_copy_range_to(target / copy, exactly)
+            for copy, key in shared.copied.items()
         ]
-        for path, declaration in work.declarations.items():
-            key = arrays.folder_in_database(path) + _ARRAY
+        for leaf in work.params:
+            key = arrays.folder_in_database(leaf.recipe.path) + _ARRAY
             array = json.loads(documents[key])
-            array["shape"] = list(declaration.shape)
-            tasks.append(writing.write(key, json.dumps(array).encode()))
+            array["shape"] = list(leaf.recipe.declaration.shape)
+            tasks.append(target.write(key, json.dumps(array).encode()))
         for task in tasks:
             task.result()
 
 
-def _check_pointers(directory: str, stored: Extents, copied: Mapping[str, str]) -> None:
-    """Compares where the target's chunks lie with where they should."""
-    found = extents(f"{directory}/{PARAMS}").values
-    chunks = {key: value for key, value in found.items() if not key.endswith(f"/{_ARRAY}")}
-    for key in sorted(chunks.keys() | copied.keys()):
-        expected = stored.values[copied[key]] if key in copied else None
+def _check_pointers(directory: str, shared: Shared) -> None:
+    """Compares the locations of the target's chunks with the source's."""
+    values = ocdbt_index.read_index(f"{directory}/{PARAMS}").values
+    chunks = {key: value for key, value in values.items() if not key.endswith(f"/{_ARRAY}")}
+    for key in sorted(chunks.keys() | shared.copied.keys()):
+        expected = shared.index.values[shared.copied[key]] if key in shared.copied else None
         if chunks.get(key) != expected:
             raise ValueError(f"{key} does not point at the source's bytes")
-
-
-def _grown_digests(work: GrowthPlan) -> Digests:
-    return {
-        path: tuple(work.lineage.digests[path][layer] for layer in work.growth_map.layers)
-        if declaration.stacked
-        else work.lineage.digests[path]
-        for path, declaration in work.declarations.items()
-    }
-
-
-def _read_back(work: GrowthPlan, directory: str, digests: Digests) -> int:
-    """Reads the target's tree and smallest leaves through Orbax; returns the bytes of their values.
-
-    Raises:
-      CannotReferenceError: Orbax does not find what was meant.
-    """
-    from prts_jax.checkpoint import store  # Orbax takes seconds to import; all else does without
-
-    def smallest(stacked: bool) -> list[str]:
-        paths = [path for path, leaf in work.declarations.items() if leaf.stacked == stacked]
-        return sorted(paths, key=lambda path: math.prod(work.declarations[path].shape))[:1]
-
-    try:
-        values = store.read_leaves(
-            directory, work.declarations, smallest(stacked=True) + smallest(stacked=False)
-        )
-    except UserError as error:
-        raise CannotReferenceError(work.source, f"Orbax does not read it ({error})") from error
-    found = {
-        path: tuple(map(digest_of, value if work.declarations[path].stacked else value[None]))
-        for path, value in values.items()
-    }
-    damaged = first_difference({path: digests[path] for path in found}, found)
-    if damaged:
-        raise UserError(
-            f"{work.source}: {damaged}: is not what was saved (digests differ); the files are "
-            "damaged, use another checkpoint"
-        )
-    return sum(value.nbytes for value in values.values())

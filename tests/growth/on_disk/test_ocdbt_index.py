@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tensorstore as ts
 
-from prts_jax.growth.on_disk.ocdbt_index import Extent, extents
+from prts_jax.growth.on_disk.ocdbt_index import Extent, read_index
 
 VALUES = {f"layers.mlp.up/c/{layer}/0": bytes([layer]) * (20 + layer) for layer in range(40)}
 
@@ -40,7 +40,7 @@ def values_at(directory, found):
 )
 def test_every_value_lies_where_it_is_said_to(tmp_path, node_bytes, inline_bytes):
     write(tmp_path, max_decoded_node_bytes=node_bytes, max_inline_value_bytes=inline_bytes)
-    found = extents(str(tmp_path))
+    found = read_index(str(tmp_path))
     assert values_at(tmp_path, found.values) == VALUES
     inline = sum(isinstance(place, bytes) for place in found.values.values())
     assert inline == sum(len(value) <= inline_bytes for value in VALUES.values())
@@ -54,7 +54,7 @@ def test_values_of_a_database_that_another_one_took_over_are_found_in_its_folder
     whole = open_database(tmp_path, context, **settings)
     with ts.Transaction(atomic=True) as transaction:
         database.experimental_copy_range_to(whole.with_transaction(transaction)).result()
-    found = extents(str(tmp_path))
+    found = read_index(str(tmp_path))
     assert values_at(tmp_path, found.values) == VALUES
     assert all(place.file.startswith("part 0%:x/") for place in found.values.values())
 
@@ -63,7 +63,7 @@ def test_nodes_are_the_only_other_files_that_reading_needs(tmp_path):
     settings = {"max_decoded_node_bytes": 200, "max_inline_value_bytes": 0}
     for _ in range(20):  # older versions' files stay behind
         write(tmp_path, **settings)
-    found = extents(str(tmp_path))
+    found = read_index(str(tmp_path))
     needed = found.nodes | {place.file for place in found.values.values()}
     files = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("d/*")}
     assert needed < files
@@ -77,9 +77,9 @@ def test_an_empty_database_holds_nothing(tmp_path):
     database = open_database(tmp_path, ts.Context())
     database["key"] = b"value"
     del database["key"]
-    assert extents(str(tmp_path)).values == {}
+    assert read_index(str(tmp_path)).values == {}
 
 
 def test_what_is_no_database_is_an_error(tmp_path):
     with pytest.raises(Exception, match="Manifest not found"):
-        extents(str(tmp_path))
+        read_index(str(tmp_path))

@@ -19,7 +19,7 @@ from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import restore_params, save_checkpoint
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.growth.on_disk import pieces, stream
+from prts_jax.growth.on_disk import plan
 from prts_jax.growth.on_disk.grow import grow_checkpoint
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -34,6 +34,7 @@ from tests.checkpoint.tiny import (
     random_params,
     write_source,
 )
+from tests.growth.on_disk import growing
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -75,7 +76,7 @@ def test_streamed_on_the_mesh_and_numpy_agree_bit_for_bit(source, tmp_path, nota
     path, values = source
     growth_map = make_map(MODEL, None, "layers", 0, notation)
     expected = reference(values, growth_map.layers)
-    stream.stream(path, str(tmp_path / "grown"), growth_map)
+    growing.stream(path, str(tmp_path / "grown"), growth_map)
     assert_same(read(str(tmp_path / "grown")), expected)  # verifies the digests as well
     shardings = dict.fromkeys(values, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     targets = declare(growth_map.target)
@@ -99,7 +100,7 @@ def test_zero_outputs_are_written_and_digested_on_the_mesh_and_streaming(
     expected = reference(values, growth_map.layers)
     for name in ("layers/attention/o", "layers/mlp/down"):
         expected[name][list(growth_map.zeroed)] = 0
-    report = stream.stream(path, str(tmp_path / "grown"), growth_map)
+    report = growing.stream(path, str(tmp_path / "grown"), growth_map)
     assert report.bytes_written == sum(value.nbytes for value in expected.values())
     assert report.bytes_read == sum(value.nbytes for value in values.values())
     assert_same(read(str(tmp_path / "grown")), expected)  # verifies the digests as well
@@ -126,7 +127,7 @@ def test_width_and_new_layers_stream_to_what_the_mesh_makes(tmp_path, operator, 
     params = random_params(declarations)
     save_checkpoint(str(tmp_path / "source"), params, lineage_of(params, model, declarations))
     growth_map = make_map(model, None, operator, **options)
-    report = stream.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
+    report = growing.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
     targets = declare(growth_map.target)
     shardings = dict.fromkeys(targets, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     on_mesh = flatten(grow_params(params, growth_map, targets, shardings))
@@ -161,10 +162,10 @@ def test_rows_of_large_layers_are_what_the_whole_layer_would_be(
     monkeypatch.setattr("prts_jax.checkpoint.store.CHUNK_BYTES", 512)
     params = write_source(tmp_path / "source")
     growth_map = make_map(MODEL, None, operator, **options)
-    stream.stream(str(tmp_path / "source"), str(tmp_path / "whole"), growth_map)
-    monkeypatch.setattr(pieces, "BLOCK_BYTES", 400)
-    monkeypatch.setattr(pieces, "COMPUTED_BYTES", 400)
-    stream.stream(str(tmp_path / "source"), str(tmp_path / "rows"), growth_map)
+    growing.stream(str(tmp_path / "source"), str(tmp_path / "whole"), growth_map)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(plan, "COMPUTED_BYTES", 400)
+    growing.stream(str(tmp_path / "source"), str(tmp_path / "rows"), growth_map)
     assert arrays.describe(str(tmp_path / "rows"))["head"].chunk[0] < growth_map.target.embed
     whole, rows = (read_lineage(str(tmp_path / name)).digests for name in ("whole", "rows"))
     assert rows == whole
@@ -193,7 +194,7 @@ def test_layers_grow_from_none(tmp_path):
     params = random_params(declarations)
     save_checkpoint(str(tmp_path / "source"), params, lineage_of(params, model, declarations))
     growth_map = make_map(model, MODEL, "random")
-    stream.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
+    growing.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
     streamed = read(str(tmp_path / "grown"))
     fresh = flatten(init_params(DECLARED, 3, "paper", 0))
     np.testing.assert_array_equal(streamed["head"], flatten(params)["head"])
@@ -205,7 +206,7 @@ def test_a_damaged_layer_is_found_before_it_is_widened(source, tmp_path):
     flip_byte(Path(path), values["head"].tobytes())
     growth_map = make_map(MODEL, None, "split", widths="embed=32")
     with pytest.raises(UserError, match="head: is not what was saved"):
-        stream.stream(path, str(tmp_path / "grown"), growth_map)
+        growing.stream(path, str(tmp_path / "grown"), growth_map)
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
@@ -217,7 +218,7 @@ def test_a_tied_model_grows(tmp_path):
     params = random_params(declarations)
     save_checkpoint(str(tmp_path / "source"), params, lineage_of(params, model, declarations))
     growth_map = make_map(model, None, "stack", 3, "")
-    stream.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
+    growing.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
     values = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     expected = reference(values, growth_map.layers, declarations)
     assert_same(read(str(tmp_path / "grown")), expected)
@@ -226,7 +227,7 @@ def test_a_tied_model_grows(tmp_path):
 def test_the_lineage_goes_on(source, tmp_path):
     path, _ = source
     growth_map = make_map(MODEL, None, "stack", 2, "")
-    stream.stream(path, str(tmp_path / "grown"), growth_map)
+    growing.stream(path, str(tmp_path / "grown"), growth_map)
     before, after = read_lineage(path), read_lineage(str(tmp_path / "grown"))
     assert after == before.grown(growth_map, after.digests)
     assert after.digests["layers/mlp/up"] == before.digests["layers/mlp/up"] * 2
@@ -237,8 +238,8 @@ def test_a_grown_checkpoint_grows_again(source, tmp_path):
     path, values = source
     twice = make_map(MODEL, None, "stack", 2, "")
     again = make_map(twice.target, None, "layers", 0, "0:6,3:6")
-    stream.stream(path, str(tmp_path / "six"), twice)
-    stream.stream(str(tmp_path / "six"), str(tmp_path / "nine"), again)
+    growing.stream(path, str(tmp_path / "six"), twice)
+    growing.stream(str(tmp_path / "six"), str(tmp_path / "nine"), again)
     assert_same(
         read(str(tmp_path / "nine")), reference(reference(values, twice.layers), again.layers)
     )
@@ -250,7 +251,7 @@ def test_leaves_stored_in_pieces_are_grown_piece_by_piece(tmp_path, monkeypatch)
     params = write_source(path)
     assert arrays.describe(str(path))["token_embedding"].chunk != (48, 16)
     growth_map = make_map(MODEL, None, "stack", 2, "")
-    stream.stream(str(path), str(tmp_path / "grown"), growth_map)
+    growing.stream(str(path), str(tmp_path / "grown"), growth_map)
     values = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     assert_same(read(str(tmp_path / "grown")), reference(values, growth_map.layers))
 
@@ -259,7 +260,7 @@ def test_the_report_counts_bytes_of_values(source, tmp_path):
     path, values = source
     growth_map = make_map(MODEL, None, "layers", 0, "0,0,1")
     told = []
-    report = stream.stream(
+    report = growing.stream(
         path,
         str(tmp_path / "grown"),
         growth_map,
@@ -283,7 +284,7 @@ def test_a_damaged_source_is_refused_and_nothing_is_left(source, tmp_path, path,
     checkpoint, values = source
     flip_byte(Path(checkpoint), (values[path] if layer is None else values[path][layer]).tobytes())
     with pytest.raises(UserError, match=f"{named}.*: is not what was saved"):
-        stream.stream(checkpoint, str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
+        growing.stream(checkpoint, str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
@@ -292,7 +293,7 @@ def test_missing_files_are_refused_and_nothing_is_left(source, tmp_path, damage)
     for file in (tmp_path / "source" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:10]) if damage == "truncate" else file.unlink()
     with pytest.raises(UserError, match="cannot be read") as caught:
-        stream.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
+        growing.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
     assert "\n" not in str(caught.value)
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
@@ -300,7 +301,7 @@ def test_missing_files_are_refused_and_nothing_is_left(source, tmp_path, damage)
 def test_a_map_from_another_model_is_refused(source, tmp_path):
     other = ModelConfig(vocab=48, layers=4, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)
     with pytest.raises(UserError, match=r"model\.layers is 3, but the growth map starts from 4"):
-        stream.stream(source[0], str(tmp_path / "grown"), make_map(other, None, "stack", 2, ""))
+        growing.stream(source[0], str(tmp_path / "grown"), make_map(other, None, "stack", 2, ""))
 
 
 def test_a_checkpoint_that_is_not_what_its_config_says_is_refused(tmp_path):
@@ -309,21 +310,23 @@ def test_a_checkpoint_that_is_not_what_its_config_says_is_refused(tmp_path):
     save_checkpoint(str(tmp_path / "odd"), params, lineage_of(params, MODEL, declare(wide)))
     message = r"layers/mlp/down: has shape \(3, 32, 16\) on disk and \(3, 24, 16\) by its config"
     with pytest.raises(UserError, match=message):
-        stream.plan(str(tmp_path / "odd"), make_map(MODEL, None, "stack", 2, ""))
+        plan.plan(
+            str(tmp_path / "odd"), str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, "")
+        )
 
 
 def test_an_existing_target_is_never_touched(source, tmp_path):
     (tmp_path / "grown").mkdir()
     (tmp_path / "grown" / "precious").write_text("data")
     with pytest.raises(UserError, match="exists already and is never overwritten"):
-        stream.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
+        growing.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
     assert (tmp_path / "grown" / "precious").read_text() == "data"
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(commit, "free_bytes", lambda target: 10_000)
     with pytest.raises(UserError, match=r"needs [0-9.]+ kB and [0-9.]+ k?B are free"):
-        stream.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
+        growing.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
@@ -332,7 +335,7 @@ def test_two_growths_into_one_directory_are_refused(source, tmp_path):
         workdir_lock(str(tmp_path / ".grown.growing")),
         pytest.raises(UserError, match="is writing there"),
     ):
-        stream.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
+        growing.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
 
 
 def test_a_killed_growth_leaves_no_checkpoint_and_runs_again(source, tmp_path):
@@ -353,7 +356,7 @@ def test_a_killed_growth_leaves_no_checkpoint_and_runs_again(source, tmp_path):
     assert not target.exists()
     assert not is_complete(str(tmp_path / ".grown.growing"))
     growth_map = make_map(MODEL, None, "stack", 4, "")
-    stream.stream(path, str(target), growth_map)
+    growing.stream(path, str(target), growth_map)
     assert_same(read(str(target)), reference(values, growth_map.layers))
     assert sorted(child.name for child in tmp_path.iterdir()) == ["grown", "source"]
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from prts_jax.config import ModelConfig
+from tests.growth.on_disk import growing
 
 MODEL = ModelConfig(vocab=4096, layers=4, embed=1024, heads=16, kv_heads=16, head_dim=64, mlp=2816)
 
@@ -23,11 +24,10 @@ def main(folder: str, factor: int) -> None:
     source = f"{folder}/source"
     if not os.path.exists(source):
         subprocess.run([sys.executable, __file__, source], check=True)
-    from prts_jax.growth.on_disk import stream
     from prts_jax.growth.operators import make_map
 
     growth_map = make_map(MODEL, None, "stack", factor, "")
-    print(stream.stream(source, f"{folder}/grown_{factor}", growth_map).peak_rss_bytes)
+    print(growing.stream(source, f"{folder}/grown_{factor}", growth_map).peak_rss_bytes)
 
 
 if len(sys.argv) == 2:

@@ -3,9 +3,9 @@
 import sys
 import time
 
-from prts_jax.growth.on_disk import stream
 from prts_jax.growth.operators import make_map
 from tests.checkpoint.tiny import MODEL
+from tests.growth.on_disk import growing
 
 
 def pause(done: int, total: int) -> None:
@@ -13,4 +13,4 @@ def pause(done: int, total: int) -> None:
     time.sleep(0.2)
 
 
-stream.stream(sys.argv[1], sys.argv[2], make_map(MODEL, None, "stack", 4, ""), progress=pause)
+growing.stream(sys.argv[1], sys.argv[2], make_map(MODEL, None, "stack", 4, ""), progress=pause)

@@ -8,6 +8,7 @@ from typing import Any
 from prts_jax.growth.on_disk import reference
 from prts_jax.growth.operators import make_map
 from tests.checkpoint.tiny import MODEL
+from tests.growth.on_disk import growing
 
 source, target, stage = sys.argv[1:]
 whole = getattr(reference, stage)
@@ -19,4 +20,4 @@ def last(*arguments: Any) -> None:
 
 
 setattr(reference, stage, last)
-reference.link(source, target, make_map(MODEL, None, "stack", 2, ""))
+growing.link(source, target, make_map(MODEL, None, "stack", 2, ""))
