@@ -1,94 +1,49 @@
-"""Processes that fail together: what each leaves in files for the others."""
+"""Processes that fail together, and one that works for all."""
 
 import jax
+import numpy as np
 import pytest
 
 from prts_jax import processes
 from prts_jax.errors import UserError
-from prts_jax.processes import FOLDER, Reports, StoppedElsewhereError, all_processes, run_on_first
+from prts_jax.processes import StoppedElsewhereError, all_processes, run_on_first
 
 
 @pytest.fixture
-def process(monkeypatch):
-    """`process(n)` makes this process the n-th of three."""
+def messages(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
+    """Makes this process the second of three; holds the messages that the others send."""
+    others: dict[int, bytes] = {}
+
+    def gather(own: np.ndarray) -> np.ndarray:
+        rows = [np.zeros_like(own), own, np.zeros_like(own)]
+        for process, text in others.items():
+            rows[process] = np.frombuffer(text.ljust(own.size, b"\0"), np.uint8)
+        return np.stack(rows)
+
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.1)
-    return lambda number: monkeypatch.setattr(jax, "process_index", lambda: number)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
+    return others
 
 
-@pytest.fixture
-def reports(process, tmp_path):
-    """The `Reports` of three processes on one directory."""
-    made = []
-    for number in range(3):
-        process(number)
-        made.append(Reports(str(tmp_path)))
-    return made
+def test_an_error_elsewhere_is_raised_here_with_its_process(messages: dict[int, bytes]) -> None:
+    messages[2] = b"head: is damaged"
+    expected = pytest.raises(StoppedElsewhereError, match="^process 2: head: is damaged$")
+    with expected, all_processes():
+        pass
 
 
-def test_all_get_the_reports_of_all(process, reports):
-    for number in (2, 0, 1):
-        process(number)
-        reports[number].check()
-        reports[number].write({"bytes": number})
-    assert reports[1].wait() == [{"bytes": 0}, {"bytes": 1}, {"bytes": 2}]
-    reports[0].remove()
+def test_a_process_raises_its_own_error_unchanged(messages: dict[int, bytes]) -> None:
+    messages[0] = b"another error"
+    with pytest.raises(UserError, match="^my own$"), all_processes():
+        raise UserError("my own")
 
 
-def test_one_error_stops_the_others_and_is_told_once(process, reports):
-    process(0)
-    reports[0].write({"bytes": 1})
-    process(2)
-    reports[2].write({"bytes": 1})
-    process(1)
-    reports[1].fail(UserError("head: is damaged"))
-    for number in (0, 2):
-        process(number)
-        with pytest.raises(StoppedElsewhereError, match="^process 1: head: is damaged$"):
-            reports[number].check()
-        with pytest.raises(StoppedElsewhereError, match="^process 1: head: is damaged$"):
-            reports[number].wait()
+def test_no_error_anywhere_lets_all_go_on(messages: dict[int, bytes]) -> None:
+    with all_processes():
+        pass
 
 
-def test_who_is_stopped_does_not_repeat_the_error_as_its_own(process, reports, tmp_path):
-    for number, error in (
-        (1, ValueError("no space\nleft")),
-        (0, StoppedElsewhereError("process 1: ValueError: no space")),
-    ):
-        process(number)
-        others = {0, 1, 2} - {number}
-        for other in others:
-            file = tmp_path / FOLDER / f"{other}.json"
-            if not file.exists():
-                file.write_text('{"bytes": 1}')
-        reports[number].fail(error)
-    process(2)
-    with pytest.raises(StoppedElsewhereError, match="^process 1: ValueError: no space$"):
-        reports[2].check()
-
-
-def test_a_full_disk_still_stops_the_others(process, reports, monkeypatch, tmp_path):
-    def no_space(path: str, text: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    for number in (0, 2):
-        process(number)
-        reports[number].write({})
-    process(1)
-    monkeypatch.setattr(processes, "write_atomically", no_space)
-    reports[1].fail(OSError(28, "No space left on device"))
-    process(2)
-    with pytest.raises(StoppedElsewhereError, match="process 1: failed; its own output says why"):
-        reports[2].check()
-
-
-def test_a_directory_that_is_not_shared_is_named(process, tmp_path):
-    process(1)
-    with pytest.raises(UserError, match="process 0 made it and process 1 does not see it"):
-        Reports(str(tmp_path / "elsewhere"))
-
-
-def test_alone_a_process_just_does_it():
+def test_a_process_alone_just_runs_the_block() -> None:
     with pytest.raises(ValueError, match="as it is"), all_processes():
         raise ValueError("as it is")
     assert run_on_first(lambda: {"layers": [1, 2]}) == {"layers": [1, 2]}

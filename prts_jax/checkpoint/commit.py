@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from prts_jax.checkpoint import layout
-from prts_jax.checkpoint.lock import LOCK_FILE, workdir_lock
-from prts_jax.checkpoint.object_lock import object_lock
+from prts_jax.checkpoint.lock import LOCK_FILE, object_lock, workdir_lock
 from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path, is_remote
 from prts_jax.sizes import format_bytes

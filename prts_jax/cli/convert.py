@@ -12,7 +12,7 @@ from prts_jax.cli.progress import Progress
 from prts_jax.errors import UserError
 from prts_jax.formats import convert, import_transforms
 from prts_jax.formats.convert import ConversionReport
-from prts_jax.formats.model_source import ForeignModel
+from prts_jax.formats.model_source import ModelSource
 from prts_jax.sizes import format_bytes
 
 
@@ -122,7 +122,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--verify={arguments.verify}: is none of weights, logits; name one")
 
 
-def _convert(arguments: argparse.Namespace, source: ForeignModel) -> ConversionReport:
+def _convert(arguments: argparse.Namespace, source: ModelSource) -> ConversionReport:
     progress = Progress("convert")
     if arguments.to == "orbax":
         return convert.write_checkpoint(source, arguments.target, arguments.tokenizer, progress)
@@ -137,7 +137,7 @@ def _convert(arguments: argparse.Namespace, source: ForeignModel) -> ConversionR
 
 
 def _verify(
-    arguments: argparse.Namespace, source: ForeignModel, report: ConversionReport
+    arguments: argparse.Namespace, source: ModelSource, report: ConversionReport
 ) -> dict[str, Any]:
     if not arguments.verify:
         return {}

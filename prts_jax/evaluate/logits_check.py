@@ -10,7 +10,7 @@ import numpy as np
 from prts_jax import tree
 from prts_jax.config import ComputeConfig
 from prts_jax.errors import UserError
-from prts_jax.formats.model_source import ForeignModel, pieces
+from prts_jax.formats.model_source import ModelSource, pieces
 from prts_jax.model.architecture import declare, logits
 
 TOKENS = 64
@@ -31,7 +31,7 @@ class LogitsComparison:
     same_arg_max: float
 
 
-def compare(one: ForeignModel, other: ForeignModel, seed: int = 0) -> LogitsComparison:
+def compare(one: ModelSource, other: ModelSource, seed: int = 0) -> LogitsComparison:
     """Runs two models on the same random tokens.
 
     Transformers runs a model in Hugging Face's format, our code any other. One model at a time is
@@ -55,7 +55,7 @@ def compare(one: ForeignModel, other: ForeignModel, seed: int = 0) -> LogitsComp
     )
 
 
-def load_params(model: ForeignModel) -> dict[str, Any]:
+def load_params(model: ModelSource) -> dict[str, Any]:
     """Returns a model's parameters as nested float32 NumPy arrays, `[layers, …]` where stacked.
 
     Raises:
@@ -67,7 +67,7 @@ def load_params(model: ForeignModel) -> dict[str, Any]:
     return tree.unflatten(leaves)
 
 
-def _logits(model: ForeignModel, tokens_BxS: np.ndarray) -> np.ndarray:
+def _logits(model: ModelSource, tokens_BxS: np.ndarray) -> np.ndarray:
     if model.format == "hf":
         return _transformers_logits(model.path, tokens_BxS)
     compute = ComputeConfig(dtype="float32", attention="xla")

@@ -26,7 +26,7 @@ from prts_jax.errors import UserError
 from prts_jax.formats import huggingface, litgpt, model_card, safetensors_files
 from prts_jax.formats.import_transforms import without_gates
 from prts_jax.formats.model_source import (
-    ForeignModel,
+    ModelSource,
     TensorShape,
     is_linear,
     layer_shape,
@@ -76,7 +76,7 @@ class ConversionReport:
         return dataclasses.asdict(self) | {"tokenizer": list(self.tokenizer)}
 
 
-def open_source(source_format: str, path: str, preset: str = "") -> ForeignModel:
+def open_source(source_format: str, path: str, preset: str = "") -> ModelSource:
     """Opens what is to be converted, without reading its weights.
 
     Args:
@@ -98,7 +98,7 @@ def open_source(source_format: str, path: str, preset: str = "") -> ForeignModel
     raise UserError(f"--from={source_format}: is none of hf, litgpt, orbax; name one of them")
 
 
-def open_checkpoint(spec: str) -> ForeignModel:
+def open_checkpoint(spec: str) -> ModelSource:
     """Opens a checkpoint of ours; every layer read is compared with its digest.
 
     Raises:
@@ -119,7 +119,7 @@ def open_checkpoint(spec: str) -> ForeignModel:
             raise not_what_was_saved(path, where)
         return values
 
-    return ForeignModel(
+    return ModelSource(
         format="orbax",
         path=path,
         model=lineage.model,
@@ -142,7 +142,7 @@ def _natural_dtype(lineage: Lineage) -> str:
 
 
 def write_checkpoint(
-    source: ForeignModel, target: str, tokenizer: str = "", progress: Progress | None = None
+    source: ModelSource, target: str, tokenizer: str = "", progress: Progress | None = None
 ) -> ConversionReport:
     """Writes a model as a checkpoint of ours: float32, a chunk a layer.
 
@@ -190,7 +190,7 @@ def write_checkpoint(
 
 
 def write_huggingface(
-    source: ForeignModel,
+    source: ModelSource,
     target: str,
     dtype: str = "",
     tokenizer: str = "",
@@ -248,7 +248,7 @@ def write_huggingface(
     return move.report(source, "hf", began, carried)
 
 
-def first_difference(source: ForeignModel, target: ForeignModel, dtype: str) -> str:
+def first_difference(source: ModelSource, target: ModelSource, dtype: str) -> str:
     """Compares two models bit for bit, a piece at a time, after rounding to `dtype`.
 
     Returns:
@@ -288,7 +288,7 @@ class _Mover:
                 "free space or choose another disk"
             )
 
-    def read(self, source: ForeignModel, path: str, layer: int | None) -> np.ndarray:
+    def read(self, source: ModelSource, path: str, layer: int | None) -> np.ndarray:
         values = source.read(path, layer)
         target = safetensors_files.dtype_named(self.dtype)
         with np.errstate(over="ignore"):  # said below, with the name of the leaf
@@ -308,7 +308,7 @@ class _Mover:
             self._progress(self.done, self._total)
 
     def report(
-        self, source: ForeignModel, target_format: str, began: float, tokenizer: list[str]
+        self, source: ModelSource, target_format: str, began: float, tokenizer: list[str]
     ) -> ConversionReport:
         return ConversionReport(
             source_format=source.format,
@@ -322,7 +322,7 @@ class _Mover:
         )
 
 
-def _lineage(source: ForeignModel) -> Lineage:
+def _lineage(source: ModelSource) -> Lineage:
     if source.lineage is not None:
         return source.lineage
     imported = {

@@ -17,7 +17,7 @@ from prts_jax.config import ModelConfig, RopeScaling, check_model
 from prts_jax.errors import UserError
 from prts_jax.formats import safetensors_files
 from prts_jax.formats.model_source import (
-    ForeignModel,
+    ModelSource,
     TensorShape,
     check_shape,
     is_linear,
@@ -201,7 +201,7 @@ def write_json(folder: str, name: str, values: Mapping[str, Any]) -> None:
     (as_path(folder) / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def open_model(folder: str) -> ForeignModel:
+def open_model(folder: str) -> ModelSource:
     """Opens a folder of transformers without reading weights.
 
     Args:
@@ -230,7 +230,7 @@ def open_model(folder: str) -> ForeignModel:
         declaration = declarations[path]
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
 
-    return ForeignModel(
+    return ModelSource(
         format="hf",
         path=folder,
         model=model,

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 
 from prts_jax.errors import UserError
-from prts_jax.formats.model_source import ForeignModel, layer_shape
+from prts_jax.formats.model_source import ModelSource, layer_shape
 from prts_jax.growth.gates import layer_factors, opening
 from prts_jax.model.architecture import declare
 
 
-def with_vocab(source: ForeignModel, vocab: int) -> ForeignModel:
+def with_vocab(source: ModelSource, vocab: int) -> ModelSource:
     """Returns a model whose vocabulary is padded with zeros, or cut, when it is read.
 
     A padded entry's logit is 0: it takes part in the softmax until training pushes it down.
@@ -33,7 +33,7 @@ def with_vocab(source: ForeignModel, vocab: int) -> ForeignModel:
     return dataclasses.replace(source, model=model, read=read)
 
 
-def without_gates(source: ForeignModel) -> ForeignModel:
+def without_gates(source: ModelSource) -> ModelSource:
     """Returns a model that computes without gates what this one computes with them.
 
     Other formats have none: those of new layers go into the output projections as they are read.

@@ -8,7 +8,7 @@ from prts_jax.checkpoint.layout import is_complete
 from prts_jax.config import to_dict
 from prts_jax.formats import huggingface, litgpt, safetensors_files
 from prts_jax.formats.convert import open_checkpoint
-from prts_jax.formats.model_source import ForeignModel, TensorShape, pieces
+from prts_jax.formats.model_source import ModelSource, TensorShape, pieces
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
@@ -36,7 +36,7 @@ def _has_weights(path: str) -> bool:
     return any((as_path(path) / name).exists() for name in names)
 
 
-def open_any(path: str) -> ForeignModel:
+def open_any(path: str) -> ModelSource:
     """Opens a whole model of any format, without reading its weights.
 
     Raises:
@@ -95,7 +95,7 @@ class Differences:
         return {"same": self.same, **dataclasses.asdict(self)}
 
 
-def compare(one: ForeignModel, other: ForeignModel) -> Differences:
+def compare(one: ModelSource, other: ModelSource) -> Differences:
     """Says what two models differ in: shape, leaves, values.
 
     Values of two checkpoints of ours are compared by their digests; of anything else they are
@@ -128,12 +128,12 @@ def compare(one: ForeignModel, other: ForeignModel) -> Differences:
     return Differences(config, only, shapes, listed, len(same_shape))
 
 
-def _flat_config(model: ForeignModel) -> dict[str, Any]:
+def _flat_config(model: ModelSource) -> dict[str, Any]:
     """The whole run's config of a checkpoint of ours is more than others can have: its model."""
     return {f"model.{name}": value for name, value in to_dict(model.model).items()}
 
 
-def _differ(one: ForeignModel, other: ForeignModel, path: str, layer: int | None) -> bool:
+def _differ(one: ModelSource, other: ModelSource, path: str, layer: int | None) -> bool:
     if one.lineage is not None and other.lineage is not None:
         place = layer or 0
         return one.lineage.digests[path][place] != other.lineage.digests[path][place]

@@ -17,7 +17,7 @@ from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError, first_line
 from prts_jax.formats.huggingface import commonest_dtype
 from prts_jax.formats.model_source import (
-    ForeignModel,
+    ModelSource,
     TensorShape,
     check_shape,
     is_linear,
@@ -70,7 +70,7 @@ _ONLY = {
 }
 
 
-def open_model(path: str, preset_name: str = "") -> ForeignModel:
+def open_model(path: str, preset_name: str = "") -> ModelSource:
     """Opens a checkpoint without reading its weights.
 
     Args:
@@ -110,7 +110,7 @@ def open_model(path: str, preset_name: str = "") -> ForeignModel:
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
 
     described = _shapes(tensors)
-    return ForeignModel(
+    return ModelSource(
         format="litgpt",
         path=str(root),
         model=model,

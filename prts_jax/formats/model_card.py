@@ -1,12 +1,12 @@
 """The model card of an exported model: what it is, and what was spent on it."""
 
-from prts_jax.formats.model_source import ForeignModel
+from prts_jax.formats.model_source import ModelSource
 from prts_jax.growth.map import format_ranges
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import count_parameters
 
 
-def write(source: ForeignModel, dtype: str) -> str:
+def write(source: ModelSource, dtype: str) -> str:
     """Returns the text of a README.md with its shape, tokens, FLOPs and lineage.
 
     Args:
@@ -35,7 +35,7 @@ def write(source: ForeignModel, dtype: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lineage(source: ForeignModel) -> list[str]:
+def _lineage(source: ModelSource) -> list[str]:
     lineage = source.lineage
     if lineage is None:
         return [f"Converted from {source.format}; what it was trained on is not recorded there."]

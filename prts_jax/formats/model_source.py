@@ -24,7 +24,7 @@ class TensorShape:
 
 
 @dataclass(frozen=True)
-class ForeignModel:
+class ModelSource:
     """A model in some format, opened without reading its weights.
 
     Attributes:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from prts_jax.checkpoint import object_lock
+from prts_jax.checkpoint import lock
 from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
 from prts_jax.errors import UserError
@@ -94,11 +94,11 @@ def test_a_growth_that_fails_leaves_no_checkpoint(fake_gcs, tmp_path, monkeypatc
 
 
 def test_two_growths_into_one_address_are_refused(fake_gcs, tmp_path, monkeypatch):
-    monkeypatch.setattr(object_lock, "REFRESH_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "REFRESH_SECONDS", 0.1)
     write_source(tmp_path / "source")
     growth_map = make_map(MODEL, None, "stack", 2, "")
     with (
-        object_lock.object_lock(f"{fake_gcs}/.grown.growing"),
+        lock.object_lock(f"{fake_gcs}/.grown.growing"),
         pytest.raises(UserError, match=rf"process {os.getpid()} on .* is writing there; wait"),
     ):
         growing.stream(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
@@ -109,12 +109,12 @@ def test_two_growths_into_one_address_are_refused(fake_gcs, tmp_path, monkeypatc
 
 
 def test_the_lock_of_a_killed_growth_is_taken_over(fake_gcs, monkeypatch):
-    monkeypatch.setattr(object_lock, "STALE_SECONDS", 0.4)
-    monkeypatch.setattr(object_lock, "REFRESH_SECONDS", 60.0)  # as good as dead
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.4)
+    monkeypatch.setattr(lock, "REFRESH_SECONDS", 60.0)  # as good as dead
     address = f"{fake_gcs}/.other.growing"
-    with object_lock.object_lock(address) as check_first:
+    with lock.object_lock(address) as check_first:
         check_first()
-        with object_lock.object_lock(address) as check_second:
+        with lock.object_lock(address) as check_second:
             with pytest.raises(UserError, match="another process has taken this lock"):
                 check_first()  # should it live after all, it commits nothing
             check_second()

@@ -13,7 +13,7 @@ from prts_jax.cli import convert, inspect, run
 from prts_jax.config import ModelConfig
 from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.huggingface import config_json, tensor_name, write_json
-from prts_jax.formats.model_source import ForeignModel, is_linear, layer_shape, pieces
+from prts_jax.formats.model_source import ModelSource, is_linear, layer_shape, pieces
 from prts_jax.formats.safetensors_files import NewTensor, write_folder
 from prts_jax.model.architecture import declare
 from tests.checkpoint.tiny import flip_byte, write_source
@@ -111,7 +111,7 @@ def test_verify_finds_a_value_that_the_disk_has_changed(
     """The last bit of what was written flips between writing and reading again."""
 
     def flipping(write: Callable[..., ConversionReport], pattern: str) -> Callable[..., object]:
-        def written(source: ForeignModel, target: str, *more: object) -> ConversionReport:
+        def written(source: ModelSource, target: str, *more: object) -> ConversionReport:
             report = write(source, target, *more)
             file = max(Path(target).rglob(pattern), key=lambda path: path.stat().st_size)
             content = bytearray(file.read_bytes())
@@ -137,7 +137,7 @@ def test_verify_finds_damage_in_a_checkpoint(
     up = np.asarray(write_source(tmp_path / "ours")["layers"]["mlp"]["up"])
     write = convert.convert.write_checkpoint
 
-    def damaging(source: ForeignModel, target: str, *more: Any) -> ConversionReport:
+    def damaging(source: ModelSource, target: str, *more: Any) -> ConversionReport:
         report = write(source, target, *more)
         flip_byte(Path(target), up[1].tobytes())
         return report

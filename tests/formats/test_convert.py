@@ -14,11 +14,11 @@ from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.logits_check import compare, load_params
 from prts_jax.formats import convert, huggingface, import_transforms
-from prts_jax.formats.model_source import ForeignModel
-from prts_jax.growth.on_disk.stream import stream
+from prts_jax.formats.model_source import ModelSource
 from prts_jax.growth.operators import make_map
 from tests.checkpoint.tiny import MODEL, write_source
 from tests.formats.foreign_models import logits_of, save_transformers, shape
+from tests.growth.on_disk.growing import stream
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -39,7 +39,7 @@ def load(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
 
 
-def open_hf(folder: Path) -> ForeignModel:
+def open_hf(folder: Path) -> ModelSource:
     return convert.open_source("hf", str(folder))
 
 
@@ -158,7 +158,7 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
 def test_float16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     save_transformers(tmp_path / "hf", shape())
     source = open_hf(tmp_path / "hf")
-    large = ForeignModel(
+    large = ModelSource(
         **{**vars(source), "read": lambda path, layer: source.read(path, layer) * np.float32(1e6)}
     )
     with pytest.raises(UserError, match="beyond the range of float16"):

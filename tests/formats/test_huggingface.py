@@ -13,7 +13,7 @@ from prts_jax.config import ComputeConfig, RopeScaling
 from prts_jax.errors import UserError
 from prts_jax.evaluate.logits_check import load_params
 from prts_jax.formats import convert, huggingface
-from prts_jax.formats.model_source import ForeignModel
+from prts_jax.formats.model_source import ModelSource
 from prts_jax.model.architecture import logits
 from tests.formats.foreign_models import load_transformers, logits_of, save_transformers, shape
 
@@ -43,7 +43,7 @@ PLAIN = {
 QWEN3 = PLAIN | {"model_type": "qwen3"}
 
 
-def our_logits(opened: ForeignModel) -> np.ndarray:
+def our_logits(opened: ModelSource) -> np.ndarray:
     tokens = jnp.asarray(TOKENS, jnp.int32)
     compute = jax.jit(logits, static_argnums=(2, 3))
     return np.asarray(compute(load_params(opened), tokens, opened.model, FLOAT32))
