@@ -63,10 +63,10 @@ def boxes(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[slice
     Those at the far sides are as small as they must be. A scalar is one box.
     """
     counts = [-(-size // side) for size, side in zip(shape, step, strict=True)]
-    for place in np.ndindex(*counts):
+    for index in np.ndindex(*counts):
         yield tuple(
             slice(number * side, min((number + 1) * side, size))
-            for number, side, size in zip(place, step, shape, strict=True)
+            for number, side, size in zip(index, step, shape, strict=True)
         )
 
 
@@ -112,7 +112,7 @@ def open_leaf(checkpoint: str, path: str, item: str = PARAMS) -> ts.TensorStore:
       UserError: it is not there, or its files are damaged.
     """
     try:
-        return ts.open(_spec(checkpoint, path, item=item), read=True, context=_CONTEXT).result()
+        return ts.open(_spec(checkpoint, path, item), read=True, context=_CONTEXT).result()
     except Exception as error:  # tensorstore raises ValueError and others for bad files
         raise unreadable(checkpoint, path, error) from error
 
@@ -156,7 +156,6 @@ def create_leaf(
     path: str,
     declaration: Declaration,
     chunk: tuple[int, ...],
-    database: str = "",
     item: str = PARAMS,
 ) -> ts.TensorStore:
     """Creates a leaf and opens it for writing.
@@ -166,7 +165,6 @@ def create_leaf(
       path: path of the leaf.
       declaration: its shape and dtype.
       chunk: shape of a chunk.
-      database: `process_database` of this process where several write; "" where one does.
       item: of the checkpoint: parameters or the optimizer's state.
     """
     metadata = {
@@ -176,37 +174,11 @@ def create_leaf(
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "fill_value": 0,
     }
-    spec = _spec(checkpoint, path, database, item) | {
+    spec = _spec(checkpoint, path, item) | {
         "metadata": metadata,
         "store_data_equal_to_fill_value": True,
     }
     return ts.open(spec, create=True, write=True, context=_CONTEXT).result()
-
-
-def process_database(process: int) -> str:
-    """Returns the folder of a process's own database, below the item; Orbax's name for it."""
-    return f"ocdbt.process_{process}/"
-
-
-def merge_databases(checkpoint: str, processes: int, item: str = PARAMS) -> None:
-    """Makes the one database that points to all values in those of the processes, which stay.
-
-    Args:
-      checkpoint: directory of a checkpoint in the making.
-      processes: how many have written; all of them are done.
-      item: of the checkpoint.
-    """
-    context = ts.Context()  # pointers can be copied only within one
-    whole, *parts = (
-        ts.KvStore.open(
-            {"driver": "ocdbt", "base": _base(checkpoint, database, item)}, context=context
-        ).result()
-        for database in ("", *map(process_database, range(processes)))
-    )
-    with ts.Transaction(atomic=True) as transaction:
-        writing = whole.with_transaction(transaction)
-        for copied in [part.experimental_copy_range_to(writing) for part in parts]:
-            copied.result()
 
 
 def write_tree(
@@ -244,14 +216,10 @@ def folder_in_database(path: str) -> str:
     return path.replace("/", ".") + "/"
 
 
-def _spec(checkpoint: str, path: str, database: str = "", item: str = PARAMS) -> dict[str, Any]:
-    folder = folder_in_database(path)
-    kvstore = {"driver": "ocdbt", "base": _base(checkpoint, database, item), "path": folder}
+def _spec(checkpoint: str, path: str, item: str) -> dict[str, Any]:
+    base = files_below(f"{checkpoint}/{item}/")
+    kvstore = {"driver": "ocdbt", "base": base, "path": folder_in_database(path)}
     return {"driver": "zarr3", "kvstore": kvstore}
-
-
-def _base(checkpoint: str, database: str, item: str = PARAMS) -> dict[str, Any]:
-    return files_below(f"{checkpoint}/{item}/{database}")
 
 
 def files_below(prefix: str) -> dict[str, Any]:

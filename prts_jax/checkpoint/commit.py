@@ -15,11 +15,11 @@ from prts_jax.paths import as_path, is_remote
 from prts_jax.sizes import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, quota or file answers; tensorstore hands on the text alone."""
+"""Codes of a full disk, quota or file; tensorstore passes on their text alone."""
 
 
 def free_bytes(target: str) -> int | None:
-    """Returns the free space where `target` will be; None where nobody can tell (gs://)."""
+    """Returns the free space where `target` will be; None on gs://, which does not say."""
     return None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
 
 
@@ -60,12 +60,6 @@ def refuse_existing(target: str) -> None:
         raise UserError(f"{target}: exists already and is never overwritten; name a new directory")
 
 
-def directory_to_fill(target: str) -> str:
-    """Returns the directory that `new_checkpoint` gives, on whatever process asks."""
-    final = as_path(target)
-    return target if is_remote(target) else str(final.parent / f".{final.name}.growing")
-
-
 @contextlib.contextmanager
 def new_checkpoint(target: str) -> Iterator[str]:
     """Gives a directory to fill; it becomes `target` at the end, or goes when the block fails.
@@ -88,7 +82,7 @@ def new_checkpoint(target: str) -> Iterator[str]:
         return
     final = as_path(target)
     refuse_existing(target)
-    temporary = as_path(directory_to_fill(target))
+    temporary = final.parent / f".{final.name}.growing"
     with workdir_lock(str(temporary)):
         refuse_existing(target)
         _empty(temporary)
