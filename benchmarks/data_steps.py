@@ -20,7 +20,7 @@ from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax import config
-from prts_jax.feed import place, prefetch
+from prts_jax.feed import prefetch, shard_batch
 from prts_jax.mesh import make_mesh, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
@@ -69,7 +69,7 @@ def _race(
     def load(step: int) -> dict[str, jax.Array]:
         begin = time.thread_time()
         position = step * data.batch * data.length
-        batch = place(
+        batch = shard_batch(
             mesh,
             lambda start, stop: batches.rows(position, start, stop),
             (data.batch, data.length),

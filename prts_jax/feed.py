@@ -15,7 +15,7 @@ from prts_jax.mesh import sharding
 T = TypeVar("T")
 
 
-def place(
+def shard_batch(
     mesh: Mesh,
     rows: Callable[[int, int], dict[str, np.ndarray]],
     shape: tuple[int, int],

@@ -10,6 +10,7 @@ import jax
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from prts_jax import tree
 from prts_jax.config import MeshConfig
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
@@ -100,6 +101,26 @@ def param_shardings(
                     f"{size} ({path}); choose a divisor of {size}"
                 )
     return {path: sharding(mesh, d.axes) for path, d in declarations.items()}
+
+
+def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
+    """Returns the parameters as nested shapes with shardings, without allocating them.
+
+    Raises:
+      UserError: see `param_shardings`.
+    """
+    shardings = param_shardings(mesh, declarations)
+    return tree.unflatten(
+        {
+            path: jax.ShapeDtypeStruct(d.shape, d.dtype, sharding=shardings[path])
+            for path, d in declarations.items()
+        }
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:

@@ -1,6 +1,6 @@
 """Nested dictionaries of arrays ↔ flat dictionaries keyed by path ("layers/attention/q")."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 
@@ -49,3 +49,21 @@ def named_leaves(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def parameter_of(path: str, parameters: Container[str]) -> str | None:
+    """Returns the parameter that a leaf of an optimizer's state belongs to; None for a count.
+
+    Optimizers keep moments in trees shaped as the parameters, whatever wraps them, so the path of a
+    moment ends with the path of its parameter.
+
+    Args:
+      path: of the leaf, as `named_leaves` names it.
+      parameters: paths of the parameters.
+
+    >>> parameter_of("inner_states/decay/inner_state/0/mu/layers/mlp/up", {"layers/mlp/up"})
+    'layers/mlp/up'
+    """
+    parts = path.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in parameters), None)

@@ -22,7 +22,7 @@ from prts_jax.config import (
     RopeScaling,
     RunConfig,
     ScheduleConfig,
-    Stage,
+    StageChanges,
     TrainConfig,
     check_model,
     default_config,
@@ -37,7 +37,9 @@ from prts_jax.errors import UserError
 sizes = st.integers(1, 10**5)
 positive = st.floats(1e-12, 1e12)
 shares = st.floats(0, 1, exclude_max=True)
-stages = st.builds(lambda steps, rate: Stage(steps=steps, schedule={"peak": rate}), sizes, positive)
+stages = st.builds(
+    lambda steps, rate: StageChanges(steps=steps, schedule={"peak": rate}), sizes, positive
+)
 
 
 def section(section_type: type, **overrides: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -47,7 +49,7 @@ def section(section_type: type, **overrides: st.SearchStrategy[Any]) -> st.Searc
         float: positive,
         str: st.text(max_size=8),
         bool: st.booleans(),
-        tuple[Stage, ...]: st.lists(stages, max_size=2).map(tuple),
+        tuple[StageChanges, ...]: st.lists(stages, max_size=2).map(tuple),
     }
     fields = {
         name: section(hint) if dataclasses.is_dataclass(hint) else by_type[hint]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prts_jax.config import MeshConfig
-from prts_jax.feed import place, prefetch
+from prts_jax.feed import prefetch, shard_batch
 from prts_jax.mesh import make_mesh
 
 
@@ -17,7 +17,7 @@ def rows(start: int, stop: int) -> dict[str, np.ndarray]:
 
 
 def test_place_makes_the_global_batch_of_the_named_arrays():
-    batch = place(make_mesh(MeshConfig()), rows, (4, 3), ("tokens", "negative"))
+    batch = shard_batch(make_mesh(MeshConfig()), rows, (4, 3), ("tokens", "negative"))
     assert sorted(batch) == ["negative", "tokens"]
     np.testing.assert_array_equal(batch["tokens"], np.arange(12).reshape(4, 3))
     np.testing.assert_array_equal(batch["negative"], -np.arange(12).reshape(4, 3))
@@ -31,7 +31,7 @@ def test_place_reads_rows_once_for_all_arrays():
         asked.append((start, stop))
         return rows(start, stop)
 
-    place(make_mesh(MeshConfig()), counted, (4, 3), ("tokens", "negative"))
+    shard_batch(make_mesh(MeshConfig()), counted, (4, 3), ("tokens", "negative"))
     assert asked == [(0, 4)]
 
 

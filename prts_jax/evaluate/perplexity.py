@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.batches.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
-from prts_jax.feed import place, prefetch
+from prts_jax.feed import prefetch, shard_batch
 from prts_jax.mesh import compile_together
 from prts_jax.model.architecture import logits
 from prts_jax.model.inputs import Gates, documents_of
@@ -102,7 +102,7 @@ def make_evaluator(
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
             return batches.rows(index, start, stop)
 
-        return place(mesh, rows, (batches.batch, batches.length), batches.fields)
+        return shard_batch(mesh, rows, (batches.batch, batches.length), batches.fields)
 
     compiled: dict[bool, jax.stages.Compiled] = {}
 

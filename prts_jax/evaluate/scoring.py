@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from prts_jax.evaluate.loaded import LoadedModel
-from prts_jax.feed import place
+from prts_jax.feed import shard_batch
 from prts_jax.mesh import axis_size
 from prts_jax.model.architecture import logits
 from prts_jax.model.loss import token_losses
@@ -96,7 +96,7 @@ class Scorer:
             arrays["targets"][row, :stop] = tokens[1:]
             arrays["weights"][row, stop - scored : stop] = 1
         with jax.set_mesh(self._loaded.mesh):
-            batch = place(
+            batch = shard_batch(
                 self._loaded.mesh,
                 lambda start, stop: {name: x[start:stop] for name, x in arrays.items()},
                 shape,

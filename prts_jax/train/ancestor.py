@@ -9,20 +9,19 @@ from jax.sharding import Mesh
 
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.config import ModelConfig, RunConfig, model_differences, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import refuse_shut
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import check_copies, grow_optimizer
-from prts_jax.mesh import param_shardings
+from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.train.learn import Learn
 from prts_jax.train.state import (
     TrainState,
     abstract_optimizer,
-    abstract_params,
     fresh_state,
     stage_step_array,
 )
@@ -126,10 +125,8 @@ def start_from(
 
 
 def _same_model(checkpoint: ModelConfig, config: ModelConfig, path: str) -> None:
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
-        if ours != theirs:
-            raise UserError(
-                f"config.model.{field.name}: is {ours}, but {path} has {theirs}; use the "
-                "checkpoint's, or init.grow_from to grow it"
-            )
+    for name, ours, theirs in model_differences(config, checkpoint):
+        raise UserError(
+            f"config.model.{name}: is {ours}, but {path} has {theirs}; use the checkpoint's, or "
+            "init.grow_from to grow it"
+        )

@@ -15,9 +15,9 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ModelConfig, RunConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import fold_current_gates
+from prts_jax.mesh import abstract_params
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import count_parameters, forward_flops_per_token
-from prts_jax.train.state import abstract_params
 
 SOURCE = "source"
 """Names the checkpoint that the stage was grown from."""

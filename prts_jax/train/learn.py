@@ -21,19 +21,19 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
 from prts_jax.errors import Interrupted, UserError
-from prts_jax.feed import place, prefetch
+from prts_jax.feed import prefetch, shard_batch
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_leaves
-from prts_jax.mesh import compile_together, param_shardings, sharding
+from prts_jax.mesh import compile_together, param_shardings, replicated, sharding
 from prts_jax.model.architecture import declare, logits
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.inputs import documents_of
 from prts_jax.model.loss import token_losses
+from prts_jax.train.accumulation import Batch, sum_over_micro_batches
 from prts_jax.train.optim import apply_updates, make_optimizer
-from prts_jax.train.state import TrainState, fresh_state, replicated
-from prts_jax.train.step import Batch, micro_batches
+from prts_jax.train.state import TrainState, fresh_state
 from prts_jax.train.stopping import Stopping
 
 
@@ -144,20 +144,15 @@ def make_learn_step(
         )
         return jnp.sum(token_losses(out, batch["targets"]) * batch["loss_weights"])
 
-    def summed_gradient(leaves: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, Any]:
-        def add(total: Any, micro: Batch) -> tuple[Any, None]:
-            one = jax.value_and_grad(summed_loss)(leaves, micro)
-            return jax.tree.map(jnp.add, total, one), None
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, leaves))
-        total, _ = jax.lax.scan(add, zero, micro_batches(batch, config.train.accumulation))
-        return total
-
     def learn_step(
         state: TrainState, source: Mapping[str, jax.Array], batch: Batch
     ) -> tuple[TrainState, jax.Array]:
         leaves, to_matrices = jax.vjp(lambda arrays: grown(arrays, source), state.params)
-        loss, leaf_gradient = summed_gradient(leaves, batch)
+        loss, leaf_gradient = sum_over_micro_batches(
+            lambda micro: jax.value_and_grad(summed_loss)(leaves, micro),
+            batch,
+            config.train.accumulation,
+        )
         tokens = jnp.sum(batch["loss_weights"])
         (gradient,) = to_matrices(jax.tree.map(lambda g: g / tokens, leaf_gradient))
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
@@ -205,7 +200,7 @@ def _train(
 
     def batch_of(step: int) -> Batch:
         position = lineage.position + step * data.batch * data.length
-        return place(
+        return shard_batch(
             mesh,
             lambda start, stop: batches.rows(position, start, stop),
             (data.batch, data.length),

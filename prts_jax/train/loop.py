@@ -8,8 +8,6 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from data_pipelines.batches.loader import TrainBatches
 from prts_jax.checkpoint.digests import digests
@@ -20,12 +18,13 @@ from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.evaluate.perplexity import make_evaluator
-from prts_jax.feed import place, prefetch
+from prts_jax.feed import prefetch, shard_batch
 from prts_jax.growth.gates import opening
 from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.inputs import Gates
 from prts_jax.paths import as_path, write_atomically
+from prts_jax.processes import all_processes
 from prts_jax.train.batches import check_batches, evaluation_batches, training_batches
 from prts_jax.train.distill import load_teacher
 from prts_jax.train.freezing import frozen_layers
@@ -91,22 +90,11 @@ def _train_stage(
 
 @contextlib.contextmanager
 def _lock(workdir: str) -> Iterator[None]:
-    """Holds the workdir by the first process; all processes learn when it cannot."""
+    """Holds the workdir's lock in the first process; a refusal ends all processes."""
     with contextlib.ExitStack() as stack:
-        refusal = ""
-        if jax.process_index() == 0:
-            try:
+        with all_processes():
+            if jax.process_index() == 0:
                 stack.enter_context(workdir_lock(workdir))
-            except UserError as error:
-                refusal = str(error)
-        if jax.process_count() > 1:
-            # The others must not wait for a process that has gone.
-            text = np.zeros(4096, np.uint8)
-            text[: len(refusal.encode())] = np.frombuffer(refusal.encode(), np.uint8)
-            heard = multihost_utils.broadcast_one_to_all(text)
-            refusal = bytes(heard).rstrip(b"\0").decode()
-        if refusal:
-            raise UserError(refusal)
         yield
 
 
@@ -219,7 +207,7 @@ class _Run:
     def _batch(self, origin: Lineage, step: int) -> dict[str, jax.Array]:
         data = self.config.data
         position = origin.position + (step - origin.stage_step) * data.batch * data.length
-        return place(
+        return shard_batch(
             self.mesh,
             lambda start, stop: self.batches.rows(position, start, stop),
             (data.batch, data.length),
@@ -279,8 +267,8 @@ class _Run:
     def _write_line(self) -> None:
         """The first line of a stage: what the parameters are worth before any step."""
         extra: dict[str, Any] = dict(self._validate())
-        if self.lineage.growth and self.lineage.growth[-1]["at_step"] == self.lineage.step:
-            extra["growth"] = self.lineage.growth[-1]
+        if self.lineage.growth and self.lineage.growth[-1].at_step == self.lineage.step:
+            extra["growth"] = to_dict(self.lineage.growth[-1])
         self.recorder.line_due(self.lineage)
         self.recorder.settle(extra)
 

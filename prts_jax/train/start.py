@@ -15,13 +15,13 @@ from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
-from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
-from prts_jax.mesh import param_shardings
+from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
 from prts_jax.train import fine_tuning
@@ -32,7 +32,6 @@ from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.state import (
     TrainState,
     abstract_optimizer,
-    abstract_params,
     fresh_state,
     stage_step_array,
 )
@@ -174,7 +173,7 @@ def with_grown_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
 
 def epsilons_before_growth(lineage: Lineage) -> set[float]:
     """Returns the norm epsilons of the models that were grown along a lineage."""
-    return {record["map"]["source"]["norm_eps"] for record in lineage.growth}
+    return {record.map.source.norm_eps for record in lineage.growth}
 
 
 def _resume(
@@ -288,7 +287,7 @@ def _after(
 
 def data_position(
     lineage: Lineage, config: RunConfig, batches: TrainBatches, allow_change: Collection[str]
-) -> tuple[int, str, tuple[dict[str, Any], ...]]:
+) -> tuple[int, str, tuple[ChangeRecord, ...]]:
     """Where the data of a run that grew out of a checkpoint begin.
 
     At the very next token, when the order is the checkpoint's, or differs in the length alone and
@@ -315,12 +314,14 @@ def data_position(
                 f"trained on (fingerprint {fingerprint[:12]}, not {lineage.store[:12]}); set it "
                 "back, or pass --allow_change=data.store to start from its beginning"
             )
-        change = _change(lineage, "data.store", lineage.store, fingerprint)
+        change = lineage.change_record("data.store", lineage.store, fingerprint)
         return 0, "data start at the beginning of another store", (change,)
     after = dataclasses.asdict(config.data)
     before = {**dataclasses.asdict(DataConfig()), **lineage.config["data"]}
     changed = [key for key in DATA_ORDER if before[key] != after[key]]
-    changes = tuple(_change(lineage, f"data.{key}", before[key], after[key]) for key in changed)
+    changes = tuple(
+        lineage.change_record(f"data.{key}", before[key], after[key]) for key in changed
+    )
     if not changed or (changed == ["length"] and batches.keeps_position(lineage.position)):
         return lineage.position, f"data go on at token {lineage.position:,}", changes
     # Sets without shares are in the fingerprint, which is the same.
@@ -333,7 +334,7 @@ def data_position(
 
 def config_changes(
     lineage: Lineage, config: RunConfig, fingerprint: str, allow_change: Collection[str]
-) -> tuple[dict[str, Any], ...]:
+) -> tuple[ChangeRecord, ...]:
     """Compares a run's config with its checkpoint's.
 
     Returns:
@@ -357,7 +358,7 @@ def config_changes(
                 f"config.{key}: was {old!r} in the checkpoint at step {lineage.step} and is now "
                 f"{new!r}; set it back, or pass --allow_change={key}"
             )
-        changes.append(_change(lineage, key, old, new))
+        changes.append(lineage.change_record(key, old, new))
     return tuple(changes)
 
 
@@ -369,10 +370,6 @@ def _check_names(allow_change: Collection[str], config: RunConfig) -> None:
             close = same_end or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else "--print_config shows them all"
             raise UserError(f"--allow_change={key}: no such key; {hint}")
-
-
-def _change(lineage: Lineage, key: str, old: Any, new: Any) -> dict[str, Any]:
-    return {"step": lineage.step, "key": key, "from": old, "to": new}
 
 
 def _with_model(config: RunConfig, model: ModelConfig) -> dict[str, Any]:

@@ -1,20 +1,18 @@
-"""What a training step reads and writes: parameters, optimizer state, the step of this stage."""
+"""The state that a training step reads and writes: parameters, optimizer state, stage step."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from prts_jax import tree
-from prts_jax.declaration import Declaration
-from prts_jax.mesh import param_shardings
+from prts_jax.mesh import replicated
 
 
 class TrainState(NamedTuple):
-    """Attributes are pytrees of arrays.
+    """Pytrees of arrays on the mesh.
 
     Attributes:
       params: nested dictionary, float32.
@@ -27,61 +25,36 @@ class TrainState(NamedTuple):
     stage_step: jax.Array
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
-    """Returns the parameters as shapes with shardings, without making them."""
-    shardings = param_shardings(mesh, declarations)
-    return tree.unflatten(
-        {
-            path: jax.ShapeDtypeStruct(d.shape, d.dtype, sharding=shardings[path])
-            for path, d in declarations.items()
-        }
-    )
-
-
 def abstract_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
-    """Returns the optimizer's state as shapes with shardings, without making it.
+    """Returns the optimizer's state as shapes with shardings, without allocating it.
 
-    A leaf of the state that belongs to a parameter (a moment) has that parameter's sharding;
-    everything else (counts) is replicated.
+    A moment has its parameter's sharding; leaves of other shapes (counts) are replicated.
 
     Args:
-      optimizer: an optax transformation.
+      optimizer: an optax transformation; `optax.partition` and `optax.masked` may wrap others.
       params: nested dictionary of arrays, or of `jax.ShapeDtypeStruct` with shardings.
       mesh: of `params`.
     """
-    shardings = {path: leaf.sharding for path, leaf in tree.flatten(params).items()}
+    parameters = tree.flatten(params)
+    state = jax.eval_shape(optimizer.init, params)
 
-    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        where = shardings.get(parameter_path(path), replicated(mesh))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    def with_sharding(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        parameter = parameters.get(tree.parameter_of(path, parameters) or "")
+        sharding = replicated(mesh)
+        if parameter is not None and parameter.shape == leaf.shape:
+            sharding = parameter.sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    abstract = jax.eval_shape(optimizer.init, params)
-    return jax.tree_util.tree_map_with_path(place, abstract)
-
-
-def parameter_path(path: tuple[Any, ...]) -> str:
-    """Returns which parameter a leaf of a state belongs to ("layers/mlp/up"); "" for none.
-
-    Args:
-      path: of the leaf, as `jax.tree_util` gives it.
-    """
-    return "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+    leaves = [with_sharding(path, leaf) for path, leaf in tree.named_leaves(state).items()]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def fresh_state(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, stage_step: int = 0
-) -> TrainState:
-    """Returns a state with a new optimizer, as after initialisation or growth."""
-    shardings = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract_optimizer(optimizer, params, mesh)
-    )
+def fresh_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the state at the beginning of a stage, with a new optimizer state."""
+    abstract = abstract_optimizer(optimizer, params, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-    return TrainState(params, state, stage_step_array(stage_step, mesh))
+    return TrainState(params, state, stage_step_array(0, mesh))
 
 
 def stage_step_array(stage_step: int, mesh: Mesh) -> jax.Array:

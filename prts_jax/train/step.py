@@ -1,4 +1,4 @@
-"""One optimizer step, jitted once for its shapes."""
+"""The jitted optimizer step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,24 +11,24 @@ from prts_jax.config import ModelConfig, RunConfig
 from prts_jax.model.architecture import declare, logits
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
+from prts_jax.train.accumulation import Batch, sum_over_micro_batches
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
 from prts_jax.train.optim import apply_updates, learning_rate
 from prts_jax.train.state import TrainState
 
-Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 MEANS = ("loss", "distillation_loss")
-"""Losses that are shown as means over the batch's tokens."""
+"""Losses reported as means over the batch's tokens."""
 
 
 class StepMetrics(NamedTuple):
-    """What one step tells, float32, on the devices until somebody reads them.
+    """Scalars and sums of one step, float32, on the devices.
 
     Attributes:
       loss: mean over the batch's tokens, nats.
-      loss_tokens: how many these were, the sum of their weights.
+      loss_tokens: number of these tokens, the sum of their weights.
       gradient_norm: global norm before clipping.
       learning_rate: of this step.
       source_losses: [sources], summed over the tokens of each source, nats.
@@ -45,14 +45,6 @@ class StepMetrics(NamedTuple):
     distillation_loss: jax.Array | None = None
 
 
-def micro_batches(batch: Batch, count: int) -> Batch:
-    """[B, S] → [count, B / count, S], every device keeping the rows it has."""
-    return {
-        name: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
-        for name, x in batch.items()
-    }
-
-
 def make_train_step(
     model: ModelConfig,
     config: RunConfig,
@@ -65,20 +57,19 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
-    The state is donated. The third argument holds the parameters of the model `teacher`, or None.
-
-    The batch is one of `data_pipelines.batches.loader`, each array [batch, length]. The loss is the
-    weighted mean over all tokens of the batch, also when it is accumulated over micro-batches.
+    The state is donated. The third argument is the parameters of `teacher`, or None. The batch is
+    one of `data_pipelines.batches.loader`, each array [batch, length]. The loss is the weighted
+    mean over all tokens of the batch, with or without accumulation.
 
     Args:
       model: the model's shape.
-      config: how it is computed, and how it is trained.
+      config: how the model is computed and trained.
       optimizer: of the state.
       grown_at: step of the lineage at which the stage began.
-      sources: how many sources' losses are summed one by one; 0: none are.
-      frozen: layers that stay as they are, with the look-up (`prts_jax.train.freezing`); the
-        gradient's norm is that of the others. None: everything is trained.
-      teacher: the model whose parameters are the third argument; None: without one.
+      sources: number of sources whose losses are summed separately.
+      frozen: layers that are not trained, nor is the embedding look-up
+        (`prts_jax.train.freezing`); the gradient norm leaves them out. None: all are trained.
+      teacher: shape of the teacher; None: no distillation.
       gates: stage step → gates of what the last growth added; None: all are open.
     """
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
@@ -86,7 +77,7 @@ def make_train_step(
     def summed_losses(
         params: Any, batch: Batch, teacher_params: Any, opened: Gates | None
     ) -> tuple[jax.Array, Sums]:
-        """Returns what is minimised, and the sums that metrics show."""
+        """Returns the minimised loss and the sums for the metrics."""
         documents, weights = documents_of(batch), batch["loss_weights"]
         out = logits(
             params,
@@ -109,31 +100,16 @@ def make_train_step(
         soft, share = jnp.sum(soft_losses(out, taught) * weights), config.distillation.weight
         return (1 - share) * loss + share * soft, sums | {"distillation_loss": soft}
 
-    gradient_of = jax.grad(summed_losses, has_aux=True)
-
-    def summed_gradient(
-        params: Any, batch: Batch, teacher_params: Any, opened: Gates | None
-    ) -> tuple[Any, Sums]:
-        count = config.train.accumulation
-        if count == 1:
-            return gradient_of(params, batch, teacher_params, opened)
-
-        def add(total: Any, micro: Batch) -> tuple[Any, None]:
-            one = gradient_of(params, micro, teacher_params, opened)
-            return jax.tree.map(jnp.add, total, one), None
-
-        parts = micro_batches(batch, count)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient_of, params, first, teacher_params, opened)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zero, parts)
-        return total
-
     def train_step(
         state: TrainState, batch: Batch, teacher_params: Any = None
     ) -> tuple[TrainState, StepMetrics]:
         opened = None if gates is None else gates(state.stage_step)
-        gradient, sums = summed_gradient(state.params, batch, teacher_params, opened)
+
+        def gradient_of(micro: Batch) -> tuple[Any, Sums]:
+            gradient = jax.grad(summed_losses, has_aux=True)
+            return gradient(state.params, micro, teacher_params, opened)
+
+        gradient, sums = sum_over_micro_batches(gradient_of, batch, config.train.accumulation)
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)

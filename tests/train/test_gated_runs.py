@@ -10,10 +10,10 @@ import pytest
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import Opening, opening
-from prts_jax.growth.on_disk.stream import stream
 from prts_jax.growth.operators import make_map
 from prts_jax.train import loop
 from prts_jax.train.step import make_train_step
+from tests.growth.on_disk.growing import stream
 from tests.train import test_step, tiny
 from tests.train.tiny import assert_same, curve, read_lines, stored_params
 

@@ -292,7 +292,7 @@ def test_a_batch_that_changes_at_growth_leaves_no_token_out(base, shared, run):
 def test_a_grown_model_grows_again(grown, run, tmp_path):
     lines = run(tmp_path, model=tiny.deeper(12), init__grow_from=f"{grown}@10", train__steps=1)
     lineage = read_lineage(resolve(str(tmp_path)))
-    assert [record["at_step"] for record in lineage.growth] == [6, 10]
+    assert [record.at_step for record in lineage.growth] == [6, 10]
     assert lines[0]["growth"]["at_step"] == 10
     assert lines[-1]["flops"] == (
         6 * flops_per_step(tiny.MODEL)

@@ -17,9 +17,8 @@ from data_pipelines.store.writer import Encoded, write_index, write_shard
 from prts_jax import config, tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.checkpoint.store import restore_params
-from prts_jax.mesh import make_mesh
+from prts_jax.mesh import abstract_params, make_mesh
 from prts_jax.model.architecture import declare
-from prts_jax.train.start import abstract_params
 
 MODEL = config.ModelConfig(vocab=64, layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48)
 SOURCES = ("prose", "verse")
