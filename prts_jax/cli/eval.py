@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     if len(measured) > 1:
         return _compare(arguments, measured)
     if arguments.json:
-        print(json.dumps(measured[0].found))
+        print(json.dumps(measured[0].figures))
     else:
         print("\n".join(_text(measured[0])))
     if arguments.save:  # after printing, so that a failure to write loses nothing
@@ -147,14 +147,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, checkpoint: str) -> Results:
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     scores: list[Scores] = []
     if arguments.perplexity:
-        found, scores = _perplexity(arguments, checkpoint)
+        figures, scores = _perplexity(arguments, checkpoint)
     if arguments.tasks:
-        found["tasks"], of_tasks = _tasks(arguments, checkpoint)
+        figures["tasks"], of_tasks = _tasks(arguments, checkpoint)
         scores += of_tasks
-    return Results(PurePath(checkpoint).name, checkpoint, found, tuple(scores))
+    return Results(PurePath(checkpoint).name, checkpoint, figures, tuple(scores))
 
 
 def _perplexity(
@@ -194,10 +194,10 @@ def _tasks(
         checkpoint, arguments.tokenizer, arguments.dtype, arguments.batch, arguments.length
     )
     shots = None if arguments.shots < 0 else arguments.shots
-    found, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)
+    figures, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)
     if paper_benchmarks.FLAG in arguments.tasks.split(","):
-        found[paper_benchmarks.AVERAGE] = {"acc,none": paper_benchmarks.average(found)}
-    return found, scores
+        figures[paper_benchmarks.AVERAGE] = {"acc,none": paper_benchmarks.average(figures)}
+    return figures, scores
 
 
 def _compare(arguments: argparse.Namespace, measured: Sequence[Results]) -> int:
@@ -217,9 +217,9 @@ def _compare(arguments: argparse.Namespace, measured: Sequence[Results]) -> int:
 
 
 def _text(measured: Results) -> list[str]:
-    found = measured.found
-    lines = eval_text.losses(found) if "loss" in found else []
-    tasks = found.get("tasks", {})
+    figures = measured.figures
+    lines = eval_text.losses(figures) if "loss" in figures else []
+    tasks = figures.get("tasks", {})
     about = {
         task: ", ".join(f"{key} {values[key]}" for key in ("version", "shots") if key in values)
         for task, values in tasks.items()

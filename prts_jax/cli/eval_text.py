@@ -15,13 +15,13 @@ LEGEND = {
 }
 
 
-def losses(found: Mapping[str, Any]) -> list[str]:
+def losses(figures: Mapping[str, Any]) -> list[str]:
     """Returns a table with one line per source and one for all."""
     rows = [["source", "tokens", "loss", "perplexity", "bits/byte"]]
-    for name, row in {**found["per_source"], "all": found}.items():
+    for name, row in {**figures["per_source"], "all": figures}.items():
         bits = MISSING if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        figures = [f"{row['tokens']:,}", f"{row['loss']:.4f}", f"{row['perplexity']:.4f}", bits]
-        rows.append([name, *figures])
+        cells = [f"{row['tokens']:,}", f"{row['loss']:.4f}", f"{row['perplexity']:.4f}", bits]
+        rows.append([name, *cells])
     return align(rows)
 
 

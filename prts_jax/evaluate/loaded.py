@@ -3,17 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.formats.safetensors_files import INDEX, SINGLE
 from prts_jax.growth.gates import fold_current_gates
-from prts_jax.mesh import make_mesh, param_shardings
+from prts_jax.mesh import abstract_params, make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
@@ -68,13 +66,7 @@ def load(
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
     device_mesh = make_mesh(mesh)
-    shardings = param_shardings(device_mesh, declarations)
-    abstract = tree.unflatten(
-        {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
-            for name, leaf in declarations.items()
-        }
-    )
+    abstract = abstract_params(declarations, device_mesh)
     params = checkpoint_store.restore_params(path, abstract, declarations)
     params = fold_current_gates(params, lineage, declarations)
     compute = ComputeConfig(dtype=dtype, attention=attention)

@@ -27,13 +27,13 @@ class Results:
     Attributes:
       label: name in tables.
       checkpoint: path, as the user gave it.
-      found: the object that `prts eval --json` prints.
+      figures: the object that `prts eval --json` prints.
       scores: one per measure, request by request.
     """
 
     label: str
     checkpoint: str
-    found: dict[str, Any]
+    figures: dict[str, Any]
     scores: tuple[Scores, ...] = field(repr=False)
 
 
@@ -46,7 +46,7 @@ def save(results: Results, path: str) -> None:
     values = {
         "format": FORMAT,
         "checkpoint": results.checkpoint,
-        "results": results.found,
+        "results": results.figures,
         "scores": [scores.to_json() for scores in results.scores],
     }
     check_new(path)
@@ -179,7 +179,7 @@ def rows_of(results: Sequence[Results]) -> list[Row]:
 def _measured(results: Results) -> dict[tuple[str, str], _Measured]:
     by_name = {(one.group, one.name): one for one in results.scores}
     measured: dict[tuple[str, str], _Measured] = {}
-    for group, name, value in _task_values(results.found.get("tasks", {})):
+    for group, name, value in _task_values(results.figures.get("tasks", {})):
         requests = by_name.get((group, name))
         estimate = Estimate(value, math.nan) if requests is None else requests.estimate
         measured[group, name] = _Measured(estimate, requests)

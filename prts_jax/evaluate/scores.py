@@ -151,7 +151,7 @@ def from_harness(
       version: version of the task.
       shots: examples in each prompt.
     """
-    found = []
+    by_metric: list[Scores] = []
     for key, value in results.items():
         metric, _, name = key.partition(",")
         chosen = [s for s in samples if s["filter"] == name and metric in s]
@@ -164,9 +164,9 @@ def from_harness(
             scores = Scores(task, key, values, weights, subject, requests, exponential)
             # The harness's own value tells which of the means the metric is.
             if math.isclose(scores.estimate.value, value, rel_tol=1e-9, abs_tol=1e-12):
-                found.append(scores)
+                by_metric.append(scores)
                 break
-    return found
+    return by_metric
 
 
 def _possible_means(values: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray, bool]]:

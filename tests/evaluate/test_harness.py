@@ -1,6 +1,7 @@
 """Our models under lm-evaluation-harness against its own `hf` model of the exported checkpoint."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.tasks._index import TaskIndex  # noqa: E402
 
 from prts_jax.evaluate import harness  # noqa: E402
 
@@ -64,6 +66,22 @@ metric_list:
 metadata:
   version: 1
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _task_files_are_indexed_once() -> Iterator[None]:
+    """Shares the index of the harness's thousands of task files between commands."""
+    build, known = TaskIndex.build, {}
+
+    def shared(paths: Any) -> dict[str, Any]:
+        for path in paths:
+            if path not in known:
+                known[path] = build([path])
+        return {name: entry for path in paths for name, entry in known[path].items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(shared))
+        yield
 
 
 @pytest.fixture(scope="module")

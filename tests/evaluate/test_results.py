@@ -20,7 +20,7 @@ RESULTS = Results("step", "runs/a", {"loss": 4 / 7}, (SCORES,))
 def test_saved_results_are_read_back(tmp_path: Path) -> None:
     results.save(RESULTS, str(tmp_path / "new" / "a.json"))
     found = results.load(str(tmp_path / "new" / "a.json"))
-    assert (found.label, found.checkpoint, found.found) == ("a", "runs/a", {"loss": 4 / 7})
+    assert (found.label, found.checkpoint, found.figures) == ("a", "runs/a", {"loss": 4 / 7})
     [scores] = found.scores
     assert scores.pairs_with(SCORES)
     assert scores.values.tolist() == [1.5, 2.5]
@@ -141,7 +141,7 @@ def test_the_average_requires_all_seven():
     less = Results(
         "less", "less", {"tasks": {}}, tuple(s for s in less.scores if s.group != "sciq")
     )
-    less.found["tasks"].update({s.group: {s.name: s.estimate.value} for s in less.scores})
+    less.figures["tasks"].update({s.group: {s.name: s.estimate.value} for s in less.scores})
     rows = {row.title: row for row in rows_of([whole, less])}
     assert rows["average of seven"].scores[0] is not None
     assert rows["average of seven"].scores[1] is rows["average of seven"].differences[1] is None
