@@ -215,7 +215,11 @@ class Lineage:
         try:
             lineage = from_dict(cls, kept, root="lineage")
             check_model(lineage.model)
-        except (KeyError, UserError) as error:
+        except KeyError as error:
+            raise UserError(
+                f"{where}: its config holds no {error}; the checkpoint is damaged"
+            ) from error
+        except UserError as error:
             raise UserError(f"{where}: {error}; the checkpoint is damaged") from error
         return lineage
 

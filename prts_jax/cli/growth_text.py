@@ -1,4 +1,4 @@
-"""What `prts grow` says of a growth: before it (`--dry_run`), and of what was verified after it."""
+"""The text and JSON of `prts grow`: the dry run, the report, and the result of `--verify`."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -73,31 +73,31 @@ def as_json(execution: Execution) -> dict[str, Any]:
 
 
 def report_text(report: GrowthReport) -> str:
-    """Returns what was done, in a line."""
+    """Returns the report in a line."""
     if report.mode == "reference":
         files = "file" if report.files_linked == 1 else "files"
         size = format_bytes(report.bytes_linked)
-        done = f"{report.files_linked} {files} of {size} shared with the source"
+        text = f"{report.files_linked} {files} of {size} shared with the source"
         if report.bytes_written:
-            done += f", {format_bytes(report.bytes_written)} of optimizer state written"
+            text += f", {format_bytes(report.bytes_written)} of optimizer state written"
     else:
-        done = (
+        text = (
             f"{format_bytes(report.bytes_written)} written, {format_bytes(report.bytes_read)} read"
         )
     memory = format_bytes(report.peak_rss_bytes)
-    return f"{done} in {report.seconds:.1f} s, peak memory {memory}"
+    return f"{text} in {report.seconds:.1f} s, peak memory {memory}"
 
 
-def agreement_text(found: "Agreement") -> str:
-    """Returns what `--verify` found."""
-    rounding = "" if found.allowed is None else f"; rounding may be {found.allowed:.2g}"
+def agreement_text(agreement: "Agreement") -> str:
+    """Returns the result of `--verify`."""
+    rounding = "" if agreement.allowed is None else f"; rounding may be {agreement.allowed:.2g}"
     return "\n".join(
         [
-            f"verified in float32 on {found.tokens:,} tokens, {found.data}:",
-            f"  largest logit difference {found.largest_difference:.3g}, "
-            f"{found.relative_difference:.2g} of the largest logit ({found.largest_logit:.3g})"
-            f"{rounding}",
-            f"  loss {found.loss_before:.4f} before, {found.loss_after:.4f} after",
+            f"verified in float32 on {agreement.tokens:,} tokens, {agreement.data}:",
+            f"  largest logit difference {agreement.largest_difference:.3g}, "
+            f"{agreement.relative_difference:.2g} of the largest logit "
+            f"({agreement.largest_logit:.3g}){rounding}",
+            f"  loss {agreement.loss_before:.4f} before, {agreement.loss_after:.4f} after",
         ]
     )
 

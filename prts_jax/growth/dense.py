@@ -13,7 +13,7 @@ With W of shape (out, in), source layers j and target layers i (B_a, B_b of the 
 
 B_Q, B_K and B_V act on heads × head_dim as one axis, as the paper's do: a target head may mix heads
 and components of the source. Under grouped queries W_O has more inputs than W_V outputs: query
-head (group k, place g) passes on values of key head k. So R(B_V) applies B_V at each place g by
+head (group k, member g) passes on values of key head k. So R(B_V) applies B_V to each member g by
 itself, and a group keeps its number of queries.
 """
 
@@ -213,8 +213,8 @@ def mix_positions(
     for axis, name in width_names(growth_map, path, declaration).items():
         at = 1 + inner.index(axis)
         if axis in HEADS:
-            places = _places(growth_map, axis, declaration)
-            values = _mix_heads(arrays[name], values, at, places)
+            members = _members(growth_map, axis, declaration)
+            values = _mix_heads(arrays[name], values, at, members)
         else:
             values = _mix(arrays[name], values, at)
     return values
@@ -239,7 +239,7 @@ def learning_flops(growth_map: GrowthMap, declarations: Mapping[str, Declaration
     return total
 
 
-def _places(growth_map: GrowthMap, axis: str, declaration: Declaration) -> int:
+def _members(growth_map: GrowthMap, axis: str, declaration: Declaration) -> int:
     """Returns how often B repeats along an axis: once for each query of a group of W_O's inputs."""
     if axis not in declaration.contracts:
         return 1
@@ -251,13 +251,13 @@ def _mix(matrix: jax.Array, values: jax.Array, at: int) -> jax.Array:
     return jnp.moveaxis(mixed, -1, at)
 
 
-def _mix_heads(matrix: jax.Array, values: jax.Array, at: int, places: int) -> jax.Array:
-    """Mixes heads × head_dim (dimensions at, at + 1), for each place in a group by itself."""
+def _mix_heads(matrix: jax.Array, values: jax.Array, at: int, members: int) -> jax.Array:
+    """Mixes heads × head_dim (dimensions at, at + 1), for each member of a group by itself."""
     before, (heads, head_dim), after = values.shape[:at], values.shape[at : at + 2], values.shape
-    grouped = values.reshape(*before, heads // places, places, head_dim, *after[at + 2 :])
+    grouped = values.reshape(*before, heads // members, members, head_dim, *after[at + 2 :])
     joint = jnp.moveaxis(grouped, at + 1, -1)
-    joint = joint.reshape(*before, heads // places * head_dim, *after[at + 2 :], places)
+    joint = joint.reshape(*before, heads // members * head_dim, *after[at + 2 :], members)
     mixed = _mix(matrix, joint, at)
-    mixed = mixed.reshape(*before, -1, head_dim, *after[at + 2 :], places)
+    mixed = mixed.reshape(*before, -1, head_dim, *after[at + 2 :], members)
     mixed = jnp.moveaxis(mixed, -1, at + 1)
     return mixed.reshape(*before, -1, head_dim, *after[at + 2 :])

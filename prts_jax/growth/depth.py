@@ -108,7 +108,7 @@ def solar(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
                 "m; solar makes an even number of at most twice the source's"
             )
     elif not drop:
-        raise UserError("growth.drop: is 0 and no target is given; give drop=8, say")
+        raise UserError("growth.drop: is 0 and no target is given; give one, as drop=8")
     if not 0 <= 2 * drop <= source.layers:
         raise UserError(
             f"growth.drop: is {drop}; two copies without {drop} layers each must keep all of the "
@@ -138,7 +138,7 @@ def block_expansion(
     every = options.get("every", 0)
     added = 0 if target is None else target.layers - source.layers
     if not every and target is None:
-        raise UserError("growth.every: is 0 and no target is given; give every=4, say")
+        raise UserError("growth.every: is 0 and no target is given; give one, as every=4")
     if not every and added > 0:
         every = source.layers // added
     if every < 1 or source.layers < 1 or source.layers % every:
@@ -267,9 +267,9 @@ def random(
             layers = tuple(at if at < source.layers else NEW for at in total)
         else:
             layers = tuple(NEW if at % factor else at // factor for at in total)
-    made = _deepened("random", {"factor": factor, "order": order}, source, target, layers)
+    growth_map = _deepened("random", {"factor": factor, "order": order}, source, target, layers)
     gates = gates if NEW in layers else {}
-    return dataclasses.replace(made, seed=options.get("seed", 0), gates=gates)
+    return dataclasses.replace(growth_map, seed=options.get("seed", 0), gates=gates)
 
 
 def _order(options: Mapping[str, Any]) -> str:
@@ -289,7 +289,7 @@ def _factor(
         )
     factor = int(options.get("factor", 0))
     if not factor and target is None:
-        raise UserError("growth.factor: is 0 and no target is given; give factor=4, say")
+        raise UserError("growth.factor: is 0 and no target is given; give one, as factor=4")
     if not factor and target is not None:
         factor, rest = divmod(target.layers, source.layers)
         if rest or factor < 1:
@@ -310,7 +310,7 @@ def _block(
     """Returns b: the option, or the layers that the target has more than the source."""
     block = int(options.get("block", 0))
     if not block and target is None:
-        raise UserError("growth.block: is 0 and no target is given; give block=3, say")
+        raise UserError("growth.block: is 0 and no target is given; give one, as block=3")
     if not block and target is not None:
         block = target.layers - source.layers
     if not 1 <= block <= source.layers:

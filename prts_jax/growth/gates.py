@@ -97,7 +97,7 @@ class Opening:
 
 
 class PastGrowth(Protocol):
-    """What gates depend on of a growth (`prts_jax.checkpoint.lineage.GrowthRecord`)."""
+    """The part of `prts_jax.checkpoint.lineage.GrowthRecord` that gates depend on."""
 
     @property
     def at_step(self) -> int:
@@ -109,7 +109,7 @@ class PastGrowth(Protocol):
 
 
 class Past(Protocol):
-    """What gates depend on of a checkpoint's lineage (`prts_jax.checkpoint.lineage.Lineage`)."""
+    """The part of a lineage that gates depend on (`prts_jax.checkpoint.lineage.Lineage`)."""
 
     @property
     def growth(self) -> Sequence[PastGrowth]:
@@ -125,7 +125,7 @@ class Past(Protocol):
 
 
 def opening(past: Past) -> Opening | None:
-    """Returns the gates that a lineage goes on with, None where all are open by now.
+    """Returns the gates of a lineage's next steps, None where all are open.
 
     Only the last growth can have gates that are shut: a model with such does not grow
     (`refuse_shut`).
@@ -133,8 +133,8 @@ def opening(past: Past) -> Opening | None:
     if not past.growth or not past.growth[-1].map.gates:
         return None
     growth_map = past.growth[-1].map
-    found = Opening(growth_map, past.step - past.stage_step - past.growth[-1].at_step)
-    return found if past.stage_step < found.end else None
+    opens = Opening(growth_map, past.step - past.stage_step - past.growth[-1].at_step)
+    return opens if past.stage_step < opens.end else None
 
 
 def refuse_shut(past: Past, where: str) -> None:
@@ -147,12 +147,12 @@ def refuse_shut(past: Past, where: str) -> None:
     Raises:
       UserError: names the step at which the last gate is open.
     """
-    found = opening(past)
-    if found is not None:
+    opens = opening(past)
+    if opens is not None:
         raise UserError(
             f"{where}: is at step {past.step}, and gates of its growth by "
-            f"{found.growth_map.operator} are open only at step "
-            f"{past.step - past.stage_step + found.end}; train it until then, and grow it after"
+            f"{opens.growth_map.operator} are open only at step "
+            f"{past.step - past.stage_step + opens.end}; train it until then, and grow it after"
         )
 
 
@@ -214,6 +214,6 @@ def fold_current_gates(
     Raises:
       UserError: see `layer_factors`.
     """
-    found = opening(past)
-    gates = None if found is None else found.at(past.stage_step)
+    opens = opening(past)
+    gates = None if opens is None else opens.at(past.stage_step)
     return fold_gates(params, gates, declarations)

@@ -40,8 +40,8 @@ def learned(
     Args:
       source: model of l layers.
       target: model of g·l layers, as wide as wanted; None makes it from the source.
-      options: {"factor": g, "widths": "embed=2048,heads=32" (default: the target's); the keys that
-        say how the matrices are learned are for whoever learns them}.
+      options: {"factor": g, "widths": "embed=2048,heads=32" (default: the target's); the learning
+        itself (`prts_jax.train.learn`) reads the other keys}.
 
     Raises:
       UserError: as `depth.stack` and `width.split`, or another number of queries a group.
@@ -52,7 +52,7 @@ def learned(
     if wide.head_dim != source.head_dim:
         raise UserError(
             f"growth.widths: head_dim from {source.head_dim} to {wide.head_dim}: it fixes rotary "
-            "frequencies, which no matrix mends; grow heads and kv_heads instead"
+            "frequencies, which no matrix restores; grow heads and kv_heads instead"
         )
     if wide.heads * source.kv_heads != source.heads * wide.kv_heads:
         raise UserError(
@@ -63,7 +63,7 @@ def learned(
     same_width = dataclasses.replace(wide, layers=source.layers)
     stacked = depth.stack(same_width, wide, {"factor": options.get("factor", 0)})
     widths = {
-        axis: partition([place % size for place in range(getattr(wide, axis))], uneven=True)
+        axis: partition([position % size for position in range(getattr(wide, axis))], uneven=True)
         for axis in WIDENS
         if getattr(wide, axis) != (size := getattr(source, axis))
     }
@@ -80,7 +80,7 @@ def with_arrays(
     """Returns the map with learned matrices; its `layers` are the strongest source layers.
 
     Args:
-      growth_map: what `learned` made.
+      growth_map: from `learned`.
       declarations: path → declaration in the target.
       arrays: matrices by name (`prts_jax.growth.dense.matrix_shapes`).
 

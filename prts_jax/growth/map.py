@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import prts_jax.config
-from prts_jax.config import ModelConfig
+from prts_jax.config import ModelConfig, check_model, from_dict, model_differences, to_dict
 from prts_jax.declaration import STREAM
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.growth import function_preservation
 from prts_jax.growth.matrices import Matrices
 from prts_jax.growth.widening import NEW, Widening, runs
@@ -22,14 +21,14 @@ GATED = ("layers", "embed", "mlp", "heads")
 
 @dataclass(frozen=True)
 class GrowthMap:
-    """How each layer and each widened axis of a target model comes from a source model.
+    """The source of each layer and of each widened axis of a target model.
 
     Executors (`on_mesh`, `prts_jax.growth.on_disk.stream`) look at nothing but the attributes below
     `options`, and share the arithmetic (`prts_jax.growth.leaf`), so they agree bit for bit.
     Leaves without a layer axis and without an axis that widens are copied.
 
     Attributes:
-      operator: name of the operator that made the map ("stack").
+      operator: name of the operator ("stack").
       options: what the operator was given ({"factor": 4}); for people and records only.
       source: the model that is grown.
       target: the grown model.
@@ -74,15 +73,15 @@ class GrowthMap:
             layers, an index beyond the source, an axis that does not widen as its sizes say, or
             models that differ in more than their depth and the axes that widen.
         """
-        prts_jax.config.check_model(self.source, "growth.source")
-        prts_jax.config.check_model(self.target, "growth.target")
+        check_model(self.source, "growth.source")
+        check_model(self.target, "growth.target")
         _check_widths(self)
         _check_gates(self)
         for layer, index in enumerate(self.layers):
             if index != NEW and not 0 <= index < self.source.layers:
                 raise UserError(
                     f"growth: target layer {layer} copies source layer {index}, but the source has "
-                    f"{self.source.layers} layers (0 to {self.source.layers - 1}); mend the list"
+                    f"{self.source.layers} layers (0 to {self.source.layers - 1}); correct the list"
                 )
         if self.target.layers < self.source.layers:
             raise UserError(
@@ -98,7 +97,7 @@ class GrowthMap:
         if not rising or not set(self.zeroed) <= set(range(len(self.layers))):
             raise UserError(
                 f"growth: zeroed target layers {list(self.zeroed)} are no rising list of layers 0 "
-                f"to {len(self.layers) - 1}; mend the list"
+                f"to {len(self.layers) - 1}; correct the list"
             )
 
     def function_preserving(self) -> bool:
@@ -132,9 +131,9 @@ class GrowthMap:
         return sum(b == a + 1 and a != NEW for a, b in pairs) / len(pairs) if pairs else 1.0
 
     def new_layers(self) -> tuple[int, ...]:
-        """Returns the target layers that the source had not: fresh, silent, or copied once more.
+        """Returns the target layers that are new: fresh, with zero outputs, or further copies.
 
-        Of several copies of a layer the first is the layer itself.
+        The first copy of a layer is the layer itself.
         """
         new, kept = [], set()
         for at, layer in enumerate(self.layers):
@@ -145,30 +144,15 @@ class GrowthMap:
         return tuple(new)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the map as JSON would hold it; what growth leaves alone is left out."""
-        values = dataclasses.asdict(dataclasses.replace(self, matrices=None))
-        values |= {"options": dict(self.options), "layers": list(self.layers)}
-        values["zeroed"] = list(self.zeroed)
-        values["widths"] = {axis: widening.to_json() for axis, widening in self.widths.items()}
-        if self.matrices is not None:
-            values["matrices"] = self.matrices.to_json()
-        values["gates"] = {axis: list(steps) for axis, steps in self.gates.items()}
-        # Maps of before these were there stay what they were, to the digest.
-        unchanged: dict[str, Any] = {
-            "zeroed": [],
-            "widths": {},
-            "new": "zero",
-            "norm_scale": 1.0,
-            "pair_noise": 0.0,
-            "noise": 0.0,
-            "seed": 0,
-            "matrices": None,
-            "gates": {},
-        }
+        """Returns the map as JSON would hold it, without defaults: digests of older maps stay."""
+        bare = to_dict(
+            GrowthMap(self.operator, self.options, self.source, self.target, self.layers)
+        )
+        required = {"operator", "options", "source", "target", "layers"}
         return {
             name: value
-            for name, value in values.items()
-            if name not in unchanged or value != unchanged[name]
+            for name, value in to_dict(self).items()
+            if name in required or value != bare.get(name)
         }
 
     @classmethod
@@ -179,31 +163,11 @@ class GrowthMap:
           UserError: a map that this version cannot read, or that cannot be executed.
         """
         try:
-            growth_map = cls(
-                operator=values["operator"],
-                options=dict(values["options"]),
-                source=prts_jax.config.from_dict(ModelConfig, values["source"], "source"),
-                target=prts_jax.config.from_dict(ModelConfig, values["target"], "target"),
-                layers=tuple(int(layer) for layer in values["layers"]),
-                zeroed=tuple(int(layer) for layer in values.get("zeroed", ())),
-                widths={
-                    axis: Widening.from_json(widening)
-                    for axis, widening in values.get("widths", {}).items()
-                },
-                new=str(values.get("new", "zero")),
-                norm_scale=float(values.get("norm_scale", 1.0)),
-                pair_noise=float(values.get("pair_noise", 0.0)),
-                noise=float(values.get("noise", 0.0)),
-                seed=int(values.get("seed", 0)),
-                matrices=Matrices.from_json(values["matrices"]) if "matrices" in values else None,
-                gates={
-                    axis: (int(begin), int(end))
-                    for axis, (begin, end) in values.get("gates", {}).items()
-                },
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            growth_map = from_dict(cls, values, root="map")
+        except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(
-                f"growth map: cannot be read ({error!r}); was it written by another version?"
+                f"growth map: cannot be read ({first_line(error)}); was it written by another "
+                "version?"
             ) from error
         growth_map.validate()
         return growth_map
@@ -263,12 +227,11 @@ def format_ranges(layers: tuple[int, ...]) -> str:
 
 def _check_widths(growth_map: GrowthMap) -> None:
     source, target, widths = growth_map.source, growth_map.target, growth_map.widths
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(source, field.name), getattr(target, field.name)
-        free = {"layers", *widths} | ({"norm_eps"} if STREAM in widths else set())
-        if field.name not in free and ours != theirs:
+    free = {"layers", *widths} | ({"norm_eps"} if STREAM in widths else set())
+    for field, ours, theirs in model_differences(source, target):
+        if field not in free:
             raise UserError(
-                f"config.model.{field.name}: {ours} in the source, {theirs} in the target; "
+                f"config.model.{field}: {ours} in the source, {theirs} in the target; "
                 f"the operator {growth_map.operator!r} keeps it"
             )
     for axis, widening in widths.items():
@@ -281,7 +244,7 @@ def _check_widths(growth_map: GrowthMap) -> None:
                 f"and fill {theirs}"
             )
     if growth_map.new not in ("zero", "random"):
-        raise UserError(f"growth: new positions hold {growth_map.new!r}; zero or random, say")
+        raise UserError(f"growth: new positions hold {growth_map.new!r}; give zero or random")
     if growth_map.noise > 1:
         raise UserError(f"growth.noise: is {growth_map.noise}; a share of 0 to 1, such as 0.2")
     if not 0 <= growth_map.seed < 2**63:

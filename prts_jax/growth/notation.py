@@ -52,10 +52,10 @@ def _parse_groups(text: str, source_layers: int) -> tuple[int, ...]:
         )
     layers: list[int] = []
     for group in text.split("-"):
-        found = _GROUP.fullmatch(group)
-        if found is None:
+        match = _GROUP.fullmatch(group)
+        if match is None:
             raise _unreadable(text, f"{group!r} is no group such as 234 or 234*7")
-        digits, times = found.group(1), int(found.group(2) or 1)
+        digits, times = match.group(1), int(match.group(2) or 1)
         if times < 1:
             raise _unreadable(text, f"{group!r} repeats no times")
         _check_length(text, len(layers) + len(digits) * times)
@@ -66,11 +66,11 @@ def _parse_groups(text: str, source_layers: int) -> tuple[int, ...]:
 def _parse_ranges(text: str) -> tuple[int, ...]:
     layers: list[int] = []
     for item in text.split(","):
-        found = _RANGE.fullmatch(item.strip())
-        if found is None:
+        match = _RANGE.fullmatch(item.strip())
+        if match is None:
             raise _unreadable(text, f"{item!r} is neither a range such as 0:24 nor a layer")
-        start = int(found.group(1))
-        stop = start + 1 if found.group(2) is None else int(found.group(2))
+        start = int(match.group(1))
+        stop = start + 1 if match.group(2) is None else int(match.group(2))
         if stop <= start:
             raise _unreadable(text, f"the range {item.strip()!r} is empty")
         _check_length(text, len(layers) + stop - start)

@@ -73,22 +73,22 @@ def roles(
       path → `Moment`, `KEPT`, `SCHEDULE` or `FRESH`.
 
     Raises:
-      UserError: a leaf that is none of these: factored moments, say.
+      UserError: a leaf that is none of these, such as a factored moment.
     """
-    found: dict[str, Role] = {}
+    leaf_roles: dict[str, Role] = {}
     for path, leaf in leaves.items():
         parameter = parameter_of(path, declarations)
         if parameter is not None:
-            found[path] = _moment(path, leaf, parameter, declarations[parameter], powers)
+            leaf_roles[path] = _moment(path, leaf, parameter, declarations[parameter], powers)
     holders = {
         path.removesuffix(role.parameter).rstrip("/").rpartition("/")[0]
-        for path, role in found.items()
+        for path, role in leaf_roles.items()
         if isinstance(role, Moment)
     }
     for path, leaf in leaves.items():
-        if path not in found:
-            found[path] = _scalar_role(path, leaf, holders)
-    return {path: found[path] for path in leaves}
+        if path not in leaf_roles:
+            leaf_roles[path] = _scalar_role(path, leaf, holders)
+    return {path: leaf_roles[path] for path in leaves}
 
 
 def check_copies(growth_map: GrowthMap) -> None:
@@ -141,15 +141,15 @@ def grow_optimizer(
         raise ValueError(f"schedule={schedule!r} is none of {SCHEDULES}")
     abstract = jax.eval_shape(init, params)
     wanted, source = named_leaves(abstract), named_leaves(state)
-    found = roles(wanted, declarations, powers)
-    _check(source, wanted, found, growth_map, declarations)
+    leaf_roles = roles(wanted, declarations, powers)
+    _check(source, wanted, leaf_roles, growth_map, declarations)
     structure = jax.tree.structure(abstract)
 
     def grow(source: dict[str, Any], params: Any) -> Any:
         fresh = named_leaves(init(params))
 
         def leaf(path: str) -> Any:
-            role = found[path]
+            role = leaf_roles[path]
             if isinstance(role, Moment):
                 if path not in source:  # of a source without layers
                     return fresh[path]
@@ -200,7 +200,7 @@ def _scalar_role(path: str, leaf: Any, holders: set[str]) -> str:
 def _check(
     source: Mapping[str, Any],
     wanted: Mapping[str, Any],
-    found: Mapping[str, Role],
+    leaf_roles: Mapping[str, Role],
     growth_map: GrowthMap,
     declarations: Mapping[str, Declaration],
 ) -> None:
@@ -208,7 +208,7 @@ def _check(
     for path in sorted(source.keys() - wanted.keys()):
         raise _cannot(path, "is in the source's state but not in the grown one's")
     for path in wanted:
-        role = found[path]
+        role = leaf_roles[path]
         if path not in source:
             if isinstance(role, Moment) and growth_map.source.layers == 0:
                 continue

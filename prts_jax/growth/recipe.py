@@ -16,7 +16,7 @@ from prts_jax.growth.widening import NEW
 
 
 class Make(enum.StrEnum):
-    """How a target layer of a leaf is made."""
+    """The ways in which a target layer of a leaf is made."""
 
     COPY = "copy"
     """From one source layer, then widened and mixed with noise where the map says so."""
@@ -28,10 +28,10 @@ class Make(enum.StrEnum):
 
 
 class LayerRecipe(NamedTuple):
-    """What one target layer of a leaf is made of.
+    """The recipe of one target layer of a leaf.
 
     Attributes:
-      make: how.
+      make: the way.
       source: the source layer of a copy; `NEW` otherwise.
     """
 
@@ -49,7 +49,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class LeafRecipe:
-    """What a leaf of the target is made of.
+    """The recipe of a leaf of the target.
 
     Attributes:
       path: of the leaf in its tree.

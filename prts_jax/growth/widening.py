@@ -1,4 +1,4 @@
-"""How one logical axis becomes wider, as data."""
+"""The widening of one logical axis, as data."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ NEW = -1
 
 @dataclass(frozen=True)
 class Widening:
-    """Where each position of a wider axis comes from.
+    """The source position of each position of a wider axis.
 
     Attributes:
       index: for each target position the source position that it copies, or `NEW`.
@@ -32,14 +32,14 @@ class Widening:
 
     def copies(self) -> Counter[int]:
         """Returns how often each source position is copied."""
-        return Counter(place for place in self.index if place != NEW)
+        return Counter(position for position in self.index if position != NEW)
 
     def is_partition(self) -> bool:
         """Whether the weights of each source position's copies sum to one."""
         sums: dict[int, float] = {}
-        for place, weight in zip(self.index, self.weights, strict=True):
-            if place != NEW:
-                sums[place] = sums.get(place, 0.0) + weight
+        for position, weight in zip(self.index, self.weights, strict=True):
+            if position != NEW:
+                sums[position] = sums.get(position, 0.0) + weight
         return all(math.isclose(total, 1, abs_tol=1e-9) for total in sums.values())
 
     def pair_signs(self) -> tuple[int, ...]:
@@ -50,10 +50,10 @@ class Widening:
         seen: Counter[int] = Counter()
         copies = self.copies()
         signs = []
-        for place in self.index:
-            alone = seen[place] == copies[place] - 1 and copies[place] % 2
-            signs.append(0 if place == NEW or alone else 1 - 2 * (seen[place] % 2))
-            seen[place] += 1
+        for position in self.index:
+            alone = seen[position] == copies[position] - 1 and copies[position] % 2
+            signs.append(0 if position == NEW or alone else 1 - 2 * (seen[position] % 2))
+            seen[position] += 1
         return tuple(signs)
 
     def to_json(self) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def partition(index: Sequence[int], uneven: bool) -> Widening:
       uneven: c copies weigh c, c-1, …, 1 parts (2/3 and 1/3 of two) instead of 1/c each. Equal
         copies with equal weights get equal gradients for ever; unequal weights part them.
     """
-    copies = Counter(place for place in index if place != NEW)
+    copies = Counter(position for position in index if position != NEW)
     seen: Counter[int] = Counter()
     weights = []
-    for place in index:
-        c = copies[place]
-        parts = (c - seen[place], c * (c + 1) / 2) if uneven else (1, c)
-        weights.append(1.0 if place == NEW else parts[0] / parts[1])
-        seen[place] += 1
+    for position in index:
+        c = copies[position]
+        parts = (c - seen[position], c * (c + 1) / 2) if uneven else (1, c)
+        weights.append(1.0 if position == NEW else parts[0] / parts[1])
+        seen[position] += 1
     return Widening(tuple(index), tuple(weights))
 
 

@@ -66,7 +66,7 @@ def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
     uneven = _choice("weights", options, WEIGHTS) == "uneven"
     norm = _choice("norm", options, NORMS)
     widths = {
-        axis: partition([place % size for place in range(getattr(wide, axis))], uneven)
+        axis: partition([position % size for position in range(getattr(wide, axis))], uneven)
         for axis in ("embed", "mlp", "kv_heads")
         if getattr(wide, axis) != (size := getattr(source, axis))
     }
@@ -132,17 +132,17 @@ def random_width(
     Raises:
       UserError: as `zero_width`; another head_dim, or negative gate_steps.
     """
-    made = _with_new("random_width", "random", source, target, options)
-    if "head_dim" in made.widths:
+    growth_map = _with_new("random_width", "random", source, target, options)
+    if "head_dim" in growth_map.widths:
         raise UserError(
-            f"growth.widths: head_dim from {source.head_dim} to {made.target.head_dim}: gates do "
-            "not keep what attention scores; use zero_width, or grow heads and kv_heads"
+            f"growth.widths: head_dim from {source.head_dim} to {growth_map.target.head_dim}: "
+            "gates do not keep attention scores; use zero_width, or grow heads and kv_heads"
         )
-    axes = [axis for axis, widening in made.widths.items() if widening.has_new]
-    if NEW in made.layers:
+    axes = [axis for axis, widening in growth_map.widths.items() if widening.has_new]
+    if NEW in growth_map.layers:
         axes.append("layers")
     gates = schedule(axes, options.get("gate_steps", GrowthConfig.gate_steps))
-    return dataclasses.replace(made, gates=gates)
+    return dataclasses.replace(growth_map, gates=gates)
 
 
 def _with_new(
@@ -236,7 +236,9 @@ def wide_target(
     if target is None:
         factor = options.get("factor", 0) or 1
         if not sizes:
-            raise UserError("growth.widths: is empty and no target is given; give embed=2048, say")
+            raise UserError(
+                "growth.widths: is empty and no target is given; give sizes, as embed=2048"
+            )
         changes: dict[str, Any] = {"layers": source.layers * factor, **sizes}
         wide = dataclasses.replace(source, **changes)
     else:
@@ -258,7 +260,7 @@ def wide_target(
             f"growth.widths: {wide.heads} heads do not divide among kv_heads={wide.kv_heads}; "
             "grow both by the same factor (whole query groups)"
         )
-    check_model(wide, "growth.target")  # before lists as long as its axes are made
+    check_model(wide, "growth.target")  # before lists as long as its axes are built
     return wide
 
 

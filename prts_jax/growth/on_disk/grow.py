@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Execution:
-    """How a planned growth is executed.
+    """A planned growth and the mode that executes it.
 
     Attributes:
       work: the growth.
@@ -64,7 +64,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class GrowthReport:
-    """What a growth did.
+    """The result of a growth.
 
     Attributes:
       mode: "stream" or "reference".

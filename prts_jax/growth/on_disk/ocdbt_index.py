@@ -28,7 +28,7 @@ class Index:
     Attributes:
       values: key → where its value lies, or the value itself where the tree holds it.
       nodes: the files with the nodes of the tree.
-      config: how the database was made: which values its tree holds itself, and more.
+      config: settings of the database, such as which values its tree holds itself.
     """
 
     values: dict[str, Extent | bytes] = field(default_factory=dict)

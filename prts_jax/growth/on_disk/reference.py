@@ -34,7 +34,7 @@ from prts_jax.sizes import format_bytes
 _ARRAY = "zarr.json"
 _CHUNKS = "c"
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
-"""What file systems answer that have no hard links, or not these or not so many."""
+"""Errors of file systems without hard links, across two of them, and at their limit of links."""
 
 
 class CannotReferenceError(UserError):
@@ -62,7 +62,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Linked:
-    """What growth by reference did.
+    """The result of growth by reference.
 
     Attributes:
       files: data files that the checkpoints share → size in bytes.

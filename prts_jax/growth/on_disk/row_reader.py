@@ -22,12 +22,12 @@ class RowReader:
         self._read, self._row_count, self._chunk_rows = read, row_count, chunk_rows
         self._first, self._held = 0, read(slice(0, min(chunk_rows, row_count)))
 
-    def take(self, places: Sequence[int]) -> np.ndarray:
-        """Returns the rows at these places, zeros for `NEW`; rising runs are taken together."""
+    def take(self, positions: Sequence[int]) -> np.ndarray:
+        """Returns the rows at these positions, zeros for `NEW`; rising runs are taken together."""
         blank = np.zeros((1, *self._held.shape[1:]), self._held.dtype)
         parts = [
             np.repeat(blank, count, axis=0) if first == NEW else self._range(first, first + count)
-            for first, count in runs(places, step=1)
+            for first, count in runs(positions, step=1)
         ]
         return np.concatenate(parts)
 
