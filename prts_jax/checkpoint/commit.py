@@ -1,4 +1,4 @@
-"""A new checkpoint's directory: there as a whole, or not at all."""
+"""A directory for a new checkpoint, which appears whole or not at all."""
 
 import contextlib
 import errno

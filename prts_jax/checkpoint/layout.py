@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps what, and when it is complete. No Orbax here: reading a name is cheap.
+"""Names of a checkpoint's files, and when it is complete. Imports no Orbax, so that it is cheap.
 
     <workdir>/checkpoints/<step>/params/       parameters: Orbax, OCDBT, zarr3, a chunk a layer
                                  optimizer/    optimizer state; a grown checkpoint has none

@@ -357,8 +357,8 @@ def _storage_errors(what: str) -> Iterator[None]:
         # tensorstore tells causes from the outside in: the operating system's word comes last.
         reason = line if len(line) < 200 else f"… {line.partition(' [')[0][-160:]}"
         full = "no space left" in reason.lower()
-        mend = "free space and start again" if full else "see whether the storage works"
-        raise UserError(f"{what} ({reason}); {mend}") from error
+        advice = "free space and start again" if full else "see whether the storage works"
+        raise UserError(f"{what} ({reason}); {advice}") from error
 
 
 def _remove_incomplete(directory: str) -> None:

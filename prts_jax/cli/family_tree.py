@@ -11,7 +11,7 @@ def draw(path: str, lineage: Lineage) -> str:
       path: of the checkpoint, for the first line.
       lineage: of the checkpoint.
     """
-    found = training_spans(lineage)
+    spans = training_spans(lineage)
     rows = [
         (
             _shape(stage.model),
@@ -20,14 +20,14 @@ def draw(path: str, lineage: Lineage) -> str:
             f"{stage.flops:.3e} FLOPs",
             f"{stage.share:.1%}",
         )
-        for stage in found
+        for stage in spans
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        f"{path}: {len(found)} {'stage' if len(found) == 1 else 'stages'}, "
+        f"{path}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
         f"{lineage.tokens:,} tokens, {lineage.flops:.3e} FLOPs"
     ]
-    for stage, (shape, *numbers) in zip(found, rows, strict=True):
+    for stage, (shape, *numbers) in zip(spans, rows, strict=True):
         lines += _growth(stage)
         counted = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
         lines.append("  ".join([f"● {shape:<{widths[0]}}", *counted]))

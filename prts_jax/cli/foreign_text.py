@@ -1,4 +1,4 @@
-"""What `prts inspect` says of models in other formats, and of two models."""
+"""Text of `prts inspect` for models in other formats and for two models."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`prts inspect A [B]`: what a model holds, without reading its weights; how two of them differ."""
+"""`prts inspect A [B]`: shows a model without reading its weights, or compares two models."""
 
 import argparse
 import hashlib
@@ -19,31 +19,31 @@ from prts_jax.formats import inspection
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = OneLineParser(
+    flags = OneLineParser(
         prog="prts inspect",
         description="Show a checkpoint's model, past, parameters and digests; the tensors of a "
         "model in another format; or what two models, of any formats, differ in.",
     )
-    made.add_argument(
+    flags.add_argument(
         "checkpoint",
         metavar="CKPT",
         help="a checkpoint's directory, a run's workdir with an optional @step, a folder of "
         "transformers or lit-gpt, or a .pth or .safetensors file",
     )
-    made.add_argument(
+    flags.add_argument(
         "other",
         nargs="?",
         default="",
         metavar="CKPT",
         help="say what differs from this one; values of foreign formats are read for it",
     )
-    made.add_argument(
+    flags.add_argument(
         "--lineage",
         action="store_true",
         help="draw its family tree instead: the stages it was trained in, and how it grew",
     )
-    made.add_argument("--json", action="store_true", help="print one JSON object")
-    return made
+    flags.add_argument("--json", action="store_true", help="print one JSON object")
+    return flags
 
 
 def main(argv: Sequence[str]) -> int:
