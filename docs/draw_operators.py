@@ -20,9 +20,9 @@ from matplotlib.patches import Rectangle
 
 from prts_jax.config import ModelConfig
 from prts_jax.growth.leaf import grow_layers
-from prts_jax.growth.recipe import recipes
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
+from prts_jax.growth.recipe import recipes
 from prts_jax.growth.widening import NEW
 from prts_jax.model.architecture import declare
 from prts_jax.report.figures import COLOURS, DPI, STYLE
@@ -155,7 +155,7 @@ def _entries(growth_map: GrowthMap, path: str) -> tuple[np.ndarray, np.ndarray]:
 
     The arithmetic of growth itself tells: it is affine in the source's values.
     """
-    before, after = declare(growth_map.source)[path], declare(growth_map.target)[path]
+    before = declare(growth_map.source)[path]
     shape = before.shape[1:] if before.stacked else before.shape
     layer = jnp.zeros(1, jnp.int32)
     recipe = recipes(growth_map, declare(growth_map.target))[path]
