@@ -1,4 +1,4 @@
-"""What a stage takes from a checkpoint that it does not resume: grown, or as it is."""
+"""The state that a new stage takes from another checkpoint: grown, or unchanged."""
 
 import dataclasses
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from prts_jax.train.state import (
 
 
 class Ancestor(NamedTuple):
-    """What a stage takes from a checkpoint that it does not resume.
+    """The state that a new stage takes from another checkpoint.
 
     Attributes:
       state: on the mesh.
@@ -50,6 +50,7 @@ def grow_from(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     path: str,
+    source: Lineage,
     learn: Learn,
 ) -> Ancestor:
     """Grows a checkpoint into the config's model, on the mesh.
@@ -59,13 +60,13 @@ def grow_from(
       mesh: where the state will live.
       optimizer: of the stage.
       path: of the checkpoint (what `resolve` returned).
+      source: its lineage.
       learn: learns the matrices of the map, where it has any.
 
     Raises:
       UserError: a growth that cannot be, a checkpoint with gates that are not open, or an
         optimizer's state that is not there to be copied.
     """
-    source = checkpoint_store.read_lineage(path)
     refuse_shut(source, path)
     growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
     if config.init.growth.optimizer == "copy":
@@ -90,7 +91,11 @@ def grow_from(
 
 
 def start_from(
-    config: RunConfig, mesh: Mesh, optimizer: optax.GradientTransformation, path: str
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    path: str,
+    lineage: Lineage,
 ) -> Ancestor:
     """Takes a checkpoint of the config's model as it is, with a fresh optimizer.
 
@@ -102,11 +107,11 @@ def start_from(
       mesh: where the state will live.
       optimizer: of the stage.
       path: of the checkpoint (what `resolve` returned).
+      lineage: of the checkpoint.
 
     Raises:
       UserError: the checkpoint is of another model (names the key), or has no optimizer's state.
     """
-    lineage = checkpoint_store.read_lineage(path)
     _same_model(lineage.model, config.model, path)
     declarations = declare(lineage.model)
     abstract = abstract_params(declarations, mesh)

@@ -1,4 +1,4 @@
-"""The only place that decides where a stage begins: resume | next stage | grow | … | fresh."""
+"""The choice of a stage's first state: resume | next stage | grow | start from | fresh."""
 
 import dataclasses
 import difflib
@@ -64,7 +64,7 @@ DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block")
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins.
+    """The state and lineage before a stage's first step.
 
     Attributes:
       how: where the parameters and the data came from, for the user to read.
@@ -124,19 +124,21 @@ def begin(
     newest = checkpoints.latest()
     if newest is not None:
         path = checkpoints.path(newest)
-        if checkpoint_store.read_lineage(path).stage < stage:
-            return _next_stage(config, mesh, optimizer, batches, path, stage, stopping)
-        return _resume(config, mesh, optimizer, batches, path, allow_change)
-    if config.init.grow_from:
-        path = checkpoint_store.resolve(config.init.grow_from)
-        config = with_grown_epsilon(config, checkpoint_store.read_lineage(path))
-        learning = _learning(config, mesh, batches, allow_change, stopping)
-        ancestor = grow_from(config, mesh, optimizer, path, learning)
+        lineage = checkpoint_store.read_lineage(path)
+        config = restore_norm_epsilon(config, lineage)
+        if lineage.stage < stage:
+            return _next_stage(config, mesh, optimizer, batches, path, lineage, stage, stopping)
+        return _resume(config, mesh, optimizer, batches, path, lineage, allow_change)
+    if config.init.grow_from or config.init.start_from:
+        path = checkpoint_store.resolve(config.init.grow_from or config.init.start_from)
+        lineage = checkpoint_store.read_lineage(path)
+        config = restore_norm_epsilon(config, lineage)
+        if config.init.grow_from:
+            learning = _learning(config, mesh, batches, allow_change, stopping)
+            ancestor = grow_from(config, mesh, optimizer, path, lineage, learning)
+        else:
+            ancestor = start_from(config, mesh, optimizer, path, lineage)
         return _after(ancestor, config, batches, allow_change)
-    if config.init.start_from:
-        path = checkpoint_store.resolve(config.init.start_from)
-        config = with_grown_epsilon(config, checkpoint_store.read_lineage(path))
-        return _after(start_from(config, mesh, optimizer, path), config, batches, allow_change)
     declarations = declare(config.model)
     shardings = param_shardings(mesh, declarations)
     params = init_params(
@@ -159,11 +161,11 @@ def begin(
     return Start("fresh parameters", config.model, declarations, state, lineage)
 
 
-def with_grown_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
-    """Gives a config that still has the norm epsilon of before growth the grown model's.
+def restore_norm_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
+    """Replaces the pre-growth norm epsilon of a config by the grown model's, from the lineage.
 
-    Exact growth of the stream's width scales it, and the command that grew must also resume, as
-    must the config that said what to grow into start from it.
+    Exact growth in width scales the epsilon, and the config that grew a model must also resume it
+    and start from it.
     """
     if config.model.norm_eps not in epsilons_before_growth(lineage):
         return config
@@ -182,14 +184,14 @@ def _resume(
     optimizer: optax.GradientTransformation,
     batches: TrainBatches,
     path: str,
+    lineage: Lineage,
     allow_change: Collection[str],
 ) -> Start:
-    lineage = checkpoint_store.read_lineage(path)
-    config = with_grown_epsilon(config, lineage)
-    # First, for it knows why the store is another.
+    """Resumes the run's own checkpoint."""
+    # Before the comparison of keys, since its message says why the store differs.
     position, note, _ = data_position(lineage, config, batches, allow_change)
     changes = config_changes(lineage, config, batches.store.fingerprint, allow_change)
-    # What the file says is what was trained, or a difference that was asked for.
+    # The config's model is the checkpoint's, or differs by --allow_change.
     model = config.model
     declarations = declare(model)
     abstract = abstract_params(declarations, mesh)
@@ -217,17 +219,16 @@ def _next_stage(
     optimizer: optax.GradientTransformation,
     batches: TrainBatches,
     path: str,
+    lineage: Lineage,
     stage: int,
     stopping: Stopping,
 ) -> Start:
-    """Goes on from the checkpoint that ended the stage before; the config is leave for its data."""
-    lineage = checkpoint_store.read_lineage(path)
-    config = with_grown_epsilon(config, lineage)
+    """Begins the next stage, which may change its data without --allow_change."""
     if lineage.model == config.model:
-        ancestor = start_from(config, mesh, optimizer, path)
+        ancestor = start_from(config, mesh, optimizer, path, lineage)
     else:
         learning = _learning(config, mesh, batches, ("data.store",), stopping)
-        ancestor = grow_from(config, mesh, optimizer, path, learning)
+        ancestor = grow_from(config, mesh, optimizer, path, lineage, learning)
     start = _after(ancestor, config, batches, ("data.store",))
     lineage = dataclasses.replace(start.lineage, stage=stage)
     return dataclasses.replace(start, lineage=lineage, resumed=True)
@@ -240,7 +241,7 @@ def _learning(
     allow_change: Collection[str],
     stopping: Stopping,
 ) -> Learn:
-    """Returns what learns the matrices of a growth map, where it has any, on this run's data."""
+    """Returns a function that learns the matrices of a growth map on this run's data."""
 
     def on_our_data(growth_map: GrowthMap, source_params: Any, source: Lineage) -> Learned:
         if growth_map.matrices is None:
@@ -265,7 +266,7 @@ def _after(
     batches: TrainBatches,
     allow_change: Collection[str],
 ) -> Start:
-    """A new stage on what an ancestor left; data go on at the next token."""
+    """Begins a new stage from an ancestor; its data continue at the next token."""
     before, model = ancestor.lineage, ancestor.lineage.model
     if fine_tuning.begins(before, config.data):
         before = fine_tuning.begin(before, ancestor.path, batches.store, allow_change)
@@ -288,7 +289,7 @@ def _after(
 def data_position(
     lineage: Lineage, config: RunConfig, batches: TrainBatches, allow_change: Collection[str]
 ) -> tuple[int, str, tuple[ChangeRecord, ...]]:
-    """Where the data of a run that grew out of a checkpoint begin.
+    """Returns the position at which a run reads on after a checkpoint.
 
     At the very next token, when the order is the checkpoint's, or differs in the length alone and
     is shuffled in blocks that both lengths divide. Otherwise another length, seed, shuffle or
@@ -299,7 +300,7 @@ def data_position(
       (position in tokens, what to tell the user, changes for the lineage).
 
     Raises:
-      UserError: another store without leave.
+      UserError: another store without --allow_change=data.store.
     """
     fingerprint = batches.store.fingerprint
     if not lineage.store:
@@ -338,7 +339,7 @@ def config_changes(
     """Compares a run's config with its checkpoint's.
 
     Returns:
-      What changed by leave, for the lineage.
+      The allowed changes, for the lineage.
 
     Raises:
       UserError: a key that may not change did, and is not in `allow_change`; or another store.

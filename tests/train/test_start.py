@@ -26,7 +26,7 @@ from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.stages import remaining_stages
-from prts_jax.train.start import Start, begin, data_position, with_grown_epsilon
+from prts_jax.train.start import Start, begin, data_position, restore_norm_epsilon
 from tests.train import tiny
 from tests.train.tiny import assert_same, changed, stored_params
 
@@ -268,9 +268,9 @@ def test_a_run_grown_wider_by_zero_resumes_with_the_config_that_grew_it(base, tm
     begun = start(config, tmp_path)
     assert begun.model == dataclasses.replace(wide, norm_eps=tiny.MODEL.norm_eps / 2)
     assert begun.lineage.model == begun.model
-    assert with_grown_epsilon(config, begun.lineage).model == begun.model
+    assert restore_norm_epsilon(config, begun.lineage).model == begun.model
     other = changed(config, model=dataclasses.replace(wide, norm_eps=1e-3))
-    assert with_grown_epsilon(other, begun.lineage) == other
+    assert restore_norm_epsilon(other, begun.lineage) == other
 
 
 @pytest.mark.parametrize(
