@@ -1,8 +1,8 @@
-"""Fresh parameters. Every value is a function of (seed, leaf path, layer), whatever the mesh."""
+"""Fresh parameters: each value is a function of (seed, leaf path, layer, row), on any mesh."""
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +10,32 @@ import jax.numpy as jnp
 
 from prts_jax import tree
 from prts_jax.declaration import Declaration
-from prts_jax.model.drawing import draw_rows
 
 
 def leaf_key(seed: int, path: str) -> jax.Array:
     """Returns the random key of a parameter; fold in a layer's index for that layer's own."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+
+
+def draw_rows(
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    key: jax.Array,
+    shape: tuple[int, ...],
+    rows: jax.Array | None = None,
+) -> jax.Array:
+    """Draws an array, or some of its rows, each from a key of its own.
+
+    Args:
+      draw: (key, shape) → array, as `jax.random.normal`.
+      key: random key of the array; row r is drawn from `fold_in(key, r)`.
+      shape: of the whole array.
+      rows: `[r]` int32, positions along its first axis; None draws all.
+
+    Returns:
+      `[r, …]`, or the whole array.
+    """
+    rows = jnp.arange(shape[0]) if rows is None else rows
+    return jax.vmap(lambda row: draw(jax.random.fold_in(key, row), shape[1:]))(rows)
 
 
 def standard_deviation(declaration: Declaration, layers: int, kind: str) -> float:
@@ -49,7 +69,7 @@ def init_leaf(
     indices: jax.Array | None = None,
     rows: jax.Array | None = None,
 ) -> jax.Array:
-    """Makes one fresh parameter, or some layers of it, or some rows of these.
+    """Makes a fresh parameter, or some of its layers, or some rows of these.
 
     Args:
       path: its path.
@@ -63,16 +83,15 @@ def init_leaf(
     Returns:
       `[n, …]`, or the parameter's shape; with `rows`, r of them along that axis.
     """
+    shape = declaration.layer_shape
     if indices is None and declaration.stacked:
-        indices = jnp.arange(declaration.shape[0])
+        indices = jnp.arange(declaration.layers)
     if declaration.init == "ones":
         first = () if indices is None else indices.shape
-        shape = declaration.shape[len(first) :]
-        shape = shape if rows is None else (*rows.shape, *shape[1:])
-        return jnp.ones((*first, *shape), declaration.dtype)
+        drawn = shape if rows is None else (*rows.shape, *shape[1:])
+        return jnp.ones((*first, *drawn), declaration.dtype)
     scale = standard_deviation(declaration, layers, kind)
     uniform = kind == "torch_default" and declaration.init != "embedding"
-    shape = declaration.shape[1:] if declaration.stacked else declaration.shape
 
     def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         if uniform:

@@ -15,7 +15,7 @@ import pytest
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.model.architecture import declare, logits
-from prts_jax.model.initialise import init_params, leaf_key
+from prts_jax.model.initialise import draw_rows, init_params, leaf_key
 
 # Leaves of at least 60,000 values: their standard deviation is known to 0.3%.
 MODEL = ModelConfig(vocab=512, layers=4, embed=128, heads=8, kv_heads=4, head_dim=32, mlp=320)
@@ -98,12 +98,21 @@ def test_a_layer_does_not_depend_on_how_many_there_are(kind: str) -> None:
             np.testing.assert_array_equal(leaf, same, err_msg=path)
 
 
-def test_a_layer_can_be_drawn_alone_from_seed_path_and_index() -> None:
-    path, layer = "layers/mlp/up", 2
+def test_a_row_can_be_drawn_alone_from_seed_path_layer_and_row() -> None:
+    path, layer, row = "layers/mlp/up", 2, 5
     leaf = fresh(seed=1)[path]
-    key = jax.random.fold_in(leaf_key(1, path), layer)
-    alone = PAPER[path] * jax.random.normal(key, leaf.shape[1:])
-    np.testing.assert_allclose(leaf[layer], alone, rtol=1e-6)
+    key = jax.random.fold_in(jax.random.fold_in(leaf_key(1, path), layer), row)
+    alone = PAPER[path] * jax.random.normal(key, leaf.shape[2:])
+    np.testing.assert_allclose(leaf[layer, row], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 7, 3)])
+def test_some_rows_are_those_of_the_whole_array(shape: tuple[int, ...]) -> None:
+    keys, rows = jax.random.split(jax.random.key(3), 3), jnp.array([0, 5, 5, 39, 2])
+    whole = jax.vmap(lambda key: draw_rows(jax.random.normal, key, shape))(keys)
+    some = jax.jit(jax.vmap(lambda key: draw_rows(jax.random.normal, key, shape, rows)))(keys)
+    # Compiled together with its surroundings, the normal's polynomial may round in another way.
+    np.testing.assert_array_max_ulp(some, whole[:, np.asarray(rows)], maxulp=2)
 
 
 def test_leaves_of_one_shape_layers_and_seeds_differ() -> None:
