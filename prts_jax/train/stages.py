@@ -10,7 +10,7 @@ from prts_jax.config import ModelConfig, RunConfig, stage_configs, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import opening
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.operators import make_map
+from prts_jax.growth.operators import find, make_map
 from prts_jax.paths import as_path
 from prts_jax.train.freezing import layers_kept
 from prts_jax.train.start import epsilons_before_growth
@@ -59,6 +59,8 @@ def remaining_stages(config: RunConfig, workdir: str) -> tuple[Stage, ...]:
       UserError: a checkpoint of a stage that the config lacks, or a growth that cannot be.
     """
     configs = stage_configs(config)
+    for stage_config in configs:
+        find(stage_config.init.growth.operator)  # refuses an unknown name, also where nothing grows
     stages = [Stage(stage, at, len(configs)) for at, stage in enumerate(configs)]
     lineage = _newest_lineage(workdir)
     at = 0 if lineage is None else lineage.stage
