@@ -137,7 +137,7 @@ def test_a_qwen3_is_imported_trained_grown_and_exported(tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", paths["grown"], "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["config"]["architecture"] == "qwen3"
+    assert report["config"]["model"]["architecture"] == "qwen3"
     assert report["params"]["layers/attention/q_norm"]["shape"] == [4, 8]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "qwen3"
     before, after = (logits_of(load_transformers(tmp_path / n), TOKENS) for n in ("before", "out"))
