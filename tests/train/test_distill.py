@@ -24,7 +24,7 @@ from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step
 from tests.train import tiny
-from tests.train.test_step import make_batch, uneven_weights
+from tests.train.one_step import make_batch, uneven_weights
 from tests.train.tiny import assert_same, curve, stored_params
 
 STUDENT, TEACHER = np.random.default_rng(0).normal(0, 3, (2, 2, 5, 11)).astype(np.float32)

@@ -21,7 +21,7 @@ from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import TrainState, fresh_state
 from prts_jax.train.step import make_train_step
 from tests.train import tiny
-from tests.train.test_step import make_batch
+from tests.train.one_step import make_batch
 
 
 def grown_map(operator: str, source: ModelConfig = tiny.MODEL, depth: int = 4, **options):

@@ -14,7 +14,8 @@ from prts_jax.growth.operators import make_map
 from prts_jax.train import loop
 from prts_jax.train.step import make_train_step
 from tests.growth.on_disk.growing import stream
-from tests.train import test_step, tiny
+from tests.train import tiny
+from tests.train.one_step import NO_CLIP, make_batch, start
 from tests.train.tiny import assert_same, curve, read_lines, stored_params
 
 WIDER = dataclasses.replace(tiny.MODEL, embed=40, mlp=64)
@@ -79,15 +80,15 @@ def test_validation_is_of_the_model_with_its_gates(opened, configure, tmp_path):
 
 
 def test_a_step_behind_open_gates_is_a_step_without():
-    config = tiny.run_config(**test_step.NO_CLIP)
+    config = tiny.run_config(**NO_CLIP)
     growth_map = make_map(tiny.deeper(1), tiny.MODEL, "random", gate_steps=3)
-    state, plain = test_step.start(config)
+    state, plain = start(config)
     gates = Opening(growth_map, before=3).at
     optimizer = loop.make_optimizer(config.optimizer)
     gated = make_train_step(tiny.MODEL, config, optimizer, gates=gates)
     copy = jax.tree.map(lambda leaf: leaf.copy(), state)
-    found, metrics = gated(copy, test_step.make_batch())
-    expected, plain_metrics = plain(state, test_step.make_batch())
+    found, metrics = gated(copy, make_batch())
+    expected, plain_metrics = plain(state, make_batch())
     assert float(metrics.loss) == pytest.approx(float(plain_metrics.loss), rel=1e-6)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

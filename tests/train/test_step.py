@@ -5,43 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prts_jax.mesh import make_mesh
-from prts_jax.model.architecture import declare, logits
-from prts_jax.model.initialise import init_params
+from prts_jax.model.architecture import logits
 from prts_jax.train.optim import learning_rate, make_optimizer
-from prts_jax.train.state import fresh_state
 from prts_jax.train.step import make_train_step
 from tests.formats.foreign_models import transformers_of, under_their_names
 from tests.train import tiny
-
-NO_CLIP = {"optimizer__clip": 0.0}
-
-
-def make_batch(rows: int = 8, length: int = 16, weights=None) -> dict[str, jax.Array]:
-    random = np.random.default_rng(0)
-    tokens = random.integers(0, tiny.MODEL.vocab, (rows, length + 1)).astype(np.int32)
-    return {
-        "tokens": jnp.asarray(tokens[:, :-1]),
-        "targets": jnp.asarray(tokens[:, 1:]),
-        "loss_weights": jnp.ones((rows, length)) if weights is None else jnp.asarray(weights),
-        "source_ids": jnp.asarray(random.integers(0, 3, (rows, length)), jnp.int32),
-    }
-
-
-def uneven_weights(rows: int = 8, length: int = 16) -> np.ndarray:
-    """Every row has another number of tokens that count, and some count by half."""
-    random = np.random.default_rng(3)
-    weights = random.choice([0.0, 0.5, 1.0], (rows, length)).astype(np.float32)
-    weights[0], weights[1] = 0.0, 1.0
-    return weights
-
-
-def start(config):
-    optimizer = make_optimizer(config.optimizer)
-    params = init_params(declare(tiny.MODEL), tiny.MODEL.layers, "paper", seed=0)
-    mesh = make_mesh(config.mesh)
-    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    return fresh_state(params, optimizer, mesh), make_train_step(tiny.MODEL, config, optimizer)
+from tests.train.one_step import NO_CLIP, make_batch, start, uneven_weights
 
 
 def first_step(config, batch):
