@@ -1,6 +1,9 @@
-"""The data of a stage: its training and validation batches, and what is wrong with them."""
+"""The data of a stage: opens and checks its training and validation batches."""
 
 import dataclasses
+
+import jax
+from jax.sharding import Mesh
 
 from data_pipelines.batches.loader import EvalBatches, TrainBatches
 from data_pipelines.batches.mixture import train_batches
@@ -9,18 +12,20 @@ from data_pipelines.batches.packed import check_packed, eval_batches
 from data_pipelines.store.store import TokenStore
 from prts_jax.config import RunConfig
 from prts_jax.errors import UserError
+from prts_jax.feed import shard_batch
 from prts_jax.mesh import axis_size, make_mesh
 
 
 def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
-    """Opens the store that a stage trains on.
+    """Opens the training store of a stage.
 
     Args:
-      config: of the stage.
-      batch_parts: data-parallel devices, which share a batch.
+      config: config of the stage.
+      batch_parts: number of data-parallel devices, which split each batch.
 
     Raises:
-      UserError: no store, one that does not fit the model, or a batch that does not divide.
+      UserError: `data.train` is empty, the store does not fit the model, or the batch size is not
+        divisible.
     """
     data = config.data
     if not data.train:
@@ -36,19 +41,29 @@ def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
     return train_batches(_open_store(data.train, config), order)
 
 
+def batch_at(mesh: Mesh, batches: TrainBatches, position: int) -> dict[str, jax.Array]:
+    """Returns the global training batch at a position in tokens: arrays [batch, length] by name."""
+    return shard_batch(
+        mesh,
+        lambda start, stop: batches.rows(position, start, stop),
+        (batches.order.batch, batches.order.length),
+        batches.fields,
+    )
+
+
 def evaluation_batches(
     config: RunConfig, batch_parts: int, trained_on: TokenStore
 ) -> EvalBatches | None:
-    """Opens the store that a stage is validated on; None where it has none.
+    """Opens the validation store of a stage; returns None if it has none.
 
     Args:
-      config: of the stage.
-      batch_parts: data-parallel devices, which share a batch.
-      trained_on: the training store, whose tokenizer must be the same.
+      config: config of the stage.
+      batch_parts: number of data-parallel devices, which split each batch.
+      trained_on: the training store; both stores must have the same tokenizer.
 
     Raises:
-      UserError: a store that does not fit the model or the training store, or a batch that does
-        not divide.
+      UserError: the store does not fit the model or the training store, or the batch size is not
+        divisible.
     """
     data, evaluation = config.data, config.evaluation
     if not data.validation:
@@ -71,10 +86,10 @@ def evaluation_batches(
 
 
 def check_batches(config: RunConfig) -> None:
-    """Refuses data and sizes of batches that a stage to come cannot train or be validated on.
+    """Checks the stores and batch sizes of a later stage before the run starts.
 
     Raises:
-      UserError: as `training_batches` and `evaluation_batches`.
+      UserError: see `training_batches` and `evaluation_batches`.
     """
     parts = axis_size(make_mesh(config.mesh), "batch")
     evaluation_batches(config, parts, training_batches(config, parts).store)

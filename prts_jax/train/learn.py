@@ -1,6 +1,6 @@
-"""Learned growth: the matrices of a map are trained on the loss of the model that they make.
+"""Learned growth: trains the matrices of a growth map on the loss of the grown model.
 
-G_learn of Du et al., arXiv 2405.15319, App. A; LiGO (arXiv 2303.00980), which takes 100 steps.
+Sources: G_learn of Du et al., arXiv 2405.15319, App. A; LiGO, arXiv 2303.00980 (100 steps).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
 from prts_jax.errors import Interrupted, UserError
-from prts_jax.feed import prefetch, shard_batch
+from prts_jax.feed import prefetch
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
@@ -32,18 +32,20 @@ from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.inputs import documents_of
 from prts_jax.model.loss import token_losses
 from prts_jax.train.accumulation import Batch, sum_over_micro_batches
+from prts_jax.train.batches import batch_at
 from prts_jax.train.optim import apply_updates, make_optimizer
 from prts_jax.train.state import TrainState, fresh_state
 from prts_jax.train.stopping import Stopping
 
 
 class Learned(NamedTuple):
-    """What learning gives.
+    """A growth map after learning.
 
     Attributes:
-      growth_map: with the learned matrices.
-      lineage: of the source, at the position in the run's data where learning began.
-      record: what learning took, for `Lineage.grown`; empty if there was none.
+      growth_map: the map with the learned matrices.
+      lineage: lineage of the source, at the data position where learning began.
+      record: steps, tokens, FLOPs and losses of learning, for `Lineage.grown`; empty if nothing was
+        learned.
     """
 
     growth_map: GrowthMap
@@ -52,7 +54,7 @@ class Learned(NamedTuple):
 
 
 Learn = Callable[[GrowthMap, Any, Lineage], Learned]
-"""(map, source parameters, source's lineage) → what learning gives."""
+"""(growth map, source parameters, lineage of the source) → `Learned`."""
 
 
 def learn(
@@ -65,28 +67,30 @@ def learn(
     say: Callable[[str], None],
     stopping: Stopping,
 ) -> Learned:
-    """Trains the matrices of a dense map; the source's parameters are frozen.
+    """Trains the matrices of a dense growth map while the source's parameters are frozen.
 
-    `init.growth.learn_steps` steps of the run's AdamW (without weight decay, which would pull the
-    map to nothing) at the constant rate `init.growth.learn_rate` over a matrix's columns, on the
-    run's batches from the lineage's position on. These tokens are trained on: position, tokens and
-    FLOPs advance, steps do not. A pure function of its arguments; what kills it loses it, and
-    nothing is written.
+    Takes `init.growth.learn_steps` steps of the run's AdamW on the run's batches, starting at the
+    lineage's position. The learning rate is constant: `init.growth.learn_rate` divided by the
+    number of columns of a matrix. There is no weight decay, because it would pull the map towards
+    zero. Learning consumes training data: position, tokens and FLOPs advance, steps do not. The
+    result depends on the arguments only. Nothing is written to disk, so an interrupted run learns
+    the matrices again.
 
     Args:
-      config: the run's. With `init.growth.matrices` the matrices are read and nothing is trained;
-        with learn_steps=0 the map stays as it is.
-      mesh: where the source's parameters live.
+      config: config of the run. With `init.growth.matrices` the matrices are read from that file
+        and nothing is trained; with learn_steps=0 the map is returned unchanged.
+      mesh: mesh that holds the source's parameters.
       batches: the training data.
-      growth_map: from the lineage's model to the run's, see `prts_jax.growth.learned`.
+      growth_map: map from the lineage's model to the run's, see `prts_jax.growth.learned`.
       source_params: nested dict of arrays.
-      lineage: of the source, at the position in this run's data.
-      say: told of the progress.
-      stopping: asked after each step.
+      lineage: lineage of the source, at its position in this run's data.
+      say: prints a progress message.
+      stopping: tells after each step whether to stop.
 
     Raises:
-      UserError: a file of matrices that cannot be read or is of other models; or the loss diverged.
-      Interrupted: `stopping` said so.
+      UserError: the file of matrices cannot be read or belongs to other models, or the loss
+        diverged.
+      Interrupted: `stopping` returned True.
     """
     growth = config.init.growth
     declarations = declare(growth_map.target)
@@ -121,14 +125,14 @@ def make_learn_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, source leaves, batch) → (state, loss); the state is donated.
 
-    The state's parameters are the matrices. The grown model is made once a step, also when the loss
-    is accumulated over micro-batches.
+    The parameters in the state are the matrices. Each step computes the grown parameters once, also
+    when the loss is accumulated over micro-batches.
 
     Args:
-      config: the run's.
-      growth_map: what the matrices belong to.
+      config: config of the run.
+      growth_map: the map whose matrices are trained.
       declarations: path → declaration in the target.
-      optimizer: of the matrices.
+      optimizer: optimizer of the matrices.
       shardings: path → sharding of the grown leaves.
     """
 
@@ -156,8 +160,8 @@ def make_learn_step(
         tokens = jnp.sum(batch["loss_weights"])
         (gradient,) = to_matrices(jax.tree.map(lambda g: g / tokens, leaf_gradient))
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
-        # Adam moves every entry alike, and a row sums over its columns: the more columns, the
-        # smaller the steps (as μP has it, arXiv 2203.03466).
+        # Adam moves every entry by about the same amount, and a row sums over its columns. The
+        # update is therefore divided by the number of columns, as in μP (arXiv 2203.03466).
         updates = jax.tree.map(lambda update: update / update.shape[1], updates)
         rate = jnp.asarray(config.init.growth.learn_rate, jnp.float32)
         params = apply_updates(state.params, updates, rate)
@@ -169,15 +173,15 @@ def make_learn_step(
 def matrices_on_mesh(
     growth_map: GrowthMap, declarations: Mapping[str, Declaration], mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Places the initial matrices: rows split as the axis that they make, D whole everywhere."""
+    """Returns the initial matrices on the mesh, rows sharded as their target axis, D replicated."""
     arrays = dense.initial(growth_map, declarations)
-    placed: dict[str, jax.Array] = {}
+    matrices: dict[str, jax.Array] = {}
     for name, shape in dense.matrix_shapes(growth_map, declarations).items():
-        where = sharding(mesh, (shape.axis, "features"))
-        placed[name] = jax.make_array_from_callback(
-            arrays[name].shape, where, arrays[name].__getitem__
+        row_sharding = sharding(mesh, (shape.axis, "features"))
+        matrices[name] = jax.make_array_from_callback(
+            arrays[name].shape, row_sharding, arrays[name].__getitem__
         )
-    return placed
+    return matrices
 
 
 def _train(
@@ -200,12 +204,7 @@ def _train(
 
     def batch_of(step: int) -> Batch:
         position = lineage.position + step * data.batch * data.length
-        return shard_batch(
-            mesh,
-            lambda start, stop: batches.rows(position, start, stop),
-            (data.batch, data.length),
-            batches.fields,
-        )
+        return batch_at(mesh, batches, position)
 
     compiled = compile_together(learn_step, state, source, batch_of(0))
     losses: list[jax.Array] = []

@@ -1,4 +1,4 @@
-"""The training loop: reads top to bottom; everything it needs is decided before it starts."""
+"""The training loop of a run and its stages; all choices are made before the loop starts."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,14 @@ from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.evaluate.perplexity import make_evaluator
-from prts_jax.feed import prefetch, shard_batch
+from prts_jax.feed import prefetch
 from prts_jax.growth.gates import opening
 from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.inputs import Gates
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
-from prts_jax.train.batches import check_batches, evaluation_batches, training_batches
+from prts_jax.train.batches import batch_at, check_batches, evaluation_batches, training_batches
 from prts_jax.train.distill import load_teacher
 from prts_jax.train.freezing import frozen_layers
 from prts_jax.train.metrics import MetricsLog, TerminalLine
@@ -38,28 +38,28 @@ from prts_jax.train.stopping import Stopping, sigterm
 
 
 def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
-    """Runs training to the end of its last stage, resuming what is in the workdir.
+    """Trains all stages of a run, resuming from the newest checkpoint in the workdir.
 
     Writes metrics.jsonl, checkpoints/<step>/, config.json and, at the end, DONE.
 
     Args:
-      config: resolved.
-      workdir: local directory or gs://…; all processes share it.
+      config: resolved config of the run.
+      workdir: local directory or gs://…, shared by all processes.
       allow_change: config keys that may differ from the checkpoint's, see `start.begin`.
 
     Raises:
-      UserError: what the config asks for cannot be done.
-      Interrupted: SIGTERM came; the state was saved.
+      UserError: the config cannot be run.
+      Interrupted: the process received SIGTERM; the state was saved.
     """
     if is_complete(workdir):
-        # Its own parameters would hide the run's checkpoints from whoever names the directory.
+        # The directory's own parameters would hide the checkpoints of a run inside it.
         raise UserError(
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
     with _lock(workdir), sigterm() as stopping:
         stages = remaining_stages(config, workdir)
-        for stage in stages[1:]:  # refused now, not when they begin
+        for stage in stages[1:]:  # fail now, not when the stage begins
             check_batches(stage.config)
         for stage in stages:
             _train_stage(stage, workdir, allow_change, stopping)
@@ -68,7 +68,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
 def _train_stage(
     stage: Stage, workdir: str, allow_change: Collection[str], stopping: Stopping
 ) -> None:
-    """Trains one stage to its end; what it held on the devices is given back when it returns."""
+    """Trains one stage to its end and frees its device memory on return."""
     config = stage.config
     mesh = make_mesh(config.mesh)
     batches = training_batches(config, axis_size(mesh, "batch"))
@@ -90,7 +90,7 @@ def _train_stage(
 
 @contextlib.contextmanager
 def _lock(workdir: str) -> Iterator[None]:
-    """Holds the workdir's lock in the first process; a refusal ends all processes."""
+    """Holds the workdir's lock in the first process; if it is taken, all processes fail."""
     with contextlib.ExitStack() as stack:
         with all_processes():
             if jax.process_index() == 0:
@@ -99,7 +99,7 @@ def _lock(workdir: str) -> Iterator[None]:
 
 
 def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
-    """Whether DONE stands and nothing is left; a run that is made longer loses its DONE."""
+    """Whether the run is finished; deletes DONE if the run has been extended."""
     done = as_path(workdir) / "DONE"
     if not done.exists():
         return False
@@ -114,7 +114,7 @@ def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
 
 
 class _Run:
-    """The parts of a stage, made once; `run` is the loop."""
+    """The objects of one stage, built once; `run` is the loop."""
 
     def __init__(
         self,
@@ -185,14 +185,14 @@ class _Run:
                     compiled = self._compile(batch)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = compiled(self.state, batch, self.teacher_params)
-                self.recorder.dispatched(metrics)  # reads the step before this one
+                self.recorder.dispatched(metrics)  # reads the previous step's metrics
                 self.lineage = self._advance(self.lineage)
                 step = self.lineage.stage_step
                 last = step == stop
                 evaluating = last or _due(step, config.evaluation.every_steps)
-                # Checkpoints are named by, and kept by, the step of the whole lineage.
+                # The step of the whole lineage names checkpoints and decides which are kept.
                 saving = last or _due(self.lineage.step, config.checkpoint.every_steps)
-                # A stage that has ended may be stopped before the next one begins.
+                # SIGTERM at the end of a stage also stops the run, unless the stage is the last.
                 interrupted = stopping() and not (last and self.stage.is_last)
                 if evaluating or saving or interrupted or _due(step, config.logging.every_steps):
                     self.recorder.line_due(self.lineage)
@@ -207,22 +207,17 @@ class _Run:
     def _batch(self, origin: Lineage, step: int) -> dict[str, jax.Array]:
         data = self.config.data
         position = origin.position + (step - origin.stage_step) * data.batch * data.length
-        return shard_batch(
-            self.mesh,
-            lambda start, stop: self.batches.rows(position, start, stop),
-            (data.batch, data.length),
-            self.batches.fields,
-        )
+        return batch_at(self.mesh, self.batches, position)
 
     def _all_gates_open(self) -> bool:
-        """Whether the last gate has opened just now: from here on there are none."""
+        """Whether the last gate has just opened; later steps are compiled without gates."""
         if self.opening is None or self.lineage.stage_step < self.opening.end:
             return False
         self.opening = None
         return True
 
     def _compile(self, batch: dict[str, jax.Array]) -> Any:
-        """Compiles the step for batches like this one; the clock of rates stands still."""
+        """Compiles the step for batches of this shape; excludes the time from the rates."""
         began = time.perf_counter()
         step = make_train_step(
             self.model,
@@ -251,13 +246,13 @@ class _Run:
         if self.evaluate is None:
             return {}
         with self.recorder.paused():
-            found = self.evaluate(self.state.params, self._gates()).metrics()
-        evaluation = {"step": self.lineage.step, **found}
+            metrics: dict[str, float] = self.evaluate(self.state.params, self._gates()).metrics()
+        evaluation = {"step": self.lineage.step, **metrics}
         self.lineage = dataclasses.replace(self.lineage, evaluation=evaluation)
-        return found
+        return metrics
 
     def _gates(self) -> Gates | None:
-        """Returns the gates of the next step, as values that every process has."""
+        """Returns the gates of the next step as host values; None if all are open."""
         step = self.lineage.stage_step
         if self.opening is None or step >= self.opening.end:
             return None
@@ -265,7 +260,7 @@ class _Run:
         return gates
 
     def _write_line(self) -> None:
-        """The first line of a stage: what the parameters are worth before any step."""
+        """Writes the first line of a stage: the validation loss before any step, and the growth."""
         extra: dict[str, Any] = dict(self._validate())
         if self.lineage.growth and self.lineage.growth[-1].at_step == self.lineage.step:
             extra["growth"] = to_dict(self.lineage.growth[-1])
@@ -273,15 +268,16 @@ class _Run:
         self.recorder.settle(extra)
 
     def _catch_up(self) -> None:
-        """Evaluates what a run that resumes just where it should have evaluated has not.
+        """Runs an evaluation that is due at the restored step but missing from its checkpoint.
 
-        None was due when the step was saved: the stop, the interval or the store was another.
+        This happens when the resumed run has another length, evaluation interval or validation
+        store than the run that saved the step.
         """
         if self.lineage.evaluation.get("step") == self.lineage.step:
             return
-        found = self._validate()
+        metrics = self._validate()
         if self.log is not None:
-            self.log.amend(self.lineage.step, found)
+            self.log.amend(self.lineage.step, metrics)
 
     def _advance(self, lineage: Lineage) -> Lineage:
         tokens = self.batches.tokens(lineage.position)
