@@ -1,4 +1,4 @@
-"""Sums over the micro-batches of a batch, so that one step needs the memory of a part of it."""
+"""Gradient accumulation: sums over micro-batches, so a step needs the memory of one of them."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +11,7 @@ Sums = TypeVar("Sums")
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:
-    """[B, S] → [count, B / count, S], every device keeping the rows it has."""
+    """Reshapes arrays [B, S] to [count, B / count, S] without moving rows between devices."""
     return {
         name: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
         for name, x in batch.items()
@@ -19,12 +19,12 @@ def micro_batches(batch: Batch, count: int) -> Batch:
 
 
 def sum_over_micro_batches(function: Callable[[Batch], Sums], batch: Batch, count: int) -> Sums:
-    """Returns Σ function(micro-batch), leaf by leaf, one micro-batch after another.
+    """Returns the leaf-wise sum of function(micro-batch) over micro-batches, computed in sequence.
 
     Args:
-      function: returns a pytree of sums over a batch, such as a gradient of a summed loss.
-      batch: arrays [B, S]; `count` divides B.
-      count: micro-batches; 1 calls the function on the whole batch.
+      function: returns a pytree of sums over a batch, such as the gradient of a summed loss.
+      batch: arrays [B, S]; B is a multiple of `count`.
+      count: number of micro-batches; 1 calls the function on the whole batch.
     """
     if count == 1:
         return function(batch)

@@ -1,4 +1,4 @@
-"""The state that a new stage takes from another checkpoint: grown, or unchanged."""
+"""The initial state of a stage that starts from another checkpoint, grown or unchanged."""
 
 import dataclasses
 from typing import NamedTuple
@@ -28,14 +28,14 @@ from prts_jax.train.state import (
 
 
 class Ancestor(NamedTuple):
-    """The state that a new stage takes from another checkpoint.
+    """The initial state of a stage that starts from another checkpoint.
 
     Attributes:
-      state: on the mesh.
-      lineage: right after growth, or the checkpoint's with a new stage.
-      how: for the user to read.
-      path: of the checkpoint.
-      growth_map: None where nothing grew.
+      state: training state on the mesh.
+      lineage: lineage right after growth, or the checkpoint's with `stage_step` reset to 0.
+      how: description of the start for the user.
+      path: path of the checkpoint.
+      growth_map: the map that grew the parameters; None without growth.
     """
 
     state: TrainState
@@ -53,24 +53,25 @@ def grow_from(
     source: Lineage,
     learn: Learn,
 ) -> Ancestor:
-    """Grows a checkpoint into the config's model, on the mesh.
+    """Grows a checkpoint into the config's model on the mesh.
 
     Args:
-      config: of the stage that begins; `init.growth` says how, and what becomes of the optimizer.
-      mesh: where the state will live.
-      optimizer: of the stage.
-      path: of the checkpoint (what `resolve` returned).
-      source: its lineage.
-      learn: learns the matrices of the map, where it has any.
+      config: config of the new stage; `init.growth` holds the operator and what to do with the
+        optimizer state.
+      mesh: mesh for the new state.
+      optimizer: optimizer of the stage.
+      path: path of the checkpoint, as returned by `resolve`.
+      source: lineage of the checkpoint.
+      learn: learns the matrices of the map, if it has any.
 
     Raises:
-      UserError: a growth that cannot be, a checkpoint with gates that are not open, or an
-        optimizer's state that is not there to be copied.
+      UserError: the growth is impossible, gates of the checkpoint are not open yet, or the
+        checkpoint has no optimizer state to copy.
     """
     refuse_shut(source, path)
     growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
     if config.init.growth.optimizer == "copy":
-        check_copies(growth_map)  # before anything is learned
+        check_copies(growth_map)  # fail before learning starts
     old, new = declare(source.model), declare(growth_map.target)
     abstract = abstract_params(old, mesh)
     source_params = checkpoint_store.restore_params(path, abstract, old)
@@ -86,7 +87,7 @@ def grow_from(
         state = TrainState(params, grown, stage_step_array(0, mesh))
     else:
         state = fresh_state(params, optimizer, mesh)
-    lineage = source.grown(growth_map, {}, learning)  # digests are taken when it is saved
+    lineage = source.grown(growth_map, {}, learning)  # digests are computed on saving
     return Ancestor(state, lineage, f"grown from {path}", path, growth_map)
 
 
@@ -97,27 +98,28 @@ def start_from(
     path: str,
     lineage: Lineage,
 ) -> Ancestor:
-    """Takes a checkpoint of the config's model as it is, with a fresh optimizer.
+    """Starts from the unchanged parameters of a checkpoint of the config's model.
 
-    With the checkpoint's own where `init.growth.optimizer` is "copy", and where the checkpoint was
-    grown with one.
+    The optimizer state is fresh, unless `init.growth.optimizer` is "copy" or `prts grow` wrote the
+    checkpoint with an optimizer state: then the checkpoint's own is restored.
 
     Args:
-      config: of the stage that begins.
-      mesh: where the state will live.
-      optimizer: of the stage.
-      path: of the checkpoint (what `resolve` returned).
-      lineage: of the checkpoint.
+      config: config of the new stage.
+      mesh: mesh for the new state.
+      optimizer: optimizer of the stage.
+      path: path of the checkpoint, as returned by `resolve`.
+      lineage: lineage of the checkpoint.
 
     Raises:
-      UserError: the checkpoint is of another model (names the key), or has no optimizer's state.
+      UserError: the checkpoint holds another model (the message names the key) or has no optimizer
+        state to copy.
     """
     _same_model(lineage.model, config.model, path)
     declarations = declare(lineage.model)
     abstract = abstract_params(declarations, mesh)
     params = checkpoint_store.restore_params(path, abstract, declarations)
     how = f"started from {path}"
-    # A checkpoint right after growth has an optimizer's state because somebody asked for it.
+    # Right after growth, a checkpoint has an optimizer state only if the user asked for it.
     just_grown = lineage.stage_step == 0 and checkpoint_store.has_optimizer(path)
     if config.init.growth.optimizer == "copy" or just_grown:
         target = abstract_optimizer(optimizer, abstract, mesh)

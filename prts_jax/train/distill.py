@@ -1,4 +1,4 @@
-"""Distillation: a frozen teacher whose distribution is a part of the loss."""
+"""Distillation: adds the cross-entropy to a frozen teacher's distribution to the loss."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from prts_jax.model.architecture import declare
 from prts_jax.model.counts import count_parameters, forward_flops_per_token
 
 SOURCE = "source"
-"""Names the checkpoint that the stage was grown from."""
+"""Value of `distillation.teacher` for the checkpoint that the stage was grown from."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Teacher:
     """A frozen model on the mesh.
 
     Attributes:
-      path: of its checkpoint.
-      model: its shape.
-      params: sharded as its own declaration says.
-      flops_per_token: of its forward pass.
-      six_n_d_per_token: the share of it in 6·N·D: 2·N.
+      path: path of its checkpoint.
+      model: its config.
+      params: its parameters, sharded by their own declarations.
+      flops_per_token: FLOPs of its forward pass per token.
+      six_n_d_per_token: its contribution to the 6·N·D estimate per token, 2·N.
     """
 
     path: str
@@ -43,11 +43,11 @@ class Teacher:
 
 
 def soft_losses(student_BxSxV: jax.Array, teacher_BxSxV: jax.Array) -> jax.Array:
-    """Cross-entropy −Σ p_teacher log p_student of each position, in nats.
+    """Returns the cross-entropy −Σ p_teacher log p_student of each position, in nats.
 
-    It differs from the KL divergence by the teacher's entropy, and so has its gradient:
-    p_student − p_teacher. No gradient reaches the teacher. Source: the `distill` option of
-    tongxuluo/prts; Hinton et al., arXiv 1503.02531, at temperature 1.
+    It differs from the KL divergence by the teacher's entropy, a constant, so both have the
+    gradient p_student − p_teacher. No gradient flows to the teacher. Sources: the `distill` option
+    of tongxuluo/prts; Hinton et al., arXiv 1503.02531, at temperature 1.
 
     Args:
       student_BxSxV: logits, float32.
@@ -61,17 +61,17 @@ def soft_losses(student_BxSxV: jax.Array, teacher_BxSxV: jax.Array) -> jax.Array
 
 
 def choose_teacher(config: RunConfig, source: str = "") -> dict[str, Any]:
-    """Decides which checkpoint teaches a stage that begins, for its lineage to remember.
+    """Returns the teacher of a new stage, as recorded in its lineage.
 
     Args:
-      config: of the stage.
-      source: the checkpoint it was grown from; "" if it was not.
+      config: config of the stage.
+      source: path of the checkpoint that the stage was grown from; "" without growth.
 
     Returns:
-      {"path", "digest"}, or {} without a teacher. The digest is of the digests of all parameters.
+      {"path", "digest"}, or {} without a teacher. The digest covers the digests of all parameters.
 
     Raises:
-      UserError: there is no such checkpoint, or no source.
+      UserError: the checkpoint does not exist, or the teacher is "source" and nothing was grown.
     """
     name = config.distillation.teacher
     if not name:
@@ -86,17 +86,17 @@ def choose_teacher(config: RunConfig, source: str = "") -> dict[str, Any]:
 
 
 def find_teacher(config: RunConfig, lineage: Lineage) -> dict[str, Any]:
-    """Finds the teacher of a stage that resumes: the same values, wherever they lie now.
+    """Returns the teacher of a resumed stage, which may have moved but must not have changed.
 
     Args:
-      config: of the stage; says where a source that has moved lies (`init.grow_from`).
-      lineage: of the checkpoint that is resumed.
+      config: config of the stage; `init.grow_from` is the new path of a moved source.
+      lineage: lineage of the resumed checkpoint.
 
     Returns:
-      As `choose_teacher`; another choice where the config's teacher was changed by leave.
+      The teacher as in `choose_teacher`; a new one if --allow_change permits another teacher.
 
     Raises:
-      UserError: the teacher is gone, or another checkpoint lies there.
+      UserError: the teacher's checkpoint is missing or holds other parameters.
     """
     name, chosen = config.distillation.teacher, lineage.teacher
     before = lineage.config.get("distillation", {}).get("teacher", "")
@@ -116,17 +116,17 @@ def find_teacher(config: RunConfig, lineage: Lineage) -> dict[str, Any]:
 def load_teacher(
     chosen: dict[str, Any], student: ModelConfig, mesh: Mesh, length: int
 ) -> Teacher | None:
-    """Reads the teacher onto the mesh; None without one.
+    """Loads the teacher onto the mesh; returns None without one.
 
     Args:
-      chosen: the lineage's `teacher`.
-      student: the model that learns from it.
-      mesh: of the run.
-      length: tokens of a sequence, for the FLOPs of attention.
+      chosen: the `teacher` of the lineage.
+      student: the model that is trained.
+      mesh: mesh of the run.
+      length: sequence length in tokens, for the FLOPs of attention.
 
     Raises:
-      UserError: it has another vocabulary than the student, half-open gates of width, or cannot
-        be read.
+      UserError: the teacher has another vocabulary than the student, has half-open gates in width,
+        or cannot be read.
     """
     if not chosen:
         return None

@@ -1,4 +1,4 @@
-"""Where a run begins to be fine-tuned on instructions: a stage of its own, on another store."""
+"""Start of supervised fine-tuning: a new stage on a store of instructions."""
 
 import hashlib
 from collections.abc import Collection
@@ -12,26 +12,26 @@ from prts_jax.paths import as_path
 
 
 def begins(lineage: Lineage, data: DataConfig) -> bool:
-    """Whether a run on `data` fine-tunes what has only been pretrained so far.
+    """Whether a run on `data` starts to fine-tune a checkpoint that was only pretrained.
 
     Args:
-      lineage: of the checkpoint that it starts from.
-      data: of the run's config.
+      lineage: lineage of the checkpoint.
+      data: data section of the run's config.
     """
     return data.instructions and not lineage.config["data"].get("instructions", False)
 
 
 def begin(lineage: Lineage, path: str, store: TokenStore, allow_change: Collection[str]) -> Lineage:
-    """Returns the lineage at the beginning of fine-tuning; the store may be another without leave.
+    """Returns the lineage at the start of fine-tuning, which may change the store freely.
 
     Args:
-      lineage: of the checkpoint.
-      path: of the checkpoint.
-      store: of instructions.
-      allow_change: with "data.store" another tokenizer's store is taken too.
+      lineage: lineage of the checkpoint.
+      path: path of the checkpoint.
+      store: store of instructions.
+      allow_change: with "data.store", a store of another tokenizer is accepted too.
 
     Raises:
-      UserError: the store is of another tokenizer than the checkpoint.
+      UserError: the store has another tokenizer than the checkpoint.
     """
     known = tokenizers_of(lineage, path)
     if known and store.tokenizer not in known and "data.store" not in allow_change:
@@ -44,9 +44,9 @@ def begin(lineage: Lineage, path: str, store: TokenStore, allow_change: Collecti
 
 
 def tokenizers_of(lineage: Lineage, path: str) -> set[str]:
-    """Returns the sha256 of each file of a checkpoint's tokenizer, as far as they are at hand.
+    """Returns the sha256 digests of a checkpoint's tokenizer files, as far as they are available.
 
-    Those carried along since its import, otherwise the one of the store that it was trained on.
+    Uses the tokenizer files in the checkpoint; without any, the digest in its training store.
     """
     folder = as_path(path) / layout.TOKENIZER
     carried = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
@@ -54,5 +54,5 @@ def tokenizers_of(lineage: Lineage, path: str) -> set[str]:
         return {hashlib.sha256(file.read_bytes()).hexdigest() for file in carried}
     try:
         return {read_index(lineage.config["data"]["train"])["tokenizer_sha256"]}
-    except UserError:  # the store has gone since
+    except UserError:  # the store no longer exists
         return set()

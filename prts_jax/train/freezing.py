@@ -1,8 +1,8 @@
-"""`train.trainable = "new"`: which parameters a stage leaves alone, and leaving them alone.
+"""Frozen parameters with `train.trainable = "new"`: which they are, and how they stay unchanged.
 
 Multi-stage layerwise training (MSLT; Yang et al., "Progressively Stacking 2.0", arXiv 2011.13635):
-after growth only the new layers, the final norm and the head are trained. A tied embedding is
-trained as the head that it is, and not as the look-up.
+after growth only the new layers, the final norm and the head are trained. A tied embedding gets the
+gradient of its use as the head, but not of its use as the look-up.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,14 +21,14 @@ from prts_jax.train.state import TrainState
 
 
 def frozen_layers(config: RunConfig, lineage: Lineage) -> tuple[int, ...] | None:
-    """Returns the layers that a stage leaves alone, rising; None where everything is trained.
+    """Returns the frozen layers of a stage in ascending order; None if all layers are trained.
 
     Args:
-      config: of the stage.
-      lineage: of its parameters; the growth that began the stage says what is new.
+      config: config of the stage.
+      lineage: lineage of its parameters; the growth at the start of the stage has the new layers.
 
     Raises:
-      UserError: only what is new shall be trained, and nothing is.
+      UserError: only new layers are to be trained, and there are none.
     """
     if config.train.trainable == "all":
         return None
@@ -38,10 +38,10 @@ def frozen_layers(config: RunConfig, lineage: Lineage) -> tuple[int, ...] | None
 
 
 def layers_kept(growth_map: GrowthMap | None) -> tuple[int, ...]:
-    """Returns the target's layers that are not new.
+    """Returns the layers of the target that are not new.
 
     Args:
-      growth_map: what began the stage; None if nothing has grown.
+      growth_map: growth at the start of the stage; None without growth.
 
     Raises:
       UserError: there are no new layers, or other axes have grown too.
@@ -58,9 +58,9 @@ def layers_kept(growth_map: GrowthMap | None) -> tuple[int, ...]:
 def trained_parts(
     declarations: Mapping[str, Declaration], frozen: Collection[int]
 ) -> dict[str, np.ndarray]:
-    """Returns path → bool array that broadcasts against the leaf, true where it is trained.
+    """Returns path → bool array that broadcasts against the leaf, True where it is trained.
 
-    Leaves that are trained whole are left out.
+    Leaves without frozen entries are omitted.
     """
     parts = {}
     for path, declaration in declarations.items():
@@ -75,9 +75,9 @@ def trained_parts(
 def keep_frozen(
     before: TrainState, after: TrainState, parts: Mapping[str, np.ndarray]
 ) -> TrainState:
-    """Returns `after`, with frozen parameters and their moments, to the bit, as `before`.
+    """Returns `after` with frozen parameters and their moments taken unchanged from `before`.
 
-    A frozen parameter has no gradient, but weight decay and the decay of moments would change it.
+    A frozen parameter has no gradient, but weight decay would change it, and decay its moments.
     """
     old, new = tree.named_leaves(before), tree.named_leaves(after)
     kept = []

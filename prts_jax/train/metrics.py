@@ -1,4 +1,4 @@
-"""metrics.jsonl (segments on gs://), TensorBoard, the terminal line, and what MFU means."""
+"""Metrics of a run: metrics.jsonl (segments on gs://), TensorBoard and the terminal line."""
 
 import json
 import math
@@ -14,24 +14,24 @@ Line = dict[str, Any]
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns a device's dense bf16 peak in FLOP/s; None, and so no MFU, where it is not known.
+    """Returns the dense bf16 peak of a device in FLOP/s; None if unknown, then there is no MFU.
 
-    MFU is training FLOPs by `prts_jax.model.counts` over wall time, over the sum of these peaks.
+    MFU is training FLOPs (`prts_jax.model.counts`) per second, divided by the sum of these peaks.
     """
     matches = [kind for kind in PEAK_FLOPS_PER_DEVICE if device_kind.startswith(kind)]
     return PEAK_FLOPS_PER_DEVICE[max(matches, key=len)] if matches else None
 
 
 def read_metrics(workdir: str) -> list[Line]:
-    """Returns the lines of a run's metrics, in order of their steps.
+    """Returns the metrics lines of a run in order of steps.
 
-    A last line that is still being written is left out.
+    An incomplete last line, which is still being written, is omitted.
 
     Args:
-      workdir: of the run: `metrics.jsonl`, or on gs:// the segments in `metrics/`.
+      workdir: directory with `metrics.jsonl`, or on gs:// with segments in `metrics/`.
 
     Raises:
-      UserError: a line that is no metrics, or a file that cannot be read.
+      UserError: a line is not valid metrics, or a file cannot be read.
     """
     root = as_path(workdir)
     paths = _segments(workdir) if is_remote(workdir) else [root / "metrics.jsonl"]
@@ -41,29 +41,29 @@ def read_metrics(workdir: str) -> list[Line]:
         raise UserError(f"{root}: metrics cannot be read ({error.strerror})") from error
     lines = [line for content in contents for line in content.split(b"\n")[:-1]]
     try:
-        # Segments may repeat lines where a process died between merging and dropping the old.
+        # Segments repeat lines if a process died after merging them, before deleting the old ones.
         by_step = {line["step"]: line for line in map(json.loads, lines)}
-    except (ValueError, TypeError, KeyError) as error:  # no JSON, no object, no step
+    except (ValueError, TypeError, KeyError) as error:  # not JSON, not an object, or no step
         raise UserError(f"{root}: metrics hold a damaged line ({error!r}); remove it") from error
     return list(by_step.values())
 
 
 class MetricsLog:
-    """Writes a run's lines: one JSON object each, no step twice.
+    """Writes the metrics of a run, one JSON object per line and one line per step.
 
-    The first line of a stage has the step at which the stage before ended. It takes that line's
-    place and holds it as `previous_stage`.
+    The first line of a stage has the same step as the last line of the stage before. It replaces
+    that line and holds it as `previous_stage`.
 
-    On local disk a line is appended and flushed; on gs://, where nothing can be appended, lines
-    gather into a segment that `flush` writes.
+    On local disk each line is appended and flushed. On gs://, which cannot append, lines are
+    collected in a segment that `flush` writes.
     """
 
     def __init__(self, workdir: str, after_step: int | None, tensorboard: bool) -> None:
-        """Opens the log and drops what is later than the restored step.
+        """Opens the log and drops lines after the restored step.
 
         Args:
-          workdir: of the run.
-          after_step: lines of later steps are dropped; None drops all.
+          workdir: directory of the run.
+          after_step: the restored step; lines of later steps are dropped. None drops all lines.
           tensorboard: whether to write `workdir/tensorboard` too.
         """
         self._workdir = workdir
@@ -78,7 +78,7 @@ class MetricsLog:
         return kept
 
     def _rewrite(self, kept: list[Line]) -> None:
-        """Makes `kept` all lines that there are."""
+        """Replaces all lines by `kept`."""
         text = "".join(json.dumps(line) + "\n" for line in kept)
         root = as_path(self._workdir)
         if not is_remote(self._workdir):
@@ -99,7 +99,7 @@ class MetricsLog:
         return SummaryWriter(str(as_path(self._workdir) / "tensorboard"), purge_step=purge)
 
     def write(self, line: Line) -> None:
-        """Adds a line; its keys include "step"."""
+        """Writes a line; its keys include "step"."""
         text = json.dumps(line, allow_nan=False)
         if self.kept and self.kept[-1]["step"] == line["step"]:
             last = self.kept.pop()
@@ -117,13 +117,13 @@ class MetricsLog:
                     self._writer.add_scalar(name, value, line["step"])
 
     def amend(self, step: int, values: Line) -> None:
-        """Adds keys to the line of the restored step, if that line is there."""
+        """Adds keys to the line of the restored step, if it exists."""
         if values and self.kept and self.kept[-1]["step"] == step:
             self.kept[-1] |= values
             self._rewrite(self.kept)
 
     def flush(self) -> None:
-        """Makes every line written so far durable (call it before a checkpoint is)."""
+        """Stores every line written so far; call it before a checkpoint is saved."""
         if self._segment:
             path = as_path(self._workdir) / "metrics" / _segment_name(self._segment_step)
             write_atomically(path, "".join(self._segment))
@@ -139,7 +139,7 @@ class MetricsLog:
 
 
 def _segments(workdir: str) -> list[Any]:
-    """Returns the paths of a remote run's segments in order; a folder without files is none."""
+    """Returns the paths of a remote run's segments in order; empty if there are none."""
     folder = as_path(workdir) / "metrics"
     paths = folder.iterdir() if folder.exists() else []
     return sorted(path for path in paths if path.name.endswith(".jsonl"))
@@ -150,22 +150,28 @@ def _segment_name(step: int) -> str:
 
 
 class TerminalLine:
-    """Step, loss, rate and time left on standard error: redrawn in a terminal, else a line each."""
+    """Progress on standard error: one line, redrawn in a terminal, otherwise printed each time."""
 
     def __init__(self, total_steps: int, quiet: bool, stage: str = "") -> None:
-        """Args: total_steps of this stage; quiet on all processes but the first; stage's name."""
+        """Makes a progress line.
+
+        Args:
+          total_steps: steps of this stage.
+          quiet: prints nothing; for all processes but the first.
+          stage: name of the stage; empty in a run of one stage.
+        """
         self._total = total_steps
         self._stage = [stage] if stage else []
         self._quiet = quiet
         self._redraw = sys.stderr.isatty()
 
     def show(self, run_step: int, line: Mapping[str, Any], seconds_per_step: float) -> None:
-        """Shows a line of metrics.
+        """Shows a line of metrics with the time left.
 
         Args:
-          run_step: steps done of `total_steps`.
-          line: as written to metrics.jsonl.
-          seconds_per_step: recent wall time of a step.
+          run_step: completed steps of `total_steps`.
+          line: line as written to metrics.jsonl.
+          seconds_per_step: recent wall time per step.
         """
         if self._quiet:
             return
@@ -186,6 +192,6 @@ class TerminalLine:
         print(f"\r\x1b[K{text}" if self._redraw else text, end=final, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Prints a line of its own."""
+        """Prints a text on a separate line."""
         if not self._quiet:
             print(f"\r\x1b[K{text}" if self._redraw else text, file=sys.stderr, flush=True)

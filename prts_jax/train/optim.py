@@ -1,4 +1,4 @@
-"""AdamW and the learning rate. The rate is a function of the step, not part of the optimizer."""
+"""AdamW and the learning rate, a function of the step that is not part of the optimizer."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from prts_jax.config import OptimizerConfig, ScheduleConfig
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Global-norm clip, Adam moments, decoupled weight decay on every parameter.
+    """Returns AdamW: global-norm clipping, Adam moments, weight decay on every parameter.
 
-    What comes out has still to be multiplied by −learning_rate(step): so the optimizer's state
-    holds the moments and Adam's count and no second count for the schedule.
+    The caller multiplies its updates by −learning_rate(step), so the optimizer state holds the
+    moments and Adam's count, but no second count for the schedule.
 
-    Source: AdamW (arXiv 1711.05101) as in optax; the paper decays norms and embeddings too.
+    Source: AdamW (arXiv 1711.05101) as in optax; like the paper, decays norms and embeddings too.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
@@ -27,21 +27,21 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def learning_rate(
     config: ScheduleConfig, stage_step: jax.Array | int, grown_at: int = 0
 ) -> jax.Array:
-    """Learning rate of the step after `stage_step` steps since the last growth.
+    """Returns the learning rate of the step after `stage_step` steps of the stage.
 
-    A linear warm-up to `peak`, reached at step `warmup_steps`; then, by `kind`: "cosine" falls to
-    final · peak at `decay_end`; "wsd" stays until `decay_start` and falls linearly to final · peak
-    at `decay_end`; "constant" stays. Past the decay the rate stays at its end.
+    A linear warm-up reaches `peak` at step `warmup_steps`. Then `kind` decides: "cosine" falls to
+    final · peak at `decay_end`; "wsd" is constant until `decay_start` and falls linearly to
+    final · peak at `decay_end`; "constant" stays at `peak`. After `decay_end` the rate is constant.
 
-    Which step these count from is `after_growth`: "restart" counts all from the growth (Du et al.,
-    arXiv 2405.15319), "keep" all from the beginning of the lineage, and "rewarm" the warm-up from
-    the growth and the rest from the beginning, so that it climbs onto the curve of a run that was
-    never grown. Before any growth the three are one.
+    `after_growth` decides which steps count: "restart" counts all from the growth (Du et al.,
+    arXiv 2405.15319); "keep" counts all from the start of the lineage; "rewarm" counts the warm-up
+    from the growth and the rest from the start of the lineage, so the rate returns to the schedule
+    of a run without growth. Without growth the three are the same.
 
     Args:
       config: the schedule.
-      stage_step: whole number, traced or not.
-      grown_at: step of the lineage at which the stage began.
+      stage_step: integer, traced or not.
+      grown_at: step of the lineage at which the stage started.
 
     Returns:
       Scalar float32.
@@ -54,9 +54,9 @@ def learning_rate(
     if config.kind == "constant":
         return config.peak * warmup
     begin = config.warmup_steps if config.kind == "cosine" else config.decay_start
-    done = jnp.clip((step - begin) / (config.decay_end - begin), 0.0, 1.0)
-    left = 0.5 * (1 + jnp.cos(jnp.pi * done)) if config.kind == "cosine" else 1 - done
-    return config.peak * warmup * (config.final + (1 - config.final) * left)
+    progress = jnp.clip((step - begin) / (config.decay_end - begin), 0.0, 1.0)
+    decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.kind == "cosine" else 1 - progress
+    return config.peak * warmup * (config.final + (1 - config.final) * decay)
 
 
 def apply_updates(params: Any, updates: Any, rate: jax.Array) -> Any:

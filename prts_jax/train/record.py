@@ -1,4 +1,4 @@
-"""From the scalars of single steps to lines of metrics, one step behind the devices."""
+"""Recorder: turns the metrics of steps into lines, one step behind the devices."""
 
 import contextlib
 import time
@@ -15,11 +15,11 @@ from prts_jax.train.step import StepMetrics
 
 
 class Recorder:
-    """Reads a step's scalars after the next one is dispatched, and writes the lines that are due.
+    """Reads the metrics of a step after the next step is dispatched, and writes due lines.
 
-    A line's loss is the mean over all tokens that counted since the last line, a source's that over
-    the source's tokens, left out where it had none. A line is written at every
-    checkpoint, so a resumed run writes the same lines as one that was never stopped.
+    The loss of a line is the mean over all weighted tokens since the last line. The loss of a
+    source is the mean over its tokens, omitted if there were none. A line is written at every
+    checkpoint, so a resumed run writes the same lines as an uninterrupted one.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class Recorder:
         """Makes a recorder.
 
         Args:
-          log: where lines go; None on all processes but the first.
-          terminal: what the user sees.
-          devices: of the mesh, for rates per device and MFU.
-          flops_per_token: of training, see `prts_jax.model.counts`.
+          log: receives the lines; None on all processes but the first.
+          terminal: shows the lines to the user.
+          devices: devices of the mesh, for rates per device and MFU.
+          flops_per_token: training FLOPs per token, see `prts_jax.model.counts`.
           origin: lineage before the first step.
-          sources: names of those whose losses the steps tell one by one.
+          sources: names of the sources in the order of `StepMetrics.source_losses`.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -57,37 +57,37 @@ class Recorder:
         self._clock = self._line_clock = time.perf_counter()
 
     def restart_clock(self) -> None:
-        """Leaves what came before (compilation) out of the rates, not out of `seconds`."""
+        """Excludes the time until now (compilation) from the rates, but not from `seconds`."""
         self._line_clock = time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens inside (evaluation, saving) out of the rates."""
+        """Excludes the time inside the context (evaluation, saving) from the rates."""
         if self._unread is not None:
-            # The step dispatched last belongs to the rates: the pause begins when it is done.
+            # The last dispatched step counts in the rates: the pause begins when it has finished.
             jax.block_until_ready(self._unread)
         began = time.perf_counter()
         yield
         self._line_clock += time.perf_counter() - began
 
     def dispatched(self, metrics: StepMetrics) -> None:
-        """Takes a step's scalars, not read yet, and deals with those of the step before."""
+        """Keeps the metrics of a dispatched step unread, and reads those of the step before."""
         self.settle({})
         self._unread = metrics
 
     def line_due(self, lineage: Lineage) -> None:
-        """Asks for a line once the step dispatched last has been read."""
+        """Requests a line once the last dispatched step has been read."""
         self._due = lineage
 
     def settle(self, extra: dict[str, Any]) -> None:
-        """Reads the step dispatched last and writes its line if one is due.
+        """Reads the last dispatched step and writes its line if one is due.
 
         Args:
           extra: further keys of the line.
 
         Raises:
-          UserError: the run has diverged: a loss or a gradient is not finite. Nothing of it is
-            written, and the step's checkpoint is not saved.
+          UserError: the run has diverged: a loss or a gradient is not finite. The line is not
+            written, and the caller must not save a checkpoint of the step.
         """
         if self._unread is not None:
             self._latest = jax.device_get(self._unread)
