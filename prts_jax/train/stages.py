@@ -1,4 +1,4 @@
-"""The stages of a run, one after another: which are left, and what grows between them."""
+"""The stages of a run: selects the remaining ones and checks the growth between them."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -21,9 +21,9 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-      config: what the stage is trained with; `train.steps` is its length.
-      index: from 0; what the lineage records.
-      count: stages of the run.
+      config: config of the stage; `train.steps` is its length.
+      index: index of the stage in the run, from 0, as in the lineage.
+      count: number of stages of the run.
     """
 
     config: RunConfig
@@ -32,46 +32,47 @@ class Stage:
 
     @property
     def is_last(self) -> bool:
-        """Whether the run is finished when the stage is."""
+        """Whether this is the last stage of the run."""
         return self.index == self.count - 1
 
     @property
     def name(self) -> str:
-        """For people: "stage 2 of 3"; empty in a run of one stage."""
+        """Display name such as "stage 2 of 3"; empty in a run of one stage."""
         return f"stage {self.index + 1} of {self.count}" if self.count > 1 else ""
 
 
 def remaining_stages(config: RunConfig, workdir: str) -> tuple[Stage, ...]:
-    """Returns the stages that a run still has to train, beginning with the one to resume.
+    """Returns the remaining stages of a run, beginning with the one to resume.
 
-    The newest checkpoint says which stage it is of, and how far that has come. Everything that can
-    be known of the later stages is checked now, so that none is refused after weeks of training:
-    growth maps are made from the models' shapes alone, without an array.
+    The lineage of the newest checkpoint has the current stage and its step. The growth of later
+    stages is checked now, so that no stage fails after weeks of training: growth maps are made from
+    model shapes alone, without arrays.
 
     Args:
-      config: of the run.
-      workdir: of the run, whose lock is held.
+      config: config of the run.
+      workdir: directory of the run; the caller holds its lock.
 
     Returns:
-      At least one stage: of a finished run the last.
+      At least one stage; the last one if the run is finished.
 
     Raises:
-      UserError: a checkpoint of a stage that the config lacks, or a growth that cannot be.
+      UserError: the newest checkpoint is of a stage that the config does not have, or a growth is
+        impossible.
     """
     configs = stage_configs(config)
     for stage_config in configs:
-        find(stage_config.init.growth.operator)  # refuses an unknown name, also where nothing grows
-    stages = [Stage(stage, at, len(configs)) for at, stage in enumerate(configs)]
+        find(stage_config.init.growth.operator)  # an unknown name fails also without growth
+    stages = [Stage(stage, index, len(configs)) for index, stage in enumerate(configs)]
     lineage = _newest_lineage(workdir)
-    at = 0 if lineage is None else lineage.stage
-    if at >= len(stages):
+    current = 0 if lineage is None else lineage.stage
+    if current >= len(stages):
         raise UserError(
-            f"config.growth.stages: the checkpoints in {workdir} are of stage {at + 1}, and the "
-            f"config has {len(stages)}; give the stages that the run began with"
+            f"config.growth.stages: the checkpoints in {workdir} are of stage {current + 1}, "
+            f"and the config has {len(stages)}; give the stages that the run began with"
         )
-    stages = stages[at:]
+    stages = stages[current:]
     if lineage is not None and lineage.stage_step >= stages[0].config.train.steps:
-        stages = stages[1:] or stages  # the first has ended; the next begins where it did
+        stages = stages[1:] or stages  # the current stage is finished
     _check_growth(stages, lineage)
     return tuple(stages)
 
@@ -83,17 +84,17 @@ def _newest_lineage(workdir: str) -> Lineage | None:
 
 
 def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:
-    """Makes the map of every growth to come, from model to model."""
+    """Makes the growth map of every later stage from model shapes, and raises its errors."""
     model = None if lineage is None else lineage.model
-    # Exact growth in width changes the norm's epsilon, which the config need not know.
+    # Exact growth in width changes the norm's epsilon, but the config may have the old value.
     epsilons = set() if lineage is None else epsilons_before_growth(lineage)
-    shut = 0  # steps for which gates are not all open when a stage has ended
+    shut = 0  # steps until all gates are open, counted from the end of the previous stage
     for stage in stages:
         steps = stage.config.train.steps
         if lineage is not None and lineage.stage == stage.index:
             opens = opening(lineage)
             shut = opens.end - steps if opens else 0
-            continue  # it resumes, and grows no more
+            continue  # a resumed stage has already grown
         if model is None and not stage.config.init.grow_from:
             model = stage.config.model
             if stage.config.train.trainable == "new" and not stage.config.init.start_from:

@@ -1,4 +1,4 @@
-"""The choice of a stage's first state: resume | next stage | grow | start from | fresh."""
+"""The initial state of a stage: resumed, next stage, grown, started from a checkpoint or fresh."""
 
 import dataclasses
 import difflib
@@ -43,37 +43,37 @@ FREE_TO_CHANGE = (
     "evaluation.",
     "checkpoint.",
     "train.steps",
-    # What stages to come look like; the one that is trained is compared key by key.
+    # Later stages may change; the current stage is compared key by key.
     "growth.stages",
     "compute.remat",
     "compute.attention",
     "compute.scan",
-    # Where the stores lie; what they hold is compared by fingerprint.
+    # Stores may move; their content is compared by fingerprint.
     "data.train",
     "data.validation",
-    # Read at the beginning of a run, and never again.
+    # Read only at the start of a run.
     "init.grow_from",
     "init.start_from",
     "init.growth.matrices",
 )
-"""Keys that a resume may change without being asked."""
+"""Prefixes of the keys that may change on resume without --allow_change."""
 
 DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block")
-"""Keys of `config.data` that fix which tokens a position stands for."""
+"""Keys of `config.data` that determine the tokens at a position."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The state and lineage before a stage's first step.
+    """The state and lineage before the first step of a stage.
 
     Attributes:
-      how: where the parameters and the data came from, for the user to read.
-      model: the model trained; a grown checkpoint's own config, where there is one.
-      declarations: of the model's parameters.
-      state: on the mesh.
-      lineage: of the state, before the first step.
-      resumed: whether it goes on from a checkpoint of its own.
-      growth_map: what has grown it just now, if anything.
+      how: description of the source of parameters and data for the user.
+      model: config of the trained model; for a grown model, the target of its growth map.
+      declarations: path → declaration of the model's parameters.
+      state: training state on the mesh.
+      lineage: lineage of the state.
+      resumed: whether the run continues from a checkpoint in its own workdir.
+      growth_map: the map that has just grown the parameters; None without growth.
     """
 
     how: str
@@ -95,30 +95,30 @@ def begin(
     stage: int = 0,
     stopping: Stopping = lambda: False,
 ) -> Start:
-    """Makes the state that the run's next step starts from.
+    """Returns the state and lineage from which the run trains on.
 
-    The order is important:
-      1. A run always goes on from its own newest checkpoint, whatever `config.init` says, so that
-         the command that started it also resumes it. Where that checkpoint ends the stage before
-         this one, this one begins there: grown if its model differs, otherwise as `start_from`.
-      2. `init.grow_from`: parameters grown on the mesh, a fresh optimizer or, by
-         `init.growth.optimizer`, one grown with them, data that go on at the next token.
-      3. `init.start_from`: parameters as they are, and otherwise as after growth.
+    The first case that applies is used:
+      1. The newest checkpoint of the workdir, regardless of `config.init`, so that the command that
+         started a run also resumes it. If that checkpoint is of the previous stage, this stage
+         starts from it: grown if the models differ, otherwise as with `init.start_from`.
+      2. `init.grow_from`: parameters grown on the mesh, with a fresh optimizer state or, if
+         `init.growth.optimizer` is "copy", a grown one. The data continue at the next token.
+      3. `init.start_from`: unchanged parameters; otherwise as 2.
       4. Fresh parameters from `init.seed`.
 
     Args:
-      config: the stage's.
-      mesh: where the state will live.
-      optimizer: for the optimizer's state.
-      batches: the training data; its store's fingerprint must be the checkpoint's.
-      checkpoints: of the run's workdir.
+      config: config of the stage.
+      mesh: mesh for the state.
+      optimizer: optimizer of the stage.
+      batches: the training data; the store must have the fingerprint in the checkpoint's lineage.
+      checkpoints: checkpoints of the workdir.
       allow_change: dotted config keys that may differ from the checkpoint's.
       stage: index of the stage in the run.
-      stopping: asked after each step of learning a growth map.
+      stopping: tells after each step of learning a growth map whether to stop.
 
     Raises:
-      UserError: a checkpoint that does not match what the config asks for, or an unknown key.
-      Interrupted: while a growth map was learned.
+      UserError: the checkpoint does not match the config, or `allow_change` has an unknown key.
+      Interrupted: SIGTERM came while a growth map was learned.
     """
     _check_names(allow_change, config)
     newest = checkpoints.latest()
@@ -162,10 +162,10 @@ def begin(
 
 
 def restore_norm_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
-    """Replaces the pre-growth norm epsilon of a config by the grown model's, from the lineage.
+    """Replaces a pre-growth norm epsilon in the config by the grown model's, from the lineage.
 
-    Exact growth in width scales the epsilon, and the config that grew a model must also resume it
-    and start from it.
+    Exact growth in width scales the epsilon. The config that grew a model, with the old epsilon,
+    must also work for resuming it and starting from it.
     """
     if config.model.norm_eps not in epsilons_before_growth(lineage):
         return config
@@ -174,7 +174,7 @@ def restore_norm_epsilon(config: RunConfig, lineage: Lineage) -> RunConfig:
 
 
 def epsilons_before_growth(lineage: Lineage) -> set[float]:
-    """Returns the norm epsilons of the models that were grown along a lineage."""
+    """Returns the norm epsilons of all models in a lineage that were grown into another model."""
     return {record.map.source.norm_eps for record in lineage.growth}
 
 
@@ -187,11 +187,11 @@ def _resume(
     lineage: Lineage,
     allow_change: Collection[str],
 ) -> Start:
-    """Resumes the run's own checkpoint."""
-    # Before the comparison of keys, since its message says why the store differs.
+    """Resumes from a checkpoint of the same run and stage."""
+    # Before the comparison of keys, because this error explains why the store differs.
     position, note, _ = data_position(lineage, config, batches, allow_change)
     changes = config_changes(lineage, config, batches.store.fingerprint, allow_change)
-    # The config's model is the checkpoint's, or differs by --allow_change.
+    # The config's model equals the checkpoint's or differs only by allowed changes.
     model = config.model
     declarations = declare(model)
     abstract = abstract_params(declarations, mesh)
@@ -223,7 +223,7 @@ def _next_stage(
     stage: int,
     stopping: Stopping,
 ) -> Start:
-    """Begins the next stage, which may change its data without --allow_change."""
+    """Starts the next stage, which may change its data without --allow_change."""
     if lineage.model == config.model:
         ancestor = start_from(config, mesh, optimizer, path, lineage)
     else:
@@ -243,7 +243,7 @@ def _learning(
 ) -> Learn:
     """Returns a function that learns the matrices of a growth map on this run's data."""
 
-    def on_our_data(growth_map: GrowthMap, source_params: Any, source: Lineage) -> Learned:
+    def learn_map(growth_map: GrowthMap, source_params: Any, source: Lineage) -> Learned:
         if growth_map.matrices is None:
             return Learned(growth_map, source, {})
         position, _, changes = data_position(source, config, batches, allow_change)
@@ -257,7 +257,7 @@ def _learning(
         say = TerminalLine(0, jax.process_index() > 0).say
         return learn(config, mesh, batches, growth_map, source_params, source, say, stopping)
 
-    return on_our_data
+    return learn_map
 
 
 def _after(
@@ -266,7 +266,7 @@ def _after(
     batches: TrainBatches,
     allow_change: Collection[str],
 ) -> Start:
-    """Begins a new stage from an ancestor; its data continue at the next token."""
+    """Starts a new stage from an ancestor; its data continue at the next token."""
     before, model = ancestor.lineage, ancestor.lineage.model
     if fine_tuning.begins(before, config.data):
         before = fine_tuning.begin(before, ancestor.path, batches.store, allow_change)
@@ -289,26 +289,26 @@ def _after(
 def data_position(
     lineage: Lineage, config: RunConfig, batches: TrainBatches, allow_change: Collection[str]
 ) -> tuple[int, str, tuple[ChangeRecord, ...]]:
-    """Returns the position at which a run reads on after a checkpoint.
+    """Returns the data position from which a run continues after a checkpoint.
 
-    At the very next token, when the order is the checkpoint's, or differs in the length alone and
-    is shuffled in blocks that both lengths divide. Otherwise another length, seed, shuffle or
-    mixture makes another order: a new epoch of it begins. Another store needs
-    `--allow_change=data.store` and begins at its start.
+    Reading continues at the next token if the order is the checkpoint's, or if only the length
+    differs and the data are shuffled in blocks that are multiples of both lengths. Any other change
+    of the order (length, seed, shuffle, mixture …) starts a new epoch. Another store needs
+    `--allow_change=data.store` and is read from its start.
 
     Returns:
-      (position in tokens, what to tell the user, changes for the lineage).
+      (position in tokens, message for the user, changes for the lineage).
 
     Raises:
       UserError: another store without --allow_change=data.store.
     """
     fingerprint = batches.store.fingerprint
     if not lineage.store:
-        return 0, "data start at the beginning", ()  # an imported model has read none of ours
+        return 0, "data start at the beginning", ()  # an imported model has no data position
     if lineage.store != fingerprint:
         if "data.store" not in allow_change:
             mixture = lineage.config["data"].get("mixture", "")
-            # Sets that are left out make another store.
+            # A mixture without some sets changes the fingerprint of the store.
             key = "train" if mixture == config.data.mixture else "mixture"
             raise UserError(
                 f"config.data.{key}: {getattr(config.data, key)!r} is not what the checkpoint was "
@@ -325,7 +325,7 @@ def data_position(
     )
     if not changed or (changed == ["length"] and batches.keeps_position(lineage.position)):
         return lineage.position, f"data go on at token {lineage.position:,}", changes
-    # Sets without shares are in the fingerprint, which is the same.
+    # A mixture without shares only selects sets, and the equal fingerprint covers that.
     mixture = before["mixture"] if "=" in before["mixture"] else ""
     old = train_batches(batches.store, ReadOrder.of(before, mixture=mixture))
     epochs = -(-lineage.position // (old.windows_per_epoch * old.order.length))
@@ -336,13 +336,13 @@ def data_position(
 def config_changes(
     lineage: Lineage, config: RunConfig, fingerprint: str, allow_change: Collection[str]
 ) -> tuple[ChangeRecord, ...]:
-    """Compares a run's config with its checkpoint's.
+    """Compares the config of a run with its checkpoint's.
 
     Returns:
       The allowed changes, for the lineage.
 
     Raises:
-      UserError: a key that may not change did, and is not in `allow_change`; or another store.
+      UserError: a key or the store changed and is not in `allow_change`.
     """
     before = tree.flatten(lineage.config)
     after = tree.flatten(to_dict(config))

@@ -1,4 +1,4 @@
-"""The state that a training step reads and writes: parameters, optimizer state, stage step."""
+"""The training state: parameters, optimizer state and stage step."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from prts_jax.mesh import replicated
 
 
 class TrainState(NamedTuple):
-    """Pytrees of arrays on the mesh.
+    """Input and output of a training step: pytrees of arrays on the mesh.
 
     Attributes:
       params: nested dictionary, float32.
       optimizer: state of the optax optimizer for `params`.
-      stage_step: int32 scalar, steps since the last growth; drives the learning rate.
+      stage_step: int32 scalar, steps since the start of the stage; sets the learning rate.
     """
 
     params: Any
@@ -26,14 +26,14 @@ class TrainState(NamedTuple):
 
 
 def abstract_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
-    """Returns the optimizer's state as shapes with shardings, without allocating it.
+    """Returns the shapes and shardings of the optimizer state without allocating it.
 
-    A moment has its parameter's sharding; leaves of other shapes (counts) are replicated.
+    A moment has the sharding of its parameter; leaves of other shapes (counts) are replicated.
 
     Args:
       optimizer: an optax transformation; `optax.partition` and `optax.masked` may wrap others.
       params: nested dictionary of arrays, or of `jax.ShapeDtypeStruct` with shardings.
-      mesh: of `params`.
+      mesh: mesh of `params`.
     """
     parameters = tree.flatten(params)
     state = jax.eval_shape(optimizer.init, params)
@@ -50,7 +50,7 @@ def abstract_optimizer(optimizer: optax.GradientTransformation, params: Any, mes
 
 
 def fresh_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the state at the beginning of a stage, with a new optimizer state."""
+    """Returns the state at the start of a stage, with a new optimizer state."""
     abstract = abstract_optimizer(optimizer, params, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = jax.jit(optimizer.init, out_shardings=shardings)(params)

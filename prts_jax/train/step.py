@@ -1,4 +1,4 @@
-"""The jitted optimizer step."""
+"""The jitted training step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,16 +24,16 @@ MEANS = ("loss", "distillation_loss")
 
 
 class StepMetrics(NamedTuple):
-    """Scalars and sums of one step, float32, on the devices.
+    """Metrics of one step, float32, on the devices.
 
     Attributes:
-      loss: mean over the batch's tokens, nats.
-      loss_tokens: number of these tokens, the sum of their weights.
+      loss: weighted mean over the batch's tokens, nats.
+      loss_tokens: sum of the weights of these tokens.
       gradient_norm: global norm before clipping.
-      learning_rate: of this step.
-      source_losses: [sources], summed over the tokens of each source, nats.
-      source_tokens: [sources], the sum of their weights.
-      distillation_loss: mean of −Σ p_teacher log p_student, nats; None without a teacher.
+      learning_rate: learning rate of this step.
+      source_losses: [sources], weighted sum over the tokens of each source, nats.
+      source_tokens: [sources], sum of the weights of these tokens.
+      distillation_loss: weighted mean of −Σ p_teacher log p_student, nats; None without a teacher.
     """
 
     loss: jax.Array
@@ -57,27 +57,28 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
-    The state is donated. The third argument is the parameters of `teacher`, or None. The batch is
-    one of `data_pipelines.batches.loader`, each array [batch, length]. The loss is the weighted
-    mean over all tokens of the batch, with or without accumulation.
+    The state is donated. The third argument holds the parameters of `teacher`, or is None. The
+    batch comes from `data_pipelines.batches.loader`; its arrays are [batch, length]. The loss is
+    the weighted mean over all tokens of the batch, with or without accumulation.
 
     Args:
-      model: the model's shape.
-      config: how the model is computed and trained.
-      optimizer: of the state.
-      grown_at: step of the lineage at which the stage began.
+      model: config of the model.
+      config: config of the stage.
+      optimizer: optimizer of the stage.
+      grown_at: step of the lineage at which the stage started.
       sources: number of sources whose losses are summed separately.
-      frozen: layers that are not trained, nor is the embedding look-up
-        (`prts_jax.train.freezing`); the gradient norm leaves them out. None: all are trained.
-      teacher: shape of the teacher; None: no distillation.
-      gates: stage step → gates of what the last growth added; None: all are open.
+      frozen: layers that are not trained, together with the embedding look-up
+        (`prts_jax.train.freezing`); they are excluded from the gradient norm. None: all are
+        trained.
+      teacher: config of the teacher; None: no distillation.
+      gates: stage step → gates of the layers or widths added by the last growth; None: all open.
     """
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
 
     def summed_losses(
         params: Any, batch: Batch, teacher_params: Any, opened: Gates | None
     ) -> tuple[jax.Array, Sums]:
-        """Returns the minimised loss and the sums for the metrics."""
+        """Returns the loss to minimise and the sums for the metrics."""
         documents, weights = documents_of(batch), batch["loss_weights"]
         out = logits(
             params,

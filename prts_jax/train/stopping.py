@@ -1,4 +1,4 @@
-"""SIGTERM, as a question that a loop asks after each step."""
+"""SIGTERM handling: a function that a loop calls after each step to learn whether to stop."""
 
 import contextlib
 import itertools
@@ -9,23 +9,23 @@ import jax
 from jax.experimental import multihost_utils
 
 Stopping = Callable[[], bool]
-"""Says whether to stop now; every process asks as often, and all get the same answer."""
+"""Returns whether to stop now; all processes call it equally often and get the same answer."""
 
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[Stopping]:
-    """Yields what says whether SIGTERM has come; the signal does nothing else in the meantime.
+    """Yields a function that returns whether SIGTERM has come; the signal has no other effect.
 
-    Of several processes any one may get the signal; all of them stop after the same step.
+    If any of several processes gets the signal, all stop after the same step.
     """
     if jax.process_count() > 1:
-        # jax's own coordination service has taken the signal and agrees on a call for all.
+        # jax's coordination service handles the signal and chooses one call for all processes.
         calls = itertools.count(1)
         yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
