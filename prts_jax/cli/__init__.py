@@ -1,4 +1,4 @@
-"""`prts COMMAND …`: one module of this package a command, each with `main(argv) -> exit code`."""
+"""The command line `prts COMMAND …`; each command is a module with `main(argv) -> exit code`."""
 
 import importlib
 import logging
@@ -26,7 +26,7 @@ EXIT_INTERRUPTED = 75
 
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
-    """Calls a command and turns its errors into an exit code and one line on standard error."""
+    """Runs a command; an error becomes an exit code and one line on standard error."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         return command(argv)
@@ -43,12 +43,12 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
 
 def usage() -> str:
     """Returns the text of `prts --help`."""
-    lines = [f"  {name:<8} {what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:<8} {summary}" for name, summary in COMMANDS.items()]
     return "usage: prts COMMAND [--help] …\n\ncommands:\n" + "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console script `prts`."""
+    """Runs the command that the arguments name; entry point of the console script `prts`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

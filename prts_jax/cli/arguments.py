@@ -1,4 +1,4 @@
-"""How every command reads its arguments."""
+"""The argument parser and flags that several commands share."""
 
 import argparse
 from typing import Any, NoReturn
@@ -7,26 +7,26 @@ from prts_jax.errors import UserError
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose refusals are one line, and whose flags are written out in full."""
+    """An argument parser with one-line errors and without abbreviated flags."""
 
     def __init__(self, **options: Any) -> None:
-        """Takes what `argparse.ArgumentParser` takes."""
+        """Takes the options of `argparse.ArgumentParser`."""
         super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, which makes an empty list of the value in `--flag=--`."""
+        """Parses like argparse, but rejects `--flag=--`, which argparse reads as an empty list."""
         for argument in args or ():
             if argument.endswith("=--"):
                 self.error(f"argument {argument}: '--' is no value")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print, as a `UserError`."""
+        """Raises a `UserError` with the message that argparse would print."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds how a checkpoint's model is run, as --dtype and --tokenizer."""
+    """Adds --dtype and --tokenizer, for commands that run the model of a checkpoint."""
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -42,7 +42,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `prts_jax.mesh.start_distributed` takes, as attributes of its names."""
+    """Adds the arguments of `prts_jax.mesh.start_distributed` as flags."""
     parser.add_argument(
         "--multihost",
         action="store_true",

@@ -1,4 +1,4 @@
-"""`--config=FILE.py[:arg]` and `--config.a.b=value`, as ml_collections reads them."""
+"""Flags of the config: `--config=FILE.py[:arg]` and `--config.a.b=value` (ml_collections)."""
 
 import os
 import re
@@ -14,37 +14,38 @@ from prts_jax.errors import UserError
 
 HELP = (
     "--config=FILE.py[:arg]  the configuration; --config.a.b=value changes one of its keys "
-    "(keys and defaults: prts_jax/config.py, or --print_config)"
+    "(keys and defaults: prts_jax/config/schema.py, or --print_config)"
 )
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Parts the configuration's flags from a command's own.
+    """Splits the arguments of a command into config flags and other arguments.
 
     Returns:
-      (arguments that begin with --config, the others).
+      (arguments that start with --config, other arguments).
     """
-    ours, others = [], []
+    config_arguments, others = [], []
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith(("--config=", "--config.")) and argument != "--config":
             others.append(argument)
             continue
-        ours.append(argument)
+        config_arguments.append(argument)
         if "=" not in argument and rest and not rest[0].startswith("--"):
-            ours[-1] += "=" + rest.pop(0)
-    return ours, others
+            config_arguments[-1] += "=" + rest.pop(0)
+    return config_arguments, others
 
 
 def load(argv: Sequence[str]) -> config_lib.RunConfig:
     """Reads a config file, applies overrides and resolves the result.
 
     Args:
-      argv: the arguments that `split` returned first.
+      argv: config flags, the first result of `split`.
 
     Raises:
-      UserError: no or an unreadable file, an unknown key, a wrong type or combination.
+      UserError: the file is missing or unreadable, a key is unknown, or a type or combination of
+        values is invalid.
     """
     files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     if not files:
@@ -80,13 +81,13 @@ def _run_file(spec: str) -> ConfigDict:
     except SyntaxError as error:
         where = path if error.lineno is None else f"{path}, line {error.lineno}"
         raise UserError(f"--config: {where}: {error.msg}") from error
-    # Whatever a user's file may raise; SystemExit would end the command with a code of its own.
+    # A config file may raise anything; an uncaught SystemExit would set the command's exit code.
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        # None where the file cannot be read, or its get_config takes other arguments.
+        # Empty if the file cannot be read or its get_config takes other arguments.
         lines = [f"line {frame.lineno}: " for frame in frames if frame.filename == path]
-        ended = "it ends the command; return a config instead, or raise ValueError"
-        reason = ended if isinstance(error, SystemExit) else _one_line(error)
+        exits = "it ends the command; return a config instead, or raise ValueError"
+        reason = exits if isinstance(error, SystemExit) else _one_line(error)
         raise UserError(f"--config={spec}: {''.join(lines[-1:])}{reason}") from error
 
 
@@ -113,7 +114,7 @@ def _check_key(argument: str, loaded: ConfigDict) -> None:
 
 
 def _check_stage_key(argument: str, loaded: ConfigDict) -> None:
-    """Refuses an override of what no stage of the file names: ml_collections cannot add a key."""
+    """Checks that the file's stage has the overridden key; ml_collections cannot add keys."""
     key = argument.removeprefix("--config.growth.").split("=", 1)[0]
     listed = re.fullmatch(r"stages\[(\d+)\]\.(.+)", key)
     stages = loaded.growth.stages
@@ -130,8 +131,8 @@ def _check_stage_key(argument: str, loaded: ConfigDict) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
-    # ml_collections lists all keys of the section; the nearest one, which follows, is enough.
+    # Removes the list of all keys of the section; ml_collections names the closest one after it.
     text = re.sub(r'Other fields present: ".*}"', "", text.replace("\\n", " "), flags=re.DOTALL)
     text = " ".join(text.split())
-    # A KeyError's text is quoted as a whole; quotes around single words stay.
+    # A KeyError quotes its whole text; quotes around single words are kept.
     return text[1:-1] if re.fullmatch("'[^']*'", text) else text

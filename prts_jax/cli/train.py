@@ -1,4 +1,4 @@
-"""`prts train`: trains a model, resuming or growing what is there."""
+"""`prts train`: trains a model, resuming a run or growing a checkpoint."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from prts_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the flags beside the config's."""
+    """Returns the parser of all flags except the config flags."""
     flags = OneLineParser(
         prog="prts train",
         description="Train a model. The same command resumes a run that was stopped.",
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; see `parser` and `prts_jax.cli.config_flags` for its flags."""
+    """Runs the command; its flags are in `parser` and `prts_jax.cli.config_flags`."""
     config_arguments, others = config_flags.split(argv)
     flags = parser()
     options = flags.parse_args(others)

@@ -1,8 +1,8 @@
-"""The configuration of a run: ml_collections files resolved once into frozen, typed dataclasses.
+"""The configuration of a run: resolves ml_collections files into frozen, typed dataclasses.
 
-`schema` is the only list of keys and defaults. A config file starts from `default_config()`,
-changes what it wants and returns it; `resolve` turns the result into a `RunConfig` and refuses what
-cannot work, in one line that names the key.
+`schema` is the only list of keys and defaults. A config file takes `default_config()`, changes keys
+and returns it. `resolve` turns the result into a `RunConfig`, or raises a one-line error that names
+the wrong key.
 """
 
 import importlib.metadata
@@ -77,19 +77,19 @@ __all__ = [
 ]
 
 OPERATOR_GROUP = "prts_jax.growth_operators"
-"""Entry points of packages that bring growth operators of their own."""
+"""Entry point group of third-party growth operators."""
 
 
 def third_party_operators() -> dict[str, importlib.metadata.EntryPoint]:
-    """Returns the entry points of installed growth operators by name, without loading them."""
+    """Returns installed third-party growth operators, name → entry point, without loading them."""
     return {point.name: point for point in importlib.metadata.entry_points(group=OPERATOR_GROUP)}
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Returns every key with its default, for a config file to change.
+    """Returns all keys with their defaults, for a config file to change.
 
-    The result is locked: setting a key that does not exist, or a value of another type, is an
-    error at the line of the config file that does it.
+    The result is locked: setting an unknown key or a value of another type raises an error at that
+    line of the config file.
     """
     return ml_collections.ConfigDict(to_dict(RunConfig())).lock()
 
@@ -98,8 +98,8 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     """Turns a config file's ConfigDict into a checked `RunConfig`.
 
     Raises:
-      UserError: an unknown key, a wrong type, a value outside its choices, or a combination that
-        cannot work.
+      UserError: an unknown key, a wrong type, a value outside its choices, or an invalid
+        combination.
     """
     config = from_dict(RunConfig, values)
     check_stages(config, _check)

@@ -1,4 +1,4 @@
-"""What cannot work, refused in one line that names the key."""
+"""Checks of a config; each raises a one-line `UserError` that names the key."""
 
 import dataclasses
 
@@ -7,16 +7,16 @@ from prts_jax.config.schema import DataConfig, ModelConfig, RunConfig
 from prts_jax.errors import UserError
 
 MAX_LAYERS, MAX_SIZE = 10_000, 1_000_000
-"""Of a model, beyond all that there are: a slip is refused before lists of its length are made."""
+"""Limits above all known models, so a typo fails before it allocates huge lists."""
 
 
 def check_model(model: ModelConfig, where: str = "config.model") -> None:
-    """Refuses shapes that no Llama can have.
+    """Checks the sizes and constants of a model.
 
     Raises:
-      UserError: a size below one (no layers are allowed) or beyond `MAX_LAYERS` or `MAX_SIZE`,
-        query heads not divisible among the key heads, an odd head_dim, which rotary embeddings
-        cannot split into pairs, or constants that divide by zero.
+      UserError: a size is below 1 (layers may be 0) or above `MAX_LAYERS` or `MAX_SIZE`, heads is
+        not a multiple of kv_heads, head_dim is odd (rotary embeddings need pairs), or a constant is
+        out of range.
     """
     for name in ("vocab", "embed", "heads", "kv_heads", "head_dim", "mlp"):
         if getattr(model, name) < 1:
@@ -86,10 +86,10 @@ _AT_LEAST_ZERO = (
 
 
 def check_numbers(config: RunConfig) -> None:
-    """Refuses numbers outside their ranges.
+    """Checks the ranges of numbers.
 
     Raises:
-      UserError: names the key and the range.
+      UserError: a number is out of range; names the key and the range.
     """
     for keys, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
         for key in keys:
@@ -116,10 +116,10 @@ def check_numbers(config: RunConfig) -> None:
 
 
 def check_combinations(config: RunConfig) -> None:
-    """Refuses values that each may stand but not together.
+    """Checks combinations of keys.
 
     Raises:
-      UserError: names one of the keys and how to mend it.
+      UserError: values are each valid but not together; names one of the keys and how to fix it.
     """
     schedule, init, compute = config.schedule, config.init, config.compute
     if compute.attention in ("splash", "cudnn") and compute.dtype != "bfloat16":
@@ -156,7 +156,7 @@ def check_combinations(config: RunConfig) -> None:
 
 
 def _check_packed_rows(data: DataConfig) -> None:
-    """Refuses to read rows that were packed when the store was made in another way."""
+    """Checks that the read order matches the rows that were packed when the store was made."""
     needed = {"documents": True, "overlap": False, "block": 0, "mixture": ""}
     for key, value in needed.items():
         if getattr(data, key) != value:

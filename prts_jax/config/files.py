@@ -1,4 +1,4 @@
-"""Config files that start from another one."""
+"""Inheritance between config files."""
 
 import runpy
 from pathlib import Path
@@ -9,14 +9,14 @@ from prts_jax.errors import UserError
 
 
 def inherit(spec: str, beside: str) -> ml_collections.ConfigDict:
-    """Returns what another config file makes, to be changed and returned by this one.
+    """Returns the config of another config file, for this one to change and return.
 
     Args:
       spec: "FILE.py" or "FILE.py:argument", relative to the folder of `beside`.
-      beside: the file that inherits, its `__file__`.
+      beside: `__file__` of the file that inherits.
 
     Raises:
-      UserError: there is no such file, or it has no `get_config`.
+      UserError: the file does not exist or has no `get_config`.
 
     >>> c = inherit("../quickstart.py:grown", __file__)  # doctest: +SKIP
     """

@@ -1,4 +1,4 @@
-"""Config dataclasses from nested mappings, and back; an unknown key names the nearest one."""
+"""Conversion between config dataclasses and nested mappings, with checks of keys and types."""
 
 import dataclasses
 import difflib
@@ -17,10 +17,10 @@ _NESTED = (Mapping, ml_collections.ConfigDict)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config or record dataclass as nested dictionaries and lists, as JSON holds it.
+    """Returns a config or record dataclass as nested dictionaries and lists for JSON.
 
-    Leaves out fields whose default is None while they are None, and drops the underscore at the end
-    of a name ("from_"). A nested value that has `to_json` writes itself.
+    Omits fields that are None by default and still None, and removes a trailing underscore from
+    names ("from_"). A nested value with a method `to_json` is converted by it.
     """
     return {
         field.name.rstrip("_"): _as_json(getattr(config, field.name))
@@ -42,7 +42,7 @@ def _as_json(value: Any) -> Any:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the known name most like `name`, or what is known."""
+    """Returns "did you mean 'x'?" with the closest known name, or a list of the known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
@@ -54,13 +54,13 @@ def from_dict(
     """Builds a config or record dataclass from nested mappings; absent keys keep their defaults.
 
     Args:
-      section: a dataclass; its fields may be dataclasses, tuples and mappings of them, or None.
-      values: nested mappings (a ConfigDict, or what `to_dict` returned).
-      where: path of `section` below `root` ("model"), for messages.
-      root: name of the whole, for messages.
+      section: a dataclass; its fields may be dataclasses, tuples or mappings of them, or None.
+      values: nested mappings: a ConfigDict or a result of `to_dict`.
+      where: path of `section` below `root`, such as "model", for error messages.
+      root: name of the outermost section, for error messages.
 
     Raises:
-      UserError: an unknown key (names the nearest), a missing one or a value of the wrong type.
+      UserError: a key is unknown (names the closest one) or missing, or a value has the wrong type.
     """
     return _read(section, values, _dotted(root, where))
 
@@ -92,10 +92,10 @@ def _dotted(*names: str) -> str:
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """Returns a value as the type of its field, which may hold others.
+    """Returns a value converted to the type of its field, recursively.
 
     Raises:
-      UserError: it has another type.
+      UserError: the value has another type.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -106,12 +106,14 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: is {value!r}; expected a list")
-        return tuple(_typed(inner, parts[0], f"{where}[{at}]") for at, inner in enumerate(value))
+        return tuple(
+            _typed(inner, parts[0], f"{where}[{index}]") for index, inner in enumerate(value)
+        )
     if origin in (dict, Mapping) or kind is StageChanges:
         if not isinstance(value, _NESTED):
             raise UserError(f"{where}: is {value!r}; expected a section with keys")
-        inside = parts[1] if parts else Any
-        values = {key: _typed(value[key], inside, f"{where}.{key}") for key in value}
+        inner_kind = parts[1] if parts else Any
+        values = {key: _typed(value[key], inner_kind, f"{where}.{key}") for key in value}
         return StageChanges(_plain(values)) if kind is StageChanges else values
     if hasattr(kind, "from_json"):
         return kind.from_json(value)
@@ -129,7 +131,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested mappings as dictionaries."""
+    """Converts nested mappings to dictionaries."""
     return {
         name: _plain(value) if isinstance(value, _NESTED) else value
         for name, value in values.items()
@@ -137,7 +139,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get(config: RunConfig, key: str) -> Any:
-    """Returns the value under a dotted key ("init.growth.operator")."""
+    """Returns the value of a dotted key such as "init.growth.operator"."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
@@ -145,7 +147,7 @@ def get(config: RunConfig, key: str) -> Any:
 
 
 def model_differences(a: ModelConfig, b: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Yields (field, value in a, value in b) for each field in which two models differ."""
+    """Yields (field, value in a, value in b) for each field that differs between two models."""
     for field in dataclasses.fields(ModelConfig):
         ours, theirs = getattr(a, field.name), getattr(b, field.name)
         if ours != theirs:

@@ -1,4 +1,4 @@
-"""The keys of a config and their defaults: the only list of them."""
+"""The only list of config keys and their defaults."""
 
 import dataclasses
 import json
@@ -35,9 +35,9 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How the model is computed; never changes what is computed beyond rounding."""
+    """How the model is computed; results differ by rounding only."""
 
-    dtype: str = "bfloat16"  # of activations and matrix products: bfloat16 or float32
+    dtype: str = "bfloat16"  # dtype of activations and matrix products: bfloat16 or float32
     attention: str = "auto"  # auto, xla, splash (TPU) or cudnn (GPU)
     remat: str = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
     scan: bool = True  # one compiled layer for all layers; False unrolls them
@@ -45,7 +45,7 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1, which takes what is left."""
+    """Number of devices along each mesh axis; one may be -1 for the remaining devices."""
 
     data: int = 1
     fsdp: int = -1
@@ -54,24 +54,24 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which tokens a run reads, in which order."""
+    """Token stores of a run and the order in which they are read."""
 
     train: str = ""  # directory of the token store to train on
-    validation: str = ""  # directory of the token store to evaluate on; none if empty
-    length: int = 2048  # tokens of a sequence
-    batch: int = 1024  # sequences of a step, over all hosts
+    validation: str = ""  # directory of the validation token store; empty: no validation
+    length: int = 2048  # sequence length in tokens
+    batch: int = 1024  # sequences per step over all hosts
     shuffle: bool = True
-    overlap: bool = True  # windows share one token; False: the original's disjoint blocks
-    mixture: str = ""  # all sets if empty; no_github; "A,B"; or shares of windows, "A=0.7,B=0.3"
-    block: int = 0  # tokens shuffled together, a multiple of length; 0: windows one by one
-    documents: bool = False  # attention stays within a document; False: the paper's, across them
-    instructions: bool = False  # a packed store of `prts data instructions`: loss on answers alone
+    overlap: bool = True  # windows share one token; False: disjoint blocks as in the original
+    mixture: str = ""  # empty: all sets; no_github; sets "A,B"; or shares of windows "A=0.7,B=0.3"
+    block: int = 0  # tokens shuffled as one block, a multiple of length; 0: single windows
+    documents: bool = False  # attention only within a document; False: across, as in the paper
+    instructions: bool = False  # loss on answers only; needs a store of `prts data instructions`
     seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay on all parameters, after a global-norm clip."""
+    """AdamW with global-norm clipping and decoupled weight decay on all parameters."""
 
     b1: float = 0.9
     b2: float = 0.95
@@ -82,60 +82,62 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over steps: since the last growth, or as `after_growth` says."""
+    """Learning rate as a function of the step; `after_growth` selects where steps start."""
 
     kind: str = "cosine"  # cosine, wsd or constant, each after a linear warm-up
-    after_growth: str = "restart"  # or rewarm (warm-up again, onto the old curve), or keep
+    after_growth: str = "restart"  # restart, rewarm (new warm-up, then the old schedule) or keep
     peak: float = 3e-4
-    final: float = 0.1  # the last rate as a share of the peak
+    final: float = 0.1  # final rate as a fraction of the peak
     warmup_steps: int = 3000
-    decay_start: int = 0  # wsd: the step at which the decay begins
-    decay_end: int = 300_000  # cosine and wsd: the step at which `final` is reached
+    decay_start: int = 0  # wsd: step at which the decay starts
+    decay_end: int = 300_000  # cosine and wsd: step at which the rate reaches `final`
 
 
 @dataclasses.dataclass(frozen=True)
 class GrowthConfig:
-    """How the checkpoint in `init.grow_from` becomes deeper or wider."""
+    """How a checkpoint is grown deeper or wider; each key names the operators that use it."""
 
-    # A number of 0 is taken from the target's layers.
-    operator: str = "stack"  # a registered name, see prts_jax.growth.registry
-    factor: int = 0  # stack, interpolate, zero, in width: copies of the source's layers
-    layers: str = ""  # layers: "1-234*7-56" (the paper's notation) or "0:24,8:32"
-    drop: int = 0  # solar: layers that each of the two copies lacks
-    every: int = 0  # block_expansion: a new layer after every so many
-    block: int = 0  # middle, last: layers of the block that is copied
+    # factor, drop, every and block: 0 derives the value from the target's layers.
+    operator: str = "stack"  # name of a registered operator, see prts_jax.growth.registry
+    factor: int = (
+        0  # stack, interpolate, zero, random, width operators: copies of the source's layers
+    )
+    layers: str = ""  # layers: "1-234*7-56" (notation of the paper) or "0:24,8:32"
+    drop: int = 0  # solar: layers dropped from each of the two copies
+    every: int = 0  # block_expansion: source layers per new layer
+    block: int = 0  # middle, last: number of layers in the copied block
     order: str = "interleave"  # zero, random: interleave, or stack (new layers on top)
-    widths: str = ""  # in width: new sizes, "embed=2048,heads=32"; default: the target's
+    widths: str = ""  # width operators: new sizes "embed=2048,heads=32"; empty: those of the target
     weights: str = "even"  # split: even or uneven (2/3 and 1/3 of two copies)
-    pair_noise: float = 0.0  # split: noise that cancels between copies, in fresh deviations
-    norm: str = "exact"  # in width: exact, or paper (its formula, not function preserving)
-    gate_steps: int = 1000  # random, random_width: steps in which a gate opens; 0: open at once
-    noise: float = 0.0  # any: share of noise mixed into what is copied, 0.2 in the paper
-    seed: int = 0  # of what is drawn
-    learn_steps: int = 100  # learned: steps that its matrices train for; 0: their initial value
-    learn_rate: float = 6e-3  # learned: of these steps, constant, over a matrix's columns
-    matrices: str = ""  # learned: file of matrices learned before, used as they are
-    options: str = ""  # further ones, of an operator's own: "name=value,name=value"
-    optimizer: str = "reset"  # its state: reset, or copy (moments through the same map)
+    pair_noise: float = 0.0  # split: noise that cancels in two copies, relative to a fresh std
+    norm: str = "exact"  # width operators: exact, or paper (its formula, not function preserving)
+    gate_steps: int = 1000  # random, random_width: steps to open a gate; 0: open from the start
+    noise: float = 0.0  # all: share of noise mixed into copied weights; paper: 0.2
+    seed: int = 0  # seed of fresh weights and noise
+    learn_steps: int = 100  # learned: training steps of the matrices; 0: initial matrices
+    learn_rate: float = 6e-3  # learned: constant rate, divided by the columns of a matrix
+    matrices: str = ""  # learned: file of matrices from an earlier run, used without training
+    options: str = ""  # options of a third-party operator: "name=value,name=value"
+    optimizer: str = "reset"  # optimizer state: reset, or copy (moments grow by the same map)
 
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Where a run without checkpoints of its own takes its parameters from."""
+    """Initial parameters of a run that has no checkpoints yet."""
 
     seed: int = 0
-    kind: str = "paper"  # paper, or torch_default (the published scratch runs')
-    grow_from: str = ""  # checkpoint to grow into this model, on the mesh
-    start_from: str = ""  # checkpoint of this model's shape: a grown one, say
+    kind: str = "paper"  # paper, or torch_default (as in the published scratch runs)
+    grow_from: str = ""  # checkpoint to grow into this model
+    start_from: str = ""  # checkpoint of this model, for example one written by `prts grow`
     growth: GrowthConfig = GrowthConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """A frozen teacher whose distribution is a part of the loss."""
+    """Distillation from a frozen teacher."""
 
-    teacher: str = ""  # a checkpoint; "source": the one grown from; none if empty
-    weight: float = 0.5  # share of −Σ p_teacher log p_student; the rest is the LM loss
+    teacher: str = ""  # checkpoint; "source": the one that was grown; empty: none
+    weight: float = 0.5  # weight of −Σ p_teacher log p_student; LM loss: 1 − weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,21 +146,21 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     keep: int = 2  # newest checkpoints kept
-    keep_every_steps: int = 0  # multiples of this step are kept for ever; 0: none
+    keep_every_steps: int = 0  # checkpoints at multiples of this step are never deleted; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """When and on how much of the validation store the loss is measured."""
+    """Interval and size of the validation."""
 
-    every_steps: int = 1000  # 0: only at the start and the end
-    tokens: int = 0  # validation tokens read each time; 0: all
-    batch: int = 0  # sequences of an evaluation step; 0: as in training
+    every_steps: int = 1000  # 0: only at start and end
+    tokens: int = 0  # tokens per validation; 0: the whole store
+    batch: int = 0  # sequences per validation step; 0: as in training
 
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """Where metrics go beside metrics.jsonl."""
+    """Interval of metrics and whether to write them to TensorBoard."""
 
     every_steps: int = 10
     tensorboard: bool = True
@@ -166,17 +168,17 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run and how a step is computed."""
+    """Length of a run, and micro-batches and trained parameters of a step."""
 
-    steps: int = 1000  # steps of this run since its start or growth
-    accumulation: int = 1  # micro-batches a step's batch is split into
-    trainable: str = "all"  # all, or new: layers new since the growth, final norm and head
+    steps: int = 1000  # steps of this run since its start or growth; see growth.stages
+    accumulation: int = 1  # micro-batches per step
+    trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 
 
 class StageChanges(dict[str, Any]):
-    """A stage's changes to the run's config, as nested dictionaries, and its "steps".
+    """The "steps" of a stage and its changes to the run's config, as nested dictionaries.
 
-    Hashable, so never modified.
+    Hashable, so it must not be modified.
     """
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -185,14 +187,14 @@ class StageChanges(dict[str, Any]):
 
 @dataclasses.dataclass(frozen=True)
 class StagesConfig:
-    """The stages of a run that grows on its way, see `prts_jax.config.stages`."""
+    """Stages of a run that grows during training, see `prts_jax.config.stages`."""
 
-    stages: tuple[StageChanges, ...] = ()  # {"steps": 400, "model": {"layers": 2}}, …; one if empty
+    stages: tuple[StageChanges, ...] = ()  # {"steps": 400, "model": {"layers": 2}}, …
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything `prts train` needs to know."""
+    """The complete config of `prts train`."""
 
     model: ModelConfig = ModelConfig()
     compute: ComputeConfig = ComputeConfig()

@@ -1,4 +1,4 @@
-"""A run in stages: each says its length and what it changes in the config of the whole run.
+"""Configs of the stages of a run: each stage has its steps and its changes to the run's config.
 
     c.growth.stages = (
         {"steps": 400, "model": {"layers": 2}},
@@ -6,8 +6,8 @@
         {"steps": 800},
     )
 
-A stage changes any key but `growth`, its own steps aside; what it leaves out is the whole run's
-(not the previous stage's). An ordinary run is a run of one stage.
+A stage may change any key except `growth` and `train.steps`, which its "steps" replaces. Keys that
+it omits have the value of the whole run, not of the previous stage. A run without stages has one.
 """
 
 import dataclasses
@@ -23,38 +23,38 @@ _FROM_OUTSIDE = ("grow_from", "start_from")
 
 
 def stage_configs(config: RunConfig) -> tuple[RunConfig, ...]:
-    """Returns the config of each stage, its steps in `train.steps`; at least one.
+    """Returns the config of each stage, at least one, with the stage's steps in `train.steps`.
 
     Raises:
-      UserError: a stage without steps, an unknown key, or a value of another type.
+      UserError: a stage has no steps, an unknown key or a value of the wrong type.
     """
     stages = config.growth.stages
     if not stages:
         return (config,)
-    return tuple(_stage_config(config, stage, at) for at, stage in enumerate(stages))
+    return tuple(_stage_config(config, stage, index) for index, stage in enumerate(stages))
 
 
 def check_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
-    """Checks the config of every stage, or of the run where it has one stage.
+    """Checks the config of every stage, or the config of a run without stages.
 
     Args:
-      config: of the run.
-      check: raises `UserError` for a config that cannot work.
+      config: config of the run.
+      check: raises `UserError` if a config is invalid.
 
     Raises:
-      UserError: what `check` or `stage_configs` raised, naming the stage.
+      UserError: the error of `check` or `stage_configs`, with the stage's index.
     """
-    for at, stage in enumerate(stage_configs(config)):
+    for index, stage in enumerate(stage_configs(config)):
         try:
             check(stage)
         except UserError as error:
             if not config.growth.stages:
                 raise
-            raise UserError(f"config.growth.stages[{at}]: {error}") from error
+            raise UserError(f"config.growth.stages[{index}]: {error}") from error
 
 
-def _stage_config(config: RunConfig, stage: Mapping[str, Any], at: int) -> RunConfig:
-    where = f"growth.stages[{at}]"
+def _stage_config(config: RunConfig, stage: Mapping[str, Any], index: int) -> RunConfig:
+    where = f"growth.stages[{index}]"
     steps = stage.get("steps")
     if type(steps) is not int or steps < 1:
         raise UserError(f"config.{where}.steps: is {steps!r}; give the stage's steps, at least 1")
@@ -64,10 +64,10 @@ def _stage_config(config: RunConfig, stage: Mapping[str, Any], at: int) -> RunCo
         raise UserError(f"config.{where}.growth: a stage has no stages of its own; leave it out")
     if "steps" in changes.get("train", {}):
         raise UserError(f"config.{where}.train.steps: write 'steps' beside 'train' instead")
-    named = [name for name in _FROM_OUTSIDE if at and changes.get("init", {}).get(name)]
-    if named:
+    outside = [name for name in _FROM_OUTSIDE if index and changes.get("init", {}).get(name)]
+    if outside:
         raise UserError(
-            f"config.{where}.init.{named[0]}: a stage goes on from the one before it; only the "
+            f"config.{where}.init.{outside[0]}: a stage goes on from the one before it; only the "
             "first may start from another checkpoint"
         )
     values = _merged(to_dict(config), changes)
@@ -79,7 +79,7 @@ def _stage_config(config: RunConfig, stage: Mapping[str, Any], at: int) -> RunCo
 
 
 def _check_names(section: type, changes: Any, where: str) -> None:
-    """Refuses keys that a section lacks, before they are merged into it."""
+    """Checks that a section has all changed keys before the changes are merged into it."""
     if not isinstance(changes, Mapping):
         raise UserError(f"config.{where}: is {changes!r}; expected a section with keys")
     hints = typing.get_type_hints(section)
