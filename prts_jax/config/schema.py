@@ -99,9 +99,7 @@ class GrowthConfig:
 
     # factor, drop, every and block: 0 derives the value from the target's layers.
     operator: str = "stack"  # name of a registered operator, see prts_jax.growth.registry
-    factor: int = (
-        0  # stack, interpolate, zero, random, width operators: copies of the source's layers
-    )
+    factor: int = 0  # stack, interpolate, zero, random, width operators: copies of the source
     layers: str = ""  # layers: "1-234*7-56" (notation of the paper) or "0:24,8:32"
     drop: int = 0  # solar: layers dropped from each of the two copies
     every: int = 0  # block_expansion: source layers per new layer
