@@ -1,4 +1,4 @@
-"""The paper's runs: a shallow base, the grown model, and the deep model from scratch.
+"""The runs of the paper: shallow base, grown model, and deep model trained from scratch.
 
     prts train --config=configs/paper.py:1.1b,base --workdir=gs://BUCKET/1.1b/base \
         --config.data.train=gs://BUCKET/slimpajama/train
@@ -6,8 +6,9 @@
         --config.data.train=gs://BUCKET/slimpajama/train \
         --config.init.grow_from=gs://BUCKET/1.1b/base
 
-Sizes: 410m, 1.1b, 3b, 7b; runs: base, grown, scratch. Source: Du et al., arXiv 2405.15319: 5,000
-base steps of 1024 × 2048 tokens (10.5B), growth by 4, then a fresh AdamW, warm-up and cosine.
+Sizes: 410m, 1.1b, 3b, 7b; runs: base, grown, scratch. Source: Du et al., arXiv 2405.15319. The base
+trains for 5,000 steps of 1024 × 2048 tokens (10.5B), grows by a factor of 4, and continues with a
+fresh AdamW, warm-up and cosine decay.
 """
 
 from prts_jax import config
@@ -15,7 +16,7 @@ from prts_jax.errors import UserError
 from prts_jax.model.presets import preset
 
 PEAK_RATE = {"410m": 6e-4, "1.1b": 3e-4, "3b": 1.6e-4, "7b": 1e-4}
-# The base of the 1.1B has a rate of its own in the published script; the others' is not stated.
+# The published script states a separate rate only for the base of the 1.1B model.
 BASE_PEAK_RATE = PEAK_RATE | {"1.1b": 1e-3}
 TARGET_STEPS = {"410m": 200_000, "1.1b": 50_000, "3b": 115_000, "7b": 145_000}
 BASE_STEPS = 5_000
@@ -37,7 +38,7 @@ def get_config(argument: str = "1.1b,base"):
     c.schedule.kind = "cosine"
     c.schedule.peak = (BASE_PEAK_RATE if is_base else PEAK_RATE)[size]
     c.schedule.warmup_steps = 3_000
-    # The original's max_step: the rate is nearly flat for the first 100B tokens.
+    # max_step of the original code: the rate is nearly constant for the first 100B tokens.
     c.schedule.decay_end = 300_000
     c.train.steps = BASE_STEPS if is_base else TARGET_STEPS[size]
     c.checkpoint.every_steps = 1_000

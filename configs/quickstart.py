@@ -1,11 +1,12 @@
-"""The main job in small: a shallow base, grown four times deeper, against the deep model alone.
+"""Quickstart: a small base grown to four times its depth, compared with training from scratch.
 
     prts train --config=configs/quickstart.py:base    --workdir=runs/quickstart/base
     prts train --config=configs/quickstart.py:grown   --workdir=runs/quickstart/grown
     prts train --config=configs/quickstart.py:scratch --workdir=runs/quickstart/scratch
 
-`make quickstart` runs all of it on the embedded plays of Shakespeare, `make quickstart-long` the
-same with "base,long" and so on. Expected: the README's tables.
+`make quickstart` runs all three on the embedded plays of Shakespeare; `make quickstart-long` runs
+the long size ("base,long", "grown,long", "scratch,long"). Expected results: the tables in the
+README.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ BATCH, LENGTH = 8, 128
 
 
 class Size(typing.NamedTuple):
-    """Shapes and lengths of one run of the main job."""
+    """Model, steps and learning rate of one size of the quickstart."""
 
     base: config.ModelConfig
     base_steps: int
@@ -67,7 +68,7 @@ def get_config(argument: str = "base"):
     steps = {
         "base": size.base_steps,
         "grown": size.grown_steps,
-        # The deep model alone gets the FLOPs that base and grown model spend together.
+        # Training from scratch gets the FLOPs that base and grown run spend together.
         "scratch": round(spent / flops_per_step(target)),
     }
     if run not in steps:
@@ -79,8 +80,7 @@ def get_config(argument: str = "base"):
     c.data.train = "runs/shakespeare/train"
     c.data.validation = "runs/shakespeare/validation"
     c.data.batch, c.data.length = BATCH, LENGTH
-    # One rate for all three, constant after its warm-up: the comparison is of growth, not of
-    # schedules.
+    # All three runs have the same constant rate, so the comparison is of growth, not of schedules.
     c.schedule.kind = "constant"
     c.schedule.peak = size.peak_rate
     c.schedule.warmup_steps = 50

@@ -1,13 +1,13 @@
-"""Supervised fine-tuning: a pretrained checkpoint, grown or not, learns to answer.
+"""Supervised fine-tuning of a pretrained checkpoint, grown or not, on instructions.
 
     prts data instructions --input=alpaca.jsonl --tokenizer=llama.model --length=2048 \
         --held_out=0.02 --output=stores/alpaca
     prts train --config=configs/sft.py:runs/grown,stores/alpaca --workdir=runs/sft
 
-The argument is CHECKPOINT,STORES[,EPOCHS]: model and row length come from these two. The paper
-fine-tunes its grown model (Du et al., arXiv 2405.15319, Table 2) and its settings are not at hand:
-rate, warm-up, decay, weight decay and epochs are Stanford Alpaca's published ones. The batch is
-ours, for a row holds several examples.
+The argument is CHECKPOINT,STORES[,EPOCHS]. The checkpoint determines the model, the store the row
+length. The paper fine-tunes its grown model (Du et al., arXiv 2405.15319, Table 2), but its
+settings are not available here. Rate, warm-up, decay, weight decay and epochs are therefore those of
+Stanford Alpaca. The batch size differs, because a row holds several examples.
 """
 
 from data_pipelines.store.store import TokenStore
@@ -40,7 +40,7 @@ def get_config(argument: str = ""):
     c.data.instructions, c.data.documents, c.data.overlap = True, True, False
     c.data.length, c.data.batch = store.packed, 16
     c.optimizer.weight_decay = 0.0
-    # References: an override of the batch changes steps and schedule too.
+    # A reference: an override of the batch size changes steps and schedule too.
     steps = -(-rows * int(epochs[0] if epochs else EPOCHS) // c.data.get_ref("batch"))
     c.train.steps = steps
     c.schedule.kind = "cosine"

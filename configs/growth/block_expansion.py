@@ -1,11 +1,11 @@
-"""LLaMA Pro: after each layer of the quickstart's base a silent copy of it.
+"""LLaMA Pro: inserts an identity copy after each layer of the quickstart's base.
 
     prts train --config=configs/quickstart.py:base --workdir=runs/quickstart/base
     prts train --config=configs/growth/block_expansion.py --workdir=runs/growth/block_expansion
 
-A copy whose attention output and down projection are zero adds nothing (Wu et al., arXiv
-2401.02415): function preserving, 2 → 4 layers. Expected: the loss at the growth is the base's to
-the last bit, and falls from there.
+A copy whose attention output and down projection are zero is the identity (Wu et al., arXiv
+2401.02415): function preserving, 2 → 4 layers. Expected: right after growth the loss equals the
+base's, bit for bit, and then falls.
 """
 
 from prts_jax import config

@@ -1,11 +1,10 @@
-"""MIDAS: 2 → 4 → 6 → 8 layers, the middle block of two layers again at each stage.
+"""MIDAS: 2 → 4 → 6 → 8 layers; each stage repeats the middle block of two layers.
 
     prts train --config=configs/growth/midas.py --workdir=runs/growth/midas
 
 Saunshi et al., "On the Inductive Bias of Stacking Towards Improving Reasoning", arXiv 2409.19044.
-About the FLOPs of the quickstart's base and grown run together. Expected: jumps of the validation
-loss that become smaller from stage to stage (4.31 to 4.41, 4.02 to 4.08, 3.86 to 3.88), and 3.70 at
-the end.
+Needs about as many FLOPs as the quickstart's base and grown run together. Expected: the validation
+loss jumps less at each stage (4.31 to 4.41, 4.02 to 4.08, 3.86 to 3.88) and ends at 3.70.
 """
 
 from prts_jax import config

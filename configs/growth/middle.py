@@ -1,10 +1,10 @@
-"""One stage of MIDAS: the middle layer of the long quickstart's base once more.
+"""One stage of MIDAS: repeats the middle layer of the long quickstart's base.
 
     prts train --config=configs/quickstart.py:base,long --workdir=runs/quickstart-long/base
     prts train --config=configs/growth/middle.py --workdir=runs/growth/middle
 
-Of n = l / b blocks of b layers, block ⌈n / 2⌉ again after itself (Saunshi et al., arXiv
-2409.19044): layers 0, 1, 1, 2. `midas.py` does it in stages. Expected: a small jump of the loss.
+Of n = l / b blocks of b layers, block ⌈n / 2⌉ is repeated (Saunshi et al., arXiv 2409.19044), here
+layers 0, 1, 1, 2. `midas.py` has all stages. Expected: a small jump of the loss.
 """
 
 from prts_jax import config

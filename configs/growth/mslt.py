@@ -1,11 +1,11 @@
-"""MSLT: 2 → 4 → 8 layers, each time training only what is new, and at last everything.
+"""MSLT: 2 → 4 → 8 layers; grown stages train only new layers, the last stage all layers.
 
     prts train --config=configs/growth/mslt.py --workdir=runs/growth/mslt
 
-Multi-stage layerwise training (Yang et al., arXiv 2011.13635): beside the new layers only the final
-norm and the head are trained, so that the frozen layers below cost a forward pass. About the FLOPs
-of the quickstart's base and grown run together. Expected: stages that end at a validation loss of
-4.31, 4.06, 3.95 and 3.75; when at last everything is trained, it first rises again, to 4.05.
+Multi-stage layerwise training (Yang et al., arXiv 2011.13635): besides the new layers only the
+final norm and the head are trained, so the frozen layers below cost only a forward pass. Needs
+about as many FLOPs as the quickstart's base and grown run together. Expected: the stages end at
+validation losses of 4.31, 4.06, 3.95 and 3.75; early in the last stage the loss rises to 4.05.
 """
 
 from prts_jax import config

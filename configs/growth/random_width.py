@@ -1,13 +1,13 @@
-"""G_random in width: the quickstart's base twice as wide, all new entries fresh behind gates.
+"""G_random in width: doubles the width of the quickstart's base, fresh entries behind gates.
 
     prts train --config=configs/quickstart.py:base --workdir=runs/quickstart/base
     prts train --config=configs/growth/random_width.py --workdir=runs/growth/random_width
 
-`E' = [E, ε]`, `W' = [[W, A], [B, C]]`, each output ⊙ c, c = [1, 0] → [1, 1] (arXiv 2405.15319,
-App. A, after MSG): units of the MLP open over steps 0 to 100 since growth, the stream over 100 to
-200, heads over 200 to 300. Norms and epsilon as in zero_width.py. Function preserving. Expected:
-the loss at the growth is the base's up to rounding; in the paper it ends behind training from
-scratch.
+`E' = [E, ε]`, `W' = [[W, A], [B, C]]`, each output ⊙ c, c = [1, 0] → [1, 1] (arXiv 2405.15319, App.
+A, after MSG). MLP units open over steps 0 to 100 since growth, the residual stream over 100 to 200,
+heads over 200 to 300. Norms and epsilon are as in zero_width.py. Function preserving. Expected:
+right after growth the loss equals the base's up to rounding. In the paper the run ends behind
+training from scratch.
 """
 
 from prts_jax import config

@@ -1,11 +1,12 @@
-"""Net2Net, bert2BERT: the quickstart's base twice as wide, by copies that share.
+"""Net2Net, bert2BERT: doubles the width of the quickstart's base by copies with split weights.
 
     prts train --config=configs/quickstart.py:base --workdir=runs/quickstart/base
     prts train --config=configs/growth/split.py --workdir=runs/growth/split
 
-`W' = L W R`: outputs are copied, inputs split, α + β = I (arXiv 2405.15319, eqs 10-11), unevenly,
-so that copies part. Function preserving. Expected: the loss at the growth is the base's up to
-rounding; in the paper width costs more FLOPs than it saves.
+`W' = L W R`: output rows are copied and input columns split, α + β = I (arXiv 2405.15319, eqs
+10-11). The split is uneven, so that copies diverge in training. Function preserving. Expected:
+right after growth the loss equals the base's up to rounding. In the paper growth in width costs
+more FLOPs than it saves.
 """
 
 from prts_jax import config

@@ -1,11 +1,11 @@
-"""G_zero in depth: duplicates with zero outputs.
+"""G_zero in depth: adds copies of layers with zero outputs.
 
     prts train --config=configs/quickstart.py:base --workdir=runs/quickstart/base
     prts train --config=configs/growth/zero.py --workdir=runs/growth/zero
 
-Target layer i copies `⌊i / 4⌋`, the first copy as it is, the outputs of the others zero (arXiv
-2405.15319, App. A): function preserving, exactly. Expected: the loss at the growth is the base's to
-the last bit; in the paper it ends close behind G_stack.
+Target layer i copies source layer `⌊i / 4⌋`. The first copy is unchanged, the others have zero
+outputs (arXiv 2405.15319, App. A). Exactly function preserving. Expected: right after growth the
+loss equals the base's, bit for bit. In the paper the run ends close behind G_stack.
 """
 
 from prts_jax import config

@@ -1,11 +1,11 @@
-"""G_zero in width: the quickstart's base twice as wide, the stream padded with zeros.
+"""G_zero in width: doubles the width of the quickstart's base, padding the stream with zeros.
 
     prts train --config=configs/quickstart.py:base --workdir=runs/quickstart/base
     prts train --config=configs/growth/zero_width.py --workdir=runs/growth/zero_width
 
 `E' = [E, 0]`, `W' = [[W, A], [0, C]]`, `μ' = [√(d/D) μ, 1]`, ε' = ε d/D (arXiv 2405.15319, App. A;
-the last is what makes it exact). Function preserving. Expected: the loss at the growth is the
-base's up to rounding; in the paper width costs more FLOPs than it saves.
+the change of ε makes the growth exact). Function preserving. Expected: right after growth the loss
+equals the base's up to rounding. In the paper growth in width costs more FLOPs than it saves.
 """
 
 from prts_jax import config
