@@ -6,8 +6,8 @@
 
 The argument is CHECKPOINT,STORES[,EPOCHS]. The checkpoint determines the model, the store the row
 length. The paper fine-tunes its grown model (Du et al., arXiv 2405.15319, Table 2), but its
-settings are not available here. Rate, warm-up, decay, weight decay and epochs are therefore those of
-Stanford Alpaca. The batch size differs, because a row holds several examples.
+settings are not available here. Rate, warm-up, decay, weight decay and epochs are those of Stanford
+Alpaca. The batch size differs, because a row holds several examples.
 """
 
 from data_pipelines.store.store import TokenStore
