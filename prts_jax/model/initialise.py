@@ -35,7 +35,9 @@ def draw_rows(
       `[r, …]`, or the whole array.
     """
     rows = jnp.arange(shape[0]) if rows is None else rows
-    return jax.vmap(lambda row: draw(jax.random.fold_in(key, row), shape[1:]))(rows)
+    # Fused with the drawing, the keys make compilation half as long again.
+    keys = jax.lax.optimization_barrier(jax.vmap(lambda row: jax.random.fold_in(key, row))(rows))
+    return jax.vmap(lambda key: draw(key, shape[1:]))(keys)
 
 
 def standard_deviation(declaration: Declaration, layers: int, kind: str) -> float:
