@@ -22,10 +22,10 @@ from prts_jax.evaluate.agreement import (
     compare,
     tolerance,
 )
-from prts_jax.growth.on_disk.stream import stream
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import logits
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params, write_source
+from tests.growth.on_disk.growing import stream
 from tests.train.tiny import write_store
 
 LINEAGE = lineage_of(random_params())

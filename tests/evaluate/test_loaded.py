@@ -6,10 +6,10 @@ import pytest
 
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import load
-from prts_jax.growth.on_disk.stream import stream
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import logits
 from tests.checkpoint.tiny import MODEL, write_source
+from tests.growth.on_disk.growing import stream
 
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, MODEL.vocab, (2, 9)), jnp.int32)
 
