@@ -52,6 +52,12 @@ def test_parameters_equal_the_papers_table_as_printed(
         ("llama3.1_8b", 8_030_261_248),
         ("llama3.1_70b", 70_553_706_496),
         ("llama3.2_1b", 1_235_814_400),
+        ("qwen3_0.6b", 596_049_920),
+        ("qwen3_1.7b", 1_720_574_976),
+        ("qwen3_4b", 4_022_468_096),
+        ("qwen3_8b", 8_190_735_360),
+        ("qwen3_14b", 14_768_307_200),
+        ("qwen3_32b", 32_762_123_264),
     ],
 )
 def test_parameters_equal_those_of_the_published_checkpoints(name: str, total: int) -> None:
@@ -63,7 +69,8 @@ def test_parameters_equal_the_sum_written_out(name: str) -> None:
     m = preset(name)
     attention = m.embed * m.head_dim * (2 * m.heads + 2 * m.kv_heads)
     layer = attention + 3 * m.embed * m.mlp
-    norms = (2 * m.layers + 1) * m.embed
+    head_norms = 2 * m.head_dim if m.architecture == "qwen3" else 0
+    norms = (2 * m.layers + 1) * m.embed + m.layers * head_norms
     count = count_parameters(architecture.declare(m))
     assert count.matmul == m.layers * layer + m.vocab * m.embed
     assert count.non_embedding == m.layers * layer + norms

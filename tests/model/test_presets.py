@@ -10,10 +10,13 @@ from prts_jax.model.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_possible_llama_as_wide_as_its_heads(name: str) -> None:
+def test_every_preset_is_a_possible_model(name: str) -> None:
     model = preset(name)
     check_model(model)
-    assert model.heads * model.head_dim == model.embed
+    if model.architecture == "llama":
+        assert model.heads * model.head_dim == model.embed
+    else:
+        assert model.head_dim == 128
 
 
 @pytest.mark.parametrize(
