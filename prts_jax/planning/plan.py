@@ -24,11 +24,14 @@ Declare = Callable[[ModelConfig], Mapping[str, Declaration]]
 
 
 def nearest_preset(params: float, declare: Declare) -> str:
-    """Returns the preset whose parameters are nearest by ratio; bases are no targets."""
+    """Returns the Llama whose parameters are nearest by ratio, as the paper fitted its equations.
+
+    Bases are no targets.
+    """
     sizes = {
         name: count_parameters(declare(model)).total
         for name, model in PRESETS.items()
-        if not name.endswith("_base")
+        if model.architecture == "llama" and not name.endswith("_base")
     }
     return min(sizes, key=lambda name: abs(math.log(sizes[name] / params)))
 
