@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 XLA_FLAGS = (
     # Tests spend most of their time compiling; LLVM's optimization takes more than half of that.
-    "--xla_backend_optimization_level=0",
+    "--xla_backend_optimization_level=1",
     # Virtual devices on few busy cores reach a collective late: XLA's default limits abort the
     # process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
