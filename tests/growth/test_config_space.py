@@ -101,7 +101,7 @@ def depth_options(draw, operator, layers):
     if operator == "solar":
         return {"drop": draw(st.integers(min(1, layers // 2), layers // 2))}
     if operator in ("block_expansion", "middle"):
-        return {OPERATORS[operator].options[0]: draw(divisors(layers))}
+        return {next(iter(OPERATORS[operator].options)): draw(divisors(layers))}
     if operator == "last":
         return {"block": draw(st.integers(1, layers))}
     options = {"factor": draw(st.integers(1, 3))}
