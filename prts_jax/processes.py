@@ -1,12 +1,10 @@
-"""Several processes of one job: an error on one is an error on all, and one may work for all.
+"""Several processes of one job: an error on one is an error on all.
 
 A process that dies raises nothing; then `jax.distributed` ends the others.
 """
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -47,27 +45,6 @@ def all_processes() -> Iterator[None]:
     for process, row in enumerate(rows):
         if text := bytes(row).rstrip(b"\0").decode(errors="replace"):
             raise StoppedElsewhereError(f"process {process}: {text}")
-
-
-def run_on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Calls a function on the first process and returns its result, sent as JSON, on all.
-
-    Raises:
-      UserError: it failed.
-    """
-    result: dict[str, Any] = {}
-    with all_processes():
-        if jax.process_index() == 0:
-            result = function()
-    if jax.process_count() == 1:
-        return result
-    text = json.dumps(result).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    sent = np.frombuffer(text.ljust(size)[:size], np.uint8)
-    received: dict[str, Any] = json.loads(
-        bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent)))
-    )
-    return received
 
 
 def _message(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Processes that fail together, and one that works for all."""
+"""Processes that fail together."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from prts_jax import processes
 from prts_jax.errors import UserError
-from prts_jax.processes import StoppedElsewhereError, all_processes, run_on_first
+from prts_jax.processes import StoppedElsewhereError, all_processes
 
 
 @pytest.fixture
@@ -46,4 +46,3 @@ def test_no_error_anywhere_lets_all_go_on(messages: dict[int, bytes]) -> None:
 def test_a_process_alone_just_runs_the_block() -> None:
     with pytest.raises(ValueError, match="as it is"), all_processes():
         raise ValueError("as it is")
-    assert run_on_first(lambda: {"layers": [1, 2]}) == {"layers": [1, 2]}

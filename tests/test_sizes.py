@@ -1,8 +1,8 @@
-"""Bytes and seconds for people."""
+"""Bytes for people."""
 
 import pytest
 
-from prts_jax.sizes import format_bytes, format_seconds
+from prts_jax.sizes import format_bytes
 
 
 @pytest.mark.parametrize(
@@ -11,16 +11,3 @@ from prts_jax.sizes import format_bytes, format_seconds
 )
 def test_bytes_have_the_largest_fitting_unit(count, text):
     assert format_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "under 1 s"),
-        (75, "about 75 s"),
-        (600, "about 10 min"),
-        (8000, "about 2 h 13 min"),
-    ],
-)
-def test_seconds_have_the_fitting_unit(seconds, text):
-    assert format_seconds(seconds) == text
