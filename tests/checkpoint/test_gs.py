@@ -15,7 +15,6 @@ from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
 from prts_jax.errors import UserError
 from prts_jax.formats import convert
-from prts_jax.growth.on_disk.grow import grow_checkpoint
 from prts_jax.growth.operators import make_map
 from prts_jax.tree import flatten
 from tests.checkpoint.tiny import DECLARED, MODEL, abstract, lineage_of, random_params, write_source
@@ -148,11 +147,13 @@ def test_growing_on_gs_never_loads_tensorflow(fake_gcs):
 def test_files_cannot_be_shared_with_an_object_store_and_layers_are_streamed(fake_gcs, tmp_path):
     write_source(tmp_path / "source")
     growth_map = make_map(MODEL, None, "stack", 2, "")
-    report = grow_checkpoint(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
+    report = growing.grow_checkpoint(str(tmp_path / "source"), f"{fake_gcs}/grown", growth_map)
     assert (report.mode, report.reason) == ("stream", "an object store has no hard links")
     assert is_complete(f"{fake_gcs}/grown")
     with pytest.raises(UserError, match="no hard links; use --mode=stream"):
-        grow_checkpoint(str(tmp_path / "source"), f"{fake_gcs}/again", growth_map, "reference")
+        growing.grow_checkpoint(
+            str(tmp_path / "source"), f"{fake_gcs}/again", growth_map, "reference"
+        )
 
 
 def test_models_are_converted_from_and_to_object_stores(fake_gcs, tmp_path):

@@ -19,7 +19,6 @@ from prts_jax.checkpoint.lineage import ChangeRecord
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
-from prts_jax.growth.on_disk import grow
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh
 from prts_jax.model.architecture import declare
@@ -27,6 +26,7 @@ from prts_jax.model.counts import training_flops_per_token
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.stages import remaining_stages
 from prts_jax.train.start import Start, begin, data_position, restore_norm_epsilon
+from tests.growth.on_disk.growing import grow_checkpoint
 from tests.train import tiny
 from tests.train.tiny import assert_same, changed, stored_params
 
@@ -218,7 +218,7 @@ def test_growth_may_copy_the_optimizers_moments_and_its_count(base, tmp_path):
 def test_an_optimizer_that_is_not_there_cannot_be_copied(base, tmp_path):
     grown = tmp_path / "grown"
     path = resolve(str(base.workdir))
-    grow.grow_checkpoint(path, str(grown), make_map(tiny.MODEL, None, "stack", 3))
+    grow_checkpoint(path, str(grown), make_map(tiny.MODEL, None, "stack", 3))
     for name, layers in (("init__grow_from", 12), ("init__start_from", 6)):
         config = changed(
             base.config,
@@ -330,7 +330,7 @@ def test_a_run_may_take_the_optimizer_of_the_checkpoint_too(base, tmp_path):
 def test_grown_on_disk_or_on_the_mesh_the_optimizer_is_the_same(base, tmp_path):
     grown = str(tmp_path / "grown")
     growth_map = make_map(tiny.MODEL, None, "stack", 3)
-    grow.grow_checkpoint(resolve(str(base.workdir)), grown, growth_map, optimizer="copy")
+    grow_checkpoint(resolve(str(base.workdir)), grown, growth_map, optimizer="copy")
     from_disk = start(
         changed(base.config, model=SIX_LAYERS, init__start_from=grown), tmp_path / "one"
     )
@@ -350,7 +350,7 @@ def test_what_was_grown_wider_on_disk_is_started_from_and_grown_with_the_old_eps
     wide = dataclasses.replace(tiny.MODEL, embed=2 * tiny.MODEL.embed)
     grown = str(tmp_path / "grown")
     growth_map = make_map(tiny.MODEL, wide, "zero_width")
-    grow.grow_checkpoint(resolve(str(base.workdir)), grown, growth_map)
+    grow_checkpoint(resolve(str(base.workdir)), grown, growth_map)
     halved = growth_map.target.norm_eps
     assert halved == wide.norm_eps / 2
     config = changed(base.config, model=wide, init__start_from=grown)

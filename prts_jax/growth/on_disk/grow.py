@@ -14,9 +14,8 @@ from prts_jax.checkpoint.layout import OPTIMIZER
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.checkpoint.tokenizer import carry_tokenizer
 from prts_jax.errors import UserError
-from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_disk import reference
-from prts_jax.growth.on_disk.plan import GrowthPlan, LeafPlan, plan
+from prts_jax.growth.on_disk.plan import GrowthPlan, LeafPlan
 from prts_jax.growth.on_disk.stream import stream, stream_memory
 
 MODES = ("auto", "stream", "reference")
@@ -91,31 +90,6 @@ class GrowthReport:
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON would hold it."""
         return dataclasses.asdict(self) | {"layers": list(self.layers)}
-
-
-def grow_checkpoint(
-    source: str,
-    target: str,
-    growth_map: GrowthMap,
-    mode: str = "auto",
-    *,
-    progress: Progress | None = None,
-    optimizer: str = "reset",
-) -> GrowthReport:
-    """Grows a checkpoint into a new one; all modes give the same parameters.
-
-    Args:
-      source: a complete checkpoint (what `layout.resolve` returned).
-      target: directory of the new checkpoint, which must not exist.
-      growth_map: a valid map from the checkpoint's model.
-      mode: see `choose`.
-      progress: told of every layer streamed.
-      optimizer: "copy" grows the optimizer's state through the map too, "reset" leaves it behind.
-
-    Raises:
-      UserError: see `plan`, `choose` and `execute`.
-    """
-    return execute(choose(plan(source, target, growth_map, optimizer), mode), progress)
 
 
 def choose(work: GrowthPlan, mode: str = "auto") -> Execution:

@@ -1,6 +1,11 @@
-"""Growth of checkpoints as the tests ask for it, by one mode."""
+"""Growth of a checkpoint into another, in one call."""
 
-from prts_jax.growth.on_disk.grow import grow_checkpoint
+from prts_jax.growth.on_disk.grow import choose, execute
+from prts_jax.growth.on_disk.plan import plan
+
+
+def grow_checkpoint(source, target, growth_map, mode="auto", *, progress=None, optimizer="reset"):
+    return execute(choose(plan(source, target, growth_map, optimizer), mode), progress)
 
 
 def stream(source, target, growth_map, **options):

@@ -11,7 +11,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.on_disk import grow, plan, reference
+from prts_jax.growth.on_disk import plan, reference
 from prts_jax.growth.on_disk.grow import choose
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
@@ -45,7 +45,7 @@ def test_streaming_and_the_mesh_agree_to_rounding(source, tmp_path, learned_map,
     learned_map = dataclasses.replace(learned_map, noise=0.2)  # of all that growth can do to it
     layer = MODEL.embed * MODEL.mlp * 4
     monkeypatch.setattr(plan, "MIXTURE_BYTES", 2 * layer)  # a few target layers at a time
-    report = grow.grow_checkpoint(path, str(tmp_path / "grown"), learned_map)
+    report = growing.grow_checkpoint(path, str(tmp_path / "grown"), learned_map)
     assert report.mode == "stream"
     assert "changes its values" in report.reason
     streamed = stored_params(tmp_path / "grown")
@@ -77,7 +77,7 @@ def test_the_matrices_lie_with_the_checkpoint_and_with_all_that_come_from_it(
 
     again = make_map(learned_map.target, None, "stack", factor=2)
     for mode in ("stream", "reference"):
-        grow.grow_checkpoint(str(tmp_path / "grown"), str(tmp_path / mode), again, mode)
+        growing.grow_checkpoint(str(tmp_path / "grown"), str(tmp_path / mode), again, mode)
         assert layout.read_lineage(str(tmp_path / mode)).matrices == lineage.matrices
 
 
@@ -109,7 +109,7 @@ def test_damaged_or_missing_matrices_are_named(source, tmp_path, learned_map):
 def test_it_cannot_be_grown_by_reference(source, tmp_path, learned_map):
     path, _ = source
     with pytest.raises(reference.CannotReferenceError, match="changes its values"):
-        grow.grow_checkpoint(path, str(tmp_path / "grown"), learned_map, "reference")
+        growing.grow_checkpoint(path, str(tmp_path / "grown"), learned_map, "reference")
 
 
 def memory_of(work, path):

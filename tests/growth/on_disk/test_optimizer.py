@@ -13,12 +13,12 @@ from prts_jax.checkpoint import commit
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.checkpoint.store import Checkpoints, has_optimizer, restore_optimizer, restore_params
 from prts_jax.errors import UserError
-from prts_jax.growth.on_disk import grow
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import grow_optimizer
 from prts_jax.model.architecture import declare
 from prts_jax.tree import named_leaves, unflatten
 from tests.checkpoint.tiny import MODEL, abstract, lineage_of, random_params, write_source
+from tests.growth.on_disk.growing import grow_checkpoint
 
 ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(mu_dtype=jnp.bfloat16))
 MAPS = {
@@ -63,7 +63,7 @@ def test_moments_on_disk_grow_as_on_the_mesh(source, tmp_path, name):
     operator, options = MAPS[name]
     growth_map = make_map(MODEL, None, operator, **options)
     grown = str(tmp_path / "grown")
-    grow.grow_checkpoint(path, grown, growth_map, optimizer="copy")
+    grow_checkpoint(path, grown, growth_map, optimizer="copy")
     params = zeros(declare(growth_map.target))
     expected = grow_optimizer(
         state, growth_map, declare(growth_map.target), ADAMW.init, params, None
@@ -82,8 +82,8 @@ def test_parameters_grow_by_any_mode_and_moments_are_counted(source, tmp_path, m
     path, state = source
     growth_map = make_map(MODEL, None, "stack", 2)
     grown, bare = str(tmp_path / "grown"), str(tmp_path / "bare")
-    report = grow.grow_checkpoint(path, grown, growth_map, mode, optimizer="copy")
-    without = grow.grow_checkpoint(path, bare, growth_map, mode)
+    report = grow_checkpoint(path, grown, growth_map, mode, optimizer="copy")
+    without = grow_checkpoint(path, bare, growth_map, mode)
     assert report.mode == without.mode == mode
     before = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert report.bytes_read - without.bytes_read == before
@@ -102,7 +102,7 @@ def test_a_disk_too_small_for_the_moments_is_said_before_anything_is_written(
     monkeypatch.setattr(commit, "free_bytes", lambda target: 60_000)  # for parameters alone
     growth_map = make_map(MODEL, None, "stack", 2)
     with pytest.raises(UserError, match=r"needs .* kB and 60\.00 kB are free"):
-        grow.grow_checkpoint(source[0], str(tmp_path / "grown"), growth_map, mode, optimizer="copy")
+        grow_checkpoint(source[0], str(tmp_path / "grown"), growth_map, mode, optimizer="copy")
     assert not list(tmp_path.iterdir())
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_moment_leaves_nothing_behind(tmp_path, mode):
     os.truncate(largest, os.path.getsize(largest) // 2)
     growth_map = make_map(MODEL, None, "stack", 2)
     with pytest.raises(UserError, match="cannot be read; files are missing or damaged"):
-        grow.grow_checkpoint(path, str(tmp_path / "grown"), growth_map, mode, optimizer="copy")
+        grow_checkpoint(path, str(tmp_path / "grown"), growth_map, mode, optimizer="copy")
     assert os.listdir(tmp_path) == ["checkpoints"]
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(tmp_path):
         (scheduled, r"depends on the config of the run to come; .*config\.init\.grow_from"),
     ):
         with pytest.raises(UserError, match=message):
-            grow.grow_checkpoint(path, str(tmp_path / "grown"), growth_map, optimizer="copy")
+            grow_checkpoint(path, str(tmp_path / "grown"), growth_map, optimizer="copy")
         assert not (tmp_path / "grown").exists()
     with pytest.raises(UserError, match=r"growth\.optimizer: 'cop' is unknown; did you mean"):
-        grow.grow_checkpoint(scheduled, str(tmp_path / "grown"), growth_map, optimizer="cop")
+        grow_checkpoint(scheduled, str(tmp_path / "grown"), growth_map, optimizer="cop")

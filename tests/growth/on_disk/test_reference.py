@@ -19,7 +19,7 @@ from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.growth.on_disk import grow, reference
+from prts_jax.growth.on_disk import reference
 from prts_jax.growth.on_disk.plan import plan
 from prts_jax.growth.on_disk.stream import stream_memory
 from prts_jax.growth.operators import make_map
@@ -123,7 +123,7 @@ def test_missing_bytes_are_found_and_nothing_is_left(source, tmp_path, damage):
     for file in files:
         os.truncate(file, 9) if damage == "truncate" else file.unlink()
     with pytest.raises(UserError, match=r"has [09] bytes where \d+ were written"):
-        grow.grow_checkpoint(path, str(tmp_path / "grown"), STACK)
+        growing.grow_checkpoint(path, str(tmp_path / "grown"), STACK)
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
@@ -141,7 +141,7 @@ def test_damage_in_what_is_read_back_is_found_and_nothing_is_left(source, tmp_pa
     damaged = dataclasses.replace(lineage, digests=digests)
     monkeypatch.setattr(layout, "read_lineage", lambda path: damaged)
     with pytest.raises(UserError, match="final_norm: is not what was saved"):
-        grow.grow_checkpoint(source[0], str(tmp_path / "grown"), STACK)
+        growing.grow_checkpoint(source[0], str(tmp_path / "grown"), STACK)
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
 
@@ -160,7 +160,7 @@ def test_layers_that_are_stored_together_are_streamed_with_a_word_on_memory(
         match=r"is stored in pieces of 3 layers, not of one; streaming it takes about [0-9.]+ kB",
     ):
         growing.link(str(tmp_path / "source"), str(tmp_path / "grown"), STACK)
-    report = grow.grow_checkpoint(str(tmp_path / "source"), str(tmp_path / "grown"), STACK)
+    report = growing.grow_checkpoint(str(tmp_path / "source"), str(tmp_path / "grown"), STACK)
     assert report.mode == "stream"
     assert "pieces of 3 layers" in report.reason
     assert report.reason in caplog.text
@@ -197,7 +197,7 @@ def test_a_file_system_without_links_is_streamed_to(source, tmp_path, monkeypatc
     with pytest.raises(reference.CannotReferenceError, match="makes no hard links there"):
         growing.link(path, str(tmp_path / "grown"), STACK)
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
-    report = grow.grow_checkpoint(path, str(tmp_path / "grown"), STACK)
+    report = growing.grow_checkpoint(path, str(tmp_path / "grown"), STACK)
     assert os.strerror(code) in report.reason
     assert_same(read(str(tmp_path / "grown")), grown_in_numpy(values, STACK.layers))
 
@@ -233,7 +233,7 @@ def test_zero_outputs_are_streamed(source, tmp_path):
     growth_map = make_map(MODEL, None, "zero", factor=2)
     with pytest.raises(reference.CannotReferenceError, match="zero makes layers with zero outputs"):
         growing.link(path, str(tmp_path / "grown"), growth_map)
-    grow.grow_checkpoint(path, str(tmp_path / "grown"), growth_map)
+    growing.grow_checkpoint(path, str(tmp_path / "grown"), growth_map)
     grown = read(str(tmp_path / "grown"))
     assert not grown["layers/mlp/down"][1::2].any()
     np.testing.assert_array_equal(grown["layers/mlp/up"], values["layers/mlp/up"].repeat(2, 0))
@@ -243,7 +243,7 @@ def test_an_existing_target_is_never_touched(source, tmp_path):
     (tmp_path / "grown").mkdir()
     (tmp_path / "grown" / "precious").write_text("data")
     with pytest.raises(UserError, match="exists already and is never overwritten"):
-        grow.grow_checkpoint(source[0], str(tmp_path / "grown"), STACK)
+        growing.grow_checkpoint(source[0], str(tmp_path / "grown"), STACK)
     assert (tmp_path / "grown" / "precious").read_text() == "data"
 
 
@@ -252,7 +252,7 @@ def test_two_growths_into_one_directory_are_refused(source, tmp_path):
         workdir_lock(str(tmp_path / ".grown.growing")),
         pytest.raises(UserError, match="is writing there"),
     ):
-        grow.grow_checkpoint(source[0], str(tmp_path / "grown"), STACK)
+        growing.grow_checkpoint(source[0], str(tmp_path / "grown"), STACK)
 
 
 @pytest.mark.parametrize(

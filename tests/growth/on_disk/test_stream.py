@@ -20,7 +20,6 @@ from prts_jax.checkpoint.store import restore_params, save_checkpoint
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.on_disk import plan
-from prts_jax.growth.on_disk.grow import grow_checkpoint
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
@@ -182,7 +181,7 @@ def test_large_layers_are_stored_in_chunks_that_bound_the_memory(tmp_path, monke
     for path, leaf in arrays.describe(str(tmp_path / "source")).items():
         assert np.prod(leaf.chunk) * 4 <= 512, path
     growth_map = make_map(MODEL, None, "stack", factor=2)
-    report = grow_checkpoint(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
+    report = growing.grow_checkpoint(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
     assert report.mode == "reference"
     values = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     assert_same(read(str(tmp_path / "grown")), reference(values, growth_map.layers))
