@@ -138,9 +138,7 @@ def test_a_dry_run_draws_and_counts_and_writes_nothing(source, tmp_path, capsys)
     assert "reads " in out
     assert "writes " in out
     assert "free there: " in out
-    assert re.search(
-        r"takes under 1 s \(at [0-9.]+ .?B/s, which this disk just took; computing", out
-    )
+    assert re.search(r"needs about [0-9.]+ .?B of memory", out)
     assert "  layers copied  layers/attention/{k,o,q,v}" in out
     assert "not function preserving:\n  the stream passes through copied layers more" in out
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
@@ -153,7 +151,6 @@ def test_a_dry_run_as_json(source, tmp_path, capsys):
     assert (report["mode"], report["expected_mode"]) == ("dry_run", "reference")
     assert report["bytes_written"] > report["bytes_read"] > 0
     assert report["bytes_free"] > 0
-    assert report["expected_seconds"] > 0
     assert report["expected_memory_bytes"] > 0
     assert report["connection_rate"] == 4 / 5
     assert not report["function_preserving"]
