@@ -15,8 +15,6 @@ from data_pipelines.chat.template import PLAIN, Template
 from data_pipelines.store.writer import Encoded
 from prts_jax.errors import UserError
 
-TOO_LONG = ("truncate", "refuse")
-
 
 @dataclass(frozen=True)
 class Packing:
@@ -24,7 +22,7 @@ class Packing:
 
     Attributes:
       length: inputs of a row.
-      too_long: one of `TOO_LONG`: the treatment of an example that does not fit into a row.
+      too_long: treatment of an example that does not fit into a row: "truncate" or "refuse".
       held_out: share of the input's rows for the validation split.
       seed: seed of the shuffle before packing.
       template: template of the examples' text.

@@ -38,7 +38,6 @@ FORMAT = 1
 INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
 TOKENIZER_FILES = (TOKENIZER, "tokenizer.json")
-LAYOUTS = ("mixed", "by_set")
 PADDING = "padding"
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
@@ -102,7 +101,7 @@ class TokenStore:
       tokens: number of tokens.
       documents: number of documents of the whole store.
       sources: names of the sets; a source id is an index into them.
-      layout: of `LAYOUTS`.
+      layout: "mixed" or "by_set"; see `prts data cache --layout`.
       tokenizer: sha256 of the SentencePiece model, or tokenizer.json, that made the tokens.
       packed: inputs of a row of a packed store; 0 for other stores.
     """

@@ -212,7 +212,7 @@ def write_index(
       eos_id: the id that ends a document.
       sources: names of the sets, at most 256.
       shards: every shard, in order.
-      layout: of `LAYOUTS`.
+      layout: "mixed" or "by_set".
     """
     bad: Counter[str] = Counter()
     for shard in shards:

@@ -15,8 +15,6 @@ from prts_jax.mesh import abstract_params, make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
-ALL_DEVICES = MeshConfig()
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -47,15 +45,12 @@ class LoadedModel:
         return self.lineage.length
 
 
-def load(
-    spec: str, dtype: str = "bfloat16", mesh: MeshConfig = ALL_DEVICES, attention: str = "auto"
-) -> LoadedModel:
+def load(spec: str, dtype: str = "bfloat16", attention: str = "auto") -> LoadedModel:
     """Restores a checkpoint onto all devices.
 
     Args:
       spec: a checkpoint's directory, or a run's workdir[@step].
       dtype: dtype of activations and matrix products.
-      mesh: arrangement of the devices.
       attention: implementation, see `ComputeConfig`.
 
     Raises:
@@ -65,7 +60,7 @@ def load(
     path = _resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
-    device_mesh = make_mesh(mesh)
+    device_mesh = make_mesh(MeshConfig())
     abstract = abstract_params(declarations, device_mesh)
     params = checkpoint_store.restore_params(path, abstract, declarations)
     params = fold_current_gates(params, lineage, declarations)

@@ -109,8 +109,6 @@ def next_logits(
     cached: Cached,
     model: ModelConfig,
     compute: ComputeConfig,
-    *,
-    gates: Gates | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Applies the model to the next tokens of rows whose earlier tokens are in a cache.
 
@@ -123,7 +121,6 @@ def next_logits(
       cached: earlier keys and values, and the positions of these tokens.
       model: the model's shape.
       compute: dtype, remat and scan; attention is XLA's.
-      gates: factors of what growth added; None: all open.
 
     Returns:
       ([B, vocab] float32: scores of the successor of token `scored_B` of each row; the cache with
@@ -131,7 +128,7 @@ def next_logits(
     """
     module = architecture(model).module(model, compute, None)
     out: tuple[jax.Array, Cache] = module.apply(  # type: ignore[assignment]
-        {"params": params}, tokens_BxS, None, gates, cached
+        {"params": params}, tokens_BxS, None, None, cached
     )
     return out[0][:, 0], out[1]
 
