@@ -1,6 +1,7 @@
 """The argument parser and flags that several commands share."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from prts_jax.errors import UserError
@@ -23,6 +24,24 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises a `UserError` with the message that argparse would print."""
         raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def add_value_flags(
+    parser: argparse.ArgumentParser,
+    texts: Mapping[str, tuple[str, str]],
+    numbers: Mapping[str, tuple[float, str]],
+) -> None:
+    """Adds optional flags from tables.
+
+    Args:
+      parser: the command's.
+      texts: flag → metavar and help; the default is "".
+      numbers: flag → default, whose type the flag has, and help.
+    """
+    for name, (metavar, text) in texts.items():
+        parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)
+    for name, (number, text) in numbers.items():
+        parser.add_argument(f"--{name}", type=type(number), default=number, metavar="N", help=text)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

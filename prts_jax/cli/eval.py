@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from prts_jax.cli import eval_text, run
-from prts_jax.cli.arguments import OneLineParser, add_model_flags
+from prts_jax.cli.arguments import OneLineParser, add_model_flags, add_value_flags
 from prts_jax.errors import UserError
 from prts_jax.evaluate import paper_benchmarks, results
 from prts_jax.evaluate.results import Results
@@ -60,10 +60,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="loss, perplexity and bits per byte of --data or --text, overall and by source",
     )
-    for name, (metavar, text) in TEXTS.items():
-        parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)
-    for name, (number, text) in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=number, metavar="N", help=text)
+    add_value_flags(parser, TEXTS, NUMBERS)
     add_model_flags(parser)
     parser.add_argument(
         "--documents",

@@ -2,6 +2,7 @@
 
 from prts_jax.checkpoint.lineage import Lineage, TrainingSpan, training_spans
 from prts_jax.config import ModelConfig
+from prts_jax.text_table import align
 
 
 def draw(path: str, lineage: Lineage) -> str:
@@ -22,15 +23,12 @@ def draw(path: str, lineage: Lineage) -> str:
         )
         for stage in spans
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{path}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
         f"{lineage.tokens:,} tokens, {lineage.flops:.3e} FLOPs"
     ]
-    for stage, (shape, *numbers) in zip(spans, rows, strict=True):
-        lines += _growth(stage)
-        counted = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
-        lines.append("  ".join([f"● {shape:<{widths[0]}}", *counted]))
+    for stage, row in zip(spans, align(rows), strict=True):
+        lines += [*_growth(stage), f"● {row}"]
         if stage.evaluation:
             loss, step = stage.evaluation["validation_loss"], stage.evaluation["step"]
             lines.append(f"│   validation loss {loss:.4f} at step {step:,}")

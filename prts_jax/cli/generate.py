@@ -11,7 +11,7 @@ import jax
 
 from data_pipelines.chat.template import PLAIN
 from prts_jax.cli import run
-from prts_jax.cli.arguments import OneLineParser, add_model_flags
+from prts_jax.cli.arguments import OneLineParser, add_model_flags, add_value_flags
 from prts_jax.errors import UserError
 
 TEXTS = {
@@ -50,10 +50,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="CKPT",
         help="a checkpoint's directory, or a run's workdir with an optional @step",
     )
-    for name, (metavar, text) in TEXTS.items():
-        parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)
-    for name, (number, text) in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=type(number), default=number, metavar="N", help=text)
+    add_value_flags(parser, TEXTS, NUMBERS)
     add_model_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return parser

@@ -10,6 +10,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_disk.grow import Execution, GrowthReport
 from prts_jax.growth.recipe import changes
 from prts_jax.sizes import format_bytes
+from prts_jax.text_table import align
 
 if TYPE_CHECKING:  # computing a model takes Orbax, seconds to import; only --verify does
     from prts_jax.evaluate.agreement import Agreement
@@ -20,8 +21,8 @@ def dry_run(execution: Execution) -> str:
     work = execution.work
     lines = [str(work.growth_map), "", *_function(work.growth_map), "", "leaves:"]
     leaves = changes(work.growth_map, work.recipes)
-    width = max(map(len, leaves))
-    lines += [f"  {change:<{width}}  {', '.join(_grouped(p))}" for change, p in leaves.items()]
+    rows = [(change, ", ".join(_grouped(paths))) for change, paths in leaves.items()]
+    lines += [f"  {line}" for line in align(rows, text_columns=2)]
     lines.append("")
     whole = Execution(work, "stream")
     if execution.mode == "reference":
