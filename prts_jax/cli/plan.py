@@ -98,8 +98,8 @@ def as_text(plan: dict[str, Any]) -> str:
         (
             "FLOPs",
             f"matrix products and attention at length {plan['length']}; 6·N·D counts all "
-            "parameters of the preset. The grown run's FLOPs follow from the predicted saving; with "
-            "the FLOPs from scratch it could train for "
+            "parameters of the preset. The grown run's FLOPs follow from the predicted saving; "
+            "with the FLOPs from scratch it could train for "
             f"{quantity(plan['tokens_after_growth']['equal_flops'])} tokens after growth, to a "
             "lower loss",
         )

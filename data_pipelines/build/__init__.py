@@ -1,0 +1,1 @@
+"""Runs of a task that build a token store."""

@@ -1,0 +1,284 @@
+"""One token store being built from one task: start, one shard per input file, finish.
+
+While a store is built its folder holds `plan.json` (the store's identity) and, for every finished
+shard, `shard-00000.json`; `index.json` replaces them at the end. A shard depends on its input file
+alone, so local processes (`cache.py`) and other machines (`beam.py`) write the same bytes.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from etils import epath
+
+from data_pipelines.store.files import open_files
+from data_pipelines.text.inputs import file_version, input_sizes, relative_names
+from data_pipelines.chat.packing import Packing, pack
+from data_pipelines.text.rows import Fault
+from data_pipelines.store.store import INDEX, file_sizes, read_index
+from data_pipelines.store.writer import (
+    TEMPORARY,
+    Encoded,
+    Shard,
+    write_index,
+    write_json,
+    write_shard,
+)
+from data_pipelines.text.tokenizer import Tokenizer
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path
+
+PLAN = "plan.json"
+VERSION = "source_version"  # of a record alone: a store's bytes depend on no file's time
+
+
+class FileTask(Protocol):
+    """A task: input files in, documents of token ids out; picklable for several processes."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+
+    @property
+    def split(self) -> str:
+        """The split's name."""
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The input files, in order."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The names of the sets; a source id is an index into them."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the token ids."""
+
+    def documents(self, index: int) -> Iterator[Encoded | Fault]:
+        """Yields file `index`'s documents and faults, in order."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules for bad rows and for the order of documents.
+
+    Attributes:
+      skip_bad: leaves bad rows out and lists them in the index; False fails at the first.
+      max_bad_fraction: share of all rows that may be left out; above it no store is finished.
+      layout: "mixed" or "by_set".
+      packing: packing of examples into rows; None for documents one after another.
+    """
+
+    skip_bad: bool = False
+    max_bad_fraction: float = 0.001
+    layout: str = "mixed"
+    packing: Packing | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"--max_bad_fraction={self.max_bad_fraction}: give a share of 0 … 1")
+
+
+STRICT = Rules()
+
+
+@dataclass(frozen=True)
+class Build:
+    """One store being built from one task; picklable for other processes and machines.
+
+    Attributes:
+      task: the task to tokenize.
+      directory: the store's folder, local or gs://.
+      rules: rules for bad rows and the order of documents.
+      sizes: bytes of each input file.
+    """
+
+    task: FileTask
+    directory: str
+    rules: Rules
+    sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, task: FileTask, directory: str | os.PathLike[str], rules: Rules) -> "Build":
+        """Returns the build of a task, with the sizes of its files.
+
+        Raises:
+          UserError: a file is not there.
+        """
+        return cls(task, os.fspath(directory), rules, input_sizes(task.files))
+
+    @property
+    def _folder(self) -> epath.Path:
+        return as_path(self.directory)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The values that must agree for two runs to build the same store."""
+        identity: dict[str, Any] = {
+            "task": self.task.name,
+            "split": self.task.split,
+            "tokenizer_sha256": self.task.tokenizer.sha256,
+            "sources": list(self.task.sources),
+            "inputs": relative_names(self.task.files),
+            "layout": self.rules.layout,
+        }
+        if self.rules.packing is not None:
+            # Only packed stores have it: the first stores' indices had no such key.
+            identity["packing"] = dataclasses.asdict(self.rules.packing)
+        return identity
+
+    def finished(self) -> dict[str, Any] | None:
+        """Returns the index of the finished store, or None.
+
+        Raises:
+          UserError: the folder holds another store, or one with too many rows left out.
+        """
+        if not (self._folder / INDEX).exists():
+            return None
+        index = {"layout": "mixed", **read_index(self.directory)}  # the first stores had no other
+        sizes = [shard["source_bytes"] for shard in index["shards"]]
+        self._check_same(
+            {**index, "input sizes": sizes}, {**self.identity, "input sizes": list(self.sizes)}
+        )
+        self._check_fraction([Shard.from_json(shard) for shard in index["shards"]])
+        return index
+
+    def begin(self) -> None:
+        """Prepares the folder; a folder with finished shards of the same store keeps them.
+
+        Raises:
+          UserError: the folder holds part of another store.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        plan = self._folder / PLAN
+        if plan.exists():
+            self._check_same({"layout": "mixed", **json.loads(plan.read_bytes())}, self.identity)
+        else:
+            write_json(plan, self.identity)
+        for name in (f"{PLAN}.*", f"{INDEX}.*", "shard-*"):
+            for leftover in self._folder.glob(f"{name}{TEMPORARY}"):
+                leftover.unlink()
+        tokenizer = self.task.tokenizer
+        for name, content in {tokenizer.file: tokenizer.model, **tokenizer.beside}.items():
+            (self._folder / name).write_bytes(content)
+
+    def _check_same(self, existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        different = [key for key in wanted if existing.get(key) != wanted[key]]
+        if different:
+            raise UserError(
+                f"another store is in the way: {self.directory} differs in "
+                f"{', '.join(different)}; give another --output or delete it"
+            )
+
+    def _record(self, index: int) -> epath.Path:
+        return self._folder / f"shard-{index:05d}.json"
+
+    def kept(self, index: int) -> Shard | None:
+        """Returns a whole shard written before from the same file and as strictly, or None.
+
+        Raises:
+          UserError: the input file is not there.
+        """
+        try:
+            entry = json.loads(self._record(index).read_bytes())
+            version = entry.pop(VERSION)
+            shard = Shard.from_json(entry)
+        # A damaged record, or one of an older release, is ignored.
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        same_input = shard.source_bytes == self.sizes[index] and version == file_version(
+            self.task.files[index]
+        )
+        strict_enough = self.rules.skip_bad or not shard.bad
+        return shard if same_input and strict_enough and self._is_whole(shard) else None
+
+    def _is_whole(self, shard: Shard) -> bool:
+        files = file_sizes(vars(shard), self.task.tokenizer.vocab_size)
+        paths = {self._folder / name: size for name, size in files.items()}
+        return all(path.exists() and path.stat().length == size for path, size in paths.items())
+
+    def write(self, index: int) -> Shard:
+        """Writes one shard from one file; the record, written last, marks it as whole.
+
+        Raises:
+          UserError: a bad row under --on_error=fail, or a file that cannot be read.
+        """
+        file, record = self.task.files[index], self._record(index)
+        packing, tokenizer, sources = self.rules.packing, self.task.tokenizer, self.task.sources
+        rows, bad = 0, dict[str, list[int]]()
+
+        def good() -> Iterator[Encoded]:
+            nonlocal rows
+            for row in self.task.documents(index):
+                rows += 1
+                if not isinstance(row, Fault):
+                    yield row
+                elif self.rules.skip_bad:
+                    bad.setdefault(row.kind, []).append(row.line)
+                else:
+                    raise row.error(file)
+
+        version = file_version(file)
+        shard = write_shard(
+            self._folder,
+            record.stem,
+            self.identity["inputs"][index],
+            self.sizes[index],
+            pack(good(), packing, len(sources) - 1, tokenizer.eos_id) if packing else good(),
+            tokenizer.vocab_size,
+            len(sources),
+            by_set=self.rules.layout == "by_set",
+        )
+        shard = dataclasses.replace(shard, rows=rows, bad=dict(sorted(bad.items())))
+        write_json(record, {**vars(shard), VERSION: version})
+        return shard
+
+    def finish(self, shards: Sequence[Shard]) -> None:
+        """Writes the index of all shards, in order, and removes the records.
+
+        Raises:
+          UserError: too many rows were bad.
+        """
+        self._check_fraction(shards)
+        write_index(
+            self._folder,
+            identity=self.identity,
+            vocab_size=self.task.tokenizer.vocab_size,
+            eos_id=self.task.tokenizer.eos_id,
+            sources=self.task.sources,
+            shards=shards,
+            layout=self.rules.layout,
+        )
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes the plan and the records from a finished store."""
+        plan = self._folder / PLAN
+        if plan.exists():
+            records = list(self._folder.glob("shard-*.json"))
+            open_files(self.directory).map(lambda file: file.unlink(missing_ok=True), records)
+            plan.unlink(missing_ok=True)
+
+    def _check_fraction(self, shards: Sequence[Shard]) -> None:
+        rows = sum(shard.rows for shard in shards)
+        bad = [(shard, kind, lines[0]) for shard in shards for kind, lines in shard.bad.items()]
+        count = sum(len(lines) for shard in shards for lines in shard.bad.values())
+        allowed = self.rules.max_bad_fraction if self.rules.skip_bad else 0.0
+        if count > allowed * rows:
+            shard, kind, line = bad[0]
+            limit = (
+                f"--max_bad_fraction={allowed:g}"
+                if self.rules.skip_bad
+                else "--on_error=fail allows"
+            )
+            raise UserError(
+                f"too much bad input: {count:,} of {rows:,} rows, more than {limit}; the first is "
+                f"{kind} at {shard.source_file}, line {line}, all are listed in {self.directory} "
+                f"({INDEX}, or shard-*.json before it is written); fix them, or start again with "
+                "--on_error=skip and a larger fraction: finished shards are kept"
+            )
