@@ -20,8 +20,8 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+from data_pipelines.build.cache import locked, report_finished, report_to_stderr
 from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
-from data_pipelines.build.cache import report_to_stderr, locked, report_finished
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard, write_json
 from prts_jax.errors import UserError

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
 from data_pipelines.build.progress import Progress
+from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
+from data_pipelines.build.workers import results
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard
-from data_pipelines.build.workers import results
 from prts_jax.errors import UserError
 from prts_jax.paths import is_remote
 

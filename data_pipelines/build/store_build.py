@@ -15,10 +15,8 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from data_pipelines.store.files import open_files
-from data_pipelines.text.inputs import file_version, input_sizes, relative_names
 from data_pipelines.chat.packing import Packing, pack
-from data_pipelines.text.rows import Fault
+from data_pipelines.store.files import open_files
 from data_pipelines.store.store import INDEX, file_sizes, read_index
 from data_pipelines.store.writer import (
     TEMPORARY,
@@ -28,6 +26,8 @@ from data_pipelines.store.writer import (
     write_json,
     write_shard,
 )
+from data_pipelines.text.inputs import file_version, input_sizes, relative_names
+from data_pipelines.text.rows import Fault
 from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path

@@ -15,12 +15,12 @@ import fsspec
 import pytest
 import zstandard
 
-from data_pipelines.build.store_build import Build, Rules
 from data_pipelines.build.cache import cache
+from data_pipelines.build.store_build import Build, Rules
+from data_pipelines.store.store import TokenStore
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.plain import open_plain_task
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA
-from data_pipelines.store.store import TokenStore
 from data_pipelines.text.tokenizer import load_tokenizer
 from prts_jax.errors import UserError
 from tests.gcs import fake_gcs, gcs_server  # noqa: F401 (fixtures)
@@ -80,7 +80,9 @@ def test_beam_writes_the_bytes_of_a_local_build(
     assert lines[0].endswith(" tokens/s")
 
 
-def test_beam_with_several_processes_writes_the_same_bytes(beam: ModuleType, slimpajama: Path, tmp_path: Path):
+def test_beam_with_several_processes_writes_the_same_bytes(
+    beam: ModuleType, slimpajama: Path, tmp_path: Path
+):
     options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     beam.cache(opened(slimpajama), tmp_path / "beam", options, lambda line: None)
     cache(opened(slimpajama), tmp_path / "local", lambda line: None)

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from data_pipelines.build import progress
-from data_pipelines.build.store_build import Rules
 from data_pipelines.build.cache import cache
+from data_pipelines.build.store_build import Rules
+from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Fault
-from data_pipelines.store.store import TokenStore
-from tests.data_pipelines.build.line_task import LineTask, contents, silent, write_files
-from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError
+from tests.data_pipelines.build.line_task import LineTask, contents, silent, write_files
 
 
 @pytest.fixture
@@ -107,7 +106,9 @@ def test_a_changed_input_file_is_read_again(inputs: Path, tmp_path: Path):
         cache(Failing(inputs), tmp_path / "store", silent)
     before = (inputs / "a").stat()
     (inputs / "a").write_text("A" * (before.st_size - 1) + "\n")
-    os.utime(inputs / "a", ns=(0, before.st_mtime_ns + 1))  # a clock may not advance between the writes
+    os.utime(
+        inputs / "a", ns=(0, before.st_mtime_ns + 1)
+    )  # a clock may not advance between the writes
     task = LineTask(inputs)
     store = cache(task, tmp_path / "store", silent)
     assert task.read == [0, 1, 2]
@@ -118,9 +119,7 @@ def test_a_changed_input_file_is_read_again(inputs: Path, tmp_path: Path):
     "file", ["shard-00000.tokens", "shard-00000.ends", "shard-00000.sources", "shard-00000.json"]
 )
 @pytest.mark.parametrize("damage", ["gone", "cut off"])
-def test_a_damaged_shard_is_written_again(
-    inputs: Path, tmp_path: Path, file: str, damage: str
-):
+def test_a_damaged_shard_is_written_again(inputs: Path, tmp_path: Path, file: str, damage: str):
     cache(LineTask(inputs), tmp_path / "whole", silent)
     with pytest.raises(UserError, match="bad row"):
         cache(Failing(inputs), tmp_path / "store", silent)
@@ -265,7 +264,9 @@ def test_bad_rows_are_left_out_and_listed(tmp_path: Path):
     with pytest.raises(
         UserError, match="more than --max_bad_fraction=0.1; .*bad_json at a, line 2"
     ):
-        cache(LineTask(folder), tmp_path / "store", silent, Rules(skip_bad=True, max_bad_fraction=0.1))
+        cache(
+            LineTask(folder), tmp_path / "store", silent, Rules(skip_bad=True, max_bad_fraction=0.1)
+        )
 
 
 def test_the_first_bad_row_ends_a_strict_run(tmp_path: Path):

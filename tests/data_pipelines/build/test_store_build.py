@@ -1,18 +1,13 @@
 """A store built on object storage, step by step; `test_cache.py` builds on a disk."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 
-from data_pipelines.build.store_build import Build, Rules
 from data_pipelines.build.cache import cache
-from data_pipelines.store.writer import Encoded
-from data_pipelines.text.rows import Fault
+from data_pipelines.build.store_build import Build, Rules
 from data_pipelines.store.store import TokenStore
-from data_pipelines.text.tokenizer import Tokenizer
 from data_pipelines.store.verify import verify
 from prts_jax.errors import UserError
 from tests.data_pipelines.build.line_task import LineTask, contents, silent, write_files
@@ -60,9 +55,7 @@ def test_a_build_removes_only_its_own_temporary_files(task: LineTask, tmp_path: 
     assert [file.name for file in (tmp_path / "store").glob("*.tmp")] == ["mine.tmp"]
 
 
-def test_plan_and_records_of_a_build_killed_at_its_end_are_removed(
-    task: LineTask, tmp_path: Path
-):
+def test_plan_and_records_of_a_build_killed_at_its_end_are_removed(task: LineTask, tmp_path: Path):
     cache(task, tmp_path / "store", silent)
     names = {file.name for file in (tmp_path / "store").iterdir()}
     for name in ("plan.json", "shard-00002.json"):
