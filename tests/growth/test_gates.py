@@ -84,8 +84,9 @@ def change_of_logits(growth_map: GrowthMap, gates: Gates, grow=grow) -> float:
 
 
 def lineage_of(growth_map: GrowthMap, step: int, stage_step: int, at_step: int):
-    """What gates depend on of a lineage that grew at `at_step` and is at `step`."""
-    record = {"at_step": at_step, "map": json.loads(json.dumps(growth_map.to_json()))}
+    """The part of a lineage that gates depend on, which grew at `at_step` and is at `step`."""
+    stored = GrowthMap.from_json(json.loads(json.dumps(growth_map.to_json())))
+    record = SimpleNamespace(at_step=at_step, map=stored)
     return SimpleNamespace(growth=[record], step=step, stage_step=stage_step)
 
 
@@ -351,7 +352,7 @@ def test_gates_that_cannot_be_are_refused(gates, message):
     [
         ("random", {"factor": 2, "gate_steps": -1}, "growth.gate_steps: is -1; give how many"),
         ("stack", {"factor": 2, "gate_steps": 5}, "'stack' takes no gate_steps"),
-        ("random_width", {"widths": "head_dim=8"}, "gates do not keep what attention scores"),
+        ("random_width", {"widths": "head_dim=8"}, "gates do not keep attention scores"),
     ],
 )
 def test_what_gates_cannot_do_is_refused(operator, options, message):

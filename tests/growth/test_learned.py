@@ -248,7 +248,10 @@ def test_it_never_claims_to_keep_the_function():
         ({"widths": "embed=6"}, "never shrinks"),
         ({}, r"growth\.factor: is 0 and no target"),
         ({"factor": 2, "order": "stack"}, "takes no order"),
-        ({"factor": 2, "optimizer": "copy"}, r"growth\.optimizer: is 'copy', but 'learned' mixes"),
+        (
+            {"factor": 2, "optimizer": "copy"},
+            r"growth\.optimizer: 'learned' makes layers that are sums",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused(options, message):
