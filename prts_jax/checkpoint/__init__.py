@@ -1,1 +1,1 @@
-"""Checkpoints: what a run leaves behind, what a restore checks, and growth from file to file."""
+"""Checkpoints: files, lineage, digests, locks, saving and restoring."""

@@ -1,8 +1,8 @@
-"""One layer of one leaf at a time: a checkpoint's arrays through tensorstore.
+"""Access to a checkpoint's arrays through tensorstore, one layer of one leaf at a time.
 
 Orbax reads and writes whole arrays. Growth of models larger than memory needs single layers, so
-this file reads what Orbax wrote (zarr3 arrays in one OCDBT database, "layers.mlp.up" for
-"layers/mlp/up") and writes what Orbax reads.
+this file reads the arrays of Orbax (zarr3 arrays in one OCDBT database, "layers.mlp.up" for
+"layers/mlp/up") and writes arrays that Orbax reads.
 """
 
 import json
@@ -21,7 +21,7 @@ from prts_jax.paths import as_path, is_remote
 
 _METADATA = "_METADATA"
 _DICT_KEY = 2
-"""Orbax's code for a key of a dictionary in the description of a tree."""
+"""Orbax's code for a dictionary key in the metadata of a tree."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class StoredLeaf:
     """A leaf on disk.
 
     Attributes:
-      shape: of the whole.
+      shape: of the whole leaf.
       dtype: of its elements.
-      chunk: shape of what is read at once.
-      shard: shape of what one key of the database holds: a chunk, or several side by side.
+      chunk: shape of the smallest box that can be read.
+      shard: shape of the box in one key of the database: one or more chunks.
     """
 
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class StoredLeaf:
 
     @property
     def shards(self) -> int:
-        """How many keys of the database hold the values."""
+        """Number of database keys that hold the values."""
         return math.prod(
             -(-size // step) for size, step in zip(self.shape, self.shard, strict=True)
         )
@@ -60,7 +60,7 @@ class StoredLeaf:
 def boxes(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     """Yields boxes of shape `step` that tile a box of shape `shape`, in row-major order.
 
-    Those at the far sides are as small as they must be. A scalar is one box.
+    Boxes at the far sides are cut to fit. A scalar is one box.
     """
     counts = [-(-size // side) for size, side in zip(shape, step, strict=True)]
     for index in np.ndindex(*counts):
@@ -73,7 +73,7 @@ def boxes(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[slice
 def whole_chunks(shape: tuple[int, ...], chunk: tuple[int, ...], elements: int) -> tuple[int, ...]:
     """Returns the largest box of whole chunks with at most `elements`, at least one chunk.
 
-    It is grown along the last axes first, so that it lies together on disk.
+    The box is extended along the last axes first, so that it is contiguous on disk.
 
     >>> whole_chunks((100, 8), (10, 4), 200)
     (20, 8)
@@ -109,7 +109,7 @@ def open_leaf(checkpoint: str, path: str, item: str = PARAMS) -> ts.TensorStore:
     """Opens a leaf of a checkpoint's parameters, or of another item, for reading.
 
     Raises:
-      UserError: it is not there, or its files are damaged.
+      UserError: the leaf is missing or its files are damaged.
     """
     try:
         return ts.open(_spec(checkpoint, path, item), read=True, context=_CONTEXT).result()
@@ -118,7 +118,7 @@ def open_leaf(checkpoint: str, path: str, item: str = PARAMS) -> ts.TensorStore:
 
 
 def unreadable(checkpoint: str, path: str, error: Exception) -> UserError:
-    """Returns the error of a leaf that tensorstore cannot read."""
+    """Returns the UserError for a leaf that tensorstore cannot read."""
     return UserError(
         f"{checkpoint}: {path}: cannot be read; files are missing or damaged, use another "
         f"checkpoint ({first_line(error)})"
@@ -126,7 +126,7 @@ def unreadable(checkpoint: str, path: str, error: Exception) -> UserError:
 
 
 def describe(checkpoint: str, item: str = PARAMS) -> dict[str, StoredLeaf]:
-    """Returns path → what is stored, of an item of a checkpoint, without reading values.
+    """Returns path → stored leaf of an item of a checkpoint, without reading values.
 
     Raises:
       UserError: the item is missing or damaged.
@@ -161,7 +161,7 @@ def create_leaf(
     """Creates a leaf and opens it for writing.
 
     Args:
-      checkpoint: directory of a checkpoint in the making.
+      checkpoint: directory of an unfinished checkpoint.
       path: path of the leaf.
       declaration: its shape and dtype.
       chunk: shape of a chunk.
@@ -184,7 +184,7 @@ def create_leaf(
 def write_tree(
     checkpoint: str, declarations: Mapping[str, Declaration], item: str = PARAMS
 ) -> None:
-    """Writes the description of the tree that Orbax looks for beside the arrays."""
+    """Writes the tree metadata that Orbax reads beside the arrays."""
     tree = {}
     for path, declaration in declarations.items():
         keys = tuple(path.split("/"))
@@ -206,13 +206,13 @@ def write_tree(
     (as_path(checkpoint) / item / _METADATA).write_text(json.dumps(description))
 
 
-# One cache for all, so that the arrays of a database share its one writer: writers of their own
-# would contend for its manifest, and each retry costs a round trip to an object store.
+# With one shared cache, all arrays of a database share one writer. Separate writers would contend
+# for the manifest, and each retry costs a round trip to the object store.
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 2**24}})
 
 
 def folder_in_database(path: str) -> str:
-    """Returns what all keys of a leaf begin with: "layers.mlp.up/" for "layers/mlp/up"."""
+    """Returns the prefix of a leaf's keys: "layers.mlp.up/" for "layers/mlp/up"."""
     return path.replace("/", ".") + "/"
 
 
@@ -223,7 +223,7 @@ def _spec(checkpoint: str, path: str, item: str) -> dict[str, Any]:
 
 
 def files_below(prefix: str) -> dict[str, Any]:
-    """Returns the files or objects whose names begin with `prefix`, as tensorstore says it."""
+    """Returns tensorstore's spec of the files or objects whose names begin with `prefix`."""
     if is_remote(prefix):
         bucket, _, inside = prefix.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": inside}

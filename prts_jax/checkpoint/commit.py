@@ -1,4 +1,4 @@
-"""A directory for a new checkpoint, which appears whole or not at all."""
+"""Atomic creation of a checkpoint directory."""
 
 import contextlib
 import errno
@@ -15,16 +15,16 @@ from prts_jax.paths import as_path, is_remote
 from prts_jax.sizes import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Codes of a full disk, quota or file; tensorstore passes on their text alone."""
+"""Error codes of a full disk, quota or file; tensorstore passes on only their text."""
 
 
 def free_bytes(target: str) -> int | None:
-    """Returns the free space where `target` will be; None on gs://, which does not say."""
+    """Returns the free bytes on the disk of `target`; None on gs://, where it is unknown."""
     return None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
 
 
 def existing_parent(target: str) -> str:
-    """Returns the innermost directory around a local `target` that exists."""
+    """Returns the innermost existing parent directory of a local `target`."""
     parent = os.path.dirname(str(as_path(target)))
     while not os.path.isdir(parent):
         parent = os.path.dirname(parent)
@@ -32,14 +32,14 @@ def existing_parent(target: str) -> str:
 
 
 def check_space(target: str, needed: int) -> None:
-    """Refuses a disk that is too small.
+    """Checks that the disk has room for a checkpoint.
 
     Args:
-      target: where a checkpoint will be.
+      target: path of the new checkpoint.
       needed: bytes of its values.
 
     Raises:
-      UserError: says how much is needed and how much is free.
+      UserError: the disk is too small (states the needed and the free bytes).
     """
     free = free_bytes(target)
     if free is not None and free < needed * 1.01:
@@ -50,10 +50,10 @@ def check_space(target: str, needed: int) -> None:
 
 
 def refuse_existing(target: str) -> None:
-    """Refuses a name that is taken.
+    """Checks that the target does not exist.
 
     Raises:
-      UserError: a checkpoint is there, or locally anything at all.
+      UserError: a complete checkpoint exists there; on local disk, any file or directory.
     """
     taken = layout.is_complete if is_remote(target) else os.path.exists
     if taken(target):
@@ -62,10 +62,10 @@ def refuse_existing(target: str) -> None:
 
 @contextlib.contextmanager
 def new_checkpoint(target: str) -> Iterator[str]:
-    """Gives a directory to fill; it becomes `target` at the end, or goes when the block fails.
+    """Yields a directory that becomes `target` when the block ends and is removed if it fails.
 
-    Locally that is a rename of `.<name>.growing`, which the block holds locked. In an object store
-    the marker is written last, and the lock is the object `.<name>.growing`.
+    On local disk it is the locked directory `.<name>.growing`, renamed at the end. In an object
+    store the lock is the object `.<name>.growing`, and the commit marker is written last.
 
     Args:
       target: absolute path or gs:// address.
@@ -98,19 +98,19 @@ def new_checkpoint(target: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def writing(target: str) -> Iterator[None]:
-    """Turns what a full or failing disk raises into one line.
+    """Converts storage errors of the block to a UserError of one line.
 
     Args:
-      target: what is being written.
+      target: the path being written, for the message.
 
     Raises:
-      UserError: the block raised OSError, or ValueError, as tensorstore does.
+      UserError: the block raised OSError, or ValueError as tensorstore does.
     """
     try:
         yield
     except (OSError, ValueError) as error:
         text = str(error)
-        # tensorstore says this last, after the names of many files
+        # tensorstore puts the cause last, after many file names
         full = [os.strerror(code) for code in FULL if os.strerror(code) in text]
         reason = full[0] if full else first_line(error)
         raise UserError(
@@ -137,7 +137,7 @@ def _marked(target: str) -> Iterator[str]:
 
 
 def _empty(directory: epath.Path) -> None:
-    """Removes what a killed growth left in its directory; the lock's own file stays."""
+    """Removes all files of a killed process from a directory, except the lock file."""
     for path in directory.iterdir():
         if path.name != LOCK_FILE:
             path.rmtree() if path.is_dir() else path.unlink()

@@ -1,13 +1,13 @@
-"""Digests of parameters: 64 bits for each (leaf, layer), computed where the array lives.
+"""Digests of parameters: 64 bits for each (leaf, layer), computed on the array's devices.
 
-A digest is a sum, modulo 2^32 and twice, over the elements of one layer of a leaf; each term mixes
-the element's bits with its row-major index inside the layer. Sums commute, so the digest does not
-depend on how the array is sharded, nor on the layer's place in the stack (a copied layer keeps its
-digest); the index makes it depend on the order of the elements. For a fixed index the mix is a
+A digest is two sums, modulo 2^32, over the elements of one layer of a leaf; each term mixes the
+element's bits with its row-major index inside the layer. Sums commute, so the digest does not
+depend on the sharding of the array or on the index of the layer (a copied layer keeps its digest);
+the element index makes it depend on the order of the elements. For a fixed index the mix is a
 bijection of the bits, so a change of any one element always changes the digest.
 
-It finds damage, not malice: it is no cryptographic hash. The mixing constants are those of
-MurmurHash3's 32-bit finaliser (A. Appleby) and of Knuth's multiplicative hash.
+Digests detect damage, not tampering: they are not a cryptographic hash. The mixing constants are
+those of MurmurHash3's 32-bit finaliser (A. Appleby) and of Knuth's multiplicative hash.
 """
 
 import functools
@@ -25,23 +25,23 @@ from prts_jax.tree import flatten
 
 _MURMUR_1, _MURMUR_2, _KNUTH = 0x85EBCA6B, 0xC2B2AE35, 0x9E3779B1
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
-_BLOCK = 1 << 15  # elements mixed at a time in NumPy: their temporaries stay in the cache
+_BLOCK = 1 << 15  # elements mixed at once in NumPy, so that temporaries stay in the cache
 
 
 def digests(
     params: Mapping[str, Any], declarations: Mapping[str, Declaration]
 ) -> dict[str, tuple[str, ...]]:
-    """Digests every layer of every leaf on the devices that hold it.
+    """Returns the digest of every layer of every leaf, computed on the devices that hold it.
 
-    Works on arrays that span processes; every process gets the whole result.
+    Arrays may span processes; every process gets the whole result.
 
     Args:
-      params: nested dict of arrays (of 1, 2 or 4 bytes an element), `[layers, …]` where stacked.
+      params: nested dict of arrays (1, 2 or 4 bytes per element), `[layers, …]` where stacked.
       declarations: path → declaration, for each leaf of `params`.
 
     Returns:
-      path → one digest (16 hexadecimal digits) for each layer, or a single one for a leaf that is
-      not stacked.
+      path → one digest (16 hexadecimal digits) per layer; one digest for a leaf that is not
+      stacked.
     """
     leaves = flatten(params)
     stacked = tuple(declarations[path].stacked for path in leaves)
@@ -53,7 +53,7 @@ def digests(
 
 
 class LayerDigest:
-    """The same digest of one layer of a leaf, in NumPy and block by block.
+    """Computes the digest of one layer of a leaf in NumPy, block by block.
 
     >>> layer = np.arange(12, dtype=np.float32).reshape(4, 3)
     >>> digest = LayerDigest((4, 3))
@@ -72,8 +72,8 @@ class LayerDigest:
         """Adds a box of the layer's elements; boxes may come in any order.
 
         Args:
-          block: as many axes as the layer; 1, 2 or 4 bytes an element.
-          origin: place of the block's first element in the layer.
+          block: has as many axes as the layer, and 1, 2 or 4 bytes per element.
+          origin: index of the block's first element in the layer.
         """
         if block.ndim == 0:
             block, origin, strides = block[None], (0,), [1]
@@ -91,7 +91,7 @@ class LayerDigest:
             self._second += int(second.sum(dtype=np.uint64))
 
     def hexdigest(self) -> str:
-        """Returns the digest of what was added so far, 16 hexadecimal digits."""
+        """Returns the digest of the boxes added so far, 16 hexadecimal digits."""
         return _hexadecimal(self._first & 0xFFFFFFFF, self._second & 0xFFFFFFFF)
 
 
@@ -103,11 +103,11 @@ def digest_of(layer: np.ndarray) -> str:
 
 
 def first_difference(
-    expected: Mapping[str, tuple[str, ...]], found: Mapping[str, tuple[str, ...]]
+    expected: Mapping[str, tuple[str, ...]], actual: Mapping[str, tuple[str, ...]]
 ) -> str:
-    """Returns where two sets of digests differ ("layers/mlp/up, layer 3"), "" if nowhere."""
-    for path in sorted(expected.keys() | found.keys()):
-        ours, theirs = expected.get(path, ()), found.get(path, ())
+    """Returns the first difference of two sets of digests ("layers/mlp/up, layer 3"), or ""."""
+    for path in sorted(expected.keys() | actual.keys()):
+        ours, theirs = expected.get(path, ()), actual.get(path, ())
         if len(ours) != len(theirs):
             return path
         for layer, (one, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -117,19 +117,19 @@ def first_difference(
 
 
 def check_digests(
-    checkpoint: str, expected: Mapping[str, tuple[str, ...]], found: Mapping[str, tuple[str, ...]]
+    checkpoint: str, expected: Mapping[str, tuple[str, ...]], actual: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Compares the digests of what was read with those that the lineage holds.
+    """Compares the digests of the values read with those in the lineage.
 
     Raises:
-      UserError: they differ (names the leaf and the layer).
+      UserError: the digests differ (names the leaf and the layer).
     """
-    if where := first_difference(expected, found):
+    if where := first_difference(expected, actual):
         raise not_what_was_saved(checkpoint, where)
 
 
 def not_what_was_saved(checkpoint: str, where: str) -> UserError:
-    """Returns the error of values in a checkpoint whose digest is not the one in its lineage."""
+    """Returns the UserError for values whose digest differs from the one in the lineage."""
     return UserError(
         f"{checkpoint}: {where}: is not what was saved (digests differ); the files are damaged, "
         "use another checkpoint"
@@ -154,8 +154,8 @@ def _row_major_index(
     """Returns the flattened row-major indices (uint32, modulo 2^32) of a box's elements."""
     index = np.zeros(shape, np.uint64)
     for axis, (size, start, stride) in enumerate(zip(shape, origin, strides, strict=True)):
-        places = (np.arange(size, dtype=np.uint64) + np.uint64(start)) * np.uint64(stride)
-        index += places.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+        positions = (np.arange(size, dtype=np.uint64) + np.uint64(start)) * np.uint64(stride)
+        index += positions.reshape([-1 if other == axis else 1 for other in range(len(shape))])
     return index.astype(np.uint32).reshape(-1)
 
 
@@ -176,8 +176,8 @@ def _layer_sums(leaf: jax.Array) -> jax.Array:
     index = jnp.zeros(leaf.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(1, leaf.ndim)):
-        place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        index = index + place * np.uint32(stride & 0xFFFFFFFF)
+        position = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        index = index + position * np.uint32(stride & 0xFFFFFFFF)
         stride *= leaf.shape[axis]
     inside = tuple(range(1, leaf.ndim))
     words = _mix(bits, index)
@@ -185,7 +185,7 @@ def _layer_sums(leaf: jax.Array) -> jax.Array:
 
 
 def _replicated(leaves: Any) -> jax.sharding.Sharding | None:
-    """Returns the sharding that leaves the small result whole on every process."""
+    """Returns the sharding that replicates the result on every process; None without a mesh."""
     for leaf in leaves:
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, jax.sharding.NamedSharding):

@@ -1,14 +1,14 @@
-"""Names of a checkpoint's files, and when it is complete. Imports no Orbax, so that it is cheap.
+"""Names of a checkpoint's files and the test for completeness. Imports no Orbax: starts fast.
 
-    <workdir>/checkpoints/<step>/params/       parameters: Orbax, OCDBT, zarr3, a chunk a layer
-                                 optimizer/    optimizer state; a grown checkpoint has none
+    <workdir>/checkpoints/<step>/params/       parameters: Orbax, OCDBT, zarr3, one chunk per layer
+                                 optimizer/    optimizer state; absent after growth
                                  lineage/lineage.json
-                                 tokenizer/    of an imported model: the files beside its weights
-                                 matrices/<digest>.npz       of learned growth, if there was any
+                                 tokenizer/    tokenizer files of an imported model
+                                 matrices/<digest>.npz       matrices of learned growth, if any
                                  commit_success.txt
 
-A local checkpoint gets its name by a rename when all of it is there. Object stores have no rename:
-there `commit_success.txt` is written last, and nothing counts before it.
+A local checkpoint is renamed to its final name when it is complete. Object stores have no rename:
+there a checkpoint is complete once `commit_success.txt` exists, which is written last.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ TOKENIZER = "tokenizer"
 LINEAGE_FILE = "lineage.json"
 MATRICES = "matrices"
 COMMIT_MARKER = "commit_success.txt"
-"""Orbax's name for the file that ends a checkpoint where there is no rename."""
+"""Orbax's name for the file that marks a complete checkpoint in an object store."""
 
 
 def is_complete(path: str) -> bool:
-    """Returns whether `path` is a whole checkpoint."""
+    """Returns whether `path` is a complete checkpoint."""
     directory = as_path(path)
     if is_remote(path) and not (directory / COMMIT_MARKER).exists():
         return False
@@ -40,10 +40,10 @@ def is_complete(path: str) -> bool:
 
 
 def complete_steps(directory: str) -> list[int]:
-    """Returns the steps of the whole checkpoints in a `checkpoints` directory, oldest first."""
+    """Returns the steps of the complete checkpoints in a `checkpoints` directory, oldest first."""
     try:
         names = [path.name for path in as_path(directory).iterdir()]
-    # An empty folder of an object store does not exist; a file has nothing below it.
+    # Object stores have no empty folders; a file has no children.
     except (FileNotFoundError, NotADirectoryError):
         return []
     steps = [int(name) for name in names if re.fullmatch(r"[0-9]+", name)]
@@ -51,22 +51,22 @@ def complete_steps(directory: str) -> list[int]:
 
 
 def resolve(spec: str) -> str:
-    """Finds the checkpoint that a user names.
+    """Returns the path of the checkpoint that a user names.
 
     Args:
-      spec: the directory of a checkpoint, or a workdir (its newest), or `workdir@step`.
+      spec: a checkpoint's directory, a workdir (takes its newest checkpoint) or `workdir@step`.
 
     Returns:
       Absolute path or gs:// address of a complete checkpoint.
 
     Raises:
-      UserError: there is none, or not that step (names those that exist).
+      UserError: there is no checkpoint, or none of that step (lists the steps that exist).
     """
     if is_complete(str(as_path(spec))):
         return str(as_path(spec))
     workdir, at, step = spec.rpartition("@")
-    named_so = as_path(spec).exists()  # a directory may be called "runs@3"
-    if named_so or not at or not re.fullmatch(r"[0-9]+", step):
+    exists = as_path(spec).exists()  # a directory may be called "runs@3"
+    if exists or not at or not re.fullmatch(r"[0-9]+", step):
         workdir, step = spec, ""
     workdir = str(as_path(workdir))
     if not as_path(workdir).exists():
@@ -88,10 +88,10 @@ def read_lineage(path: str) -> Lineage:
     """Reads the lineage of a checkpoint.
 
     Args:
-      path: what `resolve` returned.
+      path: returned by `resolve`.
 
     Raises:
-      UserError: no such file, not JSON, of another format, or matrices that are not what was saved.
+      UserError: the file is missing, is not JSON or has another format; or matrices are damaged.
     """
     file = as_path(path) / LINEAGE / LINEAGE_FILE
     try:
@@ -108,7 +108,7 @@ def read_lineage(path: str) -> Lineage:
 
 
 def matrices_file(path: str, digest: str) -> str:
-    """Returns where a checkpoint keeps the matrices with this digest."""
+    """Returns the file of a checkpoint for the matrices with this digest."""
     return f"{path}/{MATRICES}/{digest}.npz"
 
 
@@ -116,11 +116,11 @@ def read_matrices(file: str, digest: str = "") -> Matrices:
     """Reads the matrices of a learned map.
 
     Args:
-      file: of a checkpoint, or wherever it was copied.
-      digest: what they must be; "" takes any.
+      file: in a checkpoint, or a copy.
+      digest: expected digest; "" accepts any.
 
     Raises:
-      UserError: the file is missing, no such file, or not what was saved.
+      UserError: the file is missing or damaged, or has another digest.
     """
     try:
         data = as_path(file).read_bytes()
@@ -138,7 +138,7 @@ def read_matrices(file: str, digest: str = "") -> Matrices:
 
 
 def write_matrices(path: str, lineage: Lineage) -> None:
-    """Writes the matrices of a lineage into a checkpoint in the making."""
+    """Writes the matrices of a lineage into an unfinished checkpoint."""
     for digest, matrices in lineage.matrices.items():
         file = as_path(matrices_file(path, digest))
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def write_matrices(path: str, lineage: Lineage) -> None:
 
 
 def write_lineage(path: str, lineage: Lineage) -> None:
-    """Writes the lineage of a checkpoint in the making; locally it comes last, and completes it.
+    """Writes the lineage of an unfinished checkpoint; on local disk this completes it.
 
     Args:
       path: the checkpoint's directory.

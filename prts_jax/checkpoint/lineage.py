@@ -14,16 +14,16 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Matrices
 
 FORMAT = 1
-"""Version of the layout on disk; raised when an older reader would misunderstand it."""
+"""Version of the layout on disk; increased when older readers would misread it."""
 
 Digests = dict[str, tuple[str, ...]]
 
 TUNING = "data.instructions"
-"""The config's key that turns pretraining into fine-tuning on instructions."""
+"""Config key that switches from pretraining to fine-tuning on instructions."""
 
 
 def current_versions() -> dict[str, str]:
-    """Returns the versions of the packages that decide the numbers in a checkpoint."""
+    """Returns the versions of the packages that affect the values in a checkpoint."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
     return {
         "prts_jax": prts_jax.__version__,
@@ -34,16 +34,16 @@ def current_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class GrowthRecord:
-    """One growth of the past.
+    """A past growth of the model.
 
     Attributes:
       at_step: step of the lineage at which the model grew.
-      tokens: trained on until then.
-      flops: spent until then.
-      map: the map that was applied; the arrays of its matrices are in `Lineage.matrices`.
-      learning: {"tokens", "flops", "flops_6nd", …} of learning this map, spent after `tokens` and
-        `flops`; None for a map that was not learned.
-      evaluation: the last one before it, as in `Lineage.evaluation`; None if there was none.
+      tokens: trained on before the growth.
+      flops: spent before the growth.
+      map: the map applied; the arrays of its matrices are in `Lineage.matrices`.
+      learning: {"tokens", "flops", "flops_6nd", …} spent on learning the map, not included in
+        `tokens` and `flops`; None for a map that was not learned.
+      evaluation: the last evaluation before the growth, as in `Lineage.evaluation`, or None.
     """
 
     at_step: int
@@ -56,16 +56,16 @@ class GrowthRecord:
 
 @dataclass(frozen=True)
 class ChangeRecord:
-    """A config key that changed on resume; or the beginning of fine-tuning (key `TUNING`).
+    """A config key changed on resume, or the start of fine-tuning (key `TUNING`).
 
     Attributes:
       step: step of the lineage at which it changed.
       key: dotted name of the key.
-      from_: its value before.
-      to: its value after.
+      from_: its old value.
+      to: its new value.
       tokens: trained on before fine-tuning; None for any other change.
       flops: spent before fine-tuning; None for any other change.
-      evaluation: the last one before fine-tuning; None for any other change.
+      evaluation: the last evaluation before fine-tuning; None for any other change.
     """
 
     step: int
@@ -78,32 +78,32 @@ class ChangeRecord:
 
     @property
     def begins_tuning(self) -> bool:
-        """Whether fine-tuning begins here; a resume may have changed the same key."""
+        """Whether fine-tuning begins here; a resume may change the same key without tokens."""
         return self.key == TUNING and self.tokens is not None
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The past of a checkpoint.
+    """The history of a checkpoint.
 
     Attributes:
-      step: optimizer steps along the lineage; a grown run continues the count of its source.
+      step: optimizer steps, ancestors included.
       stage_step: steps since the last growth; drives schedules and gates.
-      config: the resolved `RunConfig` as nested dictionaries; its "model" is this checkpoint's.
-      position: tokens of the data order consumed; the next batch starts there.
+      config: the resolved `RunConfig` as nested dictionaries; "model" describes this checkpoint.
+      position: tokens consumed from the data order; the next batch starts there.
       tokens: tokens trained on, ancestors included.
-      flops: FLOPs spent by the project's own count, ancestors included.
-      flops_6nd: the same by 6·N·D.
+      flops: FLOPs spent, ancestors included, by the project's own formula.
+      flops_6nd: FLOPs spent, ancestors included, by 6·N·D.
       store: fingerprint of the token store.
       growth: growths, oldest first.
-      digests: path → one digest a layer, or a single one where the leaf is not stacked.
-      changes: changes made on resume, oldest first.
-      versions: names and versions of the packages that wrote it.
+      digests: path → one digest per layer; one digest for a leaf that is not stacked.
+      changes: config changes on resume, oldest first.
+      versions: package name → version, of the process that wrote the checkpoint.
       stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
-      imported: of a model that began elsewhere: {"format", "path", "dtype", "length"}.
-      evaluation: the last one: {"step", "validation_loss", …}, the keys of metrics.jsonl.
-      matrices: digest → the matrices of dense maps among `growth`; kept in files of their own.
-      teacher: the checkpoint that the stage is distilled from: {"path", "digest"}; {}: none.
+      imported: {"format", "path", "dtype", "length"} of an imported model; else {}.
+      evaluation: the last evaluation: {"step", "validation_loss", …}, the keys of metrics.jsonl.
+      matrices: digest → matrices of the dense maps in `growth`; stored in separate files.
+      teacher: {"path", "digest"} of the checkpoint that the stage is distilled from; else {}.
     """
 
     step: int
@@ -131,21 +131,20 @@ class Lineage:
 
     @property
     def length(self) -> int:
-        """Tokens of a training sequence, of the model's import or of the config's data."""
+        """Tokens per sequence: the imported model's length, else the config's data length."""
         return int(self.imported.get("length") or self.config["data"]["length"])
 
     def grown(
         self, growth_map: GrowthMap, digests: Digests, learning: Mapping[str, Any] | None = None
     ) -> "Lineage":
-        """Returns the lineage right after growth, where a new stage begins.
+        """Returns the lineage after growth, at the start of a new stage.
 
         Tokens, FLOPs and position include the learning of the map.
 
         Args:
-          growth_map: the map that was applied.
+          growth_map: the map applied.
           digests: of the grown parameters.
-          learning: of a learned map: {"tokens", "flops", "flops_6nd"} and any other values to
-            record.
+          learning: of a learned map: {"tokens", "flops", "flops_6nd"} and other values to record.
         """
         spent = dict(learning or {})
         record = GrowthRecord(
@@ -179,7 +178,7 @@ class Lineage:
         return ChangeRecord(self.step, key, from_, to)
 
     def tuned(self) -> "Lineage":
-        """Returns the lineage where fine-tuning on instructions begins, which is a new stage."""
+        """Returns the lineage at the start of fine-tuning on instructions, a new stage."""
         record = ChangeRecord(
             self.step, TUNING, False, True, self.tokens, self.flops, self.evaluation
         )
@@ -188,21 +187,21 @@ class Lineage:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the lineage as JSON holds it, with the number of its format."""
+        """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
         return {"format": FORMAT, **values}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "lineage") -> "Lineage":
-        """Reads what `to_json` returned; matrices are not in it, and unknown keys are ignored.
+        """Reads the result of `to_json`, without matrices; ignores unknown keys.
 
         Args:
           values: the parsed JSON.
-          where: file it came from, for messages.
+          where: source file, for messages.
 
         Raises:
-          UserError: another format, missing keys, or values of another type.
+          UserError: the format differs, keys are missing, or values have another type.
         """
         version = values.get("format") if isinstance(values, Mapping) else None
         if version != FORMAT:
@@ -226,20 +225,20 @@ class Lineage:
 
 @dataclass(frozen=True)
 class TrainingSpan:
-    """Training of one model, until it grew, until fine-tuning began, or until now.
+    """Training of one model until growth, until fine-tuning, or until the checkpoint.
 
     Attributes:
       model: the model trained.
       growth: the map that produced it; None for the first span and for fine-tuning.
-      learning: of learning this map, which counts to this span; {} if it was not learned.
+      learning: cost of learning the map, included in this span; {} if it was not learned.
       tuning: whether fine-tuning on instructions begins here.
-      first_step: step of the lineage at which it began.
-      last_step: its last step.
+      first_step: step of the lineage at which it begins.
+      last_step: step of the lineage at which it ends.
       tokens: trained on in this span.
       flops: spent in this span.
-      share: of the FLOPs of the whole lineage; 0 where none were spent yet.
-      evaluation: the last one in it, as in `Lineage.evaluation`; {} if there was none.
-      changes: made on resume within it.
+      share: fraction of the lineage's FLOPs; 0 if none were spent.
+      evaluation: the last evaluation in this span, as in `Lineage.evaluation`; {} if none.
+      changes: config changes on resume in this span.
     """
 
     model: ModelConfig
@@ -256,9 +255,9 @@ class TrainingSpan:
 
 
 def training_spans(lineage: Lineage) -> list[TrainingSpan]:
-    """Returns the spans of a checkpoint's past, oldest first; there is at least one.
+    """Returns the training spans of a checkpoint, oldest first; at least one.
 
-    A change at the very step of a border counts to the span after it.
+    A change at the step where two spans meet belongs to the later span.
     """
     borders = _borders(lineage)
     ends = [*borders[1:], _Border(lineage.step, lineage.tokens, lineage.flops, lineage.evaluation)]
@@ -293,7 +292,7 @@ def training_spans(lineage: Lineage) -> list[TrainingSpan]:
 
 @dataclass(frozen=True)
 class _Border:
-    """The beginning of a span, and the totals of all before it."""
+    """The start of a span, with the totals of the spans before it."""
 
     step: int
     tokens: int
@@ -304,7 +303,7 @@ class _Border:
 
 
 def _borders(lineage: Lineage) -> list[_Border]:
-    """Returns the beginnings of the spans: the first, each growth, fine-tuning."""
+    """Returns the starts of the spans: step 0, each growth, fine-tuning."""
     grown = [
         _Border(record.at_step, record.tokens, record.flops, record.evaluation or {}, record)
         for record in lineage.growth

@@ -1,7 +1,7 @@
-"""One writer to a directory or to a name in an object store.
+"""Locks that allow one writer per directory or per object name.
 
-A local lock dies with the process that holds it. Object stores have no such locks: there the holder
-keeps rewriting an object.
+The kernel releases a local lock when its process ends. Object stores have no such locks: there the
+holder keeps rewriting an object.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from prts_jax.paths import as_path, is_remote
 LOCK_FILE = ".lock"
 
 REFRESH_SECONDS = 5.0
-"""How often a holder rewrites its lock."""
+"""Seconds between rewrites of a lock by its holder."""
 
 STALE_SECONDS = 20.0
-"""How long a lock that nobody rewrites is watched before it is taken over."""
+"""Seconds without a rewrite after which another process takes a lock over."""
 
 
 @contextlib.contextmanager
 def workdir_lock(directory: str) -> Iterator[None]:
-    """Holds a local directory against a second writer while the block runs.
+    """Locks a local directory while the block runs.
 
-    The kernel drops the lock with the process, so a killed one never blocks the next. Directories
-    that were made for a block that ends in a `UserError` go again if it wrote no file. Object
-    stores have no locks: on gs:// this does nothing.
+    The kernel releases the lock when the process ends, so a killed process never blocks the next.
+    If the block raises `UserError` and wrote no file, the directories created for it are removed.
+    On gs:// this does nothing.
 
     Args:
-      directory: made where it does not exist; the lock is its file `.lock`.
+      directory: created if missing; the lock is its file `.lock`.
 
     Raises:
       UserError: another process holds it (names its pid), or the directory cannot be written.
@@ -47,7 +47,7 @@ def workdir_lock(directory: str) -> Iterator[None]:
         yield
         return
     path = as_path(directory) / LOCK_FILE
-    made = [folder for folder in path.parents if not folder.exists()]
+    created = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -68,15 +68,15 @@ def workdir_lock(directory: str) -> Iterator[None]:
         os.write(descriptor, str(os.getpid()).encode())
         yield
     except UserError:
-        _remove_unused(made)
+        _remove_unused(created)
         raise
     finally:
         os.close(descriptor)
 
 
-def _remove_unused(made: Sequence[os.PathLike[str]]) -> None:
-    """Removes directories, innermost first, as far as they hold no file but a lock."""
-    for folder in map(Path, made):
+def _remove_unused(directories: Sequence[os.PathLike[str]]) -> None:
+    """Removes directories, innermost first, until one holds a file other than a lock."""
+    for folder in map(Path, directories):
         if any(path.name != LOCK_FILE for path in folder.rglob("*") if not path.is_dir()):
             return
         shutil.rmtree(folder, ignore_errors=True)
@@ -84,20 +84,20 @@ def _remove_unused(made: Sequence[os.PathLike[str]]) -> None:
 
 @contextlib.contextmanager
 def object_lock(address: str) -> Iterator[Callable[[], None]]:
-    """Holds a name against a second writer while the block runs.
+    """Locks a name in an object store while the block runs.
 
-    The lock is an object that its holder rewrites every few seconds, each time on the condition
-    that it still is the one that it wrote. Who finds a lock watches it, by his own clock: one that
-    changes has a holder, one that stays was left by a killed process and is taken over.
+    The lock is an object that its holder rewrites every few seconds, on the condition that no other
+    process has written it. A second process watches the object by its own clock: an object that
+    changes has a holder; one that does not was left by a killed process and is taken over.
 
     Args:
       address: gs:// address of the object.
 
     Yields:
-      A function that raises a `UserError` if another process has taken the lock over since.
+      A function that raises `UserError` if another process has taken the lock over.
 
     Raises:
-      UserError: another process holds it (names it).
+      UserError: another process holds the lock (names the process).
     """
     store = ts.KvStore.open(files_below(address)).result()
     lock = _Lock(address, store, _free_generation(address, store))
@@ -114,7 +114,7 @@ def object_lock(address: str) -> Iterator[Callable[[], None]]:
 
 
 class _Lock:
-    """A lock's object, and the generation of it that this process wrote."""
+    """A lock object and the generation that this process wrote."""
 
     def __init__(self, address: str, store: ts.KvStore, generation: bytes) -> None:
         self._address, self._store, self._generation = address, store, generation
@@ -122,18 +122,18 @@ class _Lock:
         self._writing = threading.Lock()
 
     def check(self) -> None:
-        """Rewrites the object if it is this process's.
+        """Rewrites the object if this process holds the lock.
 
         Raises:
-          UserError: it is not.
+          UserError: another process has taken the lock.
         """
         with self._writing:
-            # Read first: emulators of object stores take conditional writes for plain ones.
+            # Read first: emulators of object stores ignore the condition of a write.
             if self._store.read("").result().stamp.generation != self._generation:
                 self._generation = b""
             if self._generation:
                 written = self._store.write("", self._holder, if_equal=self._generation).result()
-                self._generation = written.generation  # empty where the condition did not hold
+                self._generation = written.generation  # empty if the condition failed
         if not self._generation:
             raise UserError(
                 f"{self._address}: another process has taken this lock; see that only one grows "
@@ -141,31 +141,31 @@ class _Lock:
             )
 
     def keep(self, stop: threading.Event) -> None:
-        """Rewrites the object every few seconds until told to stop."""
+        """Rewrites the object every few seconds until `stop` is set."""
         while self._generation and not stop.wait(REFRESH_SECONDS):
-            # A network that fails may work the next time; who lost the lock is told by `check`.
+            # A network error may be temporary; `check` reports a lost lock to the block.
             with contextlib.suppress(Exception):
                 self.check()
 
     def release(self) -> None:
-        """Removes the object if it is this process's."""
+        """Removes the object if this process holds the lock."""
         if self._generation:
             self._store.write("", None, if_equal=self._generation).result()
 
 
 def _free_generation(address: str, store: ts.KvStore) -> bytes:
-    """Returns the generation of no lock, or of one whose holder is gone."""
-    found = store.read("").result()
+    """Returns the generation of a missing lock, or of one whose holder has died."""
+    lock = store.read("").result()
     deadline = time.monotonic() + STALE_SECONDS
-    while found.state == "value" and time.monotonic() < deadline:
+    while lock.state == "value" and time.monotonic() < deadline:
         time.sleep(min(1.0, STALE_SECONDS / 4))
         now = store.read("").result()
-        if now.state == "value" and now.stamp.generation != found.stamp.generation:
+        if now.state == "value" and now.stamp.generation != lock.stamp.generation:
             holder = now.value.decode(errors="replace")
             raise UserError(
                 f"{address}: {holder} is writing there; wait for it, stop it, or choose another "
                 "directory"
             )
-        found = now
-    generation: bytes = found.stamp.generation
+        lock = now
+    generation: bytes = lock.stamp.generation
     return generation

@@ -31,12 +31,12 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 64 * 2**20
-"""Largest chunk of a leaf, so that growth reads a vocabulary or a wide layer piece by piece."""
+"""Largest chunk of a leaf in bytes, so that growth reads large leaves in parts."""
 
 
 @dataclasses.dataclass
 class _FilesSave(ocp.args.CheckpointArgs):
-    """Names → contents of files that one process writes as they are."""
+    """File name → contents, written unchanged by the first process."""
 
     files: Mapping[str, bytes] = dataclasses.field(repr=False)
 
@@ -63,15 +63,15 @@ ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)(_
 
 
 class Checkpoints:
-    """The checkpoints of a run, `<directory>/<step>/`, for the one run that writes them.
+    """The checkpoints of a run, `<directory>/<step>/`, opened by its only writer.
 
-    Saves run in the background, one at a time. Opening removes what a killed save left behind, so
-    hold `workdir_lock` first.
+    Saves run in the background, one at a time. Opening removes incomplete checkpoints of a killed
+    process, so hold `workdir_lock` first.
 
     Args:
       directory: the run's `checkpoints` directory, local or gs://.
-      keep: how many of the newest are kept; while one is being written there is one more.
-      keep_every_steps: multiples of this step are kept for ever; 0 keeps none.
+      keep: number of newest checkpoints to keep; one more exists during a save.
+      keep_every_steps: checkpoints at multiples of this step are never removed; 0: none.
     """
 
     def __init__(self, directory: str, keep: int, keep_every_steps: int) -> None:
@@ -86,10 +86,10 @@ class Checkpoints:
         _barrier("prts_jax:checkpoints_opened")
 
     def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
-        """Starts to save a checkpoint; every process calls it.
+        """Starts to save a checkpoint in the background; every process calls it.
 
-        Waits for an earlier save, and until the arrays are on the host; then they may be donated.
-        (On CPU Orbax writes from views of them, and JAX does not reuse a buffer under a view.)
+        Waits for the earlier save and for the copy to the host; then the arrays may be donated.
+        (On CPU Orbax writes from views, and JAX does not reuse a buffer that has views.)
 
         Args:
           step: the lineage's step; names the directory.
@@ -98,7 +98,7 @@ class Checkpoints:
           lineage: with the digests of `params`.
 
         Raises:
-          UserError: the earlier save failed, or the step was saved before.
+          UserError: the earlier save failed, or the step is already saved.
         """
         self.wait()
         if step in self.steps():
@@ -107,7 +107,7 @@ class Checkpoints:
             self._checkpointer.save(self.path(step), args=_save_args(params, optimizer, lineage))
 
     def latest(self) -> int | None:
-        """Returns the newest complete step, None where there is none."""
+        """Returns the newest complete step, or None."""
         steps = self.steps()
         return steps[-1] if steps else None
 
@@ -120,14 +120,14 @@ class Checkpoints:
         return f"{self._directory}/{step}"
 
     def protect(self, path: str) -> None:
-        """Keeps a checkpoint from now on, if it is one of these: something still needs it."""
+        """Never removes the checkpoint at `path`; ignores paths outside this run."""
         self._protected |= {step for step in self.steps() if self.path(step) == path}
 
     def wait(self) -> None:
-        """Waits for the save in the background and drops checkpoints beyond `keep`.
+        """Waits for the background save and removes checkpoints beyond `keep`.
 
         Raises:
-          UserError: the save failed (a full disk, say); checkpoints before it are whole.
+          UserError: the save failed, e.g. on a full disk; earlier checkpoints stay complete.
         """
         with _storage_errors(f"checkpoint in {self._directory}: could not be written"):
             self._checkpointer.wait_until_finished()
@@ -136,7 +136,7 @@ class Checkpoints:
                 _remove(self.path(step))
 
     def close(self) -> None:
-        """Waits as `wait` does and stops the background threads."""
+        """Calls `wait` and stops the background threads."""
         try:
             self.wait()
         finally:
@@ -152,15 +152,15 @@ class Checkpoints:
 
 
 def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
-    """Writes one complete checkpoint without optimizer state, and waits until it is there.
+    """Writes one checkpoint without optimizer state and waits for its completion.
 
     Args:
-      path: directory that does not exist yet.
-      params: nested dict of arrays, of JAX or NumPy.
+      path: directory of the new checkpoint; must not exist.
+      params: nested dict of JAX or NumPy arrays.
       lineage: with the digests of `params`.
 
     Raises:
-      UserError: `path` exists, or cannot be written.
+      UserError: `path` exists or cannot be written.
     """
     path = str(as_path(path))
     refuse_existing(path)
@@ -178,20 +178,20 @@ def restore_params(
     declarations: Mapping[str, Declaration],
     verify: bool = True,
 ) -> dict[str, Any]:
-    """Reads parameters straight into the shardings asked for, whatever mesh wrote them.
+    """Reads parameters directly into the given shardings, which may differ from the saved ones.
 
     Args:
-      path: what `resolve` returned.
+      path: returned by `resolve`.
       abstract: nested dict of `jax.ShapeDtypeStruct`, each with its sharding.
       declarations: path → declaration of the same parameters.
-      verify: whether to compare the digests of what was read with the lineage's.
+      verify: whether to compare digests of the values with those in the lineage.
 
     Returns:
       Nested dict of arrays.
 
     Raises:
-      UserError: another tree, shape or dtype on disk (names the leaf and both shapes), files that
-        cannot be read, or values that differ from those saved (names the leaf and the layer).
+      UserError: tree, shape or dtype on disk differ (names the leaf and both shapes), files cannot
+        be read, or values differ from those saved (names the leaf and the layer).
     """
     leaves = flatten(abstract)
     params = unflatten(_restore(f"{path}/{PARAMS}", leaves))
@@ -203,24 +203,24 @@ def restore_params(
 def read_leaves(
     path: str, declarations: Mapping[str, Declaration], chosen: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Reads a few parameters to the host, after a look at the tree of all of them.
+    """Reads some parameters to the host after checking the tree of all parameters.
 
     Args:
-      path: directory of a checkpoint, its lineage may still be missing.
-      declarations: path → declaration of all parameters it should hold.
-      chosen: paths of those to read.
+      path: directory of a checkpoint; its lineage may still be missing.
+      declarations: path → declaration of all parameters in the checkpoint.
+      chosen: paths of the parameters to read.
 
     Returns:
-      path → array, for the chosen ones.
+      path → array, for the chosen paths.
 
     Raises:
-      UserError: another tree, shape or dtype on disk (names the leaf), or unreadable files.
+      UserError: tree, shape or dtype on disk differ (names the leaf), or files cannot be read.
     """
     directory = f"{path}/{PARAMS}"
     with _storage_errors(f"{directory}: cannot be read"):
         handler = ocp.PyTreeCheckpointHandler()
-        found = flatten(handler.metadata(as_path(directory)).tree)
-    _compare(directory, declarations, found)
+        stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
+    _compare(directory, declarations, stored_leaves)
     wanted = {
         name: np.zeros(declaration.shape, declaration.dtype) if name in chosen else ocp.PLACEHOLDER
         for name, declaration in declarations.items()
@@ -233,7 +233,7 @@ def read_leaves(
 
 
 def has_optimizer(path: str) -> bool:
-    """Returns whether a checkpoint (what `resolve` returned) holds an optimizer's state."""
+    """Returns whether a checkpoint (a path from `resolve`) holds optimizer state."""
     return as_path(f"{path}/{OPTIMIZER}").exists()
 
 
@@ -241,14 +241,14 @@ def restore_optimizer(path: str, abstract: Any) -> Any:
     """Reads optimizer state into the tree and the shardings of `abstract`.
 
     Args:
-      path: what `resolve` returned.
+      path: returned by `resolve`.
       abstract: tree of `jax.ShapeDtypeStruct` with shardings: `jax.eval_shape(tx.init, …)`.
 
     Returns:
-      A tree of the same structure (optax's own tuples and all).
+      A tree of the same structure, optax's tuples included.
 
     Raises:
-      UserError: the checkpoint holds none, or that of another optimizer (names the leaf).
+      UserError: the checkpoint has no optimizer state, or another optimizer's (names the leaf).
     """
     directory = f"{path}/{OPTIMIZER}"
     if not has_optimizer(path):
@@ -263,7 +263,7 @@ def restore_optimizer(path: str, abstract: Any) -> Any:
 
 def _checkpointer() -> ocp.AsyncCheckpointer:
     def arrays() -> ocp.PyTreeCheckpointHandler:
-        # Random bits do not compress; trying costs most of the time of a save.
+        # Weights hardly compress, and compression would take most of the time of a save.
         return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
 
     lineage = ocp.JsonCheckpointHandler(filename=layout.LINEAGE_FILE)
@@ -287,10 +287,10 @@ def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> ocp.args.Compos
 
 
 def _tree_save(leaves: Mapping[str, Any]) -> ocp.args.PyTreeSave:
-    # Orbax cannot save leaves of size zero (a model without layers has them in its optimizer).
+    # Orbax cannot save empty leaves, which the optimizer of a model without layers has.
     stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
     options = {
-        # The default chunk is the device's shard, all layers of it: growth copies layers.
+        # Growth copies single layers; the default chunk would be a device's shard of all layers.
         path: ocp.SaveArgs(shard_axes=(0,), chunk_byte_size=CHUNK_BYTES)
         if LAYERS in path.split("/")
         else ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
@@ -303,8 +303,8 @@ def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
     stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
     with _storage_errors(f"{directory}: cannot be read"):
         handler = ocp.PyTreeCheckpointHandler()
-        found = flatten(handler.metadata(as_path(directory)).tree)
-    _compare(directory, stored, found)
+        stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
+    _compare(directory, stored, stored_leaves)
     item = unflatten(stored)
     restore = ocp.args.PyTreeRestore(
         item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
@@ -312,37 +312,37 @@ def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
     with _storage_errors(f"{directory}: cannot be read"):
         values = flatten(handler.restore(as_path(directory), args=restore))
     empty = {path: leaf for path, leaf in leaves.items() if path not in stored}
-    made = {
+    zeros = {
         path: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         for path, leaf in empty.items()
     }
-    return values | made
+    return values | zeros
 
 
-def _compare(directory: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    for path in sorted(wanted.keys() | found.keys()):
-        if path not in found:
+def _compare(directory: str, wanted: Mapping[str, Any], stored_leaves: Mapping[str, Any]) -> None:
+    for path in sorted(wanted.keys() | stored_leaves.keys()):
+        if path not in stored_leaves:
             raise UserError(f"{directory}: {path}: is missing; the config describes another tree")
         if path not in wanted:
             raise UserError(
                 f"{directory}: {path}: is on disk but not in the config's model or optimizer"
             )
-        shapes = tuple(found[path].shape), tuple(wanted[path].shape)
+        shapes = tuple(stored_leaves[path].shape), tuple(wanted[path].shape)
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"{directory}: {path}: has shape {shapes[0]} on disk and {shapes[1]} by the "
                 "config; use the config of the checkpoint, or grow it"
             )
-        dtypes = np.dtype(found[path].dtype), np.dtype(wanted[path].dtype)
+        dtypes = np.dtype(stored_leaves[path].dtype), np.dtype(wanted[path].dtype)
         if dtypes[0] != dtypes[1]:
             raise UserError(f"{directory}: {path}: is {dtypes[0]} on disk, {dtypes[1]} wanted")
 
 
 @contextlib.contextmanager
 def _storage_errors(what: str) -> Iterator[None]:
-    """Turns what Orbax and tensorstore raise for bad storage into one line.
+    """Converts storage errors of Orbax and tensorstore to a UserError of one line.
 
-    They raise ValueError for most, OSError for some and a bare Exception for a failed read.
+    They raise ValueError for most errors, OSError for some, and Exception for a failed read.
     """
     try:
         yield
@@ -354,7 +354,7 @@ def _storage_errors(what: str) -> Iterator[None]:
         ):
             raise
         line = first_line(error, most=10_000)
-        # tensorstore tells causes from the outside in: the operating system's word comes last.
+        # tensorstore lists causes from the outside in: the operating system's error comes last.
         reason = line if len(line) < 200 else f"… {line.partition(' [')[0][-160:]}"
         full = "no space left" in reason.lower()
         advice = "free space and start again" if full else "see whether the storage works"
@@ -363,7 +363,7 @@ def _storage_errors(what: str) -> Iterator[None]:
 
 def _remove_incomplete(directory: str) -> None:
     complete = {str(step) for step in layout.complete_steps(directory)}
-    if not as_path(directory).exists():  # an empty folder of an object store does not exist
+    if not as_path(directory).exists():  # object stores have no empty folders
         return
     for path in as_path(directory).iterdir():
         if path.name not in complete:
@@ -371,7 +371,7 @@ def _remove_incomplete(directory: str) -> None:
 
 
 def _remove(path: str) -> None:
-    """Removes a checkpoint; cut short at any point it no longer looks complete."""
+    """Removes a checkpoint, its lineage first: after an interruption it counts as incomplete."""
     (as_path(path) / LINEAGE / layout.LINEAGE_FILE).unlink(missing_ok=True)
     as_path(path).rmtree(missing_ok=True)
 

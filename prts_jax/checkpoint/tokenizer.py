@@ -1,4 +1,4 @@
-"""The tokenizer files that a checkpoint carries along."""
+"""Tokenizer files stored with a checkpoint."""
 
 from prts_jax.paths import as_path
 
@@ -14,18 +14,18 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-"""Small files beside the weights that say how text becomes tokens, and back."""
+"""Files beside the weights that define the tokenizer, chat template and generation config."""
 
 
 def carry_tokenizer(source: str, target: str) -> list[str]:
-    """Copies what there is of `TOKENIZER_FILES`.
+    """Copies the files of `TOKENIZER_FILES` that exist.
 
     Args:
-      source: a folder, or a single file of them.
-      target: a folder, made where needed.
+      source: a folder, or a single tokenizer file.
+      target: a folder; created if a file is copied.
 
     Returns:
-      The names copied.
+      The names of the copied files.
     """
     root = as_path(source)
     files = [root] if root.is_file() else [root / name for name in TOKENIZER_FILES]

@@ -1,4 +1,4 @@
-"""`prts convert`: models of other projects in, models for other projects out."""
+"""`prts convert`: converts models between Hugging Face, lit-gpt and prts_jax."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from prts_jax.sizes import format_bytes
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    made = OneLineParser(
+    flags = OneLineParser(
         prog="prts convert",
         description=(
             "Convert a Llama between Hugging Face, lit-gpt and prts_jax, two tensors in "
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
             "AutoModelForCausalLM.from_pretrained loads."
         ),
     )
-    made.add_argument(
+    flags.add_argument(
         "--from",
         dest="source_format",
         required=True,
@@ -35,40 +35,40 @@ def parser() -> argparse.ArgumentParser:
         help="hf: a folder of transformers; litgpt: a folder with lit_model.pth and "
         "lit_config.json, or a bare .pth file with --preset; orbax: a checkpoint of prts_jax",
     )
-    made.add_argument("--to", required=True, metavar="FORMAT", help="orbax or hf")
-    made.add_argument("--source", required=True, metavar="PATH", help="what is converted")
-    made.add_argument("--target", required=True, metavar="DIR", help="must not exist")
-    made.add_argument(
+    flags.add_argument("--to", required=True, metavar="FORMAT", help="orbax or hf")
+    flags.add_argument("--source", required=True, metavar="PATH", help="what is converted")
+    flags.add_argument("--target", required=True, metavar="DIR", help="must not exist")
+    flags.add_argument(
         "--preset", default="", metavar="NAME", help="litgpt: shape of a bare file, as 6L2048H"
     )
-    made.add_argument(
+    flags.add_argument(
         "--dtype",
         default="",
         metavar="NAME",
         help=f"to hf: {', '.join(convert.TARGET_DTYPES)} (default: what the weights came in until "
         "they are trained or grown, then float32); checkpoints of prts_jax are float32",
     )
-    made.add_argument(
+    flags.add_argument(
         "--vocab",
         type=int,
         default=0,
         metavar="N",
         help="pad the vocabulary with zeros, or cut it, to N entries (default: as it is)",
     )
-    made.add_argument(
+    flags.add_argument(
         "--tokenizer",
         default="",
         metavar="PATH",
         help="folder, or tokenizer.model, to carry along (default: what lies beside the weights)",
     )
-    made.add_argument(
+    flags.add_argument(
         "--shard_gb",
         type=float,
         default=5.0,
         metavar="N",
         help="to hf: GB of weights a file holds at most (default: 5)",
     )
-    made.add_argument(
+    flags.add_argument(
         "--verify",
         nargs="?",
         const="weights",
@@ -77,16 +77,16 @@ def parser() -> argparse.ArgumentParser:
         help="afterwards compare source and target, weight by weight and bit for bit; or 'logits': "
         "run both on 64 tokens in float32, the hf one by transformers",
     )
-    made.add_argument("--json", action="store_true", help="print one JSON object")
-    return made
+    flags.add_argument("--json", action="store_true", help="print one JSON object")
+    return flags
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `prts convert`; see `prts convert --help`.
 
     Raises:
-      UserError: a source that cannot be read, a target that cannot be written, or a flag that does
-        not fit them; also a conversion that --verify finds wrong.
+      UserError: the source cannot be read, the target cannot be written, a flag does not fit, or
+        --verify finds a difference.
     """
     arguments = parser().parse_args(argv)
     _check(arguments)
@@ -147,11 +147,11 @@ def _verify(
     if arguments.verify == "logits":
         from prts_jax.evaluate.logits_check import compare
 
-        found = compare(source, target)
+        logits = compare(source, target)
         return {
-            "largest_logit_difference": found.largest_difference,
-            "largest_logit": found.largest_logit,
-            "same_arg_max": found.same_arg_max,
+            "largest_logit_difference": logits.largest_difference,
+            "largest_logit": logits.largest_logit,
+            "same_arg_max": logits.same_arg_max,
         }
     difference = convert.first_difference(source, target, report.dtype)
     if difference:

@@ -1,4 +1,4 @@
-"""Text of `prts inspect` for models in other formats and for two models."""
+"""Text output of `prts inspect` for other formats and for the comparison of two models."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from prts_jax.sizes import format_bytes
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Returns format, model (None where the file does not say it) and params of a foreign model.
+    """Returns format, path, config (None if the file has none) and params of a foreign model.
 
     Raises:
-      UserError: it is damaged or nothing that is known.
+      UserError: the model is damaged or of an unknown format.
     """
     kind, tensors = inspection.tensors_of(path)
     model = None
@@ -32,7 +32,7 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def table(shown: dict[str, Any]) -> str:
-    """Returns what `describe` found as text: a line a tensor."""
+    """Returns the result of `describe` as text, one line per tensor."""
     params = shown["params"]
     total = sum(tensor["bytes"] for tensor in params.values())
     lines = [shown["path"], f"format     {shown['format']}"]
@@ -51,17 +51,17 @@ def table(shown: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def differences(one: str, other: str, found: Differences) -> str:
-    """Returns what two models differ in as text, the first name's value first."""
-    if found.same:
-        return f"{one} and {other} are the same model: {found.compared} leaves, all values equal"
+def differences(one: str, other: str, report: Differences) -> str:
+    """Returns the differences of two models as text."""
+    if report.same:
+        return f"{one} and {other} are the same model: {report.compared} leaves, all values equal"
     lines = [f"A = {one}", f"B = {other}"]
-    lines += [f"  {key}: {a} in A, {b} in B" for key, (a, b) in found.config.items()]
-    lines += [f"  {path}: only in {'AB'[where]}" for path, where in found.only.items()]
-    lines += [f"  {path}: {list(a)} in A, {list(b)} in B" for path, (a, b) in found.shapes.items()]
-    for path, layers in found.values.items():
+    lines += [f"  {key}: {a} in A, {b} in B" for key, (a, b) in report.config.items()]
+    lines += [f"  {path}: only in {'AB'[where]}" for path, where in report.only.items()]
+    lines += [f"  {path}: {list(a)} in A, {list(b)} in B" for path, (a, b) in report.shapes.items()]
+    for path, layers in report.values.items():
         where = f" in layers {format_ranges(layers)}" if layers else ""
         lines.append(f"  {path}: other values{where}")
-    equal = found.compared - len(found.values)
-    lines.append(f"{equal} of {found.compared} leaves of equal shape have equal values")
+    equal = report.compared - len(report.values)
+    lines.append(f"{equal} of {report.compared} leaves of equal shape have equal values")
     return "\n".join(lines)

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `prts inspect`; see `prts inspect --help`.
 
     Raises:
-      UserError: no such checkpoint, a damaged one, or --lineage of what has none.
+      UserError: the checkpoint is missing or damaged, or --lineage is given for another format.
     """
     arguments = parser().parse_args(argv)
     if arguments.lineage and arguments.other:
@@ -89,10 +89,10 @@ def _compare(one: str, other: str, as_json: bool) -> int:
 
 
 def as_json(lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> dict[str, Any]:
-    """Returns what `prts inspect --json` prints.
+    """Returns the JSON object of `prts inspect --json`.
 
-    `lineage` lists the growths, oldest first, and `stages` what was trained between them; `digests`
-    has one digest a path, which for a path with layers combines theirs in order.
+    `lineage` lists the growths, oldest first; `stages` lists the training spans between them;
+    `digests` has one digest per path, which combines the digests of its layers in order.
     """
     params = {
         path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "bytes": leaf.nbytes}
@@ -114,7 +114,7 @@ def as_json(lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> dict[str, Any
 
 
 def combined(layers: tuple[str, ...]) -> str:
-    """Returns one digest of 16 hexadecimal digits for the digests of a leaf's layers in order."""
+    """Combines the digests of a leaf's layers, in order, to one of 16 hexadecimal digits."""
     if len(layers) == 1:
         return layers[0]
     return hashlib.sha256("".join(layers).encode()).hexdigest()[:16]

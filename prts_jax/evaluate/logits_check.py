@@ -10,7 +10,7 @@ import numpy as np
 from prts_jax import tree
 from prts_jax.config import ComputeConfig
 from prts_jax.errors import UserError
-from prts_jax.formats.model_source import ModelSource, pieces
+from prts_jax.formats.model_source import ModelSource, leaf_layers
 from prts_jax.model.architecture import declare, logits
 
 TOKENS = 64
@@ -62,7 +62,7 @@ def load_params(model: ModelSource) -> dict[str, Any]:
       UserError: the model is damaged.
     """
     leaves = {path: np.empty(d.shape, np.float32) for path, d in declare(model.model).items()}
-    for path, layer in pieces(model.model):
+    for path, layer in leaf_layers(model.model):
         leaves[path][... if layer is None else layer] = model.read(path, layer)
     return tree.unflatten(leaves)
 

@@ -1,6 +1,6 @@
-"""Conversion between formats: foreign or ours → ours or foreign.
+"""Conversion of models to and from the checkpoints of prts_jax.
 
-In memory are the tensor that is being written and the one that is made meanwhile.
+At most two tensors are in memory: one is written while the next is read.
 """
 
 import dataclasses
@@ -30,36 +30,36 @@ from prts_jax.formats.model_source import (
     TensorShape,
     is_linear,
     layer_shape,
+    leaf_layers,
     linear_from_kernel,
-    pieces,
 )
 from prts_jax.formats.safetensors_files import NewTensor
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path, is_remote
 
 Progress = Callable[[int, int], None]
-"""Called with bytes written so far and in all."""
+"""Takes the bytes written so far and the total."""
 
 TARGET_DTYPES = ("float32", "bfloat16", "float16")
 CHUNK_BYTES = 2**26
 """Largest chunk of a leaf without layers."""
 AT_ONCE = 2
-"""Tensors in memory: while one waits for the disk the other is read, turned and hashed."""
+"""Tensors in memory: one is written while the other is read, transposed and hashed."""
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
       source_format: "hf", "litgpt" or "orbax".
       target_format: "orbax" or "hf".
-      dtype: of what was written.
-      tensors: pieces moved: layers of leaves, and leaves without layers.
+      dtype: of the weights written.
+      tensors: number of tensors written; each layer of a stacked leaf counts.
       bytes_written: bytes of values.
       seconds: wall time.
-      peak_rss_bytes: largest memory of the process so far.
-      tokenizer: names of the files that were carried along.
+      peak_rss_bytes: peak resident memory of the process.
+      tokenizer: names of the tokenizer files copied.
     """
 
     source_format: str
@@ -72,20 +72,20 @@ class ConversionReport:
     tokenizer: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as JSON would hold it."""
+        """Returns the report as a JSON object."""
         return dataclasses.asdict(self) | {"tokenizer": list(self.tokenizer)}
 
 
 def open_source(source_format: str, path: str, preset: str = "") -> ModelSource:
-    """Opens what is to be converted, without reading its weights.
+    """Opens a model for conversion, without reading its weights.
 
     Args:
       source_format: "hf", "litgpt" or "orbax".
       path: a folder, a file, or (orbax) a checkpoint as `layout.resolve` takes it.
-      preset: lit-gpt: shape of a file that does not say it.
+      preset: name of the shape of a lit-gpt file without a config.
 
     Raises:
-      UserError: no such format, or the source is missing, damaged or of another kind of model.
+      UserError: the format is unknown, or the source is missing, damaged or not supported.
     """
     if preset and source_format != "litgpt":
         raise UserError("--preset: only a .pth file lacks its shape; leave it out")
@@ -99,10 +99,10 @@ def open_source(source_format: str, path: str, preset: str = "") -> ModelSource:
 
 
 def open_checkpoint(spec: str) -> ModelSource:
-    """Opens a checkpoint of ours; every layer read is compared with its digest.
+    """Opens a checkpoint of prts_jax; each layer read is checked against its digest.
 
     Raises:
-      UserError: no such checkpoint, or a damaged one.
+      UserError: the checkpoint is missing or damaged.
     """
     path = layout.resolve(spec)
     lineage = layout.read_lineage(path)
@@ -136,7 +136,7 @@ def open_checkpoint(spec: str) -> ModelSource:
 
 
 def _natural_dtype(lineage: Lineage) -> str:
-    """What holds the weights exactly: an import's own dtype until it is trained or grown."""
+    """Returns the dtype that holds the weights exactly: an import's own until trained or grown."""
     untouched = lineage.step == 0 and not lineage.growth
     return str(lineage.imported.get("dtype", "float32")) if untouched else "float32"
 
@@ -144,18 +144,18 @@ def _natural_dtype(lineage: Lineage) -> str:
 def write_checkpoint(
     source: ModelSource, target: str, tokenizer: str = "", progress: Progress | None = None
 ) -> ConversionReport:
-    """Writes a model as a checkpoint of ours: float32, a chunk a layer.
+    """Writes a model as a checkpoint of prts_jax: float32, one chunk per layer.
 
-    A foreign model's lineage begins here: step 0, no tokens, no store.
+    A foreign model gets a new lineage: step 0, no tokens, no store.
 
     Args:
       source: what `open_source` returned.
-      target: directory of the new checkpoint, which must not exist.
-      tokenizer: folder or file of its tokenizer; "": what lies beside the source.
-      progress: told of every piece written.
+      target: directory of the new checkpoint; must not exist.
+      tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
+      progress: called after each tensor.
 
     Raises:
-      UserError: see `new_checkpoint`, and what reading the source raises. Nothing is left behind.
+      UserError: the source cannot be read, or see `new_checkpoint`. A failure leaves no files.
     """
     began = time.monotonic()
     target = str(as_path(target))
@@ -175,7 +175,9 @@ def write_checkpoint(
             return path, values.nbytes, digest_of(values)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for path, nbytes, digest in pool.map(write, *zip(*pieces(source.model), strict=True)):
+            for path, nbytes, digest in pool.map(
+                write, *zip(*leaf_layers(source.model), strict=True)
+            ):
                 digests[path].append(digest)
                 move.wrote(nbytes)
         arrays.write_tree(directory, declarations)
@@ -184,8 +186,9 @@ def write_checkpoint(
         )
         lineage = _lineage(source)
         config = {**lineage.config, "model": to_dict(source.model)}
-        found = {path: tuple(layers) for path, layers in digests.items()}
-        layout.write_lineage(directory, dataclasses.replace(lineage, config=config, digests=found))
+        complete = {path: tuple(layers) for path, layers in digests.items()}
+        lineage = dataclasses.replace(lineage, config=config, digests=complete)
+        layout.write_lineage(directory, lineage)
     return move.report(source, "orbax", began, carried)
 
 
@@ -199,20 +202,20 @@ def write_huggingface(
 ) -> ConversionReport:
     """Writes a model as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
-    Weights in safetensors (with an index if there are several files), config.json, a model card
-    that states lineage and tokens, and the tokenizer's files.
+    The folder holds safetensors (with an index if there are several files), config.json, a model
+    card with lineage and token count, and the tokenizer's files.
 
     Args:
       source: what `open_source` returned.
-      target: the new folder, which must not exist.
-      dtype: of the weights; "": the source's.
-      tokenizer: folder or file of its tokenizer; "": what lies beside the source.
-      shard_bytes: values a file holds at most.
-      progress: told of every tensor written.
+      target: the new folder; must not exist.
+      dtype: of the weights; "" takes the source's.
+      tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
+      shard_bytes: most bytes of values in one file.
+      progress: called after each tensor.
 
     Raises:
-      UserError: an unknown dtype, a model that the format cannot hold, see `new_checkpoint` and
-        `without_gates`, and what reading the source raises. Nothing is left behind.
+      UserError: the dtype is unknown, the format cannot hold the model, the source cannot be
+        read, or see `new_checkpoint` and `without_gates`. A failure leaves no files.
     """
     began = time.monotonic()
     source = without_gates(source)
@@ -239,7 +242,7 @@ def write_huggingface(
 
     with new_checkpoint(target) as directory:
         carried = carry_tokenizer(tokenizer or source.folder, directory)
-        tensors = [tensor(path, layer) for path, layer in pieces(source.model)]
+        tensors = [tensor(path, layer) for path, layer in leaf_layers(source.model)]
         safetensors_files.write_folder(directory, tensors, shard_bytes, move.wrote)
         values = huggingface.config_json(source.model, dtype, source.length or 2048)
         values |= huggingface.special_tokens(directory)
@@ -249,17 +252,17 @@ def write_huggingface(
 
 
 def first_difference(source: ModelSource, target: ModelSource, dtype: str) -> str:
-    """Compares two models bit for bit, a piece at a time, after rounding to `dtype`.
+    """Compares two models bit for bit, one tensor at a time, after rounding to `dtype`.
 
     Returns:
-      Where they differ first ("layers/mlp/up, layer 3"); "" if nowhere.
+      The first difference ("layers/mlp/up, layer 3"); "" if the models are equal.
     """
     for field in dataclasses.fields(source.model):
         ours, theirs = getattr(source.model, field.name), getattr(target.model, field.name)
         if ours != theirs:
             return f"model.{field.name} ({ours} and {theirs})"
     rounded = safetensors_files.dtype_named(dtype)
-    for path, layer in pieces(source.model):
+    for path, layer in leaf_layers(source.model):
         one = source.read(path, layer).astype(rounded)
         other = target.read(path, layer).astype(rounded)
         if one.shape != other.shape or one.tobytes() != other.tobytes():
@@ -268,7 +271,7 @@ def first_difference(source: ModelSource, target: ModelSource, dtype: str) -> st
 
 
 class _Mover:
-    """Reads pieces in the target's dtype, checks the room for them and tells of progress."""
+    """Checks free space, reads tensors in the target's dtype and reports progress."""
 
     def __init__(
         self,
@@ -291,7 +294,7 @@ class _Mover:
     def read(self, source: ModelSource, path: str, layer: int | None) -> np.ndarray:
         values = source.read(path, layer)
         target = safetensors_files.dtype_named(self.dtype)
-        with np.errstate(over="ignore"):  # said below, with the name of the leaf
+        with np.errstate(over="ignore"):  # reported below, with the leaf's name
             rounded = np.ascontiguousarray(values, target)
         overflows = self.dtype == "float16" and not np.isfinite(rounded).all()
         if overflows and np.isfinite(values.astype(np.float32)).all():
@@ -347,7 +350,7 @@ def _lineage(source: ModelSource) -> Lineage:
 
 
 def _chunk(declaration: Declaration) -> tuple[int, ...]:
-    """A layer; of a leaf without layers, rows of at most `CHUNK_BYTES`."""
+    """Returns the chunk shape: one layer, or rows of at most `CHUNK_BYTES` if not stacked."""
     if declaration.stacked:
         return (1, *declaration.shape[1:])
     row = math.prod(declaration.shape[1:]) * np.dtype(declaration.dtype).itemsize

@@ -1,8 +1,8 @@
-"""Folders of Hugging Face's transformers: config.json and tensors by their names.
+"""Model folders of Hugging Face transformers: config.json and named tensors.
 
-The names are in the architecture's record (`prts_jax.model.spec.HuggingFaceNames`). Kernels are
-[out, in] in transformers. Rotary embeddings pair the same halves as ours, so queries and keys need
-no permutation. Source: transformers 4.x and 5.x.
+Tensor names come from the architecture's `prts_jax.model.spec.HuggingFaceNames`. Transformers
+stores kernels as [out, in]. Its rotary embeddings pair the same halves as prts_jax, so queries and
+keys need no permutation. Source: transformers 4.x and 5.x.
 """
 
 import json
@@ -23,7 +23,7 @@ from prts_jax.formats.model_source import (
     is_linear,
     kernel_from_linear,
     layer_shape,
-    pieces,
+    leaf_layers,
 )
 from prts_jax.model.architecture import ARCHITECTURES, architecture, declare
 from prts_jax.model.spec import HuggingFaceNames
@@ -41,10 +41,10 @@ FIELDS = {
 """Field of `ModelConfig` → required key of config.json."""
 
 PER_LAYER = "layer_types"
-"""Key with one entry for each layer; where it is absent, transformers fills it."""
+"""Key with one entry per layer; transformers fills it in when it is absent."""
 
 _IGNORED = (".rotary_emb.inv_freq",)
-"""Ends of names that old checkpoints carry though they are computed."""
+"""Name endings of computed values that old checkpoints store."""
 
 
 def tensor_name(model: ModelConfig, path: str, layer: int | None) -> str:
@@ -57,7 +57,7 @@ def tensor_name(model: ModelConfig, path: str, layer: int | None) -> str:
 
 
 def _architecture_of(values: Mapping[str, Any], where: str) -> tuple[str, HuggingFaceNames]:
-    """Returns the name of the architecture that `model_type` names, and its record of names."""
+    """Returns the architecture of `model_type` and its Hugging Face names."""
     by_type = {record.hugging_face.model_type: name for name, record in ARCHITECTURES.items()}
     model_type = values.get("model_type")
     if model_type not in by_type:
@@ -75,8 +75,8 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
       where: the file, for messages.
 
     Raises:
-      UserError: an architecture that we lack, a missing key, or a key whose value changes what
-        transformers computes and is not supported.
+      UserError: the architecture is not supported, a key is missing, or a key has an
+        unsupported value that would change the model's output.
     """
     name, names = _architecture_of(values, where)
     for key, allowed in names.fixed.items():
@@ -170,7 +170,7 @@ def read_config_file(folder: str) -> dict[str, Any]:
     """Returns a folder's parsed config.json.
 
     Raises:
-      UserError: there is none, or it is no JSON object.
+      UserError: the file is missing or is not a JSON object.
     """
     file = as_path(folder) / CONFIG
     try:
@@ -184,7 +184,7 @@ def read_config_file(folder: str) -> dict[str, Any]:
 
 
 def special_tokens(folder: str) -> dict[str, Any]:
-    """Returns the ids of special tokens that a carried generation_config.json names."""
+    """Returns the special token ids in a copied generation_config.json; {} without that file."""
     file = as_path(folder) / "generation_config.json"
     if not file.exists():
         return {}
@@ -197,18 +197,19 @@ def special_tokens(folder: str) -> dict[str, Any]:
 
 
 def write_json(folder: str, name: str, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file the way transformers does."""
+    """Writes a JSON file in the layout of transformers."""
     (as_path(folder) / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def open_model(folder: str) -> ModelSource:
-    """Opens a folder of transformers without reading weights.
+    """Opens a transformers folder without reading weights.
 
     Args:
-      folder: config.json and safetensors, in one file or several.
+      folder: holds config.json and one or more safetensors files.
 
     Raises:
-      UserError: something is missing, damaged, or not of this config (names the tensor and shapes).
+      UserError: a file is missing or damaged, or a tensor does not fit the config (names the
+        tensor and both shapes).
     """
     folder = str(as_path(folder))
     values = read_config_file(folder)
@@ -216,7 +217,7 @@ def open_model(folder: str) -> ModelSource:
     stored = safetensors_files.open_folder(folder)
     declarations = declare(model)
     expected = {}
-    for path, layer in pieces(model):
+    for path, layer in leaf_layers(model):
         name, declaration = tensor_name(model, path, layer), declarations[path]
         shape = layer_shape(declaration)
         if is_linear(declaration):
@@ -246,14 +247,14 @@ def open_model(folder: str) -> ModelSource:
 
 
 def commonest_dtype(dtypes: Mapping[str, str]) -> str:
-    """Returns the dtype of most tensors ("float32" of none)."""
+    """Returns the most frequent dtype; "float32" if there are no tensors."""
     return Counter(dtypes.values()).most_common(1)[0][0] if dtypes else "float32"
 
 
 def _refuse_others(
     folder: str, stored: Mapping[str, Any], expected: Mapping[str, str], model: ModelConfig
 ) -> None:
-    """Refuses tensors that conversion would lose; a tied model may carry its head twice."""
+    """Raises UserError for tensors that conversion would drop; a tied model may store its head."""
     copies = {tensor_name(model, "head", None)} if model.tied else set()
     for name in stored:
         if name not in expected and name not in copies and not name.endswith(_IGNORED):

@@ -1,4 +1,4 @@
-"""Models that change as they are read: another vocabulary, gates folded into the weights."""
+"""Changes applied while a model is read: resize its vocabulary, fold gates into its weights."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ from prts_jax.model.architecture import declare
 
 
 def with_vocab(source: ModelSource, vocab: int) -> ModelSource:
-    """Returns a model whose vocabulary is padded with zeros, or cut, when it is read.
+    """Returns a source that pads the vocabulary with zeros, or cuts it, while reading.
 
-    A padded entry's logit is 0: it takes part in the softmax until training pushes it down.
+    The logit of a padded entry is 0, so it takes part in the softmax until training lowers it.
 
     Args:
       source: the model.
-      vocab: entries wanted; 0 keeps them.
+      vocab: size of the new vocabulary; 0 keeps the size.
     """
     if not vocab or vocab == source.model.vocab:
         return source
@@ -34,15 +34,15 @@ def with_vocab(source: ModelSource, vocab: int) -> ModelSource:
 
 
 def without_gates(source: ModelSource) -> ModelSource:
-    """Returns a model that computes without gates what this one computes with them.
+    """Returns a source without gates that computes the same function.
 
-    Other formats have none: those of new layers go into the output projections as they are read.
+    Other formats have no gates: the output projections of new layers are multiplied by theirs.
 
     Args:
       source: the model.
 
     Raises:
-      UserError: gates of width are not open (`prts_jax.growth.gates.layer_factors`).
+      UserError: width gates are not fully open (`prts_jax.growth.gates.layer_factors`).
     """
     opens = None if source.lineage is None else opening(source.lineage)
     if opens is None or source.lineage is None:

@@ -1,4 +1,4 @@
-"""What a model in any format holds, without reading its weights; and what two of them differ in."""
+"""Inspection of a model in any format without reading its weights, and comparison of two."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from prts_jax.checkpoint.layout import is_complete
 from prts_jax.config import to_dict
 from prts_jax.formats import huggingface, litgpt, safetensors_files
 from prts_jax.formats.convert import open_checkpoint
-from prts_jax.formats.model_source import ModelSource, TensorShape, pieces
+from prts_jax.formats.model_source import ModelSource, TensorShape, leaf_layers
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
 
 def format_of(path: str) -> str:
-    """Returns "orbax", "hf", "litgpt" or "safetensors" (a bare file), by what lies there.
+    """Returns the format of a path: "orbax", "hf", "litgpt" or "safetensors" (a single file).
 
-    What is none of the others is taken for a checkpoint of ours, whose reader says what it lacks.
+    Anything unknown counts as "orbax", whose reader reports which file is missing.
     """
     root = as_path(path)
     if path.endswith((".pth", ".pt", ".ckpt")) and root.is_file():
@@ -40,7 +40,7 @@ def open_any(path: str) -> ModelSource:
     """Opens a whole model of any format, without reading its weights.
 
     Raises:
-      UserError: it is damaged, incomplete, or nothing that is known.
+      UserError: the model is damaged, incomplete or of an unknown format.
     """
     kind = format_of(path)
     if kind == "hf":
@@ -49,10 +49,10 @@ def open_any(path: str) -> ModelSource:
 
 
 def tensors_of(path: str) -> tuple[str, Mapping[str, TensorShape]]:
-    """Returns the format and name → tensor of what need not be a whole Llama.
+    """Returns the format and name → tensor; the model may be incomplete or of another family.
 
     Raises:
-      UserError: it is damaged or nothing that is known.
+      UserError: the files are damaged or of an unknown format.
     """
     kind = format_of(path)
     if kind == "litgpt":
@@ -69,14 +69,14 @@ def tensors_of(path: str) -> tuple[str, Mapping[str, TensorShape]]:
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """What two models differ in.
+    """Differences between two models.
 
     Attributes:
-      config: dotted key → (value in one, value in the other).
-      only: path → 0 or 1, of leaves that one of them has alone.
-      shapes: path → (shape in one, shape in the other).
-      values: path → the layers whose values differ; () of a leaf without layers.
-      compared: leaves of which values were compared.
+      config: dotted key → (value in the first, value in the second).
+      only: path → index (0 or 1) of the only model that has the leaf.
+      shapes: path → (shape in the first, shape in the second).
+      values: path → layers whose values differ; () for a leaf without layers.
+      compared: number of leaves whose values were compared.
     """
 
     config: dict[str, tuple[Any, Any]]
@@ -87,23 +87,23 @@ class Differences:
 
     @property
     def same(self) -> bool:
-        """Whether they differ in nothing."""
+        """Whether the models are equal."""
         return not (self.config or self.only or self.shapes or self.values)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the differences as JSON would hold them."""
+        """Returns the differences as a JSON object."""
         return {"same": self.same, **dataclasses.asdict(self)}
 
 
 def compare(one: ModelSource, other: ModelSource) -> Differences:
-    """Says what two models differ in: shape, leaves, values.
+    """Compares the configs, leaves, shapes and values of two models.
 
-    Values of two checkpoints of ours are compared by their digests; of anything else they are
-    read, a tensor at a time, and compared in float32.
+    Two checkpoints of prts_jax are compared by digest; other values are read one tensor at a time
+    and compared in float32.
 
     Args:
-      one: a model.
-      other: a model.
+      one: the first model.
+      other: the second model.
     """
     ours, theirs = _flat_config(one), _flat_config(other)
     config = {
@@ -120,7 +120,7 @@ def compare(one: ModelSource, other: ModelSource) -> Differences:
     }
     values: dict[str, list[int]] = {}
     same_shape = [path for path in first if path in second and path not in shapes]
-    for path, layer in pieces(one.model):
+    for path, layer in leaf_layers(one.model):
         if path in same_shape and _differ(one, other, path, layer):
             values.setdefault(path, [])
             values[path] += [] if layer is None else [layer]
@@ -129,13 +129,13 @@ def compare(one: ModelSource, other: ModelSource) -> Differences:
 
 
 def _flat_config(model: ModelSource) -> dict[str, Any]:
-    """The whole run's config of a checkpoint of ours is more than others can have: its model."""
+    """Returns the model's config by dotted key; other formats store no other run config."""
     return {f"model.{name}": value for name, value in to_dict(model.model).items()}
 
 
 def _differ(one: ModelSource, other: ModelSource, path: str, layer: int | None) -> bool:
     if one.lineage is not None and other.lineage is not None:
-        place = layer or 0
-        return one.lineage.digests[path][place] != other.lineage.digests[path][place]
+        index = layer or 0
+        return one.lineage.digests[path][index] != other.lineage.digests[path][index]
     first, second = (model.read(path, layer).astype("float32") for model in (one, other))
     return first.tobytes() != second.tobytes()

@@ -1,8 +1,7 @@
-"""Checkpoints of lit-gpt and of the paper's code: one .pth, queries, keys and values fused.
+"""Checkpoints of lit-gpt and of the paper's code: one .pth file with fused queries, keys, values.
 
-The rows of `attn.attn.weight` are per query group [q … q, k, v]. Facts from lit-gpt's `Config` and
-`GPT`, and from the paper's fork of TinyLlama. torch reads the file, memory-mapped and without
-unpickling anything but tensors.
+Each query group fills rows [q … q, k, v] of `attn.attn.weight`. Source: `Config` and `GPT` of
+lit-gpt, and the paper's fork of TinyLlama. torch memory-maps the file and unpickles only tensors.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from prts_jax.formats.model_source import (
     is_linear,
     kernel_from_linear,
     layer_shape,
-    pieces,
+    leaf_layers,
 )
 from prts_jax.model.architecture import declare
 from prts_jax.model.presets import preset
@@ -55,7 +54,7 @@ NAMES = {
     "final_norm": ("transformer.ln_f.weight",),
     "head": ("lm_head.weight",),
 }
-"""Path of a leaf → its names: the paper's code's first, then lit-gpt's."""
+"""Path of a leaf → its tensor names: that of the paper's code, then that of lit-gpt."""
 
 _FUSED = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
 _WRAPPERS = ("_orig_mod.", "_forward_module.", "module.")
@@ -75,11 +74,11 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
 
     Args:
       path: a folder with lit_model.pth and lit_config.json, or a bare .pth file.
-      preset_name: shape of a bare file ("6L2048H", "llama2_7b").
+      preset_name: name of a single file's shape ("6L2048H", "llama2_7b").
 
     Raises:
-      UserError: torch is not installed; something is missing or damaged; the file needs pickle;
-        or its tensors are not the model's (names the tensor and both shapes).
+      UserError: torch is not installed; a file is missing or damaged; the file needs pickle; or
+        a tensor does not fit the model (names the tensor and both shapes).
     """
     if is_remote(path):
         raise UserError(f"{path}: .pth files are read from local disk; copy it there first")
@@ -91,10 +90,10 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
     declarations = declare(model)
     names = {path: _spelling(path, tensors) for path in declarations}
     expected = set()
-    for leaf, layer in pieces(model):
+    for leaf, layer in leaf_layers(model):
         name, shape = names[leaf].format(layer=layer), _stored_shape(leaf, declarations, model)
-        found = tuple(tensors[name].shape) if name in tensors else None
-        check_shape(str(file), name, found, shape)
+        stored = tuple(tensors[name].shape) if name in tensors else None
+        check_shape(str(file), name, stored, shape)
         expected.add(name)
     for name in sorted(tensors.keys() - expected):
         raise UserError(
@@ -123,7 +122,7 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
 
 
 def describe(path: str) -> dict[str, TensorShape]:
-    """Returns name → tensor of a folder or a bare file, whatever model it is.
+    """Returns name → tensor of a folder or a .pth file with any model.
 
     Raises:
       UserError: torch is not installed, or the file is missing, damaged or needs pickle.
@@ -133,13 +132,13 @@ def describe(path: str) -> dict[str, TensorShape]:
 
 
 def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, int]:
-    """Reads a lit_config.json: lit-gpt's `Config`, old and new names.
+    """Reads a lit_config.json: the fields of lit-gpt's `Config`, with old and new names.
 
     Returns:
-      The shape, and the longest sequence.
+      The model's config and its longest sequence, in tokens.
 
     Raises:
-      UserError: a key is missing, or asks for something that our model has not.
+      UserError: a key is missing or asks for an unsupported feature.
     """
     for key, allowed in _ONLY.items():
         if values.get(key, allowed[0]) not in allowed:
@@ -171,7 +170,7 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, int
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
-    """Returns a torch tensor as NumPy has it, bfloat16 by way of its bits."""
+    """Returns a torch tensor as a NumPy array; bfloat16 is converted by its bits."""
     import ml_dtypes
     import torch
 
@@ -201,7 +200,7 @@ def _shape(root: Any, preset_name: str) -> tuple[ModelConfig, int]:
 
 
 def _load(file: str) -> dict[str, Any]:
-    """Returns name → memory-mapped tensor, the wrappers' prefixes taken off."""
+    """Returns name → memory-mapped tensor, without the prefixes that wrappers add."""
     try:
         import torch
     except ImportError:
@@ -250,7 +249,7 @@ def _bare(name: str) -> str:
 
 
 def _with_rows(model: ModelConfig, tensors: Mapping[str, Any], file: str) -> ModelConfig:
-    """Gives a preset the vocabulary that the file holds: lit-gpt pads it."""
+    """Sets the vocabulary to the rows of the stored embedding, which lit-gpt pads."""
     embedding = tensors.get(NAMES["token_embedding"][0])
     if embedding is None or embedding.ndim != 2:
         check_shape(file, NAMES["token_embedding"][0], None, (model.vocab, model.embed))
@@ -275,7 +274,7 @@ def _stored_shape(
 
 
 def _part_of_fused(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:
-    """Returns the rows of q, k or v as `[out, in]`, read without those of the others."""
+    """Returns the rows of q, k or v as `[out, in]`, without reading the other rows."""
     queries = model.heads // model.kv_heads
     groups = tensor.reshape(model.kv_heads, queries + 2, model.head_dim, model.embed)
     rows: dict[str, Callable[[], Any]] = {

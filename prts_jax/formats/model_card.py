@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it is, and what was spent on it."""
+"""The model card of an exported model: shape, tokens, FLOPs and lineage."""
 
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.growth.map import format_ranges
@@ -7,10 +7,10 @@ from prts_jax.model.counts import count_parameters
 
 
 def write(source: ModelSource, dtype: str) -> str:
-    """Returns the text of a README.md with its shape, tokens, FLOPs and lineage.
+    """Returns the text of the model's README.md.
 
     Args:
-      source: the model exported.
+      source: the exported model.
       dtype: of the exported weights.
     """
     model, count = source.model, count_parameters(declare(source.model))

@@ -1,4 +1,4 @@
-"""What every format of a Llama's weights has in common: leaves by our names, a layer at a time."""
+"""The interface shared by all formats: leaves by their prts_jax paths, read layer by layer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.model.architecture import declare
 
-_TILE = 256  # elements a side
+_TILE = 256  # elements per side
 
 
 @dataclass(frozen=True)
 class TensorShape:
-    """A tensor as it is stored: its shape and the name of its dtype."""
+    """The shape, dtype name and size in bytes of a stored tensor."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -30,14 +30,14 @@ class ModelSource:
     Attributes:
       format: "hf", "litgpt" or "orbax".
       path: its folder or file.
-      model: its shape.
-      dtype: of the weights, the commonest where they differ.
-      tensors: what is stored, by the format's own names.
-      read: (path of a leaf of ours, layer or None) → values in the leaf's declared shape without
-        the layer axis, in the stored dtype. One stored tensor is in memory at a time.
-      length: longest sequence that its makers allow; 0 where nothing says.
-      folder: where `TOKENIZER_FILES` may lie; "" if nowhere.
-      lineage: of a checkpoint of ours; None of anything else.
+      model: its config.
+      dtype: of the weights; the most frequent one if they differ.
+      tensors: stored tensors, by the format's own names.
+      read: (leaf path, layer or None) → values in the stored dtype and the leaf's declared shape,
+        without the layer axis. Holds one stored tensor in memory at a time.
+      length: longest supported sequence, in tokens; 0 if unknown.
+      folder: folder that may hold `TOKENIZER_FILES`; "" if there is none.
+      lineage: of a checkpoint of prts_jax; None for other formats.
     """
 
     format: str
@@ -52,24 +52,24 @@ class ModelSource:
 
 
 def kernel_from_linear(weight: np.ndarray, declaration: Declaration) -> np.ndarray:
-    """Turns `[out, in]`, as torch stores a linear map, into a leaf of one layer.
+    """Converts a linear weight of torch, `[out, in]`, to one layer of a leaf.
 
     Args:
       weight: `[out, in]`.
-      declaration: of the leaf; the axes that it contracts come first, and are `in` together.
+      declaration: of the leaf; its contracted axes come first, and their product is `in`.
     """
     return transposed(weight).reshape(layer_shape(declaration))
 
 
 def linear_from_kernel(kernel: np.ndarray, declaration: Declaration) -> np.ndarray:
-    """The inverse of `kernel_from_linear`."""
+    """Converts one layer of a leaf to `[out, in]`; the inverse of `kernel_from_linear`."""
     return transposed(kernel.reshape(declaration.fan_in, -1))
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:
-    """Returns `[n, m]` of `[m, n]`, row-major: tile by tile, so that both sides stay in the cache.
+    """Returns the row-major transpose of a matrix, copied tile by tile to stay in the cache.
 
-    NumPy alone walks down whole columns, each element in another page of memory.
+    NumPy copies whole columns, where each element lies in another page of memory.
     """
     rows, columns = matrix.shape
     result = np.empty((columns, rows), matrix.dtype)
@@ -86,41 +86,41 @@ def layer_shape(declaration: Declaration) -> tuple[int, ...]:
 
 
 def is_linear(declaration: Declaration) -> bool:
-    """Whether a leaf is a linear map: not a norm and not a table of rows."""
+    """Returns whether a leaf is a linear map, not a norm or an embedding table."""
     return bool(declaration.contracts) and declaration.kind is not Kind.TABLE
 
 
-def pieces(model: ModelConfig) -> list[tuple[str, int | None]]:
-    """Returns (path, layer or None) of everything that conversion moves at once, in order."""
-    found: list[tuple[str, int | None]] = []
+def leaf_layers(model: ModelConfig) -> list[tuple[str, int | None]]:
+    """Returns (path, layer) for each layer of each leaf; layer is None if the leaf has none."""
+    layers: list[tuple[str, int | None]] = []
     for path, declaration in declare(model).items():
-        found += (
+        layers += (
             [(path, at) for at in range(model.layers)] if declaration.stacked else [(path, None)]
         )
-    return found
+    return layers
 
 
 def check_shape(
-    where: str, name: str, found: tuple[int, ...] | None, expected: tuple[int, ...]
+    where: str, name: str, stored: tuple[int, ...] | None, expected: tuple[int, ...]
 ) -> None:
-    """Refuses a tensor that is not what the model's config says.
+    """Checks the shape of a stored tensor against the model's config.
 
     Args:
-      where: the file or folder.
+      where: the file or folder, for messages.
       name: of the tensor, in its own format.
-      found: its shape; None if it is not there.
+      stored: its shape; None if it is missing.
       expected: the shape by the config.
 
     Raises:
-      UserError: it is missing or has another shape.
+      UserError: the tensor is missing or has another shape.
     """
-    if found is None:
+    if stored is None:
         raise UserError(
             f"{where}: {name}: is missing; its config says {list(expected)}; the file is not whole "
             "or is no Llama"
         )
-    if tuple(found) != tuple(expected):
+    if tuple(stored) != tuple(expected):
         raise UserError(
-            f"{where}: {name}: has shape {list(found)}, and its config says {list(expected)}; are "
+            f"{where}: {name}: has shape {list(stored)}, and its config says {list(expected)}; are "
             "the two of one model?"
         )

@@ -1,8 +1,8 @@
-"""Safetensors files, about one tensor in memory at a time, on local disk and on gs://.
+"""Safetensors files on local disk and gs://, read and written tensor by tensor.
 
-The library of the same name writes whole files from memory and reads local ones. The format is
-small: eight bytes with the length of a JSON header, the header (name → dtype, shape and offsets
-into what follows), the values.
+The safetensors library writes whole files from memory and reads only local ones. A file holds
+eight bytes with the length of the JSON header, the header (name → dtype, shape and offsets into
+the values), and the values.
 Source: https://huggingface.co/docs/safetensors, section "Format".
 """
 
@@ -22,7 +22,7 @@ from prts_jax.paths import as_path
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LONGEST_HEADER = 100_000_000
-"""Bytes; the library's own bound, beyond which a length is damage."""
+"""Largest header in bytes, the library's own limit; a larger length means damage."""
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -30,20 +30,20 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""Name in the format → dtype, of what weights are stored in."""
+"""Name in the format → dtype, for the dtypes of weights."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies.
+    """The location of a tensor.
 
     Attributes:
       file: path of its file.
       shape: of the tensor.
       dtype: of its elements.
-      start: byte of the file at which its values begin.
+      start: offset of its values in the file, in bytes.
     """
 
     file: str
@@ -60,7 +60,7 @@ class StoredTensor:
         """Returns the values.
 
         Raises:
-          UserError: the file ends before them.
+          UserError: the file is truncated.
         """
         with as_path(self.file).open("rb") as file:
             file.seek(self.start)
@@ -71,20 +71,20 @@ class StoredTensor:
 
 
 def dtype_named(name: str) -> np.dtype:
-    """Returns the dtype of that name, bfloat16 among them."""
+    """Returns the NumPy dtype of a name; also knows "bfloat16"."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def open_folder(folder: str) -> dict[str, StoredTensor]:
-    """Returns name → tensor of a model's folder, in one file or several with an index.
+    """Returns name → tensor of a model's folder with one file, or several with an index.
 
-    Reads headers only.
+    Reads only headers.
 
     Args:
-      folder: holds `model.safetensors`, or `model.safetensors.index.json` and what it names.
+      folder: holds `model.safetensors`, or `model.safetensors.index.json` and its files.
 
     Raises:
-      UserError: no such files, a damaged header, or a tensor that the index misplaces.
+      UserError: a file is missing, a header is damaged, or a tensor is not in its indexed file.
     """
     root = as_path(folder)
     if not (root / INDEX).exists():
@@ -99,21 +99,21 @@ def open_folder(folder: str) -> dict[str, StoredTensor]:
         files = {str(root / name) for name in where.values()}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{root / INDEX}: is damaged ({error}); fetch it again") from error
-    found = {name: tensor for file in sorted(files) for name, tensor in read_header(file).items()}
-    missing = sorted(where.keys() - found.keys())
+    tensors = {name: tensor for file in sorted(files) for name, tensor in read_header(file).items()}
+    missing = sorted(where.keys() - tensors.keys())
     if missing:
         raise UserError(
             f"{root / INDEX}: names {missing[0]}, which {where[missing[0]]} does not hold; fetch "
             "both again"
         )
-    return found
+    return tensors
 
 
 def read_header(path: str) -> dict[str, StoredTensor]:
     """Returns name → tensor of one file.
 
     Raises:
-      UserError: no such file, or its header or its length is not what the format asks for.
+      UserError: the file is missing, its header is damaged, or it is truncated.
     """
     try:
         size = as_path(path).stat().length
@@ -175,10 +175,10 @@ def write_folder(
     """Writes tensors to `model.safetensors`, or to several files with an index.
 
     Args:
-      folder: exists.
-      tensors: in the order in which they are made and written.
-      shard_bytes: a file holds at most so many bytes of values, or a single tensor.
-      wrote: told the bytes of each tensor written.
+      folder: an existing folder.
+      tensors: in the order of writing.
+      shard_bytes: most bytes of values in one file; a larger tensor gets its own file.
+      wrote: called with the bytes of each tensor written.
     """
     shards: list[list[NewTensor]] = [[]]
     for tensor in tensors:
@@ -210,7 +210,7 @@ def _write_file(path: str, tensors: Sequence[NewTensor], wrote: Callable[[int], 
         }
         start += tensor.nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # values are aligned, as the library has it
+    text += b" " * (-len(text) % 8)  # aligns the values, as the library does
     with as_path(path).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor, values in zip(tensors, one_ahead(t.make for t in tensors), strict=True):

@@ -13,7 +13,7 @@ from prts_jax.cli import convert, inspect, run
 from prts_jax.config import ModelConfig
 from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.huggingface import config_json, tensor_name, write_json
-from prts_jax.formats.model_source import ModelSource, is_linear, layer_shape, pieces
+from prts_jax.formats.model_source import ModelSource, is_linear, layer_shape, leaf_layers
 from prts_jax.formats.safetensors_files import NewTensor, write_folder
 from prts_jax.model.architecture import declare
 from tests.checkpoint.tiny import flip_byte, write_source
@@ -167,7 +167,7 @@ def write_large(folder: Path, layers: int) -> int:
         )
 
     folder.mkdir()
-    tensors = [tensor(leaf, layer) for leaf, layer in pieces(model)]
+    tensors = [tensor(leaf, layer) for leaf, layer in leaf_layers(model)]
     write_folder(str(folder), tensors, 10**9, lambda count: None)
     write_json(str(folder), "config.json", config_json(model, "float32", 64))
     return sum(one.nbytes for one in tensors)
