@@ -202,9 +202,9 @@ def test_stores_that_do_not_fit_are_refused(tune: Run, stores: Any, packed, tmp_
         UserError, match=r"data\.train: .* of another tokenizer .* was trained with"
     ):
         tune(tmp_path / "a", data__train=other.directory, data__validation="")
-    with pytest.raises(UserError, match="does not say what is an answer"):
+    with pytest.raises(UserError, match="does not mark answers"):
         tune(tmp_path / "b", data__train=stores.train)
-    with pytest.raises(UserError, match="does not say what is an answer"):
+    with pytest.raises(UserError, match="does not mark answers"):
         tune(tmp_path / "c", data__validation=stores.validation)
     with pytest.raises(UserError, match="holds packed instructions"):
         tune(tmp_path / "d", data__instructions=False)
