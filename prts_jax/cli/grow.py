@@ -20,8 +20,7 @@ from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_disk import grow
 from prts_jax.growth.on_disk.plan import GrowthPlan, plan
-from prts_jax.growth.operators import make_map
-from prts_jax.growth.registry import OPERATORS, option_help
+from prts_jax.growth.operators import OPERATORS, make_map, option_help
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
@@ -110,10 +109,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _help(option: str, default: Any) -> str:
+    """Returns an option's help; an operator's own text may say its default."""
     if option in _SHARED:
         return _SHARED[option]
-    shown = default if default not in ("", 0) else "from --target_config, or none"
-    return f"{option_help(option)} (default: {shown})"
+    text = option_help(option)
+    return text if "(default" in text or default == "" else f"{text} (default: {default})"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -98,7 +98,7 @@ class GrowthConfig:
     """How a checkpoint is grown deeper or wider; each key names the operators that use it."""
 
     # factor, drop, every and block: 0 derives the value from the target's layers.
-    operator: str = "stack"  # name of a registered operator, see prts_jax.growth.registry
+    operator: str = "stack"  # name of an operator, see prts_jax.growth.operators
     factor: int = 0  # stack, interpolate, zero, random, width operators: copies of the source
     layers: str = ""  # layers: "1-234*7-56" (notation of the paper) or "0:24,8:32"
     drop: int = 0  # solar: layers dropped from each of the two copies

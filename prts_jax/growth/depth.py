@@ -13,7 +13,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.notation import parse_layers
-from prts_jax.growth.registry import BLOCK, FACTOR, GATE_STEPS, ORDER, SEED, operator
+from prts_jax.growth.operator import BLOCK, FACTOR, GATE_STEPS, ORDER, SEED, operator
 from prts_jax.growth.widening import NEW
 
 ORDERS = ("interleave", "stack")
@@ -84,7 +84,7 @@ def interpolate(
     return _deepened("interpolate", {"factor": factor}, source, target, layers)
 
 
-@operator("solar", drop="layers that each of the two copies lacks")
+@operator("solar", drop="layers that each of the two copies lacks (default: from the target)")
 def solar(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """SOLAR's up-scaling: two copies, the first without its last m layers, the second its first.
 
@@ -118,7 +118,7 @@ def solar(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
     return _deepened("solar", {"drop": drop}, source, target, layers)
 
 
-@operator("block_expansion", every="a new layer after every so many")
+@operator("block_expansion", every="a new layer after every so many (default: from the target)")
 def block_expansion(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:

@@ -12,7 +12,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth import dense, depth
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays, Matrices
-from prts_jax.growth.registry import FACTOR, WIDTHS, operator
+from prts_jax.growth.operator import FACTOR, WIDTHS, operator
 from prts_jax.growth.widening import partition
 from prts_jax.growth.width import wide_target
 

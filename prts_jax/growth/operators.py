@@ -1,19 +1,25 @@
 """Growth operators by name, as configs and command lines ask for them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from prts_jax.config import GrowthConfig, ModelConfig, nearest, third_party_operators
 from prts_jax.errors import UserError, first_line
 from prts_jax.growth import depth, learned, width
 from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.operator import Operator
 from prts_jax.growth.optimizer import check_copies
 from prts_jax.growth.recipe import refuse_norms
-from prts_jax.growth.registry import OPERATORS, Make, Operator
 from prts_jax.model.architecture import declare
 
-BUILT_IN = (depth, width, learned)
-"""The modules whose import registers the operators of this package."""
+OPERATORS: dict[str, Operator] = {
+    value.name: value
+    for module in (depth, width, learned)
+    for value in vars(module).values()
+    if isinstance(value, Operator)
+}
+"""Name → operator of this package, in the order of their definition."""
 
 
 def make_map(
@@ -29,7 +35,7 @@ def make_map(
     Args:
       source: the model that is grown: the checkpoint's own.
       target: the model it becomes; None makes it from the source.
-      operator: a registered name, or that of an installed package's entry point in the group
+      operator: a name in `OPERATORS`, or that of an installed package's entry point in the group
         `prts_jax.config.OPERATOR_GROUP`.
       factor: copies of the source; 0 takes it from the target.
       layers: list of layers in the notation of `notation.parse_layers`, for "layers".
@@ -45,15 +51,13 @@ def make_map(
     # Not an operator's: what becomes of the optimizer, and noise over any map.
     copies_moments = given.pop("optimizer", "reset") == "copy"
     noise = given.pop("noise", 0.0)
-    given |= _parse_options(given.pop("options", ""))
+    own = _parse_options(given.pop("options", ""))
     known = find(operator)
-    for name, value in given.items():
-        if known.options and name not in known.options and not (noise and name == "seed"):
-            raise UserError(
-                f"growth.{name}: is {value!r}, but the operator {operator!r} takes no {name}; "
-                "leave it out or choose another operator"
-            )
-    growth_map = known.make(source, target, given)
+    taken = {name: value for name, value in given.items() if not (noise and name == "seed")}
+    if known.options is not None:
+        _check_options(operator, known.options, taken, own, defaults)
+    given |= own
+    growth_map = known(source, target, given)
     if not isinstance(growth_map, GrowthMap):
         raise UserError(f"growth.operator: {operator!r} returns {growth_map!r}, not a GrowthMap")
     if noise:
@@ -67,11 +71,39 @@ def make_map(
     return growth_map
 
 
+def _check_options(
+    operator: str,
+    known: Mapping[str, str],
+    given: Mapping[str, Any],
+    own: Mapping[str, str],
+    keys: Mapping[str, Any],
+) -> None:
+    """Refuses options that an operator does not take, and keys of the config given as text.
+
+    Args:
+      operator: its name.
+      known: options that it takes.
+      given: keys of the config that are set.
+      own: options given as text.
+      keys: all keys of the config.
+    """
+    for name in own:
+        if name in keys:
+            raise UserError(
+                f"growth.options: {name} has a key of its own; give growth.{name} instead"
+            )
+    for name, value in {**given, **own}.items():
+        if name not in known:
+            raise UserError(
+                f"growth.{name}: is {value!r}, but the operator {operator!r} takes no {name}; "
+                "leave it out or choose another operator"
+            )
+
+
 def find(name: str) -> Operator:
     """Returns an operator of this package or of an installed one.
 
-    A package's entry point names a function: one that `registry.operator` registers, or a bare
-    `Make`, which takes every option.
+    A package's entry point names an `Operator`, or a bare function, which takes every option.
 
     Raises:
       UserError: an unknown name (names the nearest), or a package that cannot be loaded.
@@ -83,14 +115,14 @@ def find(name: str) -> Operator:
         names = (*OPERATORS, *entry_points)
         raise UserError(f"growth.operator: {name!r} is unknown; {nearest(name, names)}")
     try:
-        make: Make = entry_points[name].load()
+        loaded = entry_points[name].load()
     except Exception as error:  # whatever a foreign module raises while it is imported
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"growth.operator: {name!r} cannot be loaded from {entry_points[name].value} "
             f"({reason}); repair or remove its package"
         ) from error
-    return OPERATORS.get(name) or Operator(name, make, {})
+    return loaded if isinstance(loaded, Operator) else Operator(name, loaded, None)
 
 
 def _parse_options(text: str) -> dict[str, str]:
@@ -102,3 +134,12 @@ def _parse_options(text: str) -> dict[str, str]:
             raise UserError(f"growth.options: {item!r}; write name=value,name=value")
         options[name.strip()] = value.strip()
     return options
+
+
+def option_help(option: str) -> str:
+    """Returns the help of an option, by operator: "stack, zero: copies of the layers; …"."""
+    users: dict[str, list[str]] = {}
+    for known in OPERATORS.values():
+        if text := (known.options or {}).get(option):
+            users.setdefault(text, []).append(known.name)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in users.items())

@@ -13,7 +13,7 @@ from prts_jax.config import GrowthConfig, ModelConfig, check_model, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.registry import FACTOR, GATE_STEPS, NORM, SEED, WIDTHS, operator
+from prts_jax.growth.operator import FACTOR, GATE_STEPS, NORM, SEED, WIDTHS, operator
 from prts_jax.growth.widening import NEW, Widening, partition
 
 AXES = ("embed", "mlp", "heads", "kv_heads", "head_dim")

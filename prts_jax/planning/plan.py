@@ -1,7 +1,7 @@
 """A plan for a run that grows once: shapes, FLOPs, tokens and days, before anything is trained."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prts_jax import config
@@ -75,25 +75,9 @@ def make_plan(
     chosen = preset_name or nearest_preset(params, declare)
     models = guidelines.base_model(preset(chosen)), preset(chosen)
     base, target = (_shape(model, declare, length) for model in models)
-    six_n_base, six_n_target = (six_n_d_per_token(declare(model)) for model in models)
+    six_n = [six_n_d_per_token(declare(model)) for model in models]
     saving = guidelines.predicted_saving(params, tokens)
-
-    base_flops = float(base["flops_per_token"] * growth_tokens)
-    scratch_flops = target["flops_per_token"] * tokens
-    grown_flops = scratch_flops / (1 + saving["speedup"])
-    after_growth = {
-        name: round((total - base_flops) / target["flops_per_token"])
-        for name, total in (("equal_loss", grown_flops), ("equal_flops", scratch_flops))
-    }
-    base_6nd = float(six_n_base * growth_tokens)
-    flops = {
-        "base": base_flops,
-        "grown": grown_flops,
-        "scratch": scratch_flops,
-        "base_6nd": base_6nd,
-        "grown_6nd": base_6nd + six_n_target * after_growth["equal_loss"],
-        "scratch_6nd": six_n_target * tokens,
-    }
+    flops, after_growth = _flops(base, target, six_n, growth_tokens, tokens, saving["speedup"])
     warnings = guidelines.outside_measurements(params, tokens, growth_tokens)
     if abs(math.log(target["params"] / params)) > math.log(1.1):
         warnings.append(
@@ -115,6 +99,43 @@ def make_plan(
         "hardware": _hardware(hardware, mfu, flops) if hardware else None,
         "warnings": warnings,
     }
+
+
+def _flops(
+    base: Mapping[str, Any],
+    target: Mapping[str, Any],
+    six_n: Sequence[int],
+    growth_tokens: int,
+    tokens: float,
+    speedup: float,
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns FLOPs of base, grown and scratch, and the tokens after growth.
+
+    Args:
+      base: from `_shape`.
+      target: from `_shape`.
+      six_n: 6·N of the base and of the target.
+      growth_tokens: tokens of the base.
+      tokens: D, tokens of the run from scratch.
+      speedup: predicted FLOPs of scratch over those of the grown run, minus one.
+    """
+    base_flops = float(base["flops_per_token"] * growth_tokens)
+    scratch_flops = target["flops_per_token"] * tokens
+    grown_flops = scratch_flops / (1 + speedup)
+    after_growth = {
+        name: round((total - base_flops) / target["flops_per_token"])
+        for name, total in (("equal_loss", grown_flops), ("equal_flops", scratch_flops))
+    }
+    base_6nd = float(six_n[0] * growth_tokens)
+    flops = {
+        "base": base_flops,
+        "grown": grown_flops,
+        "scratch": scratch_flops,
+        "base_6nd": base_6nd,
+        "grown_6nd": base_6nd + six_n[1] * after_growth["equal_loss"],
+        "scratch_6nd": six_n[1] * tokens,
+    }
+    return flops, after_growth
 
 
 def _shape(model: ModelConfig, declare: Declare, length: int) -> dict[str, Any]:

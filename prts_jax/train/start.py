@@ -139,6 +139,16 @@ def begin(
         else:
             ancestor = start_from(config, mesh, optimizer, path, lineage)
         return _after(ancestor, config, batches, allow_change)
+    return _fresh(config, mesh, optimizer, batches)
+
+
+def _fresh(
+    config: RunConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+) -> Start:
+    """Initialises parameters from `init.seed`; the lineage begins here."""
     declarations = declare(config.model)
     shardings = param_shardings(mesh, declarations)
     params = init_params(

@@ -11,7 +11,7 @@ from docs.draw_operators import EXAMPLES, IMAGES, MAP_DIGEST, draw, example
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import grow
 from prts_jax.config import OPERATOR_GROUP
-from prts_jax.growth.registry import OPERATORS
+from prts_jax.growth.operators import OPERATORS
 from tests.checkpoint.tiny import write_source
 
 PAGE = Path(__file__).parents[2] / "docs" / "operators.md"

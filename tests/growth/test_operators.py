@@ -33,7 +33,7 @@ def test_what_an_operator_does_not_take_is_refused(operator, factor, layers, mes
 MIRROR = """
 import dataclasses
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.registry import operator
+from prts_jax.growth.operator import operator
 
 def mirror(source, target, options):
     layers = (*range(source.layers), *reversed(range(source.layers)))
@@ -72,6 +72,18 @@ def test_an_operator_of_another_package_is_one_of_ours():
     assert growth_map.layers == (*range(6), *reversed(range(6)))
     assert growth_map.function_preserving()
     assert growth_map.options == {"quiet": "6"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("pair_noise=0.5", "growth.options: pair_noise has a key of its own"),
+        ("depth=2", "the operator 'split' takes no depth"),
+    ],
+)
+def test_options_as_text_are_an_operators_own(options, message):
+    with pytest.raises(UserError, match=message):
+        make_map(SOURCE, None, "split", widths="mlp=64", options=options)
 
 
 @pytest.mark.usefixtures("installed")

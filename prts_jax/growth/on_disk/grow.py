@@ -67,7 +67,7 @@ class GrowthReport:
 
     Attributes:
       mode: "stream" or "reference".
-      seconds: wall time.
+      seconds: wall time of the execution, without the plan.
       bytes_read: bytes of values read.
       bytes_written: bytes of values written.
       peak_rss_bytes: largest memory of the process so far.

@@ -1,4 +1,4 @@
-"""The registry of growth operators: each states its name, options and help where it is defined."""
+"""A growth operator: a function that states its name, its options and their help."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from prts_jax.config import ModelConfig
 from prts_jax.growth.map import GrowthMap
 
 # Help of options that several operators take.
-FACTOR = "copies of the source's layers"
-BLOCK = "layers of the block that is copied"
+FACTOR = "copies of the source's layers (default: from the target)"
+BLOCK = "layers of the block that is copied (default: from the target)"
 ORDER = "'interleave' puts new layers after their originals, 'stack' on top"
-SEED = "of everything drawn"
+SEED = "seed of everything drawn"
 GATE_STEPS = (
     "steps in which the gate of a new layer or unit opens, shut at growth; 0: open at once, not "
     "function preserving"
 )
-WIDTHS = "new sizes, as 'embed=2048,mlp=5632,heads=32,kv_heads=32'"
+WIDTHS = "new sizes, as 'embed=2048,mlp=5632,heads=32' (default: the target's)"
 NORM = "'exact' or 'paper', the paper's formula, which is not function preserving"
 
 Make = Callable[[ModelConfig, ModelConfig | None, Mapping[str, Any]], GrowthMap]
@@ -25,26 +25,28 @@ Make = Callable[[ModelConfig, ModelConfig | None, Mapping[str, Any]], GrowthMap]
 
 @dataclass(frozen=True)
 class Operator:
-    """A growth operator.
+    """A growth operator; call it as the function that it holds.
 
     Attributes:
       name: as configs and command lines write it.
       make: makes its maps; its docstring has the equation.
       options: option → help. An option that is no key of `prts_jax.config.GrowthConfig` is given in
-        `init.growth.options` as text.
+        `init.growth.options` as text. None takes every option unseen.
     """
 
     name: str
     make: Make
-    options: Mapping[str, str]
+    options: Mapping[str, str] | None
+
+    def __call__(
+        self, source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
+    ) -> GrowthMap:
+        """Makes a map; see `Make`."""
+        return self.make(source, target, options)
 
 
-OPERATORS: dict[str, Operator] = {}
-"""Name → operator, in the order of their definition."""
-
-
-def operator(name: str, **options: str) -> Callable[[Make], Make]:
-    """Registers the decorated function as an operator, of this package or of another.
+def operator(name: str, **options: str) -> Callable[[Make], Operator]:
+    """Makes an operator of the decorated function, in this package or in another.
 
     Args:
       name: of the operator.
@@ -52,21 +54,7 @@ def operator(name: str, **options: str) -> Callable[[Make], Make]:
 
     >>> @operator("mirror", quiet="layers with zero outputs on top")
     ... def mirror(source, target, options): ...
-    >>> OPERATORS.pop("mirror").options
+    >>> mirror.options
     {'quiet': 'layers with zero outputs on top'}
     """
-
-    def register(make: Make) -> Make:
-        OPERATORS[name] = Operator(name, make, options)
-        return make
-
-    return register
-
-
-def option_help(option: str) -> str:
-    """Returns the help of an option, by operator: "stack, zero: copies of the layers; …"."""
-    users: dict[str, list[str]] = {}
-    for known in OPERATORS.values():
-        if option in known.options:
-            users.setdefault(known.options[option], []).append(known.name)
-    return "; ".join(f"{', '.join(names)}: {text}" for text, names in users.items())
+    return lambda make: Operator(name, make, options)
