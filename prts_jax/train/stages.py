@@ -11,6 +11,7 @@ from prts_jax.errors import UserError
 from prts_jax.growth.gates import opening
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import find, make_map
+from prts_jax.model.architecture import architecture
 from prts_jax.paths import as_path
 from prts_jax.train.freezing import layers_kept
 from prts_jax.train.start import epsilons_before_growth
@@ -60,8 +61,9 @@ def remaining_stages(config: RunConfig, workdir: str) -> tuple[Stage, ...]:
         impossible.
     """
     configs = stage_configs(config)
-    for stage_config in configs:
-        find(stage_config.init.growth.operator)  # an unknown name fails also without growth
+    for stage_config in configs:  # refuses unknown names, also where nothing grows
+        architecture(stage_config.model)
+        find(stage_config.init.growth.operator)
     stages = [Stage(stage, index, len(configs)) for index, stage in enumerate(configs)]
     lineage = _newest_lineage(workdir)
     current = 0 if lineage is None else lineage.stage

@@ -300,6 +300,18 @@ def test_what_a_later_stage_cannot_do_is_refused_before_the_first(
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("init__growth__operator", "growth.operator: 'gpt' is unknown"),
+        ("model__architecture", "config.model.architecture: 'gpt' is unknown; it has llama, qwen3"),
+    ],
+)
+def test_unknown_names_are_refused_in_a_run_without_growth(configure, tmp_path, key, message):
+    with pytest.raises(UserError, match=message):
+        remaining_stages(configure(**{key: "gpt"}), str(tmp_path))
+
+
 @pytest.mark.slow
 def test_exact_growth_in_width_and_then_in_depth(configure, tmp_path):
     """The first scales the norm's epsilon, of which the config of the second knows nothing."""
