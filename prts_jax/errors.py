@@ -12,6 +12,14 @@ class Interrupted(Exception):
     """A run that stopped early and can be resumed (preemption, SIGTERM): exit code 75."""
 
 
+class StorageError(Exception):
+    """A disk or object store that failed (full, away, refusing): exit code 75 and this one line.
+
+    Raise it only where the state on disk is whole, so that the same command goes on once the
+    storage works again.
+    """
+
+
 def first_line(error: BaseException, most: int = 200) -> str:
     """Returns the first line of an error's text, or the name of its type where it has no text.
 
@@ -20,3 +28,8 @@ def first_line(error: BaseException, most: int = 200) -> str:
       most: characters of the line that are kept.
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]
+
+
+def one_line(text: str) -> str:
+    """Returns text with its line breaks and control characters escaped, so that it is one line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from prts_jax.errors import Interrupted, UserError
+from prts_jax.errors import Interrupted, StorageError, UserError, one_line
 
 COMMANDS = {
     "data": "prepare text: token stores from seqio tasks or folders, on one machine or many",
@@ -22,7 +22,7 @@ COMMANDS = {
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 75
+EXIT_RESUMABLE = 75
 
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
@@ -31,11 +31,11 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
     try:
         return command(argv)
     except UserError as error:
-        print(f"prts {name}: {error}", file=sys.stderr)
+        print(f"prts {name}: {one_line(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except Interrupted as stopped:
-        print(f"prts {name}: {stopped}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except (Interrupted, StorageError) as stopped:
+        print(f"prts {name}: {one_line(str(stopped))}", file=sys.stderr)
+        return EXIT_RESUMABLE
     except KeyboardInterrupt:
         print(f"prts {name}: interrupted; the same command starts it again", file=sys.stderr)
         return EXIT_FAILED
