@@ -1,5 +1,7 @@
 """Errors that end a command with a known exit code (see `prts_jax.cli`)."""
 
+import re
+
 
 class UserError(Exception):
     """A mistake in what the user gave: exit code 2 and this one line, without a traceback.
@@ -31,5 +33,11 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 def one_line(text: str) -> str:
-    """Returns text with its line breaks and control characters escaped, so that it is one line."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Returns text as one line for a terminal.
+
+    Escapes line breaks and control characters, and cuts the middle out of words of over 400
+    characters and of lines of over 4,000.
+    """
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    line = re.sub(r"(\S{100})\S{200,}(\S{100})", r"\1…\2", line)
+    return line if len(line) <= 4000 else f"{line[:3000]} … {line[-900:]}"

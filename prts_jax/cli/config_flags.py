@@ -52,6 +52,8 @@ def load(argv: Sequence[str]) -> config_lib.RunConfig:
         raise UserError("--config: is missing; give --config=FILE.py, for example one of configs/")
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     loaded = _run_file(files[-1])
+    config_lib.from_dict(config_lib.RunConfig, loaded)  # names what the file itself gets wrong
+    _add_missing(loaded, config_lib.default_config())
     for argument in overrides:
         _check_key(argument, loaded)
     values = flags.FlagValues()
@@ -89,6 +91,16 @@ def _run_file(spec: str) -> ConfigDict:
         exits = "it ends the command; return a config instead, or raise ValueError"
         reason = exits if isinstance(error, SystemExit) else _one_line(error)
         raise UserError(f"--config={spec}: {''.join(lines[-1:])}{reason}") from error
+
+
+def _add_missing(section: ConfigDict, defaults: ConfigDict) -> None:
+    """Adds the keys that a config file leaves out: ml_collections overrides existing keys only."""
+    with section.unlocked():
+        for key, default in defaults.items():
+            if key not in section:
+                section[key] = default
+            elif isinstance(default, ConfigDict):
+                _add_missing(section[key], default)
 
 
 def load_file(spec: str) -> config_lib.RunConfig:

@@ -56,6 +56,27 @@ def test_print_config_prints_the_resolved_whole(capsys):
     assert printed["optimizer"]["b2"] == 0.95
 
 
+def test_a_key_that_the_file_leaves_out_can_be_given_by_a_flag(tmp_path, capsys):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        "    return ConfigDict({'model': {'layers': 2}})\n"
+    )
+    arguments = [f"--config={file}", "--config.data.batch=3", "--config.init.growth.factor=2"]
+    assert cli.main(["train", *arguments, "--print_config"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model"]["layers"] == 2
+    assert (printed["data"]["batch"], printed["init"]["growth"]["factor"]) == (3, 2)
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, "[" * 100_000, "9" * 5000, "a\nb", "\x1b[31m"])
+@pytest.mark.parametrize("flag", ["--config.data.batch", "--config.model", "--config", "--workdri"])
+def test_an_odd_value_ends_in_one_short_line(flag, value, capsys):
+    line = refusal(capsys, CONFIG, f"{flag}={value}")
+    assert line.isprintable()
+    assert len(line) < 1500
+
+
 def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", "--help"])
