@@ -26,8 +26,6 @@ PLAYS = Path(__file__).parents[2] / "data_pipelines" / "shakespeare"
 # Operator → its flags, whether it keeps the function, and how it is grown.
 OPERATORS = {
     "stack": (["--factor=2"], False, "reference"),
-    "zero": (["--factor=2"], True, "stream"),
-    "block_expansion": (["--every=5"], True, "stream"),
     "split": (["--widths=mlp=3072"], True, "stream"),
 }
 
