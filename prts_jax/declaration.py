@@ -1,4 +1,4 @@
-"""What a parameter says of itself, once: everything else about it is derived from this."""
+"""The declaration of a parameter, from which sharding, growth, counts and initial values follow."""
 
 import enum
 import math
@@ -12,7 +12,7 @@ STREAM = "embed"
 
 
 class Kind(enum.StrEnum):
-    """What a parameter does in the model."""
+    """The role of a parameter in the model."""
 
     TABLE = "table"
     """Rows that are looked up. Tied, it is also the head and contracts its width."""
@@ -32,7 +32,7 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Declaration:
-    """A parameter's declaration, as the model makes it and without any array.
+    """A parameter's declaration, made by the model without allocating an array.
 
     Attributes:
       shape: sizes, one for each logical axis.
@@ -41,7 +41,7 @@ class Declaration:
       contracts: the axes summed over when the parameter is applied; their product is its fan-in.
       init: name of the initialiser (`prts_jax.model.initialise`): "linear", "embedding",
         "down_projection" or "ones".
-      kind: what the parameter does.
+      kind: the role of the parameter.
       normalizes: of a norm, the axis whose mean square it divides by; "" for other kinds.
       normed: of a query or key projection, whether an RMS norm over head_dim follows it.
     """

@@ -35,7 +35,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How the model is computed; results differ by rounding only."""
+    """Options of computation; results differ by rounding only."""
 
     dtype: str = "bfloat16"  # dtype of activations and matrix products: bfloat16 or float32
     attention: str = "auto"  # auto, xla, splash (TPU) or cudnn (GPU)
@@ -95,7 +95,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GrowthConfig:
-    """How a checkpoint is grown deeper or wider; each key names the operators that use it."""
+    """Growth of a checkpoint in depth or width; each key names the operators that use it."""
 
     # factor, drop, every and block: 0 derives the value from the target's layers.
     operator: str = "stack"  # name of an operator, see prts_jax.growth.operators

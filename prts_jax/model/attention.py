@@ -25,7 +25,7 @@ def causal_attention(
     precision: jax.lax.Precision,
     segment_ids_BxS: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax(q kᵀ / √D) v over earlier positions; the softmax is computed in float32.
+    """Computes softmax(q kᵀ / √D) v over earlier positions, with the softmax in float32.
 
     Args:
       q_BxHxSxD: queries; head h reads key/value head h // (H / K).
@@ -34,14 +34,13 @@ def causal_attention(
       implementation: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": splash on TPU where it
         takes the shape (lengths that are multiples of 128), XLA elsewhere.
       precision: of the matrix products in the XLA implementation.
-      segment_ids_BxS: int32; a position attends to those of its own segment only. None: all are
-        one. cuDNN reads them as a mask of [B, 1, S, S], which costs memory.
+      segment_ids_BxS: int32; a position attends to its own segment only; None: one segment. cuDNN reads them as a mask of [B, 1, S, S], which costs memory.
 
     Returns:
       [B, H, S, D] in the dtype of `q`.
 
     Raises:
-      UserError: "splash" for a length that it cannot tile.
+      UserError: "splash" cannot tile the length.
     """
     if implementation == "auto":
         float32 = q_BxHxSxD.dtype == jnp.float32
@@ -64,20 +63,20 @@ def cached_attention(
     positions_BxS: jax.Array,
     precision: jax.lax.Precision,
 ) -> jax.Array:
-    """Attention of some tokens to the keys and values kept of all up to them.
+    """Computes attention of some tokens to the cached keys and values of all tokens up to them.
 
     Args:
       q_BxHxSxD: queries; head h reads key/value head h // (H / K).
       k_BxKxTxD: keys by position.
       v_BxKxTxD: values by position.
-      positions_BxS: int32, the query's own; it reads keys 0 to its position.
+      positions_BxS: int32, the position of each query, which reads keys 0 to its position.
       precision: of the matrix products.
 
     Returns:
       [B, H, S, D] in the dtype of `q`.
     """
-    places_T = jnp.arange(k_BxKxTxD.shape[2])
-    seen = (places_T <= positions_BxS[:, :, None])[:, None, None]
+    keys_T = jnp.arange(k_BxKxTxD.shape[2])
+    seen = (keys_T <= positions_BxS[:, :, None])[:, None, None]
     return _xla(q_BxHxSxD, k_BxKxTxD, v_BxKxTxD, precision, seen)
 
 

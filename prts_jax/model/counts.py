@@ -11,12 +11,12 @@ from prts_jax.model.architecture import architecture
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many parameters a model has.
+    """The number of parameters of a model.
 
     Attributes:
       total: all parameters.
       non_embedding: without token embedding and head (what the paper's growth factor counts).
-      matmul: those multiplied with every token, the head included, the look-up not.
+      matmul: those multiplied with every token: the head, but not the embedding look-up.
     """
 
     total: int
@@ -25,7 +25,7 @@ class ParameterCount:
 
 
 def count_parameters(declarations: Mapping[str, Declaration]) -> ParameterCount:
-    """Counts parameters; the look-up is what has a vocab axis and contracts nothing.
+    """Counts parameters; the embedding look-up has a vocab axis and contracts no axis.
 
     Args:
       declarations: from `prts_jax.model.architecture.declare`.

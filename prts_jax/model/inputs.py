@@ -7,13 +7,13 @@ import jax
 
 
 class Documents(NamedTuple):
-    """Which document each token of a row belongs to.
+    """The document of each token of a row.
 
     Tokens attend to earlier ones of their own segment, and rotary embeddings turn by position.
 
     Attributes:
       segment_ids_BxS: int32; only equality within a row counts.
-      positions_BxS: int32, the place within the document: 0 at its first token.
+      positions_BxS: int32, the position within the document: 0 at its first token.
     """
 
     segment_ids_BxS: jax.Array
@@ -21,7 +21,7 @@ class Documents(NamedTuple):
 
 
 def documents_of(batch: Mapping[str, jax.Array]) -> Documents | None:
-    """Returns where the documents of a batch lie, or None where it does not say.
+    """Returns the documents of a batch, or None if its rows are not divided into documents.
 
     Args:
       batch: of `data_pipelines.batches.loader`.
@@ -44,12 +44,12 @@ class Cache(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """Where tokens stand in rows whose earlier tokens are in a cache.
+    """The positions of tokens in rows whose earlier tokens are in a cache.
 
     Attributes:
       cache: of the earlier tokens.
       positions_BxS: int32, of these tokens, in [0, T).
-      scored_B: int32 in [0, S), the token whose successor is asked for.
+      scored_B: int32 in [0, S), the index of the token whose successor is predicted.
     """
 
     cache: Cache
@@ -58,10 +58,10 @@ class Cached(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """Factors c of what growth added, `Y = X + f(Norm(X)) ⊙ c` (arXiv 2405.15319, App. A).
+    """Factors c on the outputs of new blocks, `Y = X + f(Norm(X)) ⊙ c` (arXiv 2405.15319, App. A).
 
-    0 is shut (the model computes what its source computed), 1 open; None is open everywhere, and
-    costs nothing. Each multiplies values where they are summed.
+    At 0 the model computes the same function as its source; 1 is open. None is open everywhere and
+    costs nothing. Each factor multiplies values before they are summed.
 
     Attributes:
       layers_L: float32, of both outputs of a layer.

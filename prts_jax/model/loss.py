@@ -1,11 +1,11 @@
-"""Next-token cross-entropy, summed so that every mean is taken over tokens and only once."""
+"""Next-token cross-entropy as sums, so that each mean is taken once, over all tokens."""
 
 import jax
 import jax.numpy as jnp
 
 
 def token_losses(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
-    """Negative log-likelihood of each target, in nats, computed in float32.
+    """Returns the negative log-likelihood of each target, in nats, computed in float32.
 
     Args:
       logits_BxSxV: float32.
