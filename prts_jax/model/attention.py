@@ -34,7 +34,8 @@ def causal_attention(
       implementation: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": splash on TPU where it
         takes the shape (lengths that are multiples of 128), XLA elsewhere.
       precision: of the matrix products in the XLA implementation.
-      segment_ids_BxS: int32; a position attends to its own segment only; None: one segment. cuDNN reads them as a mask of [B, 1, S, S], which costs memory.
+      segment_ids_BxS: int32; a position attends to its own segment only; None: one segment.
+        cuDNN reads them as a mask of [B, 1, S, S], which costs memory.
 
     Returns:
       [B, H, S, D] in the dtype of `q`.
