@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from prts_jax import tree
 from prts_jax.config import MeshConfig
 from prts_jax.declaration import Declaration
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # parameters
@@ -61,15 +61,44 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Returns a mesh over all devices of all hosts, in the order the interconnect likes.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh over devices, in the order that suits their interconnect.
+
+    Several slices split the axis `data`, whose gradients alone cross the network between them.
+
+    Args:
+      config: sizes of the axes.
+      devices: default: all devices of all hosts.
 
     Raises:
-      UserError: see `mesh_shape`.
+      UserError: see `mesh_shape`; or `data` is no multiple of the number of slices.
     """
-    sizes = mesh_shape(config, jax.device_count())
-    devices = mesh_utils.create_device_mesh(tuple(sizes.values()))
-    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_shape(config, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+        return _mesh(grid, sizes)
+    if sizes["data"] % slices:
+        raise UserError(
+            f"config.mesh.data: {sizes['data']} does not divide among {slices} slices; give a "
+            f"multiple of {slices}"
+        )
+    inside = sizes | {"data": sizes["data"] // slices}
+    between = dict.fromkeys(sizes, 1) | {"data": slices}
+    grid = mesh_utils.create_hybrid_device_mesh(
+        tuple(inside.values()),
+        tuple(between.values()),
+        devices,
+        allow_split_physical_axes=True,
+    )
+    return _mesh(grid, sizes)
+
+
+def _mesh(grid: Any, sizes: Mapping[str, int]) -> Mesh:
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def axis_size(mesh: Mesh, axis: str) -> int:
@@ -130,15 +159,61 @@ def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
-def compile_together(function: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
+def compiler_options(flags: str, backend: str) -> dict[str, str]:
+    """Returns XLA's options of `config.compute.tpu_flags`, name → value; {} on other backends.
+
+    Raises:
+      UserError: an entry is not NAME=VALUE.
+    """
+    options = {}
+    for entry in filter(None, (part.strip() for part in flags.split(","))):
+        name, equals, value = entry.partition("=")
+        if not equals or not name.isidentifier() or not value:
+            raise UserError(
+                f"config.compute.tpu_flags: {entry!r} is not NAME=VALUE; write for example "
+                "xla_tpu_scoped_vmem_limit_kib=65536"
+            )
+        options[name] = value
+    return options if backend == "tpu" else {}
+
+
+def compile_together(
+    function: jax.stages.Wrapped, *arguments: Any, tpu_flags: str = ""
+) -> jax.stages.Compiled:
     """Compiles a jitted function for these arguments; every process waits for the slowest.
 
     Processes compile at their own pace, and a collective does not wait long for one that is late.
+
+    Args:
+      function: the jitted function.
+      *arguments: its arguments.
+      tpu_flags: options of XLA on TPUs, see `compiler_options`.
+
+    Raises:
+      UserError: the compiler does not know one of the options.
     """
-    compiled = function.lower(*arguments).compile()
+    options = compiler_options(tpu_flags, jax.default_backend())
+    compiled = compile_lowered(function.lower(*arguments), options)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("prts_jax:compiled")
     return compiled
+
+
+def compile_lowered(lowered: jax.stages.Lowered, options: Mapping[str, str]) -> jax.stages.Compiled:
+    """Compiles a lowered function with options of XLA.
+
+    Raises:
+      UserError: XLA does not know one of the options.
+    """
+    try:
+        return lowered.compile(compiler_options=dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        if any(name in str(error) for name in options) and "No such" in str(error):
+            raise UserError(
+                f"config.compute.tpu_flags: {first_line(error)}; remove the flag, or choose a "
+                "version of libtpu that knows it"
+            ) from error
+        raise
 
 
 def start_distributed(

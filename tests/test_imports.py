@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = {
     "cli": 10,
     "report": 9,
+    "aot": 9,
     "train": 8,
     "evaluate": 7,
     "formats": 6,

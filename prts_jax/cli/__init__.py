@@ -13,6 +13,7 @@ COMMANDS = {
     "grow": "grow a checkpoint into a deeper or wider one",
     "convert": "models of Hugging Face and lit-gpt in, models for Hugging Face out",
     "inspect": "show what a checkpoint holds",
+    "aot": "compile a config for TPUs without a TPU: memory, time, collectives",
     "plan": "when to grow, from what, and what it saves",
     "eval": "perplexity of a store or of text; benchmarks of lm-evaluation-harness",
     "generate": "continue a prompt",

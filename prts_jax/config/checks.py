@@ -58,6 +58,7 @@ _AT_LEAST_ONE = (
     "data.batch",
     "train.steps",
     "train.accumulation",
+    "compute.loss_chunks",
     "checkpoint.every_steps",
     "checkpoint.keep",
     "logging.every_steps",
@@ -126,6 +127,11 @@ def check_combinations(config: RunConfig) -> None:
         raise UserError(
             f"config.compute.attention: {compute.attention} computes in bfloat16, and "
             f"config.compute.dtype is {compute.dtype}; choose 'auto' or 'xla'"
+        )
+    if config.data.length % config.compute.loss_chunks:
+        raise UserError(
+            f"config.compute.loss_chunks: {config.compute.loss_chunks} does not divide "
+            f"data.length={config.data.length}; choose a divisor"
         )
     if config.data.batch % config.train.accumulation:
         raise UserError(

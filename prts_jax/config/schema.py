@@ -39,7 +39,13 @@ class ComputeConfig:
 
     dtype: str = "bfloat16"  # dtype of activations and matrix products: bfloat16 or float32
     attention: str = "auto"  # auto, xla, splash (TPU) or cudnn (GPU)
-    remat: str = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
+    # Kept for the backward pass: none (everything), dots (matrix products), minimal (q, k, v,
+    # attention, gate and up), save_qkv (q, k, v, attention), offload (as minimal, in the host's
+    # memory) or full (layer inputs only).
+    remat: str = "none"
+    loss_chunks: int = 1  # parts of a sequence whose logits are computed one after another
+    # Options of XLA on TPUs, as NAME=VALUE,…; this one turns windowed einsum off.
+    tpu_flags: str = "xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
     scan: bool = True  # one compiled layer for all layers; False unrolls them
 
 
@@ -212,7 +218,7 @@ class RunConfig:
 CHOICES = {
     "compute.dtype": ("bfloat16", "float32"),
     "compute.attention": ("auto", "xla", "splash", "cudnn"),
-    "compute.remat": ("none", "dots", "full"),
+    "compute.remat": ("none", "dots", "minimal", "save_qkv", "offload", "full"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),

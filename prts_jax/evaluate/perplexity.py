@@ -13,9 +13,9 @@ from data_pipelines.batches.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.feed import prefetch, shard_batch
 from prts_jax.mesh import compile_together
-from prts_jax.model.architecture import logits
+from prts_jax.model.architecture import losses
 from prts_jax.model.inputs import Gates, documents_of
-from prts_jax.model.loss import loss_by_source, token_losses
+from prts_jax.model.loss import loss_by_source
 
 LARGEST_EXPONENT = 700.0
 """Largest loss whose perplexity is a float64; JSON has no infinity."""
@@ -65,6 +65,43 @@ class Perplexity:
         return line
 
 
+def evaluation_step(
+    model: ModelConfig, compute: ComputeConfig, sources: int, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """Returns the jitted (params, batch, gates) → (losses, weights), each [rows, sources] float32.
+
+    Args:
+      model: the model's shape.
+      compute: dtype, attention, remat and scan.
+      sources: number of sources, which are summed separately.
+      mesh: mesh of the parameters.
+    """
+
+    def eval_step(
+        params: Any, batch: dict[str, jax.Array], gates: Gates | None
+    ) -> tuple[jax.Array, jax.Array]:
+        documents = documents_of(batch)
+        of_token = losses(
+            params,
+            batch["tokens"],
+            batch["targets"],
+            model,
+            compute,
+            documents=documents,
+            gates=gates,
+        )
+
+        def of_row(
+            losses_S: jax.Array, weights_S: jax.Array, source_ids_S: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            return loss_by_source(losses_S[None], weights_S[None], source_ids_S[None], sources)
+
+        return jax.vmap(of_row)(of_token, batch["loss_weights"], batch["source_ids"])
+
+    # Replicated, since every process reads the sums of all rows.
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
 def make_evaluator(
     model: ModelConfig, compute: ComputeConfig, batches: EvalBatches, mesh: Mesh
 ) -> Callable[..., Perplexity]:
@@ -80,23 +117,7 @@ def make_evaluator(
       mesh: mesh of the parameters.
     """
     sources = batches.store.sources
-
-    def eval_step(
-        params: Any, batch: dict[str, jax.Array], gates: Gates | None
-    ) -> tuple[jax.Array, jax.Array]:
-        documents = documents_of(batch)
-        out = logits(params, batch["tokens"], model, compute, documents=documents, gates=gates)
-        losses = token_losses(out, batch["targets"])
-
-        def of_row(
-            losses_S: jax.Array, weights_S: jax.Array, source_ids_S: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
-            return loss_by_source(losses_S[None], weights_S[None], source_ids_S[None], len(sources))
-
-        return jax.vmap(of_row)(losses, batch["loss_weights"], batch["source_ids"])
-
-    # Replicated, since every process reads the sums of all rows.
-    jitted = jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    jitted = evaluation_step(model, compute, len(sources), mesh)
 
     def batch_at(index: int) -> dict[str, jax.Array]:
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -109,7 +130,9 @@ def make_evaluator(
     def evaluate(params: Any, gates: Gates | None = None) -> Perplexity:
         gated = gates is not None
         if gated not in compiled:
-            compiled[gated] = compile_together(jitted, params, batch_at(0), gates)
+            compiled[gated] = compile_together(
+                jitted, params, batch_at(0), gates, tpu_flags=compute.tpu_flags
+            )
         step = compiled[gated]
         sums = [step(params, batch, gates) for batch in prefetch(batch_at, 0, len(batches))]
         losses, tokens = (np.concatenate(part) for part in zip(*jax.device_get(sums), strict=True))

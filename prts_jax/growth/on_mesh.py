@@ -38,13 +38,26 @@ def grow_params(
       UserError: the matrices of a dense map are missing or of other models, or the map cannot widen
         a norm exactly.
     """
+    arrays = dict(dense.arrays_of(growth_map, declarations))
+    step = growth_step(growth_map, declarations, flatten(shardings))
+    return unflatten(step(flatten(source_params), arrays))
+
+
+def growth_step(
+    growth_map: GrowthMap, declarations: Mapping[str, Declaration], shardings: Mapping[str, Any]
+) -> jax.stages.Wrapped:
+    """Returns the jitted function (path → source array, name → matrix) → path → grown array.
+
+    Args:
+      growth_map: what becomes of them.
+      declarations: path → declaration in the target model.
+      shardings: path → sharding in the target model.
+    """
 
     def grow(leaves: dict[str, jax.Array], arrays: Arrays) -> dict[str, jax.Array]:
         return grow_leaves(leaves, growth_map, declarations, arrays)
 
-    arrays = dict(dense.arrays_of(growth_map, declarations))
-    grown = jax.jit(grow, out_shardings=flatten(shardings))(flatten(source_params), arrays)
-    return unflatten(grown)
+    return jax.jit(grow, out_shardings=dict(shardings))
 
 
 def grow_leaves(

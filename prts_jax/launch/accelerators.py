@@ -1,4 +1,4 @@
-"""Cloud TPU accelerator types such as `v5litepod-16`: chips and VM image.
+"""Cloud TPU generations and accelerator types such as `v5litepod-16`.
 
 Source: Cloud TPU documentation, "TPU versions" and "TPU software versions".
 """
@@ -16,25 +16,37 @@ class Generation:
     Attributes:
       prefix: the part of an accelerator type before the dash.
       cores_per_chip: 2 if the number after the dash counts cores, 1 if it counts chips.
-      runtime_version: the VM image.
+      runtime_version: the VM image of queued resources; "" where there is none.
+      compiler_name: the generation's name for the TPU compiler; "" where it is too old.
+      device_kinds: prefixes of `jax.Device.device_kind`.
+      devices_per_chip: JAX devices of one chip.
+      peak_flops: bfloat16 FLOP/s of a chip.
+      hbm_bytes: memory of a chip.
+      clock_hz: cycles per second of a core, 0.0 where it is not published.
     """
 
     prefix: str
     cores_per_chip: int
     runtime_version: str
+    compiler_name: str
+    device_kinds: tuple[str, ...]
+    devices_per_chip: int
+    peak_flops: float
+    hbm_bytes: int
+    clock_hz: float
 
 
-GENERATIONS = {
-    generation.prefix: generation
-    for generation in (
-        Generation("v2", 2, "tpu-ubuntu2204-base"),
-        Generation("v3", 2, "tpu-ubuntu2204-base"),
-        Generation("v4", 2, "tpu-ubuntu2204-base"),
-        Generation("v5litepod", 1, "v2-alpha-tpuv5-lite"),
-        Generation("v5p", 2, "v2-alpha-tpuv5"),
-        Generation("v6e", 1, "v2-alpha-tpuv6e"),
-    )
-}
+_GIB = 2**30
+_ROWS = (
+    ("v2", 2, "tpu-ubuntu2204-base", "", ("TPU v2",), 2, 45e12, 16, 0.7e9),
+    ("v3", 2, "tpu-ubuntu2204-base", "", ("TPU v3",), 2, 123e12, 32, 0.94e9),
+    ("v4", 2, "tpu-ubuntu2204-base", "v4", ("TPU v4",), 1, 275e12, 32, 1.05e9),
+    ("v5litepod", 1, "v2-alpha-tpuv5-lite", "v5e", ("TPU v5 lite",), 1, 197e12, 16, 1.5e9),
+    ("v5p", 2, "v2-alpha-tpuv5", "v5p", ("TPU v5p", "TPU v5"), 1, 459e12, 95, 1.75e9),
+    ("v6e", 1, "v2-alpha-tpuv6e", "v6e", ("TPU v6 lite",), 1, 918e12, 32, 1.75e9),
+    ("tpu7x", 2, "", "tpu7x", ("TPU7x",), 2, 2307e12, 192, 0.0),
+)
+GENERATIONS = {row[0]: Generation(*row[:7], row[7] * _GIB, row[8]) for row in _ROWS}
 
 ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod"}
 """Common name → gcloud's name."""

@@ -76,6 +76,12 @@ def create(resource: QueuedResource, request: Request) -> list[str]:
     """
     accelerator = accelerators.parse(request.accelerator_type)
     runtime = request.runtime_version or accelerator.generation.runtime_version
+    if not runtime:
+        raise UserError(
+            f"--accelerator_type={accelerator.name}: queued resources do not serve "
+            f"{accelerator.generation.prefix}; create it as a managed instance group of Compute "
+            "Engine, and run `prts train --multihost` on its hosts"
+        )
     flags = [f"--accelerator-type={accelerator.name}", f"--runtime-version={runtime}"]
     flags += _nodes(resource.name, request.slices)
     if request.provisioning != "on_demand":

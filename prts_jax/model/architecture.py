@@ -103,6 +103,29 @@ def logits(
     return out[0]
 
 
+def losses(
+    params: Mapping[str, Any],
+    tokens_BxS: jax.Array,
+    targets_BxS: jax.Array,
+    model: ModelConfig,
+    compute: ComputeConfig,
+    *,
+    documents: Documents | None = None,
+    gates: Gates | None = None,
+    frozen: tuple[int, ...] | None = None,
+) -> jax.Array:
+    """Returns the loss of each target: [B, S] float32, nats.
+
+    Equals `token_losses` of the logits; with compute.loss_chunks above 1 the logits of all
+    positions never exist at once. Arguments are those of `logits`.
+    """
+    module = architecture(model).module(model, compute, frozen)
+    out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]
+        {"params": params}, tokens_BxS, documents, gates, None, targets_BxS
+    )
+    return out[0]
+
+
 def next_logits(
     params: Mapping[str, Any],
     tokens_BxS: jax.Array,

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from prts_jax.errors import UserError
@@ -15,6 +16,10 @@ from prts_jax.mesh import partition_spec
 
 SPLASH_BLOCKS = (512, 256, 128)
 """Tiles of the splash kernels, best first: a length takes the first that divides it."""
+
+
+ATTENTION = "attention"
+"""Name of attention's output for rematerialisation; of splash's, with its log-sum-exp."""
 
 
 def causal_attention(
@@ -44,17 +49,22 @@ def causal_attention(
       UserError: "splash" cannot tile the length.
     """
     if implementation == "auto":
-        float32 = q_BxHxSxD.dtype == jnp.float32
-        tileable = q_BxHxSxD.shape[2] % SPLASH_BLOCKS[-1] == 0 and not float32
-        implementation = "splash" if jax.default_backend() == "tpu" and tileable else "xla"
+        best = on_tpu(q_BxHxSxD.shape[2], q_BxHxSxD.dtype.name)
+        implementation = best if jax.default_backend() == "tpu" else "xla"
     if implementation == "splash":
         return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
     if implementation == "cudnn":
-        return _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
+        out = _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
+        return checkpoint_name(out, ATTENTION)
     seen = jnp.tril(jnp.ones((q_BxHxSxD.shape[2],) * 2, bool))
     if segment_ids_BxS is not None:
         seen = seen & _same_segment(segment_ids_BxS)[:, None, None]
-    return _xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision, seen)
+    return checkpoint_name(_xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision, seen), ATTENTION)
+
+
+def on_tpu(length: int, dtype: str) -> str:
+    """Returns the implementation that "auto" chooses on a TPU: splash where it takes the shape."""
+    return "splash" if length % SPLASH_BLOCKS[-1] == 0 and dtype != "float32" else "xla"
 
 
 def cached_attention(
@@ -143,7 +153,9 @@ def _splash(
     mask = splash_attention_mask.MultiHeadMask(
         [splash_attention_mask.CausalMask((length, length)) for _ in range(heads // groups)]
     )
-    kernel = splash_attention_kernel.make_splash_mqa_single_device(mask=mask, block_sizes=sizes)
+    kernel = splash_attention_kernel.make_splash_mqa_single_device(
+        mask=mask, block_sizes=sizes, residual_checkpoint_name=ATTENTION
+    )
 
     def attend(
         q_BxHxSxD: jax.Array,

@@ -11,6 +11,7 @@ from flax.core import meta
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.declaration import LAYERS, Kind
 from prts_jax.mesh import constrain
+from prts_jax.model.attention import ATTENTION
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
 from prts_jax.model.layers import (
     Block,
@@ -22,11 +23,24 @@ from prts_jax.model.layers import (
     rms_norm,
     rope_tables,
 )
+from prts_jax.model.loss import token_losses
 
+_QKV = ("query", "key", "value", ATTENTION)
+_NAMED = (*_QKV, "gate", "up")
+_POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+    "minimal": _POLICIES.save_only_these_names(*_NAMED),
+    "save_qkv": _POLICIES.save_only_these_names(*_QKV),
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(_NAMED),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "full": _POLICIES.nothing_saveable,
 }
+"""Policy → the activations of a block that are kept, on the device or in the host's memory."""
 
 
 class Decoder(nn.Module):
@@ -51,8 +65,12 @@ class Decoder(nn.Module):
         documents: Documents | None = None,
         gates: Gates | None = None,
         cached: Cached | None = None,
+        targets_BxS: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Returns logits [B, S, vocab] float32 for int32 token ids [B, S], and the new cache."""
+        """Returns logits [B, S, vocab] float32 for int32 token ids [B, S], and the new cache.
+
+        With targets, returns their losses [B, S] in place of the logits.
+        """
         m, gates = self.model, gates or Gates()
         dtype = jnp.dtype(self.compute.dtype)
         vocab, embed = {"vocab": m.vocab}, {"embed": m.embed}
@@ -89,14 +107,10 @@ class Decoder(nn.Module):
             head_ExV = table_VxE.T
         else:
             head_ExV = declare_param(self, "head", Kind.READER, embed | vocab, ("embed",))
-        logits_BxSxV = jnp.einsum(
-            "bse,ev->bsv",
-            x_BxSxE,
-            head_ExV.astype(dtype),
-            precision=matmul_precision(self.compute.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return constrain(logits_BxSxV, ("batch", "length", "vocab")), cache
+        head_ExV = head_ExV.astype(dtype)
+        if targets_BxS is not None:
+            return losses_in_chunks(x_BxSxE, head_ExV, targets_BxS, self.compute.loss_chunks), cache
+        return _logits(x_BxSxE, head_ExV), cache
 
     def _through_layers(
         self,
@@ -144,6 +158,75 @@ class Decoder(nn.Module):
             unroll=1 if self.compute.scan else layers,
             metadata_params={meta.PARTITION_NAME: LAYERS},
         )
+
+
+@jax.custom_vjp
+def head_product(x_BxSxE: jax.Array, head_ExV: jax.Array) -> jax.Array:
+    """Returns the logits [B, S, V] in float32 of inputs and head in the dtype of activations.
+
+    Backward the cotangent of the logits is rounded to that dtype, as those of all other products
+    are: in float32 it would be the step's largest array and its slowest product.
+    """
+    return _product("bse,ev->bsv", x_BxSxE, head_ExV, jnp.float32)
+
+
+def _logits(x_BxSxE: jax.Array, head_ExV: jax.Array) -> jax.Array:
+    return constrain(head_product(x_BxSxE, head_ExV), ("batch", "length", "vocab"))
+
+
+def losses_in_chunks(
+    x_BxSxE: jax.Array, head_ExV: jax.Array, targets_BxS: jax.Array, chunks: int
+) -> jax.Array:
+    """Returns the loss of each target; logits exist for one chunk of positions at a time.
+
+    Args:
+      x_BxSxE: inputs of the head.
+      head_ExV: the head in the dtype of `x_BxSxE`.
+      targets_BxS: int32 token ids.
+      chunks: a divisor of S; 1 keeps the logits for the backward pass, more compute them again.
+
+    Returns:
+      [B, S] float32, nats.
+    """
+
+    def losses(x: jax.Array, targets: jax.Array) -> jax.Array:
+        return token_losses(_logits(x, head_ExV), targets)
+
+    if chunks == 1:
+        return losses(x_BxSxE, targets_BxS)
+
+    def split(a: jax.Array) -> jax.Array:
+        return a.reshape(a.shape[0], chunks, -1, *a.shape[2:]).swapaxes(0, 1)
+
+    chunk = jax.checkpoint(lambda part: losses(*part), prevent_cse=False)
+    by_chunk = jax.lax.map(chunk, (split(x_BxSxE), split(targets_BxS)))
+    return by_chunk.swapaxes(0, 1).reshape(targets_BxS.shape)
+
+
+def _product(equation: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+    precision = matmul_precision(a.dtype.name)
+    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
+
+
+def _head_forward(
+    x_BxSxE: jax.Array, head_ExV: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return head_product(x_BxSxE, head_ExV), (x_BxSxE, head_ExV)
+
+
+def _head_backward(
+    kept: tuple[jax.Array, jax.Array], cotangent_BxSxV: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x_BxSxE, head_ExV = kept
+    dtype = x_BxSxE.dtype
+    cotangent_BxSxV = cotangent_BxSxV.astype(dtype)
+    return (
+        _product("bsv,ev->bse", cotangent_BxSxV, head_ExV, dtype),
+        _product("bse,bsv->ev", x_BxSxE, cotangent_BxSxV, dtype),
+    )
+
+
+head_product.defvjp(_head_forward, _head_backward)
 
 
 def attention_flops_per_token(model: ModelConfig, length: int) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.core import meta
+from jax.ad_checkpoint import checkpoint_name
 
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.declaration import STREAM, Kind
@@ -126,7 +127,9 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.A
 
 
 def rope_tables(positions: jax.Array, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines, each [*positions.shape, head_dim / 2] float32.
+    """Returns cosines and signed sines, each [*positions.shape, head_dim] float32.
+
+    Both halves of the last axis hold the same angles; the sines of the first are negative.
 
     Args:
       positions: of any shape.
@@ -134,17 +137,28 @@ def rope_tables(positions: jax.Array, model: ModelConfig) -> tuple[jax.Array, ja
     """
     freq = rope_frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
     angle = positions.astype(jnp.float32)[..., None] * freq
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
 def apply_rope(x_BxHxSxD: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates pairs (i, i + D/2), Hugging Face's half-split order; same dtype as `x`.
 
-    `cos` and `sin` are [S, D/2], or [B, 1, S, D/2] where rows have positions of their own.
+    The halves are exchanged by a product with a permutation, which is exact: on TPUs half-vectors
+    waste half of every register.
+
+    Args:
+      x_BxHxSxD: queries or keys.
+      cos: float32 [S, D], or [B, 1, S, D] where rows have positions of their own.
+      sin: the same, negative in the first half.
     """
-    low, high = jnp.split(x_BxHxSxD.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
-    return rotated.astype(x_BxHxSxD.dtype)
+    half = x_BxHxSxD.shape[-1] // 2
+    exchange_DxD = jnp.roll(jnp.eye(2 * half, dtype=x_BxHxSxD.dtype), half, axis=0)
+    exchanged = jnp.einsum(
+        "bhsd,de->bhse", x_BxHxSxD, exchange_DxD, precision=matmul_precision(x_BxHxSxD.dtype.name)
+    )
+    x, exchanged = x_BxHxSxD.astype(jnp.float32), exchanged.astype(jnp.float32)
+    return (x * cos + exchanged * sin).astype(x_BxHxSxD.dtype)
 
 
 def gated(x: jax.Array, gate: jax.Array | None) -> jax.Array:
@@ -202,8 +216,9 @@ class Attention(nn.Module):
         if normed:
             q_BxHxSxD = rms_norm(q_BxHxSxD, declare_norm(self, "q_norm", head_dim), m.norm_eps)
             k_BxKxSxD = rms_norm(k_BxKxSxD, declare_norm(self, "k_norm", head_dim), m.norm_eps)
-        q_BxHxSxD, k_BxKxSxD = apply_rope(q_BxHxSxD, *rope), apply_rope(k_BxKxSxD, *rope)
-        v_BxKxSxD = project(w_v, "kv_heads")
+        q_BxHxSxD = checkpoint_name(apply_rope(q_BxHxSxD, *rope), "query")
+        k_BxKxSxD = checkpoint_name(apply_rope(k_BxKxSxD, *rope), "key")
+        v_BxKxSxD = checkpoint_name(project(w_v, "kv_heads"), "value")
         if cache is None or positions_BxS is None:
             out_BxHxSxD = causal_attention(
                 q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision, segment_ids_BxS
@@ -237,6 +252,7 @@ class Mlp(nn.Module):
         w_down = declare_param(self, "down", Kind.WRITER, mlp | embed, ("mlp",), "down_projection")
         gate_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_gate.astype(dtype), precision=precision)
         up_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_up.astype(dtype), precision=precision)
+        gate_BxSxM, up_BxSxM = checkpoint_name(gate_BxSxM, "gate"), checkpoint_name(up_BxSxM, "up")
         hidden_BxSxM = constrain(jax.nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "length", "mlp"))
         hidden_BxSxM = gated(hidden_BxSxM, gate_M)
         return jnp.einsum("bsm,me->bse", hidden_BxSxM, w_down.astype(dtype), precision=precision)

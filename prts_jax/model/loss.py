@@ -15,7 +15,9 @@ def token_losses(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
       [B, S] float32.
     """
     log_normaliser = jax.nn.logsumexp(logits_BxSxV, axis=-1)
-    picked = jnp.take_along_axis(logits_BxSxV, targets_BxS[..., None], axis=-1)[..., 0]
+    # A masked sum stays where the vocabulary is sharded; a gather would not.
+    is_target = targets_BxS[..., None] == jnp.arange(logits_BxSxV.shape[-1])
+    picked = jnp.where(is_target, logits_BxSxV, 0.0).sum(axis=-1)
     return log_normaliser - picked
 
 

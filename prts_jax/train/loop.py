@@ -230,7 +230,13 @@ class _Run:
             gates=self.opening.at if self.opening else None,
         )
         with self.recorder.paused():
-            compiled = compile_together(step, self.state, batch, self.teacher_params)
+            compiled = compile_together(
+                step,
+                self.state,
+                batch,
+                self.teacher_params,
+                tpu_flags=self.config.compute.tpu_flags,
+            )
         gated = ", gates opening" if self.opening else ""
         self.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s{gated}")
         return compiled

@@ -46,6 +46,8 @@ FREE_TO_CHANGE = (
     # Later stages may change; the current stage is compared key by key.
     "growth.stages",
     "compute.remat",
+    "compute.loss_chunks",
+    "compute.tpu_flags",
     "compute.attention",
     "compute.scan",
     # Stores may move; their content is compared by fingerprint.

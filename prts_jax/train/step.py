@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from prts_jax.config import ModelConfig, RunConfig
-from prts_jax.model.architecture import declare, logits
+from prts_jax.model.architecture import declare, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
 from prts_jax.train.accumulation import Batch, sum_over_micro_batches
@@ -80,18 +80,16 @@ def make_train_step(
     ) -> tuple[jax.Array, Sums]:
         """Returns the loss to minimise and the sums for the metrics."""
         documents, weights = documents_of(batch), batch["loss_weights"]
-        out = logits(
-            params,
-            batch["tokens"],
-            model,
-            config.compute,
-            documents=documents,
-            gates=opened,
-            frozen=frozen,
-        )
-        losses = token_losses(out, batch["targets"])
-        by_source = loss_by_source(losses, weights, batch["source_ids"], sources)
-        loss = jnp.sum(losses * weights)
+        inputs = {"documents": documents, "gates": opened, "frozen": frozen}
+        if teacher is None:
+            of_token = losses(
+                params, batch["tokens"], batch["targets"], model, config.compute, **inputs
+            )
+        else:
+            out = logits(params, batch["tokens"], model, config.compute, **inputs)
+            of_token = token_losses(out, batch["targets"])
+        by_source = loss_by_source(of_token, weights, batch["source_ids"], sources)
+        loss = jnp.sum(of_token * weights)
         sums = {"loss": loss, "source_losses": by_source[0], "source_tokens": by_source[1]}
         if teacher is None:
             return loss, sums
