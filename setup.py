@@ -74,7 +74,8 @@ EXTRAS = {
     "gguf": ["accelerate>=1.0", "gguf>=0.10"],
     "eval": ["lm-eval>=0.4.13", "tokenizers>=0.20"],
     "cuda": ["jax[cuda12]>=0.10.2"],
-    "tpu": ["jax[tpu]>=0.10.2"],
+    # The extra jax[tpu] of jax 0.10 pins an older compiler, whose programs need 1 to 6 GiB more.
+    "tpu": ["jax>=0.10.2", "libtpu>=0.0.52", "requests>=2.31"],
     "test": TEST,
     "dev": [
         *TEST,

@@ -144,21 +144,35 @@ def rope_tables(positions: jax.Array, model: ModelConfig) -> tuple[jax.Array, ja
 def apply_rope(x_BxHxSxD: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates pairs (i, i + D/2), Hugging Face's half-split order; same dtype as `x`.
 
-    The halves are exchanged by a product with a permutation, which is exact: on TPUs half-vectors
-    waste half of every register.
-
     Args:
       x_BxHxSxD: queries or keys.
       cos: float32 [S, D], or [B, 1, S, D] where rows have positions of their own.
       sin: the same, negative in the first half.
     """
-    half = x_BxHxSxD.shape[-1] // 2
-    exchange_DxD = jnp.roll(jnp.eye(2 * half, dtype=x_BxHxSxD.dtype), half, axis=0)
-    exchanged = jnp.einsum(
-        "bhsd,de->bhse", x_BxHxSxD, exchange_DxD, precision=matmul_precision(x_BxHxSxD.dtype.name)
-    )
-    x, exchanged = x_BxHxSxD.astype(jnp.float32), exchanged.astype(jnp.float32)
-    return (x * cos + exchanged * sin).astype(x_BxHxSxD.dtype)
+    exchanged = exchange_halves(x_BxHxSxD).astype(jnp.float32)
+    return (x_BxHxSxD.astype(jnp.float32) * cos + exchanged * sin).astype(x_BxHxSxD.dtype)
+
+
+@jax.custom_vjp
+def exchange_halves(x_BxHxSxD: jax.Array) -> jax.Array:
+    """Returns x with the halves of its last axis exchanged; exact on every platform.
+
+    On TPUs a product with a permutation does it: half-vectors waste half of every register there.
+    """
+    half, dtype = x_BxHxSxD.shape[-1] // 2, x_BxHxSxD.dtype
+
+    def by_product(x: jax.Array) -> jax.Array:
+        swap_DxD = jnp.roll(jnp.eye(2 * half, dtype=dtype), half, axis=0)
+        return jnp.einsum("bhsd,de->bhse", x, swap_DxD, precision=matmul_precision(dtype.name))
+
+    def by_roll(x: jax.Array) -> jax.Array:
+        return jnp.roll(x, half, axis=-1)
+
+    exchanged: jax.Array = jax.lax.platform_dependent(x_BxHxSxD, tpu=by_product, default=by_roll)
+    return exchanged
+
+
+exchange_halves.defvjp(lambda x: (exchange_halves(x), None), lambda _, g: (exchange_halves(g),))
 
 
 def gated(x: jax.Array, gate: jax.Array | None) -> jax.Array:

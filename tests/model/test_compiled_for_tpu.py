@@ -33,5 +33,9 @@ def test_a_scanned_model_runs_the_kernels(compiled: dict[str, Any]) -> None:
     assert compiled["model remat=none"]["kernels"] == 2
 
 
+def test_minimal_remat_keeps_what_attention_computed(compiled: dict[str, Any]) -> None:
+    assert compiled["model remat=minimal"]["kernels"] == 2
+
+
 def test_full_remat_runs_the_forward_kernel_again(compiled: dict[str, Any]) -> None:
     assert compiled["model remat=full"]["kernels"] == 3

@@ -185,7 +185,7 @@ def test_logits_depend_on_earlier_tokens_only() -> None:
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "minimal", "save_qkv", "full"])
 def test_remat_and_unrolling_change_nothing_but_rounding(remat: str, scan: bool) -> None:
     compute = dataclasses.replace(FLOAT32, remat=remat, scan=scan)
     loss, grads = loss_and_grads(SMALL, compute)
@@ -193,6 +193,27 @@ def test_remat_and_unrolling_change_nothing_but_rounding(remat: str, scan: bool)
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-6)
     for path, grad in plain_grads.items():
         np.testing.assert_allclose(grads[path], grad, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_losses_in_chunks_are_those_of_the_whole(tied: bool) -> None:
+    model = dataclasses.replace(SMALL, tied=tied)
+    tokens_BxS = tokens_of(model)
+
+    def mean_loss(params: Any, chunks: int) -> jax.Array:
+        compute = dataclasses.replace(FLOAT32, loss_chunks=chunks)
+        return architecture.losses(
+            params, tokens_BxS, jnp.roll(tokens_BxS, -1, 1), model, compute
+        ).mean()
+
+    with_gradient = jax.value_and_grad(mean_loss)
+    whole, whole_gradient = with_gradient(random_params(model), 1)
+    parts, gradient = with_gradient(random_params(model), 4)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    for path, grad in tree.flatten(whole_gradient).items():
+        np.testing.assert_allclose(
+            tree.flatten(gradient)[path], grad, rtol=1e-4, atol=1e-7, err_msg=path
+        )
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
@@ -269,12 +290,12 @@ def test_float32_products_are_float32_on_every_accelerator(remat: str) -> None:
 
 
 def test_bfloat16_products_read_bfloat16() -> None:
-    """But for the gradients of the scores and logits, which are themselves float32."""
+    """But for the gradients of the scores, which are themselves float32."""
     products = matrix_products(dataclasses.replace(FLOAT32, dtype="bfloat16"))
     operands = [product.split(" : ")[-1].split("->")[0] for product in products]
     wide = [pair for pair in operands if "xf32>" in pair]
     assert len(operands) >= 3 * 10
-    assert len(wide) == 4  # of scores and logits, towards either operand
+    assert len(wide) == 2  # of scores, towards either operand
 
 
 def test_declarations_name_every_parameter_once() -> None:

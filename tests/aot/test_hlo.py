@@ -1,0 +1,96 @@
+"""Reading compiled programs: numbers counted by hand in a program of a few lines."""
+
+import pytest
+
+from prts_jax.aot import hlo
+from prts_jax.aot.estimate import phase
+
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%body (arg: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %arg = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  %two = s32[]{:T(128)} constant(2)
+  %x = bf16[4,8]{1,0} get-tuple-element(%arg), index=1
+  %gather = bf16[16,8]{1,0} all-gather(%x), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}
+  %fusion.1 = bf16[4,8]{1,0} fusion(%gather), kind=kLoop, calls=%inner, metadata={op_name="jit(step)/jvp(Decoder)/mlp/dot_general"}, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %next = s32[]{:T(128)} add(%counter, %two)
+  ROOT %out = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%next, %fusion.1)
+}
+
+%inner (p: bf16[16,8]) -> bf16[4,8] {
+  %p = bf16[16,8]{1,0} parameter(0)
+  %part = bf16[16,8]{1,0} all-gather(%p), channel_id=6, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}
+  ROOT %slice = bf16[4,8]{1,0} slice(%part), slice={[0:4], [0:8]}
+}
+
+%condition (arg: (s32[], bf16[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(24)
+  %arg = (s32[]{:T(128)}, bf16[4,8]{1,0}) parameter(0)
+  %now = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  ROOT %less = pred[]{:T(512)} compare(%now, %limit), direction=LT
+}
+
+ENTRY %main (p0: f32[2,2]) -> f32[2,2] {
+  %p0 = f32[2,2]{1,0} parameter(0)
+  %start = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%p0, %p0)
+  %while.1 = (s32[]{:T(128)}, bf16[4,8]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %update = f32[2,2]{1,0} fusion(%p0), kind=kLoop, calls=%none, metadata={op_name="jit(step)/mul"}, backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+"""
+
+
+def by_name() -> dict[str, hlo.Executed]:
+    entries = hlo.executed(hlo.parse(PROGRAM))
+    return {entry.instruction.name: entry for entry in entries}
+
+
+def test_cycles_of_a_loop_count_once_a_trip() -> None:
+    entries = by_name().values()
+    assert sum(entry.instruction.cycles * entry.times for entry in entries) == 12 * 100 + 7
+
+
+def test_collectives_inside_of_fusions_are_hidden_and_others_are_not() -> None:
+    entries = by_name()
+    assert (entries["gather"].times, entries["gather"].hidden) == (12, False)
+    assert (entries["part"].times, entries["part"].hidden) == (12, True)
+    assert entries["gather"].instruction.bytes == 16 * 8 * 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("replica_groups=[4,2]<=[8]", ("tensor",)),
+        ("replica_groups=[2,4]<=[8]", ("fsdp", "tensor")),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", ("data", "fsdp")),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b'}", ("fsdp",)),
+        ("replica_groups=mesh['a'=8] {'a'}", ("data", "fsdp", "tensor")),
+        ("source_target_pairs={{0,2},{1,3}}", ("fsdp",)),
+    ],
+)
+def test_groups_of_devices_name_the_mesh_axes(groups: str, axes: tuple[str, ...]) -> None:
+    collective = hlo.Instruction("x", "f32[2]", "all-reduce", f"%y), {groups}, to_apply=%add")
+    assert hlo.mesh_axes(collective, {"data": 2, "fsdp": 2, "tensor": 2}) == axes
+
+
+def test_parts_of_one_collective_share_their_channel() -> None:
+    assert hlo.channel(by_name()["gather"].instruction) == "5"
+
+
+@pytest.mark.parametrize(
+    ("op_name", "expected"),
+    [
+        ("jit(train_step)/jvp(Decoder)/while/body/mlp/dot_general", "forward"),
+        ("jit(train_step)/transpose(jvp(Decoder))/while/body/mlp/dot_general", "backward"),
+        (
+            "jit(train_step)/transpose(jvp(Decoder))/checkpoint/rematted_computation/mlp",
+            "recomputation",
+        ),
+        ("jit(train_step)/mul", "optimizer"),
+    ],
+)
+def test_phases_follow_the_names_that_jax_gives(op_name: str, expected: str) -> None:
+    assert phase(op_name) == expected
