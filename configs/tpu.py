@@ -43,7 +43,7 @@ def chips(topology: str) -> int:
 
 
 def get_config(argument: str = "1.1b_v5e-16"):
-    name, comma, run = argument.partition(",")
+    name, _, run = argument.partition(",")
     if name not in RUNS:
         raise UserError(f"{name!r} is none of {', '.join(RUNS)}")
     if run not in ("", "base", "grown"):

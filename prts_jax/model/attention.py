@@ -141,7 +141,7 @@ def _splash(
             f"config.compute.attention: splash takes lengths that are multiples of 128, not "
             f"{length}; choose another length, or 'auto'"
         )
-    # Measured by the compiler's own count of bundles: larger tiles pay at length 4096, head_dim 128.
+    # By the compiler's count of bundles larger tiles pay at length 4096 and head_dim 128.
     forward = 1024 if length >= 4096 and length % 1024 == 0 and head_dim >= 128 else block
     sizes = splash_attention_kernel.BlockSizes(
         block_q=forward,

@@ -30,7 +30,8 @@ def compiled(run_prts: RunPrts) -> dict[str, Any]:
 @pytest.mark.slow
 def test_memory_is_stated_by_kind_and_fits(compiled: dict[str, Any]) -> None:
     memory = compiled["hbm_bytes"]
-    assert compiled["fits"] and compiled["hbm_available"] == 16 * 2**30
+    assert compiled["fits"]
+    assert compiled["hbm_available"] == 16 * 2**30
     # AdamW keeps two moments of each parameter, and one count.
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-4)
     assert memory["total"] == compiled["hbm_bytes_per_device"] > 3 * memory["parameters"]
@@ -47,7 +48,8 @@ def test_time_has_phases_and_collectives_have_axes(compiled: dict[str, Any]) -> 
 
 @pytest.mark.slow
 def test_validation_and_growth_are_compiled_as_well(compiled: dict[str, Any]) -> None:
-    assert compiled["evaluation"]["fits"] and compiled["growth"]["fits"]
+    assert compiled["evaluation"]["fits"]
+    assert compiled["growth"]["fits"]
     grown, base = compiled["hbm_bytes"], compiled["growth"]["hbm_bytes"]
     assert base["parameters"] < grown["parameters"]
     assert base["outputs"] == pytest.approx(grown["parameters"], rel=0.01)
