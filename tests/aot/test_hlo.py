@@ -16,7 +16,7 @@ HloModule jit_step, is_scheduled=true
   %two = s32[]{:T(128)} constant(2)
   %x = bf16[4,8]{1,0} get-tuple-element(%arg), index=1
   %gather = bf16[16,8]{1,0} all-gather(%x), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}
-  %fusion.1 = bf16[4,8]{1,0} fusion(%gather), calls=%inner, metadata={op_name="jit(f)/jvp(D)/mul"}, CYCLES("100")
+  %fusion.1 = bf16[4,8]{1,0} fusion(%gather), calls=%inner, op_name="jvp(D)/mul", CYCLES("100")
   %next = s32[]{:T(128)} add(%counter, %two)
   ROOT %out = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%next, %fusion.1)
 }
