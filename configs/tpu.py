@@ -24,7 +24,7 @@ RUNS = {
     "3b_v5e-64": ("paper_3b", "v5e:8x8", 1, 4, 2048, "save_qkv", 2, 1),
     "7b_v5e-256": ("paper_7b", "v5e:16x16", 1, 4, 2048, "full", 2, 1),
     "7b_v5p-128": ("paper_7b", "v5p:4x4x4", 1, 8, 2048, "minimal", 2, 1),
-    "llama2_7b_v5e-256": ("llama2_7b", "v5e:16x16", 1, 2, 4096, "full", 1, 1),
+    "llama2_7b_v5e-256": ("llama2_7b", "v5e:16x16", 1, 2, 4096, "full", 4, 1),
     "llama2_7b_v5p-128": ("llama2_7b", "v5p:4x4x4", 1, 4, 4096, "minimal", 2, 1),
     "llama3_8b_v5p-512": ("llama3_8b", "v5p:4x8x8", 1, 4, 8192, "save_qkv", 4, 1),
     "llama3_8b_v6e-256": ("llama3_8b", "v6e:16x16", 1, 2, 8192, "full", 4, 1),

@@ -54,8 +54,8 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the result, of all parts of a tuple."""
-        return _bytes(self.shape)
+        """Bytes of the result, of all parts of a tuple; of what is received from a slice."""
+        return _bytes(self.shape.partition("}")[0] if self.opcode == "recv" else self.shape)
 
     def attribute(self, name: str) -> str:
         """Returns the computation that the attribute `name` refers to; "" without one."""
@@ -131,7 +131,8 @@ def executed(program: Program, computation: str = "ENTRY", times: int = 1) -> It
     yielded as well, since asynchronous ones are split between several fusions.
     """
     for instruction in program[computation]:
-        hidden = "async" in instruction.opcode or "async" in computation
+        # Slices exchange data through their hosts while the device computes.
+        hidden = "async" in instruction.opcode + computation or instruction.opcode == "recv"
         yield Executed(instruction, times, hidden)
         if instruction.opcode == "while":
             body = instruction.attribute("body")
@@ -172,6 +173,9 @@ def _trips(program: Program, condition: str, body: str) -> int:
 def collective_kind(instruction: Instruction) -> str:
     """Returns the kind of a collective, such as "all-gather"; "" for other instructions."""
     kind = instruction.opcode.removesuffix("-start")
+    between_slices = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+    if kind == "recv" and between_slices:
+        kind = between_slices[1].lower().replace("_", "-")
     return kind if kind in COLLECTIVES else ""
 
 
@@ -185,9 +189,11 @@ def mesh_axes(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[str, .
     """Returns the mesh axes over which a collective exchanges data.
 
     Args:
-      instruction: a collective.
+      instruction: a collective; "slices" stands for the network between slices.
       mesh: axis → size, in the order of the program's devices.
     """
+    if "_xla_megascale_target" in instruction.rest:
+        return ("slices",)
     group = _first_group(instruction.rest, math.prod(mesh.values()))
     where = np.array(np.unravel_index(group, tuple(mesh.values())))
     return tuple(axis for axis, at in zip(mesh, where, strict=True) if len(set(at.tolist())) > 1)

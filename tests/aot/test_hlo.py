@@ -79,6 +79,22 @@ def test_groups_of_devices_name_the_mesh_axes(groups: str, axes: tuple[str, ...]
     assert hlo.mesh_axes(collective, {"data": 2, "fsdp": 2, "tensor": 2}) == axes
 
 
+def test_what_slices_exchange_counts_once_and_beside_computation() -> None:
+    attributes = '_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"'
+    text = "\n".join(
+        [
+            "ENTRY %main (p: bf16[2,8,128]) -> bf16[2,8,128] {",
+            f"  %send.1 = (bf16[2,8,128]{{2,1,0}}, u32[], token[]) send(%p, %t), {attributes}",
+            f"  %recv.1 = (bf16[2,8,128]{{2,1,0}}, u32[], token[]) recv(%t), {attributes}",
+            "}",
+        ]
+    )
+    (received,) = (e for e in hlo.executed(hlo.parse(text)) if hlo.collective_kind(e.instruction))
+    assert hlo.collective_kind(received.instruction) == "all-reduce"
+    assert hlo.mesh_axes(received.instruction, {"data": 2, "fsdp": 4}) == ("slices",)
+    assert (received.instruction.bytes, received.hidden) == (2 * 8 * 128 * 2, True)
+
+
 def test_parts_of_one_collective_share_their_channel() -> None:
     assert hlo.channel(by_name()["gather"].instruction) == "5"
 
