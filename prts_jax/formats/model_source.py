@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.special_ids import SpecialIds
 from prts_jax.config import ModelConfig
 from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
@@ -38,6 +40,9 @@ class ModelSource:
       length: longest supported sequence, in tokens; 0 if unknown.
       folder: folder that may hold `TOKENIZER_FILES`; "" if there is none.
       lineage: of a checkpoint of prts_jax; None for other formats.
+      special_ids: ids that begin, end and pad a text.
+      repeats: values that an export to transformers repeats: "special_ids", those of config.json,
+        and "generation_config"; a key is absent if its file is.
     """
 
     format: str
@@ -49,6 +54,8 @@ class ModelSource:
     length: int = 0
     folder: str = ""
     lineage: Lineage | None = None
+    special_ids: SpecialIds = field(default_factory=SpecialIds)
+    repeats: Mapping[str, Any] = field(default_factory=dict)
 
 
 def kernel_from_linear(weight: np.ndarray, declaration: Declaration) -> np.ndarray:

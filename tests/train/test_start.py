@@ -16,6 +16,7 @@ from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint.layout import resolve
 from prts_jax.checkpoint.lineage import ChangeRecord
+from prts_jax.checkpoint.special_ids import SpecialIds
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
@@ -59,6 +60,7 @@ def test_a_run_without_anything_begins_fresh(configure, tmp_path):
     assert begun.how == "fresh parameters"
     assert (begun.lineage.step, begun.lineage.stage_step, begun.lineage.position) == (0, 0, 0)
     assert (begun.lineage.tokens, begun.lineage.flops, begun.lineage.growth) == (0, 0, ())
+    assert begun.lineage.special_ids == SpecialIds(ends=(2,))
     assert {path: leaf.shape for path, leaf in tree.flatten(begun.state.params).items()} == {
         path: declaration.shape for path, declaration in declare(tiny.MODEL).items()
     }
@@ -195,6 +197,7 @@ def test_growth_stacks_the_layers_and_forgets_the_optimizer(base, tmp_path):
     assert begun.model == tiny.deeper(6)
     assert {float(abs(leaf).max()) for leaf in jax.tree.leaves(begun.state.optimizer)} == {0.0}
     assert int(begun.state.stage_step) == 0
+    assert begun.lineage.special_ids == SpecialIds(ends=(2,))
 
 
 def test_growth_may_copy_the_optimizers_moments_and_its_count(base, tmp_path):
