@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import prts_jax
-from prts_jax.checkpoint.special_ids import SpecialIds
 from prts_jax.config import ModelConfig, check_model, from_dict, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Matrices
+from prts_jax.special_ids import SpecialIds
 
 FORMAT = 1
 """Version of the layout on disk; increased when older readers would misread it."""

@@ -2,8 +2,8 @@
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.special_ids import SpecialIds, from_values, of_tokenizer, read_json
 from prts_jax.paths import as_path
+from prts_jax.special_ids import SpecialIds, from_values, of_tokenizer, read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",

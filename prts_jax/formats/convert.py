@@ -19,7 +19,6 @@ from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
 from prts_jax.checkpoint.digests import digest_of, not_what_was_saved
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.special_ids import SpecialIds, of_tokenizer
 from prts_jax.checkpoint.tokenizer import carry_tokenizer, special_ids_of
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.declaration import Declaration
@@ -37,6 +36,7 @@ from prts_jax.formats.model_source import (
 from prts_jax.formats.safetensors_files import NewTensor
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path, is_remote
+from prts_jax.special_ids import SpecialIds, of_tokenizer
 
 Progress = Callable[[int, int], None]
 """Takes the bytes written so far and the total."""

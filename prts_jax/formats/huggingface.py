@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from prts_jax.checkpoint.special_ids import SpecialIds, from_values, of_tokenizer, read_json
 from prts_jax.config import ModelConfig, RopeScaling, check_model
 from prts_jax.errors import UserError
 from prts_jax.formats import safetensors_files
@@ -29,6 +28,7 @@ from prts_jax.formats.model_source import (
 from prts_jax.model.architecture import ARCHITECTURES, architecture, declare
 from prts_jax.model.spec import HuggingFaceNames
 from prts_jax.paths import as_path
+from prts_jax.special_ids import SpecialIds, from_values, of_tokenizer, read_json
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

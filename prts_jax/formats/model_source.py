@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.special_ids import SpecialIds
 from prts_jax.config import ModelConfig
 from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.model.architecture import declare
+from prts_jax.special_ids import SpecialIds
 
 _TILE = 256  # elements per side
 

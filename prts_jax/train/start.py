@@ -16,7 +16,6 @@ from data_pipelines.batches.order import ReadOrder
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
-from prts_jax.checkpoint.special_ids import of_store
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.checkpoint.tokenizer import special_ids_of
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
@@ -26,6 +25,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
+from prts_jax.special_ids import of_store
 from prts_jax.train import fine_tuning
 from prts_jax.train.ancestor import Ancestor, grow_from, start_from
 from prts_jax.train.distill import choose_teacher, find_teacher

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from prts_jax.checkpoint import layout
-from prts_jax.checkpoint.special_ids import SpecialIds
 from prts_jax.errors import UserError
 from prts_jax.formats import convert, import_transforms
 from prts_jax.growth.operators import make_map
+from prts_jax.special_ids import SpecialIds
 from tests.checkpoint.tiny import write_source
 from tests.formats.foreign_models import save_transformers, shape
 from tests.growth.on_disk.growing import stream

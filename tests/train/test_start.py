@@ -16,7 +16,6 @@ from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint.layout import resolve
 from prts_jax.checkpoint.lineage import ChangeRecord
-from prts_jax.checkpoint.special_ids import SpecialIds
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
@@ -24,6 +23,7 @@ from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
+from prts_jax.special_ids import SpecialIds
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.stages import remaining_stages
 from prts_jax.train.start import Start, begin, data_position, restore_norm_epsilon

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prts_jax.checkpoint.special_ids import SpecialIds, from_values, of_store, of_tokenizer
 from prts_jax.errors import UserError
+from prts_jax.special_ids import SpecialIds, from_values, of_store, of_tokenizer
 
 
 @pytest.mark.parametrize(
