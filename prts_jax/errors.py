@@ -101,6 +101,20 @@ def storage_error(what: str, error: BaseException) -> UserError | StorageError:
     return StorageError(f"{what} ({reason}); {advice}, then start the same command again")
 
 
+def storage_failure(error: BaseException) -> UserError | StorageError | None:
+    """Returns `storage_error` for an error that nothing has converted; None for other errors.
+
+    A missing file is left out: where nobody expects it, it is more likely a fault of the program.
+    """
+    code = os_code(error)
+    if code == errno.ENOENT or not is_storage_error(error):
+        return None
+    if code is None and isinstance(error, OSError) and not str(error).startswith("Forbidden: "):
+        return None  # some library's own use of OSError; gcsfs reports HTTP 403 as Forbidden
+    name = getattr(error, "filename", None)
+    return storage_error(f"{name or 'storage'}: cannot be used", error)
+
+
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
     """Converts storage errors of the block to errors of one line; others pass unchanged.
