@@ -16,13 +16,13 @@ LEGEND = {
 
 
 def losses(figures: Mapping[str, Any]) -> list[str]:
-    """Returns a table with one line per source and one for all."""
+    """Returns a table with one line per source and one for all, and the length of the rows."""
     rows = [["source", "tokens", "loss", "perplexity", "bits/byte"]]
     for name, row in {**figures["per_source"], "all": figures}.items():
         bits = MISSING if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
         cells = [f"{row['tokens']:,}", f"{row['loss']:.4f}", f"{row['perplexity']:.4f}", bits]
         rows.append([name, *cells])
-    return align(rows)
+    return [*align(rows), f"in rows of {figures['length']:,} tokens"]
 
 
 def table(labels: Sequence[str], rows: Sequence[Row], about: Mapping[str, str]) -> list[str]:

@@ -14,11 +14,16 @@ from data_pipelines.store.statistics import statistics
 from data_pipelines.store.store import TokenStore, read_index
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import LoadedModel
+from prts_jax.evaluate.memory import rows_of_batch
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Scores
 from prts_jax.evaluate.text_store import open_text
 from prts_jax.evaluate.tokenizer import tokenizer_of
 from prts_jax.mesh import axis_size
+
+IMPORT_LENGTH = 2048
+"""Most tokens of a row by default, of an imported model: it may allow far more positions than it
+was trained on, and perplexity depends on the length."""
 
 
 @dataclass(frozen=True)
@@ -109,24 +114,27 @@ def measure(
     Args:
       loaded: the model.
       data: the tokens.
-      rows: rows of a batch, rounded up to a multiple of the data-parallel devices.
-      length: tokens of a row; 0 for the store's packed length, or the model's training length.
+      rows: most rows of a batch; fewer where they would not fit in memory.
+      length: tokens of a row; 0 for the store's packed length, or the model's training length, or,
+        for an import that was not trained here, the longest that it allows up to `IMPORT_LENGTH`.
       documents: whether documents in a row are separated and their first tokens not predicted;
         None for the model's training setting. Documents of a packed store always are.
 
     Returns:
       The object of `prts eval --json`: loss (nats per token), perplexity, tokens (predicted),
-      bits_per_byte (None if the bytes are unknown), and the same by source in per_source. Then
-      the losses and bits of each row, of all sources and of each.
+      bits_per_byte (None if the bytes are unknown), the same by source in per_source, and length
+      (tokens of a row). Then the losses and bits of each row, of all sources and of each.
 
     Raises:
-      UserError: every document is one token.
+      UserError: every document is one token, or a row does not fit in memory.
     """
     config = loaded.lineage.config["data"]
-    length = min(length or data.store.packed or loaded.length, max(data.store.tokens - 1, 1))
+    trained = loaded.lineage.row_length or min(loaded.length, IMPORT_LENGTH)
+    length = min(length or data.store.packed or trained, max(data.store.tokens - 1, 1))
     separated = bool(config.get("documents", False)) if documents is None else documents
     shares = axis_size(loaded.mesh, "batch")
-    batches = eval_batches(data.store, length, -(-rows // shares) * shares, documents=separated)
+    fitting = rows_of_batch(loaded.model, rows, length, shares)
+    batches = eval_batches(data.store, length, fitting, documents=separated)
     with jax.set_mesh(loaded.mesh):
         evaluate = make_evaluator(loaded.model, loaded.compute, batches, loaded.mesh)
         result = evaluate(loaded.params)
@@ -136,7 +144,7 @@ def measure(
         )
     identity = f"{data.store.fingerprint} {length} {separated}"
     requests = hashlib.sha256(identity.encode()).hexdigest()
-    return _summary(result, data), _scores(result, data, requests)
+    return _summary(result, data) | {"length": length}, _scores(result, data, requests)
 
 
 def _summary(result: Perplexity, data: Data) -> dict[str, Any]:
