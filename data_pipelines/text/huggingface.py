@@ -132,7 +132,9 @@ def split_before_words(text: str, characters: int = PART_CHARACTERS) -> Iterator
 
 def _cuts_at_words(values: Mapping[str, Any], opened: tokenizers.Tokenizer) -> bool:
     """Whether the tokenizer cuts every text before the space between two ASCII letters."""
-    normalizer, before = values.get("normalizer"), values.get("pre_tokenizer") or {}
+    normalizer, before = values.get("normalizer"), values.get("pre_tokenizer")
+    if not isinstance(before, dict) or not isinstance(normalizer, dict | None):
+        return False
     steps = before.get("pretokenizers", []) if before.get("type") == "Sequence" else [before]
     cuts = [_cuts(step) for step in steps]
     added = opened.get_added_tokens_decoder().values()

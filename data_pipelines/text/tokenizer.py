@@ -97,7 +97,8 @@ def load_tokenizer(path: str | os.PathLike[str], end_id: str = "") -> Tokenizer:
             f"cannot read the tokenizer {path}: {error.strerror or error}; give a SentencePiece "
             "model or a tokenizer.json"
         ) from error
-    if content.lstrip()[:1] == b"{":
+    _check_form(content, str(file))
+    if file.suffix == ".json" or content.lstrip()[:1] == b"{":
         return _load_fast(content, beside, str(file), end_id)
     return _load_sentencepiece(content, beside, str(file), end_id)
 
@@ -118,6 +119,13 @@ def _file_of(path: epath.Path) -> epath.Path:
     )
 
 
+def _check_form(content: bytes, file: str) -> None:
+    """Raises UserError for a file that is known to be something else than a tokenizer."""
+    for beginning, remedy in FOREIGN:
+        if beginning.match(content):
+            raise UserError(f"not a SentencePiece model or tokenizer.json: {file} is {remedy}")
+
+
 def _load_fast(content: bytes, beside: Mapping[str, bytes], file: str, end_id: str) -> Tokenizer:
     try:
         from data_pipelines.text.huggingface import open_fast
@@ -125,8 +133,8 @@ def _load_fast(content: bytes, beside: Mapping[str, bytes], file: str, end_id: s
         raise UserError(
             f"{file}: reading it needs {error.name}; pip install 'prts_jax[data]'"
         ) from error
-    special = of_tokenizer(file)
     opened = open_fast(content, read_json(as_path(file).parent / TOKENIZER_CONFIG), file)
+    special = of_tokenizer(file)
     pieces = opened.get_vocab(with_added_tokens=True)
     size = max(pieces.values(), default=-1) + 1
     if size > MAX_VOCABULARY:
@@ -175,8 +183,6 @@ def _id_of(token: str, pieces: Mapping[str, int], file: str) -> int:
 def _load_sentencepiece(
     content: bytes, beside: Mapping[str, bytes], file: str, end_id: str
 ) -> Tokenizer:
-    if remedy := next((say for form, say in FOREIGN if form.match(content)), None):
-        raise UserError(f"not a SentencePiece model: {file} is {remedy}")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
