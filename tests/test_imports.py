@@ -61,6 +61,7 @@ OPTIONAL = {
     "sentencepiece",
     "tensorflow",
     "tensorflow_datasets",
+    "tokenizers",
     "zstandard",
     "torch",
     "transformers",
