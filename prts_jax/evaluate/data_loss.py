@@ -11,12 +11,13 @@ import numpy as np
 
 from data_pipelines.batches.packed import eval_batches
 from data_pipelines.store.statistics import statistics
-from data_pipelines.store.store import TokenStore, read_index
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import LoadedModel
 from prts_jax.evaluate.memory import rows_of_batch
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Scores
+from prts_jax.evaluate.store_tokenizer import check_store_tokenizer
 from prts_jax.evaluate.text_store import open_text
 from prts_jax.evaluate.tokenizer import tokenizer_of
 from prts_jax.mesh import axis_size
@@ -65,28 +66,11 @@ def open_store(loaded: LoadedModel, directory: str = "") -> Data:
             f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
             f"{loaded.model.vocab}; give a store made with the model's tokenizer"
         )
-    known = _trained_on(loaded)
-    if known and store.tokenizer != known:
-        raise UserError(
-            f"{directory}: its tokens are of another tokenizer (sha256 {store.tokenizer[:12]}) "
-            f"than {loaded.path} was trained with ({known[:12]}); give a store made with the "
-            "model's tokenizer"
-        )
+    check_store_tokenizer(loaded.path, loaded.lineage, store)
     counted = statistics(directory)
     # A packed store predicts answers only, whose bytes are not counted.
     text_bytes = None if store.packed else counted.text_bytes
     return Data(store, counted.tokens, text_bytes, store.fingerprint)
-
-
-def _trained_on(loaded: LoadedModel) -> str:
-    """Returns the sha256 of a run's tokenizer; "" if imported or if its store is missing."""
-    if loaded.lineage.imported:
-        return ""  # it may hold the same tokenizer in another format
-    try:
-        sha256: str = read_index(loaded.lineage.config["data"]["train"])["tokenizer_sha256"]
-    except UserError:
-        return ""
-    return sha256
 
 
 def read_text(loaded: LoadedModel, path: str, tokenizer: str = "") -> Data:

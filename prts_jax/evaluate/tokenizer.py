@@ -20,7 +20,7 @@ class CheckpointTokenizer:
 
     Attributes:
       path: its file.
-      pieces: ids that stand for a piece; a model's vocabulary may have more ids.
+      pieces: id → piece; a model's vocabulary may have more ids.
       bos: id of the start token; None if there is none.
       eos: id of the end token; None if there is none.
       ends: ids that end a text: the model's, or the tokenizer's own if the model names none.
@@ -30,7 +30,7 @@ class CheckpointTokenizer:
     """
 
     path: str
-    pieces: frozenset[int] = field(repr=False)
+    pieces: Mapping[int, str] = field(repr=False)
     bos: int | None
     eos: int | None
     ends: frozenset[int]
@@ -122,15 +122,14 @@ def tokenizer_file(path: str) -> str:
 
 
 def _fast(file: str) -> CheckpointTokenizer:
-    from tokenizers import Tokenizer
+    from data_pipelines.text.huggingface import open_fast
 
-    opened = Tokenizer.from_str(as_path(file).read_text())
     config = _config(file)
-    _add_tokens(opened, config)
+    opened = open_fast(as_path(file).read_bytes(), config, file)
     bos, eos = (_id(opened, config, name) for name in ("bos_token", "eos_token"))
     return CheckpointTokenizer(
         path=file,
-        pieces=frozenset(opened.get_vocab().values()),
+        pieces={at: piece for piece, at in opened.get_vocab().items()},
         bos=bos,
         eos=eos,
         ends=frozenset() if eos is None else frozenset({eos}),
@@ -159,18 +158,6 @@ def _config(file: str) -> dict[str, Any]:
     }
 
 
-def _add_tokens(opened: Any, config: Mapping[str, Any]) -> None:
-    """Adds the tokens that a config names and the file lacks, as transformers does."""
-    from tokenizers import AddedToken
-
-    added = config.get("added_tokens_decoder") or {}
-    for _, token in sorted(added.items(), key=lambda entry: int(entry[0])):
-        opened.add_tokens([AddedToken(**token)])
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        if _id(opened, config, name) is not None:
-            opened.add_special_tokens([config[name]])
-
-
 def _id(opened: Any, config: Mapping[str, Any], name: str) -> int | None:
     text = config.get(name)
     return opened.token_to_id(text) if isinstance(text, str) else None
@@ -183,7 +170,7 @@ def _sentencepiece(file: str) -> CheckpointTokenizer:
     bos, eos, unknown = opened.bos_id(), opened.eos_id(), opened.unk_id()
     return CheckpointTokenizer(
         path=file,
-        pieces=frozenset(range(opened.get_piece_size())),
+        pieces={at: opened.id_to_piece(at) for at in range(opened.get_piece_size())},
         bos=bos if bos >= 0 else None,
         eos=eos if eos >= 0 else None,
         ends=frozenset({eos} if eos >= 0 else ()),

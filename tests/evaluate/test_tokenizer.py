@@ -86,7 +86,7 @@ def test_tokens_of_the_config_are_pieces_as_in_transformers(tmp_path: Path) -> N
     ours = open_tokenizer(str(tmp_path / "tokenizer.json"))
     text = "the cat<|more|>sat </s> on <s>"
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
-    assert ours.pieces == set(theirs.get_vocab().values()) == set(range(23))
+    assert set(ours.pieces) == set(theirs.get_vocab().values()) == set(range(23))
     every = list(range(23))
     assert ours.decode(every) == theirs.decode(every, skip_special_tokens=True)
 
@@ -124,5 +124,5 @@ def test_missing_small_or_damaged_tokenizers_are_refused(tmp_path: Path, lineage
     with pytest.raises(UserError, match="has 22 entries and the model 10; name the model's own"):
         tokenizer_of("c", small)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="is no tokenizer that can be read"):
+    with pytest.raises(UserError, match="is JSON but no tokenizer"):
         tokenizer_of("c", small)
