@@ -144,12 +144,16 @@ def first_line(error: BaseException, most: int = 200) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]
 
 
+def escaped(text: str) -> str:
+    """Returns text with line breaks, control characters and bytes that are not UTF-8 as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def one_line(text: str) -> str:
     """Returns text as one line for a terminal.
 
     Escapes line breaks and control characters, and cuts the middle out of words of over 400
     characters and of lines of over 4,000.
     """
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    line = re.sub(r"(\S{100})\S{200,}(\S{100})", r"\1…\2", line)
+    line = re.sub(r"(\S{100})\S{200,}(\S{100})", r"\1…\2", escaped(text))
     return line if len(line) <= 4000 else f"{line[:3000]} … {line[-900:]}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from prts_jax.cli import eval_text, run
 from prts_jax.cli.arguments import ADD_BOS_TOKEN, OneLineParser, add_model_flags, add_value_flags
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, one_line
 from prts_jax.evaluate import paper_benchmarks, results
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import Scores
@@ -159,7 +159,7 @@ def _evaluate(arguments: argparse.Namespace, checkpoint: str) -> Results:
     if arguments.tasks:
         figures["tasks"], of_tasks = _tasks(arguments, checkpoint)
         scores += of_tasks
-    return Results(PurePath(checkpoint).name, checkpoint, figures, tuple(scores))
+    return Results(one_line(PurePath(checkpoint).name), checkpoint, figures, tuple(scores))
 
 
 def _perplexity(
