@@ -64,7 +64,7 @@ class Run:
         """
         if not self.rows or self.rows[0].get("stage_step") != 0:
             return 0
-        value = self.rows[0].get(key)
+        value: Any = self.rows[0].get(key)
         return value if is_finite(value) else 0
 
     def grew(self) -> bool:
@@ -101,9 +101,10 @@ class Run:
         if done is None or not math.isfinite(done):
             return None
         if stages:
-            steps = [stage.get("steps") if isinstance(stage, Mapping) else None for stage in stages]
+            values = [s.get("steps") if isinstance(s, Mapping) else None for s in stages]
+            steps = [count for count in values if isinstance(count, int)]
             stage = self.last("stage") or 0
-            if not all(isinstance(count, int) for count in steps) or not math.isfinite(stage):
+            if len(steps) < len(stages) or not math.isfinite(stage):
                 return None
             total, done = sum(steps), done + sum(steps[: int(stage)])
         return min(1.0, done / total) if total and total > 0 else None
@@ -123,7 +124,7 @@ def _lines(rows: Sequence[Mapping[str, Any]], workdir: str) -> list[Mapping[str,
     Raises:
       UserError: a line's step is no number.
     """
-    lines = []
+    lines: list[Mapping[str, Any]] = []
     for row in rows:
         for line in (row.get("previous_stage"), row):
             if isinstance(line, Mapping):

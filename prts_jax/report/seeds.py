@@ -50,8 +50,8 @@ def spreads(seeds: Sequence[Comparison]) -> dict[str, dict[str, Spread]]:
         levels = [seed.primary(one) for seed, one in of_seeds]
         found[run.label] = {
             "validation_loss": Spread([one.last("validation_loss") for _, one in of_seeds]),
-            "speedup": Spread([level and level.speedup for level in levels]),
-            "speedup_6nd": Spread([level and level.speedup_6nd for level in levels]),
+            "speedup": Spread([level.speedup if level else None for level in levels]),
+            "speedup_6nd": Spread([level.speedup_6nd if level else None for level in levels]),
         }
     return found
 
