@@ -49,13 +49,14 @@ TEST = [
 ]
 
 EXTRAS = {
-    # Preparing text: seqio tasks, tokenizers, .jsonl.zst, parquet.
+    # Preparing text: seqio tasks, tokenizers (both kinds), .jsonl.zst, parquet.
     "data": [
         "pyarrow>=17",
         "seqio>=0.0.20",
         "sentencepiece>=0.2.1",
         "tensorflow>=2.19",
         "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.21",
         "zstandard>=0.23",
     ],
     # Preparing text on many machines, in an environment of its own: Beam needs protobuf < 7, and a
@@ -65,6 +66,7 @@ EXTRAS = {
         "google-crc32c>=1.6",
         "pyarrow>=17",
         "sentencepiece==0.2.1",
+        "tokenizers>=0.21",
         "zstandard>=0.23",
     ],
     # What the command `tfds` imports besides [data] and [beam], whatever it is to do.
@@ -72,7 +74,7 @@ EXTRAS = {
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # With [hf]: transformers reads GGUF, in which a package ships real weights for the tests.
     "gguf": ["accelerate>=1.0", "gguf>=0.10"],
-    "eval": ["lm-eval>=0.4.13", "tokenizers>=0.20"],
+    "eval": ["lm-eval>=0.4.13", "tokenizers>=0.21"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     # The extra jax[tpu] of jax 0.10 pins an older compiler, whose programs need 1 to 6 GiB more.
     "tpu": ["jax>=0.10.2", "libtpu>=0.0.52", "requests>=2.31"],

@@ -85,8 +85,9 @@ def get_config(argument: str = "base"):
     c.schedule.peak = size.peak_rate
     c.schedule.warmup_steps = 50
     c.train.steps = steps[run]
-    c.evaluation.every_steps = size.grown_steps // 20
-    c.evaluation.tokens = 32_768
+    # All held-out tokens, 12 times in the grown run: about a fifth of the time.
+    c.evaluation.every_steps = size.grown_steps // 12 // 20 * 20
+    c.evaluation.tokens = 0
     c.evaluation.batch = 32
     c.logging.every_steps = 20
     c.checkpoint.every_steps = size.grown_steps // 10

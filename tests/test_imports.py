@@ -31,7 +31,17 @@ LEVELS = {
     "config": 0,
 }
 # What everyone may use: they import nothing of the above themselves.
-FOUNDATIONS = {"ahead", "errors", "launch", "paths", "processes", "sizes", "text_table", "tree"}
+FOUNDATIONS = {
+    "ahead",
+    "errors",
+    "launch",
+    "paths",
+    "processes",
+    "sizes",
+    "special_ids",
+    "text_table",
+    "tree",
+}
 
 # library: the files that may import it
 OWNERS = {
@@ -52,6 +62,7 @@ OPTIONAL = {
     "sentencepiece",
     "tensorflow",
     "tensorflow_datasets",
+    "tokenizers",
     "zstandard",
     "torch",
     "transformers",

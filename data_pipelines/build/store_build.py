@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -27,7 +27,8 @@ from data_pipelines.store.writer import (
     write_shard,
 )
 from data_pipelines.text.inputs import file_version, input_sizes, relative_names
-from data_pipelines.text.rows import Fault
+from data_pipelines.text.manifest import check_digest
+from data_pipelines.text.rows import DAMAGED_FILE, Fault
 from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
@@ -69,15 +70,18 @@ class Rules:
 
     Attributes:
       skip_bad: leaves bad rows out and lists them in the index; False fails at the first.
-      max_bad_fraction: share of all rows that may be left out; above it no store is finished.
+      max_bad_fraction: share that may be left out of the rows, that may be damaged of the files,
+        and that damage may lose of the files' bytes; above it no store is finished.
       layout: "mixed" or "by_set".
       packing: packing of examples into rows; None for documents one after another.
+      digests: input file → SHA-256 that it must have; empty if none is expected.
     """
 
     skip_bad: bool = False
     max_bad_fraction: float = 0.001
     layout: str = "mixed"
     packing: Packing | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
@@ -126,6 +130,9 @@ class Build:
             "sources": list(self.task.sources),
             "inputs": relative_names(self.task.files),
             "layout": self.rules.layout,
+            # tokenizer.json may leave them to the files beside it, and the end id to a flag.
+            "vocab_size": self.task.tokenizer.vocab_size,
+            "eos_id": self.task.tokenizer.eos_id,
         }
         if self.rules.packing is not None:
             # Only packed stores have it: the first stores' indices had no such key.
@@ -142,9 +149,12 @@ class Build:
             return None
         index = {"layout": "mixed", **read_index(self.directory)}  # the first stores had no other
         sizes = [shard["source_bytes"] for shard in index["shards"]]
-        self._check_same(
-            {**index, "input sizes": sizes}, {**self.identity, "input sizes": list(self.sizes)}
-        )
+        existing = {**index, "input sizes": sizes}
+        wanted = {**self.identity, "input sizes": list(self.sizes)}
+        if self.rules.digests:
+            existing["checked digests"] = [s.get("source_sha256") for s in index["shards"]]
+            wanted["checked digests"] = [self._digest(file) for file in self.task.files]
+        self._check_same(existing, wanted)
         self._check_fraction([Shard.from_json(shard) for shard in index["shards"]])
         return index
 
@@ -157,7 +167,11 @@ class Build:
         self._folder.mkdir(parents=True, exist_ok=True)
         plan = self._folder / PLAN
         if plan.exists():
-            self._check_same({"layout": "mixed", **json.loads(plan.read_bytes())}, self.identity)
+            # Plans of older versions lack the keys that were added later.
+            added = {key: self.identity[key] for key in ("vocab_size", "eos_id")}
+            self._check_same(
+                {"layout": "mixed", **added, **json.loads(plan.read_bytes())}, self.identity
+            )
         else:
             write_json(plan, self.identity)
         for name in (f"{PLAN}.*", f"{INDEX}.*", "shard-*"):
@@ -175,6 +189,9 @@ class Build:
                 f"{', '.join(different)}; give another --output or delete it"
             )
 
+    def _digest(self, file: str) -> str:
+        return self.rules.digests.get(file, "")
+
     def _record(self, index: int) -> epath.Path:
         return self._folder / f"shard-{index:05d}.json"
 
@@ -189,11 +206,13 @@ class Build:
             version = entry.pop(VERSION)
             shard = Shard.from_json(entry)
         # A damaged record, or one of an older release, is ignored.
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         same_input = shard.source_bytes == self.sizes[index] and version == file_version(
             self.task.files[index]
         )
+        if digest := self._digest(self.task.files[index]):
+            same_input = same_input and shard.source_sha256 == digest
         strict_enough = self.rules.skip_bad or not shard.bad
         return shard if same_input and strict_enough and self._is_whole(shard) else None
 
@@ -206,24 +225,28 @@ class Build:
         """Writes one shard from one file; the record, written last, marks it as whole.
 
         Raises:
-          UserError: a bad row under --on_error=fail, or a file that cannot be read.
+          UserError: a bad row under --on_error=fail, or a file that cannot be read or has not the
+            expected digest.
         """
         file, record = self.task.files[index], self._record(index)
         packing, tokenizer, sources = self.rules.packing, self.task.tokenizer, self.task.sources
-        rows, bad = 0, dict[str, list[int]]()
+        rows, lost, bad = 0, 0, dict[str, list[int]]()
 
         def good() -> Iterator[Encoded]:
-            nonlocal rows
+            nonlocal rows, lost
             for row in self.task.documents(index):
                 rows += 1
                 if not isinstance(row, Fault):
                     yield row
                 elif self.rules.skip_bad:
                     bad.setdefault(row.kind, []).append(row.line)
+                    lost += row.lost_bytes
                 else:
                     raise row.error(file)
 
         version = file_version(file)
+        if digest := self._digest(file):
+            check_digest(file, digest)
         shard = write_shard(
             self._folder,
             record.stem,
@@ -234,7 +257,13 @@ class Build:
             len(sources),
             by_set=self.rules.layout == "by_set",
         )
-        shard = dataclasses.replace(shard, rows=rows, bad=dict(sorted(bad.items())))
+        shard = dataclasses.replace(
+            shard,
+            rows=rows,
+            bad=dict(sorted(bad.items())),
+            lost_bytes=lost,
+            source_sha256=digest,
+        )
         write_json(record, {**vars(shard), VERSION: version})
         return shard
 
@@ -265,19 +294,30 @@ class Build:
             plan.unlink(missing_ok=True)
 
     def _check_fraction(self, shards: Sequence[Shard]) -> None:
-        rows = sum(shard.rows for shard in shards)
         bad = [(shard, kind, lines[0]) for shard in shards for kind, lines in shard.bad.items()]
-        count = sum(len(lines) for shard in shards for lines in shard.bad.values())
+        rows = sum(len(lines) for shard in shards for lines in shard.bad.values())
+        files = sum(any(kind in shard.bad for kind in DAMAGED_FILE) for shard in shards)
+        counts = {
+            "rows": (rows, sum(shard.rows for shard in shards)),
+            "files": (files, len(shards)),
+            "bytes": (
+                sum(shard.lost_bytes for shard in shards),
+                sum(shard.source_bytes for shard in shards),
+            ),
+        }
         allowed = self.rules.max_bad_fraction if self.rules.skip_bad else 0.0
-        if count > allowed * rows:
+        if any(lost > allowed * total for lost, total in counts.values()):
             shard, kind, line = bad[0]
             limit = (
                 f"--max_bad_fraction={allowed:g}"
                 if self.rules.skip_bad
                 else "--on_error=fail allows"
             )
+            lost = ", ".join(
+                f"{lost:,} of {total:,} {what}" for what, (lost, total) in counts.items() if lost
+            )
             raise UserError(
-                f"too much bad input: {count:,} of {rows:,} rows, more than {limit}; the first is "
+                f"too much bad input: {lost}, more than {limit}; the first is "
                 f"{kind} at {shard.source_file}, line {line}, all are listed in {self.directory} "
                 f"({INDEX}, or shard-*.json before it is written); fix them, or start again with "
                 "--on_error=skip and a larger fraction: finished shards are kept"

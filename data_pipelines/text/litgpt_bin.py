@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Fault
@@ -99,7 +98,7 @@ def open_litgpt(
     Args:
       directory: holds the files of one split.
       split: name of the split in the store's index.
-      tokenizer: the SentencePiece model of the tokens.
+      tokenizer: the tokenizer of the tokens.
 
     Raises:
       UserError: no `.bin` file, or a tokenizer that is unreadable or has no begin-of-text id.
@@ -108,7 +107,6 @@ def open_litgpt(
     if not files:
         raise UserError(f"no .bin file in {directory}: give the folder of one split")
     loaded = load_tokenizer(tokenizer)
-    bos_id = sentencepiece.SentencePieceProcessor(model_proto=loaded.model).bos_id()
-    if bos_id < 0:
+    if loaded.bos_id is None:
         raise UserError(f"the tokenizer {tokenizer} has no begin-of-text id: give the files' own")
-    return LitGptTask("litgpt", split, files, ("litgpt",), loaded, bos_id)
+    return LitGptTask("litgpt", split, files, ("litgpt",), loaded, loaded.bos_id)

@@ -1,17 +1,18 @@
-"""Tasks of the form text → SentencePiece → end of text, without TensorFlow.
+"""Tasks of the form text → token ids → end of text, without TensorFlow.
 
 `tasks.py` recognises the seqio tasks of this form; their tokens are the same either way.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from data_pipelines.store.store import TOKENIZER
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Document, Fault, read_rows
 from data_pipelines.text.tokenizer import Tokenizer
@@ -21,8 +22,21 @@ from data_pipelines.text.tokenizer import Tokenizer
 PIECE_CHARACTERS = 1 << 14
 SPACES = (" ", "▁")  # SentencePiece writes a space as the second
 
+# Texts of one call of an encoder: enough for its threads, and little memory.
+BATCH_CHARACTERS = 1 << 20
 
-class Encoder:
+
+class Encoder(Protocol):
+    """A tokenizer's function from texts to ids."""
+
+    def ids(self, text: str) -> list[int]:
+        """Returns the ids of a text."""
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yields the ids of each text and the end-of-text id: int32 [n]."""
+
+
+class SentencePieceEncoder:
     """Token ids of `SentencePieceProcessor.encode`, followed by the end-of-text id.
 
     Encodes long texts in parts if the ids stay the same: for a BPE without normalisation and
@@ -31,18 +45,20 @@ class Encoder:
     whole, and so does a text without spaces.
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, eos_id: int):
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._eos = self._processor.eos_id()
+        self._eos = eos_id
         self.splits = _words_are_independent(self._processor, model)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text and the end-of-text id: int32 [n]."""
-        ids: list[int] = []
-        for part in split_at_words(text) if self.splits else (text,):
-            ids += self._processor.encode(part)
-        ids.append(self._eos)
-        return np.array(ids, np.int32)
+    def ids(self, text: str) -> list[int]:
+        """Implements `Encoder.ids`."""
+        parts = split_at_words(text) if self.splits else (text,)
+        return [token for part in parts for token in self._processor.encode(part)]
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """Implements `Encoder.encode_all`."""
+        for text in texts:
+            yield np.array([*self.ids(text), self._eos], np.int32)
 
 
 def split_at_words(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
@@ -85,8 +101,13 @@ def _words_are_independent(processor: sentencepiece.SentencePieceProcessor, mode
 
 
 @functools.lru_cache(1)
-def _encoder(model: bytes) -> Encoder:
-    return Encoder(model)
+def encoder_of(tokenizer: Tokenizer) -> Encoder:
+    """Returns the encoder of a tokenizer."""
+    if tokenizer.file == TOKENIZER:
+        return SentencePieceEncoder(tokenizer.model, tokenizer.eos_id)
+    from data_pipelines.text.huggingface import FastEncoder
+
+    return FastEncoder(tokenizer.model, tokenizer.config, tokenizer.eos_id)
 
 
 RowReader = Callable[[str, Collection[str]], Iterator[Document | Fault]]
@@ -103,7 +124,7 @@ class NativeTask:
       files: input files in order.
       sources: names of all sets of the corpus.
       chosen: the sets to tokenize; rows of others are skipped.
-      tokenizer: a SentencePiece tokenizer.
+      tokenizer: the tokenizer.
       read: a function of a module, or a `functools.partial` of one.
       file_sets: the set of each file, for rows that do not name theirs.
     """
@@ -123,13 +144,36 @@ class NativeTask:
         Raises:
           UserError: the file cannot be read.
         """
-        encoder = _encoder(self.tokenizer.model)
+        encoder = encoder_of(self.tokenizer)
         ids = {name: number for number, name in enumerate(self.sources)}
-        for row in self.read(self.files[index], ids):
-            if isinstance(row, Fault):
+        for batch in _batches(self._chosen_rows(index, ids)):
+            texts = [row.text for row in batch if isinstance(row, Document)]
+            encoded = encoder.encode_all(texts)
+            for row in batch:
+                if isinstance(row, Fault):
+                    yield row
+                else:
+                    source = ids[self._set_of(row, index)]
+                    yield Encoded(next(encoded), source, len(row.text.encode()))
+
+    def _chosen_rows(self, index: int, sets: Collection[str]) -> Iterator[Document | Fault]:
+        for row in self.read(self.files[index], sets):
+            if isinstance(row, Fault) or self._set_of(row, index) in self.chosen:
                 yield row
-                continue
-            set_name = self.file_sets[index] if row.set_name is None else row.set_name
-            if set_name in self.chosen:
-                tokens = encoder.encode(row.text)
-                yield Encoded(tokens, ids[set_name], len(row.text.encode()))
+
+    def _set_of(self, row: Document, index: int) -> str:
+        return self.file_sets[index] if row.set_name is None else row.set_name
+
+
+def _batches(rows: Iterable[Document | Fault]) -> Iterator[list[Document | Fault]]:
+    """Yields rows in order in batches of at least `BATCH_CHARACTERS` of text."""
+    batch: list[Document | Fault] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        # A row counts even if its text is short, since its tokens' arrays take memory too.
+        characters += 1_000 + (0 if isinstance(row, Fault) else len(row.text))
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    yield batch

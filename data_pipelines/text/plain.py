@@ -11,11 +11,18 @@ from data_pipelines.text.tokenizer import load_tokenizer
 from prts_jax.errors import UserError
 
 
+def has_plain_task(name: str) -> bool:
+    """Returns whether a corpus has a task of this name."""
+    corpus = corpus_of(name)
+    return corpus is not None and name in tasks_of(corpus)
+
+
 def open_plain_task(
     name: str,
     split: str,
     directory: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    end_id: str = "",
 ) -> NativeTask:
     """Returns a corpus's task, equal to that of `tasks.open_task`.
 
@@ -23,23 +30,21 @@ def open_plain_task(
       name: the task's name.
       split: `train` or `validation`.
       directory: the corpus's folder; by default its home.
-      tokenizer: a SentencePiece model; by default the one in the folder, else in its home.
+      tokenizer: see `load_tokenizer`; by default tokenizer.model in the folder, else in its home.
+      end_id: see `load_tokenizer`.
 
     Raises:
       UserError: no corpus has such a task, or a missing folder or tokenizer.
     """
     corpus = corpus_of(name)
-    chosen = None if corpus is None else tasks_of(corpus).get(name)
-    if corpus is None or chosen is None:
-        raise UserError(
-            f"no task {name!r} without seqio: install it with `pip install prts_jax[data]`"
-        )
+    if corpus is None or not has_plain_task(name):
+        raise UserError(f"no task {name!r} without seqio")
     folder, model = located(corpus, directory, tokenizer)
     return NativeTask(
         name=name,
         split=split,
         files=tuple(list_files(folder, split)),
         sources=tuple(corpus.sets.values()),
-        chosen=frozenset(corpus.sets[short_name] for short_name in chosen),
-        tokenizer=load_tokenizer(model),
+        chosen=frozenset(corpus.sets[short_name] for short_name in tasks_of(corpus)[name]),
+        tokenizer=load_tokenizer(model, end_id),
     )

@@ -12,6 +12,7 @@ from prts_jax.config import ModelConfig, check_model, from_dict, to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Matrices
+from prts_jax.special_ids import SpecialIds
 
 FORMAT = 1
 """Version of the layout on disk; increased when older readers would misread it."""
@@ -100,10 +101,13 @@ class Lineage:
       changes: config changes on resume, oldest first.
       versions: package name → version, of the process that wrote the checkpoint.
       stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
-      imported: {"format", "path", "dtype", "length"} of an imported model; else {}.
+      imported: of an imported model {"format", "path", "dtype", "length"} and what an export
+        repeats: "special_ids" of its config.json and "generation_config"; else {}.
       evaluation: the last evaluation: {"step", "validation_loss", …}, the keys of metrics.jsonl.
       matrices: digest → matrices of the dense maps in `growth`; stored in separate files.
       teacher: {"path", "digest"} of the checkpoint that the stage is distilled from; else {}.
+      special_ids: of the imported model, or of the token store of the first run; None in
+        checkpoints of older versions (`prts_jax.checkpoint.tokenizer.special_ids_of` reads both).
     """
 
     step: int
@@ -123,6 +127,7 @@ class Lineage:
     evaluation: dict[str, Any] = field(default_factory=dict)
     matrices: Mapping[str, Matrices] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
+    special_ids: SpecialIds | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -131,8 +136,16 @@ class Lineage:
 
     @property
     def length(self) -> int:
-        """Tokens per sequence: the imported model's length, else the config's data length."""
-        return int(self.imported.get("length") or self.config["data"]["length"])
+        """Longest sequence, in tokens: of the imported model, or of the training rows after it."""
+        return max(int(self.imported.get("length") or 0), self.row_length or 0) or int(
+            self.config["data"]["length"]
+        )
+
+    @property
+    def row_length(self) -> int | None:
+        """Tokens of a training row; None for an imported model that was not trained here."""
+        trained_here = self.tokens > 0 or not self.imported
+        return int(self.config["data"]["length"]) if trained_here else None
 
     def grown(
         self, growth_map: GrowthMap, digests: Digests, learning: Mapping[str, Any] | None = None

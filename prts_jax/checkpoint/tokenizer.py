@@ -1,6 +1,9 @@
-"""Tokenizer files stored with a checkpoint."""
+"""Tokenizer files stored with a checkpoint, and the special ids of its model."""
 
+from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.paths import as_path
+from prts_jax.special_ids import SpecialIds, from_values, of_tokenizer, read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,3 +38,26 @@ def carry_tokenizer(source: str, target: str) -> list[str]:
     for file in copied:
         (as_path(target) / file.name).write_bytes(file.read_bytes())
     return [file.name for file in copied]
+
+
+def special_ids_of(path: str, lineage: Lineage) -> SpecialIds:
+    """Returns the ids of a checkpoint's model.
+
+    A checkpoint of an older version has no record of them: then those of its generation_config.json
+    and tokenizer, or of its token store, count.
+
+    Args:
+      path: the checkpoint's directory.
+      lineage: of the checkpoint.
+
+    Raises:
+      UserError: a file of the tokenizer is damaged.
+    """
+    if lineage.special_ids is not None:
+        return lineage.special_ids
+    ids, store = SpecialIds(), str(lineage.config.get("data", {}).get("train", ""))
+    for folder in filter(None, (f"{path}/{layout.TOKENIZER}", store)):
+        generation = as_path(folder) / "generation_config.json"
+        ids = ids.or_else(from_values(read_json(generation), str(generation)))
+        ids = ids.or_else(of_tokenizer(folder))
+    return ids

@@ -6,6 +6,9 @@ from typing import Any, NoReturn
 
 from prts_jax.errors import UserError
 
+ADD_BOS_TOKEN = "put the tokenizer's start token before every text, as Llama 3 expects"
+"""Help of --add_bos_token."""
+
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser with one-line errors and without abbreviated flags."""

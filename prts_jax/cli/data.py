@@ -1,13 +1,11 @@
 """`prts data`: text to token stores, and tokenizers."""
 
 import argparse
-import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,11 +14,8 @@ from prts_jax.cli import data_flags, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
-from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
-from prts_jax.paths import as_path
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in TOKENIZER_CONFIG
+CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in tokenizer_config.json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,12 +85,16 @@ def _tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         if getattr(arguments, flag):
             raise UserError(f"--{flag} goes with --format; a task knows its fields")
     paths = (arguments.input, arguments.tokenizer)
+    plain = _data_module("text.plain")
     for split in SPLITS if arguments.split == "all" else (arguments.split,):
-        if arguments.module or importlib.util.find_spec("seqio"):
-            tasks = _data_module("text.tasks")
-            yield split, tasks.open_task(arguments.task, split, *paths, arguments.module)
-        else:
-            yield split, _data_module("text.plain").open_plain_task(arguments.task, split, *paths)
+        # seqio and TensorFlow take seconds and a gigabyte to load; most tasks do without.
+        if not arguments.module and plain.has_plain_task(arguments.task):
+            yield split, plain.open_plain_task(arguments.task, split, *paths, arguments.end_id)
+            continue
+        if arguments.end_id:
+            raise UserError(f"--end_id: task {arguments.task} ends its documents itself")
+        tasks = _data_module("text.tasks")
+        yield split, tasks.open_task(arguments.task, split, *paths, arguments.module)
 
 
 def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
@@ -120,7 +119,7 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         )
     tokenizer = arguments.tokenizer or os.path.join(arguments.input, "tokenizer.model")
     for split in splits:
-        yield split, folders.open_folder(arguments.input, split, form, tokenizer)
+        yield split, folders.open_folder(arguments.input, split, form, tokenizer, arguments.end_id)
 
 
 def _instructions(arguments: argparse.Namespace) -> None:
@@ -128,8 +127,9 @@ def _instructions(arguments: argparse.Namespace) -> None:
     packing = _data_module("chat.packing").Packing(
         arguments.length, arguments.too_long, arguments.held_out, arguments.seed
     )
-    tokenizer, encode = _model_tokenizer(arguments.tokenizer)
-    tasks = instructions.open_instructions(arguments.input, tokenizer, encode, packing)
+    tokenizer = _data_module("text.tokenizer").load_tokenizer(arguments.tokenizer, arguments.end_id)
+    encoder = _data_module("text.native").encoder_of(tokenizer)
+    tasks = instructions.open_instructions(arguments.input, tokenizer, encoder.ids, packing)
     rules = _rules(arguments, packing=packing)
     for split, task in tasks.items():
         store = _data_module("build.cache").cache(
@@ -142,32 +142,8 @@ def _instructions(arguments: argparse.Namespace) -> None:
         f"examples read {template.system!r} (if there is a system), {template.user!r}, "
         f"{template.answer!r}, the answer, the end-of-text token {tokenizer.eos_id}"
     )
-    has_template_file = (as_path(arguments.tokenizer) / CHAT_TEMPLATE).exists()
-    if has_template_file or b"chat_template" in tokenizer.beside.get(TOKENIZER_CONFIG, b""):
+    if CHAT_TEMPLATE in tokenizer.beside or "chat_template" in tokenizer.config:
         print(f"the chat_template of {arguments.tokenizer} is not used")
-
-
-def _model_tokenizer(path: str) -> tuple[Any, Callable[[str], list[int]]]:
-    """Returns a SentencePiece or Hugging Face tokenizer as a store records it, and its encoder."""
-    file = tokenizer_file(path)
-    if not file:
-        raise UserError(f"--tokenizer={path}: no tokenizer.json or tokenizer.model there")
-    opened = open_tokenizer(file)
-    if opened.eos is None:
-        raise UserError(
-            f"{file}: has no end-of-text token; name it, eos_token, in {TOKENIZER_CONFIG} beside it"
-        )
-    model, config = as_path(file).read_bytes(), as_path(file).parent / TOKENIZER_CONFIG
-    is_fast = file.endswith(".json")
-    recorded = _data_module("text.tokenizer").Tokenizer(
-        model=model,
-        sha256=hashlib.sha256(model).hexdigest(),
-        vocab_size=opened.vocab,
-        eos_id=opened.eos,
-        file="tokenizer.json" if is_fast else "tokenizer.model",
-        beside={TOKENIZER_CONFIG: config.read_bytes()} if is_fast and config.exists() else {},
-    )
-    return recorded, opened.encode
 
 
 def _rules(arguments: argparse.Namespace, **options: Any) -> Any:

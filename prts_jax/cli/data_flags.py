@@ -75,6 +75,7 @@ def add_instructions(commands: Commands) -> Parser:
         "the model's: a SentencePiece model, Hugging Face's tokenizer.json, or a folder that has "
         "one of them",
     )
+    _add_end_id(parser, "answer")
     _add_path(parser, "--output", "folder for the stores")
     parser.add_argument(
         "--length", type=int, required=True, help="tokens of a row, config.data.length later"
@@ -205,9 +206,11 @@ def _add_input(parser: Parser) -> None:
     _add_path(
         parser,
         "--tokenizer",
-        "SentencePiece model (default: tokenizer.model in the input's folder)",
+        "SentencePiece model, Hugging Face's tokenizer.json, or a folder that has one of them "
+        "(default: tokenizer.model in the input's folder)",
         required=False,
     )
+    _add_end_id(parser, "document")
     for name, meaning in (
         (
             "--text_field",
@@ -227,6 +230,16 @@ def _add_input(parser: Parser) -> None:
         action="append",
         default=[],
         help="Python module that registers seqio tasks of your own; may be given several times",
+    )
+
+
+def _add_end_id(parser: Parser, what: str) -> None:
+    parser.add_argument(
+        "--end_id",
+        default="",
+        metavar="ID|TOKEN",
+        help=f"id or text of the token that ends each {what} (default: the one that the "
+        "tokenizer's files name)",
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import PurePath
 from typing import Any
 
 from prts_jax.cli import eval_text, run
-from prts_jax.cli.arguments import OneLineParser, add_model_flags, add_value_flags
-from prts_jax.errors import UserError
+from prts_jax.cli.arguments import ADD_BOS_TOKEN, OneLineParser, add_model_flags, add_value_flags
+from prts_jax.errors import UserError, one_line
 from prts_jax.evaluate import paper_benchmarks, results
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import Scores
@@ -35,8 +35,12 @@ TEXTS = {
 NUMBERS = {
     "shots": (-1, "examples in a prompt (default: the task's own)"),
     "limit": (0, "most requests of a task (default: all)"),
-    "batch": (16, "rows of a batch (default: 16)"),
-    "length": (0, "most tokens of a row (default: the model's training length)"),
+    "batch": (16, "most rows of a batch (default: 16); fewer where they would not fit in memory"),
+    "length": (
+        0,
+        "most tokens of a row (default: the model's training length; with --perplexity at most "
+        "2048 for an imported model)",
+    ),
 }
 """Flag → default and help."""
 
@@ -76,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         help="files of --save, instead of a checkpoint: scores with 95%% intervals, and "
         "differences to the first, paired if the requests are the same; label=FILE gives a name",
     )
+    parser.add_argument("--add_bos_token", action="store_true", help=f"--tasks: {ADD_BOS_TOKEN}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -137,8 +142,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--data, --text: both are given; keep one")
     if (arguments.data or arguments.text or arguments.documents) and not arguments.perplexity:
         raise UserError("--data, --text, --documents: are for --perplexity; add it")
-    if (arguments.include_path or arguments.limit or arguments.shots >= 0) and not arguments.tasks:
-        raise UserError("--include_path, --shots, --limit: are for --tasks; add it")
+    for_tasks = (
+        arguments.include_path or arguments.limit or arguments.shots >= 0 or arguments.add_bos_token
+    )
+    if for_tasks and not arguments.tasks:
+        raise UserError("--include_path, --shots, --limit, --add_bos_token: need --tasks; add it")
     if arguments.batch < 1 or arguments.length < 0 or arguments.limit < 0:
         raise UserError("--batch, --length, --limit: must be above 0")
 
@@ -151,7 +159,7 @@ def _evaluate(arguments: argparse.Namespace, checkpoint: str) -> Results:
     if arguments.tasks:
         figures["tasks"], of_tasks = _tasks(arguments, checkpoint)
         scores += of_tasks
-    return Results(PurePath(checkpoint).name, checkpoint, figures, tuple(scores))
+    return Results(one_line(PurePath(checkpoint).name), checkpoint, figures, tuple(scores))
 
 
 def _perplexity(
@@ -188,7 +196,12 @@ def _tasks(
     manager = harness.Tasks(include_path=arguments.include_path or None)
     manager.check(names)
     model = harness.HarnessModel(
-        checkpoint, arguments.tokenizer, arguments.dtype, arguments.batch, arguments.length
+        checkpoint,
+        arguments.tokenizer,
+        arguments.dtype,
+        arguments.batch,
+        arguments.length,
+        arguments.add_bos_token,
     )
     shots = None if arguments.shots < 0 else arguments.shots
     figures, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)

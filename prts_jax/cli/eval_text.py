@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prts_jax.errors import one_line
 from prts_jax.evaluate.results import Row
 from prts_jax.evaluate.scores import Estimate
 from prts_jax.text_table import MISSING, align
@@ -16,13 +17,13 @@ LEGEND = {
 
 
 def losses(figures: Mapping[str, Any]) -> list[str]:
-    """Returns a table with one line per source and one for all."""
+    """Returns a table with one line per source and one for all, and the length of the rows."""
     rows = [["source", "tokens", "loss", "perplexity", "bits/byte"]]
     for name, row in {**figures["per_source"], "all": figures}.items():
         bits = MISSING if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
         cells = [f"{row['tokens']:,}", f"{row['loss']:.4f}", f"{row['perplexity']:.4f}", bits]
-        rows.append([name, *cells])
-    return align(rows)
+        rows.append([one_line(name), *cells])
+    return [*align(rows), f"in rows of {figures['length']:,} tokens"]
 
 
 def table(labels: Sequence[str], rows: Sequence[Row], about: Mapping[str, str]) -> list[str]:

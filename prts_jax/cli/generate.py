@@ -5,13 +5,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from data_pipelines.chat.template import PLAIN
 from prts_jax.cli import run
-from prts_jax.cli.arguments import OneLineParser, add_model_flags, add_value_flags
+from prts_jax.cli.arguments import ADD_BOS_TOKEN, OneLineParser, add_model_flags, add_value_flags
 from prts_jax.errors import UserError
 
 TEXTS = {
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_value_flags(parser, TEXTS, NUMBERS)
     add_model_flags(parser)
+    parser.add_argument("--add_bos_token", action="store_true", help=ADD_BOS_TOKEN)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return parser
 
@@ -75,8 +77,9 @@ def main(argv: Sequence[str]) -> int:
     loaded = load(arguments.checkpoint, arguments.dtype)
     tokenizer = tokenizer_of(loaded.path, loaded.lineage, arguments.tokenizer)
     ids = tokenizer.encode(prompt)
-    if not ids and tokenizer.bos is not None:
-        ids = [tokenizer.bos]
+    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    if arguments.add_bos_token or not ids:
+        ids = begin + ids
     room = loaded.length - len(ids)
     if room < 1:
         raise UserError(
@@ -89,17 +92,16 @@ def main(argv: Sequence[str]) -> int:
             f"{loaded.length}",
             file=sys.stderr,
         )
-    stop = set() if tokenizer.eos is None else {tokenizer.eos}
     began = time.monotonic()
     with jax.set_mesh(loaded.mesh):
-        rows = Generator(loaded.params, loaded.model, loaded.compute).stream(
-            [ids], min(room, arguments.tokens), stop, sampling
-        )
+        generator = Generator(loaded.params, loaded.model, loaded.compute, tokenizer.pieces)
+        rows = generator.stream([ids], min(room, arguments.tokens), tokenizer.ends, sampling)
         printer = _Printer(prompt, quiet=arguments.json)
-        tokens = _print_all((int(row[0]) for row in rows), stop, tokenizer.decode, printer)
+        text_of = partial(tokenizer.continuation, ids)
+        tokens = _print_all((int(row[0]) for row in rows), tokenizer.ends, text_of, printer)
     seconds = time.monotonic() - began
     if arguments.json:
-        text = tokenizer.decode(tokens)
+        text = text_of(tokens)
         print(json.dumps({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds}))
     return 0
 
@@ -123,7 +125,7 @@ def _prompt(arguments: argparse.Namespace) -> str:
 def _print_all(
     stream: Iterable[int],
     stop: Collection[int],
-    decode: Callable[[Sequence[int]], str],
+    text_of: Callable[[Sequence[int]], str],
     printer: "_Printer",
 ) -> list[int]:
     """Prints tokens up to a stop token as they come and returns them."""
@@ -132,8 +134,8 @@ def _print_all(
         if token in stop:
             break
         tokens.append(token)
-        printer.update(decode(tokens))
-    printer.end(decode(tokens))
+        printer.update(text_of(tokens))
+    printer.end(text_of(tokens))
     return tokens
 
 
@@ -151,7 +153,7 @@ class _Printer:
             self._printed = whole
 
     def end(self, text: str) -> None:
-        self._print(text[len(self._printed) :] + "\n")
+        self._print((text[len(self._printed) :] if text.startswith(self._printed) else "") + "\n")
 
     def _print(self, text: str) -> None:
         if not self._quiet:

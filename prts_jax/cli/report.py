@@ -8,13 +8,15 @@ from collections.abc import Sequence
 
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, escaped, storage_error
 from prts_jax.paths import as_path
-from prts_jax.report import figures, html, table
+from prts_jax.report import figures, html, seeds, table
 from prts_jax.report.comparison import Comparison, as_json, compare
-from prts_jax.report.runs import read_runs
+from prts_jax.report.runs import read_seeds
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
 from prts_jax.text_table import render
+
+TABLES = (table.run_table, table.source_table, table.speedup_table)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="workdir of a run (a directory or gs:// URL); label=DIR gives it a name",
+        help="workdir of a run (a directory or gs:// URL); label=DIR gives it a name; "
+        "label=DIR,DIR,… are runs that differ in their seeds: the k-th of each label are compared "
+        "with each other, and mean and range are shown",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for report.html and the figures")
     parser.add_argument(
@@ -54,25 +58,27 @@ def main(argv: Sequence[str]) -> int:
         directory that cannot be written.
     """
     arguments = parser().parse_args(argv)
-    comparison = compare(read_runs(arguments.runs), arguments.baseline)
-    written = write(comparison, arguments.out) if arguments.out else []
+    compared = [compare(runs, arguments.baseline) for runs in read_seeds(arguments.runs)]
+    written = write(compared, arguments.out) if arguments.out else []
     if arguments.json:
-        print(json.dumps(as_json(comparison) | {"files": written}, allow_nan=False))
+        values = as_json(compared[0]) | {"seeds": seeds.as_json(compared), "files": written}
+        print(json.dumps(values, allow_nan=False))
     else:
-        print("\n\n".join(_paragraphs(comparison)))
+        print("\n\n".join(_paragraphs(compared)))
         if written:
-            print(f"\nwrote {written[0]} and {len(written) - 1} figures beside it")
+            print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
     return 0
 
 
-def write(comparison: Comparison, directory: str) -> list[str]:
+def write(compared: Sequence[Comparison], directory: str) -> list[str]:
     """Writes the page and its figures, replacing an earlier report, and returns their paths.
 
     Raises:
       UserError: the directory cannot be created or written to.
+      StorageError: the disk failed.
     """
-    pngs = figures.draw_all(comparison)
-    page = html.render(comparison, pngs).encode()
+    pngs = figures.draw_all(compared[0])
+    page = html.render(compared, pngs).encode()
     root = as_path(directory)
     paths = []
     try:
@@ -80,16 +86,17 @@ def write(comparison: Comparison, directory: str) -> list[str]:
         for name, content in {"report.html": page, **pngs}.items():
             (root / name).write_bytes(content)
             paths.append(str(root / name))
+    except RecursionError as error:  # one call for each part of the path
+        raise UserError(f"--out={directory}: cannot be written (File name too long)") from error
     except OSError as error:
-        raise UserError(
-            f"--out={directory}: cannot be written ({error.strerror}); name a directory"
-        ) from error
+        raise storage_error(f"--out={directory}: cannot be written", error) from error
     return paths
 
 
-def _paragraphs(comparison: Comparison) -> list[str]:
-    tables = (table.run_table, table.source_table, table.speedup_table)
-    rendered = [render(cells) for table_of in tables if (cells := table_of(comparison)) is not None]
+def _paragraphs(compared: Sequence[Comparison]) -> list[str]:
+    comparison = compared[0]
+    tables = [table_of(comparison) for table_of in TABLES]
+    rendered = [render(cells) for cells in (seeds.seed_table(compared), *tables) if cells]
     sentences = [*html.results(comparison), *comparison.notes]
     if comparison.baseline is not None:
         sentences = [DEFINITION, FLOPS_DEFINITION, *sentences]

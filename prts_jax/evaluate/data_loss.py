@@ -11,14 +11,20 @@ import numpy as np
 
 from data_pipelines.batches.packed import eval_batches
 from data_pipelines.store.statistics import statistics
-from data_pipelines.store.store import TokenStore, read_index
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import LoadedModel
+from prts_jax.evaluate.memory import rows_of_batch
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Scores
+from prts_jax.evaluate.store_tokenizer import check_store_tokenizer
 from prts_jax.evaluate.text_store import open_text
 from prts_jax.evaluate.tokenizer import tokenizer_of
 from prts_jax.mesh import axis_size
+
+IMPORT_LENGTH = 2048
+"""Most tokens of a row by default, of an imported model: it may allow far more positions than it
+was trained on, and perplexity depends on the length."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +66,11 @@ def open_store(loaded: LoadedModel, directory: str = "") -> Data:
             f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
             f"{loaded.model.vocab}; give a store made with the model's tokenizer"
         )
-    known = _trained_on(loaded)
-    if known and store.tokenizer != known:
-        raise UserError(
-            f"{directory}: its tokens are of another tokenizer (sha256 {store.tokenizer[:12]}) "
-            f"than {loaded.path} was trained with ({known[:12]}); give a store made with the "
-            "model's tokenizer"
-        )
+    check_store_tokenizer(loaded.path, loaded.lineage, store)
     counted = statistics(directory)
     # A packed store predicts answers only, whose bytes are not counted.
     text_bytes = None if store.packed else counted.text_bytes
     return Data(store, counted.tokens, text_bytes, store.fingerprint)
-
-
-def _trained_on(loaded: LoadedModel) -> str:
-    """Returns the sha256 of a run's tokenizer; "" if imported or if its store is missing."""
-    if loaded.lineage.imported:
-        return ""  # it may hold the same tokenizer in another format
-    try:
-        sha256: str = read_index(loaded.lineage.config["data"]["train"])["tokenizer_sha256"]
-    except UserError:
-        return ""
-    return sha256
 
 
 def read_text(loaded: LoadedModel, path: str, tokenizer: str = "") -> Data:
@@ -109,24 +98,27 @@ def measure(
     Args:
       loaded: the model.
       data: the tokens.
-      rows: rows of a batch, rounded up to a multiple of the data-parallel devices.
-      length: tokens of a row; 0 for the store's packed length, or the model's training length.
+      rows: most rows of a batch; fewer where they would not fit in memory.
+      length: tokens of a row; 0 for the store's packed length, or the model's training length, or,
+        for an import that was not trained here, the longest that it allows up to `IMPORT_LENGTH`.
       documents: whether documents in a row are separated and their first tokens not predicted;
         None for the model's training setting. Documents of a packed store always are.
 
     Returns:
       The object of `prts eval --json`: loss (nats per token), perplexity, tokens (predicted),
-      bits_per_byte (None if the bytes are unknown), and the same by source in per_source. Then
-      the losses and bits of each row, of all sources and of each.
+      bits_per_byte (None if the bytes are unknown), the same by source in per_source, and length
+      (tokens of a row). Then the losses and bits of each row, of all sources and of each.
 
     Raises:
-      UserError: every document is one token.
+      UserError: every document is one token, or a row does not fit in memory.
     """
     config = loaded.lineage.config["data"]
-    length = min(length or data.store.packed or loaded.length, max(data.store.tokens - 1, 1))
+    trained = loaded.lineage.row_length or min(loaded.length, IMPORT_LENGTH)
+    length = min(length or data.store.packed or trained, max(data.store.tokens - 1, 1))
     separated = bool(config.get("documents", False)) if documents is None else documents
     shares = axis_size(loaded.mesh, "batch")
-    batches = eval_batches(data.store, length, -(-rows // shares) * shares, documents=separated)
+    fitting = rows_of_batch(loaded.model, rows, length, shares)
+    batches = eval_batches(data.store, length, fitting, documents=separated)
     with jax.set_mesh(loaded.mesh):
         evaluate = make_evaluator(loaded.model, loaded.compute, batches, loaded.mesh)
         result = evaluate(loaded.params)
@@ -136,7 +128,7 @@ def measure(
         )
     identity = f"{data.store.fingerprint} {length} {separated}"
     requests = hashlib.sha256(identity.encode()).hexdigest()
-    return _summary(result, data), _scores(result, data, requests)
+    return _summary(result, data) | {"length": length}, _scores(result, data, requests)
 
 
 def _summary(result: Perplexity, data: Data) -> dict[str, Any]:

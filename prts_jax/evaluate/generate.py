@@ -46,18 +46,28 @@ GREEDY = Sampling()
 class Generator:
     """Generates with one model; compiles once per bucket of lengths and number of rows."""
 
-    def __init__(self, params: Any, model: ModelConfig, compute: ComputeConfig) -> None:
+    def __init__(
+        self,
+        params: Any,
+        model: ModelConfig,
+        compute: ComputeConfig,
+        pieces: Collection[int] | None = None,
+    ) -> None:
         """Sets up the generating programs.
 
         Args:
           params: nested dictionary of arrays, on their mesh.
           model: the model's shape.
           compute: dtype, remat and scan.
+          pieces: ids that may be chosen: the tokenizer's, where the model's vocabulary is padded to
+            a larger one; None for all.
         """
         self._params, self._model, self._compute = params, model, compute
+        allowed = range(model.vocab) if pieces is None else pieces
+        self._allowed_V = np.isin(np.arange(model.vocab), list(allowed))
         self._read = jax.jit(self._prefill, static_argnames="slots")
         self._next = jax.jit(self._step, donate_argnames="cache", static_argnames="sampling")
-        self._first = jax.jit(choose, static_argnames="sampling")
+        self._first = jax.jit(self._choose, static_argnames="sampling")
 
     def stream(
         self,
@@ -122,7 +132,12 @@ class Generator:
     ) -> tuple[jax.Array, Cache]:
         cached = Cached(cache, positions_B[:, None], jnp.zeros_like(positions_B))
         logits, cache = next_logits(params, tokens_B[:, None], cached, self._model, self._compute)
-        return choose(logits, draw, sampling), cache
+        return self._choose(logits, draw, sampling), cache
+
+    def _choose(
+        self, logits_BxV: jax.Array, draw: jax.Array | int, sampling: Sampling
+    ) -> jax.Array:
+        return choose(jnp.where(self._allowed_V, logits_BxV, -jnp.inf), draw, sampling)
 
 
 def choose(logits_BxV: jax.Array, draw: jax.Array | int, sampling: Sampling) -> jax.Array:
@@ -138,7 +153,8 @@ def choose(logits_BxV: jax.Array, draw: jax.Array | int, sampling: Sampling) -> 
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    scaled = logits_BxV / sampling.temperature
+    # The largest becomes 0, so that a small temperature gives no infinity but −∞.
+    scaled = (logits_BxV - logits_BxV.max(axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_p < 1:
         falling = jnp.sort(scaled, axis=-1, descending=True)
         probabilities = jax.nn.softmax(falling, axis=-1)

@@ -13,17 +13,21 @@ from typing import Any
 from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from prts_jax.config import nearest
-from prts_jax.errors import UserError, first_line
+from prts_jax.errors import UserError, first_line, one_line
 from prts_jax.evaluate.generate import Generator, Sampling
-from prts_jax.evaluate.loaded import LoadedModel, load
+from prts_jax.evaluate.loaded import DTYPES, LoadedModel, load
 from prts_jax.evaluate.scores import Scores, from_harness
 from prts_jax.evaluate.scoring import Scorer
 from prts_jax.evaluate.tokenizer import CheckpointTokenizer, tokenizer_of
+
+ARGUMENTS = ("checkpoint", "tokenizer", "dtype", "batch_size", "max_length", "add_bos_token")
+"""Arguments of the model, for `--model_args`."""
 
 
 @register_model("prts")
@@ -32,12 +36,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
 
     def __init__(
         self,
-        checkpoint: str,
+        checkpoint: str = "",
         tokenizer: str = "",
         dtype: str = "bfloat16",
         batch_size: int | str = 16,
         max_length: int | str = 0,
-        **ignored: Any,
+        add_bos_token: bool = False,
+        device: Any = None,
+        max_batch_size: Any = None,
+        **unknown: Any,
     ) -> None:
         """Loads a checkpoint; arguments may come from `--model_args name=value,…`.
 
@@ -45,22 +52,48 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
           checkpoint: a checkpoint's directory, or a run's workdir[@step].
           tokenizer: folder or file; "" for the checkpoint's own.
           dtype: of activations and matrix products.
-          batch_size: rows of a batch.
-          max_length: most tokens of a row; 0 for the training length.
-          **ignored: what the harness passes to every model (device, max_batch_size).
+          batch_size: most rows of a batch.
+          max_length: most tokens of a row; 0 for the longest that the model allows.
+          add_bos_token: puts the start token before every text that does not begin with it, as the
+            harness's own model `hf` does with this argument.
+          device: of the harness; ignored.
+          max_batch_size: of the harness; ignored.
+          **unknown: refused.
 
         Raises:
-          UserError: no such checkpoint, or no tokenizer.
+          UserError: an unknown argument or value, no such checkpoint, or no tokenizer.
         """
         super().__init__()
-        self._loaded: LoadedModel = load(checkpoint, dtype)
+        for name in unknown:
+            raise UserError(f"--model_args: {name!r} is unknown; {nearest(name, ARGUMENTS)}")
+        rows = 16 if str(batch_size).startswith("auto") else _count("batch_size", batch_size)
+        longest = _count("max_length", max_length) if max_length else 0
+        if not checkpoint:
+            raise UserError("--model_args: checkpoint=DIR is missing")
+        if dtype not in DTYPES:
+            raise UserError(f"--model_args: dtype={dtype!r}: give {' or '.join(DTYPES)}")
+        if not isinstance(add_bos_token, bool):
+            raise UserError(f"--model_args: add_bos_token={add_bos_token!r}: give True or False")
+        self._loaded: LoadedModel = load(str(checkpoint), dtype)
         lineage = self._loaded.lineage
         self._tokenizer: CheckpointTokenizer = tokenizer_of(self._loaded.path, lineage, tokenizer)
-        self.max_length = int(max_length) or self._loaded.length
+        self._begin_texts = add_bos_token
+        self._note_begin()
+        self.max_length = longest or self._loaded.length
         # The harness's "auto" would measure the memory of a torch GPU.
-        self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
+        self.batch_size = rows
         self._scorer = Scorer(self._loaded, self.batch_size, self.max_length)
-        self._generator = Generator(self._loaded.params, self._loaded.model, self._loaded.compute)
+        self._generator = Generator(
+            self._loaded.params, self._loaded.model, self._loaded.compute, self._tokenizer.pieces
+        )
+
+    def _note_begin(self) -> None:
+        if self._tokenizer.begins and not self._begin_texts:
+            print(
+                "prts: texts are scored without the start token; the harness's model hf adds it "
+                "with this tokenizer, and so does add_bos_token here",
+                file=sys.stderr,
+            )
 
     @property
     def eot_token_id(self) -> int:
@@ -83,8 +116,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **ignored: Any
     ) -> list[int]:
-        """Returns the ids of a text, without special tokens."""
-        return self._tokenizer.encode(string)
+        """Returns the ids of a text; the start token comes first if the model or caller asks."""
+        tokens = self._tokenizer.encode(string)
+        begin = self._tokenizer.bos
+        wanted = self._begin_texts if add_special_tokens is None else add_special_tokens
+        if not wanted or begin is None or (add_special_tokens is None and tokens[:1] == [begin]):
+            return tokens
+        return [begin, *tokens]
 
     def _loglikelihood_tokens(
         self,
@@ -136,35 +174,46 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
 
     def _prompt(self, context: str, options: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
         tokens = self.tok_encode(context) or [self.prefix_token_id]
-        new = int(options.get("max_gen_toks", 256))
-        return tokens[-max(self.max_length - new, 1) :], options
+        # The harness's own reading of the options: their other names and their defaults.
+        options = normalize_gen_kwargs(options)
+        room = self.max_length - options["max_gen_toks"]
+        if room < 1:
+            raise UserError(
+                f"max_gen_toks={options['max_gen_toks']}: leaves no room for a prompt in rows of "
+                f"{self.max_length} tokens; lower it, or raise max_length"
+            )
+        return tokens[-room:], options
 
     def _until(self, prompt: list[int], options: dict[str, Any]) -> str:
         import jax
 
-        until = options.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
-        drawing = bool(options.get("do_sample", False))
+        stops = [stop for stop in options["until"] if stop]
+        drawing = options["do_sample"]
         sampling = Sampling(
-            float(options.get("temperature", 0.0)) if drawing else 0.0,
+            float(options.get("temperature", 1.0)) if drawing else 0.0,
             float(options.get("top_p", 1.0)) if drawing else 1.0,
         )
+        ends = self._tokenizer.ends | {self.eot_token_id}
         tokens: list[int] = []
         text = ""
         with jax.set_mesh(self._loaded.mesh):
-            stream = self._generator.stream(
-                [prompt], int(options.get("max_gen_toks", 256)), {self.eot_token_id}, sampling
-            )
+            stream = self._generator.stream([prompt], options["max_gen_toks"], ends, sampling)
             for row in stream:
-                if int(row[0]) == self.eot_token_id:
+                if int(row[0]) in ends:
                     break
                 tokens.append(int(row[0]))
                 text = self._tokenizer.decode(tokens)
-                if any(stop and stop in text for stop in stops):
+                if any(stop in text for stop in stops):
                     break
-        for stop in filter(None, stops):
+        for stop in stops:
             text = text.split(stop)[0]
         return text
+
+
+def _count(name: str, value: int | str) -> int:
+    if str(value).isdecimal() and int(value) > 0:
+        return int(value)
+    raise UserError(f"--model_args: {name}={value!r}: give a number above 0")
 
 
 class Tasks(TaskManager):  # type: ignore[misc]  # the harness is not typed
@@ -264,6 +313,6 @@ def main() -> int:
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"prts-lm-eval: {error}", file=sys.stderr)
+        print(f"prts-lm-eval: {one_line(str(error))}", file=sys.stderr)
         return 2
     return 0

@@ -15,6 +15,9 @@ from prts_jax.mesh import abstract_params, make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
+DTYPES = ("bfloat16", "float32")
+"""Dtypes of activations and matrix products."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -41,7 +44,7 @@ class LoadedModel:
 
     @property
     def length(self) -> int:
-        """Tokens of a training row, of our run or of the imported model."""
+        """Longest sequence, in tokens, see `Lineage.length`."""
         return self.lineage.length
 
 

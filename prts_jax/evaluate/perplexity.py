@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.batches.loader import EvalBatches
 from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.evaluate.memory import check_fits
 from prts_jax.feed import prefetch, shard_batch
 from prts_jax.mesh import compile_together
 from prts_jax.model.architecture import losses
@@ -133,6 +134,7 @@ def make_evaluator(
             compiled[gated] = compile_together(
                 jitted, params, batch_at(0), gates, tpu_flags=compute.tpu_flags
             )
+            check_fits(compiled[gated], batches.length)
         step = compiled[gated]
         sums = [step(params, batch, gates) for batch in prefetch(batch_at, 0, len(batches))]
         losses, tokens = (np.concatenate(part) for part in zip(*jax.device_get(sums), strict=True))

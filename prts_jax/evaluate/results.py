@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, one_line, storage_error
 from prts_jax.evaluate import paper_benchmarks
 from prts_jax.evaluate import scores as request_scores
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Estimate, Scores, mean_of
@@ -53,8 +53,10 @@ def save(results: Results, path: str) -> None:
     try:
         as_path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(values) + "\n")
+    except RecursionError as error:  # one call for each part of the path
+        raise UserError(f"--save={path}: cannot be written (File name too long)") from error
     except OSError as error:
-        raise UserError(f"--save={path}: cannot be written ({error}); name another file") from error
+        raise storage_error(f"--save={path}: cannot be written", error) from error
 
 
 def check_new(path: str) -> None:
@@ -80,12 +82,12 @@ def load(argument: str) -> Results:
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
         scores = tuple(request_scores.from_json(one) for one in values["scores"])
-        return Results(label, str(values["checkpoint"]), dict(values["results"]), scores)
+        return Results(one_line(label), str(values["checkpoint"]), dict(values["results"]), scores)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); name a file of `prts eval --save`"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: holds no results ({error}); name a file that `prts eval --save` wrote"
         ) from error
@@ -106,7 +108,7 @@ def with_unique_labels(results: Sequence[Results], arguments: Sequence[str]) -> 
         if arguments.count(argument) > 1:
             raise UserError(f"{argument}: is named twice; name different ones, or one alone")
     return [
-        dataclasses.replace(one, label=argument) if labels.count(one.label) > 1 else one
+        dataclasses.replace(one, label=one_line(argument)) if labels.count(one.label) > 1 else one
         for one, argument in zip(results, arguments, strict=True)
     ]
 

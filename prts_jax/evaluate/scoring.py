@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from prts_jax.evaluate.loaded import LoadedModel
+from prts_jax.evaluate.memory import rows_of_batch
 from prts_jax.feed import shard_batch
 from prts_jax.mesh import axis_size
 from prts_jax.model.architecture import logits
@@ -48,12 +49,11 @@ class Scorer:
 
         Args:
           loaded: the model on its mesh.
-          rows: rows of a batch, rounded up to a multiple of the data-parallel devices.
+          rows: most rows of a batch; long ones come in smaller batches, which fit in memory.
           max_length: most tokens of a row; longer ones lose their beginning.
         """
-        parts = axis_size(loaded.mesh, "batch")
-        self._loaded, self._rows = loaded, -(-rows // parts) * parts
-        self._max_length = max_length
+        self._loaded, self._rows, self._max_length = loaded, rows, max_length
+        self._shares = axis_size(loaded.mesh, "batch")
         replicated = NamedSharding(loaded.mesh, PartitionSpec())
         self._score = jax.jit(self._scores, out_shardings=replicated)
 
@@ -73,9 +73,11 @@ class Scorer:
         rows = [self._row(context, continuation) for context, continuation in requests]
         order = sorted(range(len(rows)), key=lambda at: (-len(rows[at][0]), rows[at][0]))
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
-        for start in range(0, len(order), self._rows):
-            indices = order[start : start + self._rows]
-            summed, greedy = self._batch([rows[at] for at in indices])
+        while order:
+            length = bucket(len(rows[order[0]][0]) - 1, self._max_length)
+            count = rows_of_batch(self._loaded.model, self._rows, length, self._shares)
+            indices, order = order[:count], order[count:]
+            summed, greedy = self._batch([rows[at] for at in indices], (count, length))
             for row, at in enumerate(indices):
                 scores[at] = float(summed[row]), bool(greedy[row])
             done(len(indices))
@@ -86,9 +88,9 @@ class Scorer:
         kept = [*context, *continuation][-(self._max_length + 1) :]
         return kept, min(len(continuation), len(kept) - 1)
 
-    def _batch(self, rows: Sequence[tuple[list[int], int]]) -> tuple[np.ndarray, np.ndarray]:
-        length = bucket(max(len(tokens) for tokens, _ in rows) - 1, self._max_length)
-        shape = (self._rows, length)
+    def _batch(
+        self, rows: Sequence[tuple[list[int], int]], shape: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         arrays = {name: np.zeros(shape, np.int32) for name in FIELDS}
         for row, (tokens, scored) in enumerate(rows):
             stop = len(tokens) - 1

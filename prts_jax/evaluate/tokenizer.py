@@ -1,13 +1,16 @@
 """The tokenizer of a checkpoint: text to token ids and back."""
 
+import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.errors import UserError
+from prts_jax.checkpoint.tokenizer import special_ids_of
+from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path
 
 
@@ -17,19 +20,40 @@ class CheckpointTokenizer:
 
     Attributes:
       path: its file.
-      vocab: number of entries.
+      pieces: id → piece; a model's vocabulary may have more ids.
       bos: id of the start token; None if there is none.
       eos: id of the end token; None if there is none.
+      ends: ids that end a text: the model's, or the tokenizer's own if the model names none.
+      begins: whether transformers puts the start token before every text.
       encode: text → ids, without special tokens.
       decode: ids → text, special tokens left out.
     """
 
     path: str
-    vocab: int
+    pieces: Mapping[int, str] = field(repr=False)
     bos: int | None
     eos: int | None
+    ends: frozenset[int]
+    begins: bool
     encode: Callable[[str], list[int]] = field(repr=False)
     decode: Callable[[Sequence[int]], str] = field(repr=False)
+
+    @property
+    def vocab(self) -> int:
+        """Smallest vocabulary of a model that holds every piece."""
+        return max(self.pieces, default=-1) + 1
+
+    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """Returns the text that `tokens` add to the text of `prompt`.
+
+        Both are decoded together, because SentencePiece drops a space at the start of a text and
+        because a character may begin in the prompt.
+        """
+        before, whole = self.decode(prompt), self.decode([*prompt, *tokens])
+        same = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)
+        )
+        return whole[len(list(same)) :]
 
 
 def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> CheckpointTokenizer:
@@ -57,7 +81,14 @@ def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> Checkpoi
                     f"{file}: has {opened.vocab} entries and the model {lineage.model.vocab}; "
                     "name the model's own with --tokenizer"
                 )
-            return opened
+            ids = special_ids_of(checkpoint, lineage)
+            own = opened.ends if asked else frozenset()
+            return dataclasses.replace(
+                opened,
+                bos=ids.begin if opened.bos is None else opened.bos,
+                eos=next(iter(ids.ends), None) if opened.eos is None else opened.eos,
+                ends=own.union(ids.ends) or opened.ends,
+            )
     raise UserError(
         f"{checkpoint}: no tokenizer in {' or '.join(filter(None, folders))}; name its folder or "
         "file with --tokenizer"
@@ -91,43 +122,60 @@ def tokenizer_file(path: str) -> str:
 
 
 def _fast(file: str) -> CheckpointTokenizer:
-    from tokenizers import Tokenizer
+    from data_pipelines.text.huggingface import open_fast
 
-    opened = Tokenizer.from_str(as_path(file).read_text())
-    special = _special_tokens(file)
-    ids = {name: opened.token_to_id(text) if text else None for name, text in special.items()}
+    config = _config(file)
+    opened = open_fast(as_path(file).read_bytes(), config, file)
+    bos, eos = (_id(opened, config, name) for name in ("bos_token", "eos_token"))
     return CheckpointTokenizer(
         path=file,
-        vocab=opened.get_vocab_size(),
-        bos=ids["bos_token"],
-        eos=ids["eos_token"],
+        pieces={at: piece for piece, at in opened.get_vocab().items()},
+        bos=bos,
+        eos=eos,
+        ends=frozenset() if eos is None else frozenset({eos}),
+        begins=config.get("add_bos_token", opened.encode("").ids[:1] == [bos]),
         encode=lambda text: list(opened.encode(text, add_special_tokens=False).ids),
         decode=lambda tokens: str(opened.decode(list(tokens))),
     )
 
 
-def _special_tokens(file: str) -> dict[str, str | None]:
-    """Reads bos_token and eos_token, each a string or an object, from tokenizer_config.json."""
+def _config(file: str) -> dict[str, Any]:
+    """Returns the tokenizer_config.json beside a tokenizer, or {}; its special tokens are strings.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
     config = as_path(file).parent / "tokenizer_config.json"
-    values: dict[str, Any] = json.loads(config.read_text()) if config.exists() else {}
+    if not config.exists():
+        return {}
+    try:
+        values = dict(json.loads(config.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{config}: is damaged ({first_line(error)}); fetch it again") from error
+    return {
+        name: value.get("content") if isinstance(value, dict) and name.endswith("_token") else value
+        for name, value in values.items()
+    }
 
-    def text(name: str) -> str | None:
-        value = values.get(name)
-        return value.get("content") if isinstance(value, dict) else value
 
-    return {name: text(name) for name in ("bos_token", "eos_token")}
+def _id(opened: Any, config: Mapping[str, Any], name: str) -> int | None:
+    text = config.get(name)
+    return opened.token_to_id(text) if isinstance(text, str) else None
 
 
 def _sentencepiece(file: str) -> CheckpointTokenizer:
     from sentencepiece import SentencePieceProcessor
 
     opened = SentencePieceProcessor(model_proto=as_path(file).read_bytes())
-    bos, eos = opened.bos_id(), opened.eos_id()
+    bos, eos, unknown = opened.bos_id(), opened.eos_id(), opened.unk_id()
     return CheckpointTokenizer(
         path=file,
-        vocab=opened.get_piece_size(),
+        pieces={at: opened.id_to_piece(at) for at in range(opened.get_piece_size())},
         bos=bos if bos >= 0 else None,
         eos=eos if eos >= 0 else None,
+        ends=frozenset({eos} if eos >= 0 else ()),
+        begins=bool(_config(file).get("add_bos_token", False)),
         encode=lambda text: list(opened.encode(text)),
-        decode=lambda tokens: str(opened.decode([int(token) for token in tokens])),
+        # SentencePiece writes unknown pieces as " ⁇ "; transformers leaves them out.
+        decode=lambda tokens: str(opened.decode([int(t) for t in tokens if t != unknown])),
     )

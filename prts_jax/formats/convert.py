@@ -19,7 +19,7 @@ from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
 from prts_jax.checkpoint.digests import digest_of, not_what_was_saved
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.tokenizer import carry_tokenizer
+from prts_jax.checkpoint.tokenizer import carry_tokenizer, special_ids_of
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
@@ -36,11 +36,14 @@ from prts_jax.formats.model_source import (
 from prts_jax.formats.safetensors_files import NewTensor
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path, is_remote
+from prts_jax.special_ids import SpecialIds, of_tokenizer
 
 Progress = Callable[[int, int], None]
 """Takes the bytes written so far and the total."""
 
 TARGET_DTYPES = ("float32", "bfloat16", "float16")
+REPEATED = ("special_ids", "generation_config")
+"""Keys of `Lineage.imported` that an export repeats."""
 CHUNK_BYTES = 2**26
 """Largest chunk of a leaf without layers."""
 AT_ONCE = 2
@@ -132,6 +135,8 @@ def open_checkpoint(spec: str) -> ModelSource:
         length=lineage.length,
         folder=str(as_path(path) / layout.TOKENIZER),
         lineage=lineage,
+        special_ids=special_ids_of(path, lineage),
+        repeats={key: lineage.imported[key] for key in REPEATED if key in lineage.imported},
     )
 
 
@@ -184,7 +189,7 @@ def write_checkpoint(
         carried = carry_tokenizer(
             tokenizer or source.folder, str(as_path(directory) / layout.TOKENIZER)
         )
-        lineage = _lineage(source)
+        lineage = _lineage(source, tokenizer)
         config = {**lineage.config, "model": to_dict(source.model)}
         complete = {path: tuple(layers) for path, layers in digests.items()}
         lineage = dataclasses.replace(lineage, config=config, digests=complete)
@@ -224,6 +229,7 @@ def write_huggingface(
         raise UserError(f"--dtype={dtype}: is none of {', '.join(TARGET_DTYPES)}; name one of them")
     if source.model.layers < 1:
         raise UserError(f"{source.path}: has no layers, and transformers needs one; grow it first")
+    special_ids = _special_ids(source, tokenizer)
     target = str(as_path(target))
     declarations = declare(source.model)
     move = _Mover(target, declarations, dtype, progress)
@@ -245,8 +251,11 @@ def write_huggingface(
         tensors = [tensor(path, layer) for path, layer in leaf_layers(source.model)]
         safetensors_files.write_folder(directory, tensors, shard_bytes, move.wrote)
         values = huggingface.config_json(source.model, dtype, source.length or 2048)
-        values |= huggingface.special_tokens(directory)
+        values |= special_ids
         huggingface.write_json(directory, huggingface.CONFIG, values)
+        generation = source.repeats.get("generation_config")
+        if generation is not None and huggingface.GENERATION not in carried:
+            huggingface.write_json(directory, huggingface.GENERATION, generation)
         (as_path(directory) / "README.md").write_text(model_card.write(source, dtype))
     return move.report(source, "hf", began, carried)
 
@@ -325,14 +334,37 @@ class _Mover:
         )
 
 
-def _lineage(source: ModelSource) -> Lineage:
+def _special_ids(source: ModelSource, tokenizer: str) -> dict[str, Any]:
+    """Returns the ids of an exported config.json: those of an import's own, as they stand there."""
+    stated: dict[str, Any] | None = source.repeats.get("special_ids")
+    if stated is None:
+        ids = _with_tokenizer(source.special_ids, tokenizer)
+        ends = ids.ends[0] if len(ids.ends) == 1 else list(ids.ends) or None
+        stated = {"bos_token_id": ids.begin, "eos_token_id": ends, "pad_token_id": ids.pad}
+    pad = stated.get("pad_token_id")
+    if pad is not None and pad >= source.model.vocab:
+        raise UserError(
+            f"{source.path}: pad_token_id is {pad} and the vocabulary has {source.model.vocab} "
+            "entries, which transformers refuses; give --vocab a larger number"
+        )
+    return stated
+
+
+def _with_tokenizer(ids: SpecialIds, tokenizer: str) -> SpecialIds:
+    """Adds the ids of the tokenizer that the user names."""
+    return ids.or_else(of_tokenizer(tokenizer)) if tokenizer else ids
+
+
+def _lineage(source: ModelSource, tokenizer: str) -> Lineage:
+    ids = _with_tokenizer(source.special_ids, tokenizer)
     if source.lineage is not None:
-        return source.lineage
+        return dataclasses.replace(source.lineage, special_ids=ids)
     imported = {
         "format": source.format,
         "path": source.path,
         "dtype": source.dtype,
         "length": source.length,
+        **source.repeats,
     }
     return Lineage(
         step=0,
@@ -346,6 +378,7 @@ def _lineage(source: ModelSource) -> Lineage:
         growth=(),
         digests={},
         imported=imported,
+        special_ids=ids,
     )
 
 

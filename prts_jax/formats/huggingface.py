@@ -28,8 +28,11 @@ from prts_jax.formats.model_source import (
 from prts_jax.model.architecture import ARCHITECTURES, architecture, declare
 from prts_jax.model.spec import HuggingFaceNames
 from prts_jax.paths import as_path
+from prts_jax.special_ids import SpecialIds, from_values, of_tokenizer, read_json
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
+ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 FIELDS = {
     "vocab": "vocab_size",
@@ -183,17 +186,36 @@ def read_config_file(folder: str) -> dict[str, Any]:
         raise UserError(f"{file}: is damaged ({error}); fetch it again") from error
 
 
-def special_tokens(folder: str) -> dict[str, Any]:
-    """Returns the special token ids in a copied generation_config.json; {} without that file."""
-    file = as_path(folder) / "generation_config.json"
-    if not file.exists():
-        return {}
-    try:
-        values = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file.name}: is damaged ({error}); repair or remove it") from error
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: values[name] for name in names if name in values}
+def special_ids_of(folder: str, config: Mapping[str, Any]) -> tuple[SpecialIds, dict[str, Any]]:
+    """Reads the special ids of a folder, in the order in which transformers looks for them.
+
+    generation_config.json comes before config.json; then the tokenizer's files, then the defaults
+    of the architecture.
+
+    Args:
+      folder: of the model.
+      config: the values of its config.json; {} without that file.
+
+    Returns:
+      The ids; what an export repeats: "special_ids", those of config.json as they stand there, and
+      "generation_config", where the files exist.
+
+    Raises:
+      UserError: a file is damaged, or an id is no integer.
+    """
+    file = as_path(folder) / GENERATION
+    repeats: dict[str, Any] = {}
+    ids = SpecialIds()
+    if file.exists():
+        repeats["generation_config"] = read_json(file)
+        ids = from_values(repeats["generation_config"], str(file))
+    if config:
+        repeats["special_ids"] = {key: config[key] for key in ID_KEYS if key in config}
+        ids = ids.or_else(from_values(config, str(as_path(folder) / CONFIG)))
+    ids = ids.or_else(of_tokenizer(folder))
+    defaults = _architecture_of(config, CONFIG)[1].defaults if config else {}
+    absent = {key: value for key, value in defaults.items() if key not in config}
+    return ids.or_else(from_values(absent, CONFIG)), repeats
 
 
 def write_json(folder: str, name: str, values: Mapping[str, Any]) -> None:
@@ -214,6 +236,7 @@ def open_model(folder: str) -> ModelSource:
     folder = str(as_path(folder))
     values = read_config_file(folder)
     model = read_config(values, str(as_path(folder) / CONFIG))
+    special_ids, repeats = special_ids_of(folder, values)
     stored = safetensors_files.open_folder(folder)
     declarations = declare(model)
     expected = {}
@@ -243,6 +266,8 @@ def open_model(folder: str) -> ModelSource:
         read=read,
         length=int(values.get("max_position_embeddings") or 0),
         folder=folder,
+        special_ids=special_ids,
+        repeats=repeats,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from prts_jax.config import ModelConfig, RopeScaling, check_model
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError, first_line
-from prts_jax.formats.huggingface import commonest_dtype
+from prts_jax.formats.huggingface import commonest_dtype, special_ids_of
 from prts_jax.formats.model_source import (
     ModelSource,
     TensorShape,
@@ -109,6 +109,7 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
 
     described = _shapes(tensors)
+    special_ids, repeats = special_ids_of(str(file.parent), {})
     return ModelSource(
         format="litgpt",
         path=str(root),
@@ -118,6 +119,8 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
         read=read,
         length=length,
         folder=str(file.parent),
+        special_ids=special_ids,
+        repeats=repeats,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from prts_jax.config import ModelConfig
 from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.model.architecture import declare
+from prts_jax.special_ids import SpecialIds
 
 _TILE = 256  # elements per side
 
@@ -38,6 +40,9 @@ class ModelSource:
       length: longest supported sequence, in tokens; 0 if unknown.
       folder: folder that may hold `TOKENIZER_FILES`; "" if there is none.
       lineage: of a checkpoint of prts_jax; None for other formats.
+      special_ids: ids that begin, end and pad a text.
+      repeats: values that an export to transformers repeats: "special_ids", those of config.json,
+        and "generation_config"; a key is absent if its file is.
     """
 
     format: str
@@ -49,6 +54,8 @@ class ModelSource:
     length: int = 0
     folder: str = ""
     lineage: Lineage | None = None
+    special_ids: SpecialIds = field(default_factory=SpecialIds)
+    repeats: Mapping[str, Any] = field(default_factory=dict)
 
 
 def kernel_from_linear(weight: np.ndarray, declaration: Declaration) -> np.ndarray:

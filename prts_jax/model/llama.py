@@ -26,6 +26,7 @@ HUGGING_FACE = HuggingFaceNames(
         "attention_bias": (False,),
         "mlp_bias": (False,),
     },
+    defaults={"bos_token_id": 1, "eos_token_id": 2},
 )
 
 _UNSCALED = RopeScaling()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, one_line
 from prts_jax.report.runs import Run
 
 RELATIVE = 1e-6
@@ -30,8 +30,7 @@ def find_bases(runs: Sequence[Run]) -> dict[str, Run]:
 
 def _names(run: Run, other: Run) -> bool:
     """Whether `run`'s config starts it from a checkpoint in `other`'s workdir."""
-    init = run.config.get("init", {})
-    named = init.get("grow_from") or init.get("start_from")
+    named = run.setting("init", "grow_from", str) or run.setting("init", "start_from", str)
     if not named:
         return False
     source, workdir = _absolute(named), _absolute(other.workdir)
@@ -81,7 +80,7 @@ def find_baseline(
     """
     if name is not None:
         for run in runs:
-            if run.label == name:
+            if run.label == one_line(name):
                 return run
         known = ", ".join(run.label for run in runs)
         raise UserError(f"--baseline={name}: no run has this label; the runs are {known}")

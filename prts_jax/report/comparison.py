@@ -87,7 +87,27 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
         for run in runs
         if chosen is not None and run is not chosen and run.label not in base_labels
     }
-    return Comparison(runs, bases, chosen, levels, _notes(runs, bases, chosen))
+    notes = [*_notes(runs, bases, chosen), *_decaying(runs, levels, chosen)]
+    return Comparison(runs, bases, chosen, levels, notes)
+
+
+def _decaying(
+    runs: Sequence[Run], levels: Mapping[str, Sequence[speedup.Level]], baseline: Run | None
+) -> list[str]:
+    """Returns the reason why runs are not compared in the middle of the baseline's training."""
+    names = [
+        run.label
+        for run in runs
+        if baseline and levels.get(run.label) and not speedup.rates_are_constant(run, baseline)
+    ]
+    if baseline is None or not names:
+        return []
+    shares = ", ".join(f"{share:.0%}" for share in speedup.SHARES)
+    return [
+        f"No speed-up at {shares} of the FLOPs of {baseline.label} for {', '.join(names)}: "
+        "the learning rate is not constant, so the loss in the middle of a schedule is not the "
+        "loss of a run that ends there."
+    ]
 
 
 def _notes(runs: Sequence[Run], bases: Mapping[str, Run], baseline: Run | None) -> list[str]:

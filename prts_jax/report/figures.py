@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from prts_jax.report.baseline import seconds_before
 from prts_jax.report.comparison import SOURCE, Comparison
-from prts_jax.report.runs import Run, shape_name
+from prts_jax.report.runs import Run, is_finite, shape_name
 from prts_jax.report.speedup import Level
 from prts_jax.report.table import percent
 
@@ -40,6 +41,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "legend.frameon": False,
+    "text.parse_math": False,  # names of runs and sources may hold "$"
 }
 
 GROWTH_LINES = 4
@@ -47,6 +49,8 @@ GROWTH_LINES = 4
 
 SHOWN_AFTER = 0.1
 """Share of the x axis whose steep fall of the loss is cut off, so that the rest is legible."""
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Label of a run → x and loss, float64 vectors of one length."""
@@ -78,7 +82,7 @@ class Look:
 
 def _flops_unit(largest: float) -> tuple[float, str]:
     exponent = 3 * int(math.log10(largest) // 3) if largest >= 1 else 0
-    return 10.0**exponent, f"$10^{{{exponent}}}$ FLOPs"
+    return 10.0**exponent, f"10{str(exponent).translate(SUPERSCRIPTS)} FLOPs"
 
 
 def _tokens_unit(largest: float) -> tuple[float, str]:
@@ -185,10 +189,17 @@ def new_figure(height_pixels: float) -> Figure:
     return Figure(figsize=(WIDTH_PIXELS / DPI, height_pixels / DPI), dpi=DPI, layout="constrained")
 
 
+def legend_name(name: str) -> str:
+    """Returns a name for a legend; matplotlib leaves out names that begin with "_"."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
+        FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
@@ -251,7 +262,7 @@ def _draw_runs(axes: Axes, comparison: Comparison, axis: Axis, key: str) -> None
                 linewidth=1.6 if look.dashed else 2.0,
                 marker=look.marker,
                 markersize=3.2 if len(x) <= 80 else 0,
-                label=f"{run.label} ({run.shape()})" if run.shape() else run.label,
+                label=legend_name(f"{run.label} ({run.shape()})" if run.shape() else run.label),
                 zorder=3,
             )
     axes.set_ylim(*_loss_range(curves))
@@ -302,17 +313,19 @@ def _growths(
     seconds = _seconds_of_ancestors(comparison, run, axis)
     for row in stages:
         end = row["previous_stage"]
-        x_end = end[axis.key] + seconds
-        loss = end.get(key) or float(np.interp(x_end, x, y))
-        yield x_end, loss, f"growth {_grown_shapes(row)}"
+        if is_finite(end.get(axis.key)):
+            x_end, loss = end[axis.key] + seconds, end.get(key)
+            loss = loss if is_finite(loss) else float(np.interp(x_end, x, y))
+            yield x_end, loss, f"growth {_grown_shapes(row)}"
 
 
 def _grown_shapes(row: Mapping[str, Any]) -> str:
     """Returns "6L128H → 24L128H" for a line that holds the map of a growth, otherwise ""."""
-    models = (row.get("growth") or {}).get("map", {})
-    if "source" not in models or "target" not in models:
+    models = (row.get("growth") or {}).get("map")
+    if not isinstance(models, Mapping):
         return ""
-    return f"{shape_name(models['source'])} → {shape_name(models['target'])}"
+    shapes = [shape_name(models.get(name)) for name in ("source", "target")]
+    return " → ".join(shapes) if all(shapes) else ""
 
 
 def _draw_growth(axes: Axes, x: float, loss: float, text: str, colour: str, line: int) -> None:

@@ -7,6 +7,7 @@ from html import escape
 from prts_jax.report import table
 from prts_jax.report.comparison import Comparison
 from prts_jax.report.runs import Run
+from prts_jax.report.seeds import seed_table
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
 from prts_jax.text_table import Table
 
@@ -40,17 +41,19 @@ CAPTIONS = {
 }
 
 
-def render(comparison: Comparison, figures: Mapping[str, bytes]) -> str:
+def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
     """Returns the page.
 
     Args:
-      comparison: the runs.
-      figures: PNG files by name, as `figures.draw_all` returns them.
+      seeds: the runs of each seed.
+      figures: PNG files of the first seed by name, as `figures.draw_all` returns them.
     """
+    comparison = seeds[0]
     pictures = [_figure(name, png) for name, png in figures.items()]
     parts = [
         "<h1>Run report</h1>",
         *(f'<p class="result">{escape(line)}</p>' for line in results(comparison)),
+        _table(seed_table(seeds)),
         *pictures[:1],
         "<h2>Runs</h2>",
         _table(table.run_table(comparison)),

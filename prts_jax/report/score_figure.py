@@ -7,10 +7,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, storage_error
 from prts_jax.evaluate.results import Row
 from prts_jax.paths import as_path
-from prts_jax.report.figures import COLOURS, MARKERS, STYLE, new_figure, png
+from prts_jax.report.figures import COLOURS, MARKERS, STYLE, legend_name, new_figure, png
 
 ROW_PIXELS, MARGIN_PIXELS = 34, 90
 
@@ -30,7 +30,7 @@ def write(labels: Sequence[str], rows: Sequence[Row], path: str) -> None:
     try:
         as_path(path).write_bytes(content)
     except OSError as error:
-        raise UserError(f"--picture={path}: cannot be written ({error.strerror})") from error
+        raise storage_error(f"--picture={path}: cannot be written", error) from error
 
 
 def draw(labels: Sequence[str], rows: Sequence[Row]) -> Figure:
@@ -78,5 +78,5 @@ def _draw_one(axes: Axes, panel: Sequence[Row], at: int, label: str, count: int)
         fmt=MARKERS[(at - 1) % len(MARKERS)],
         color=COLOURS[(at - 1) % len(COLOURS)],
         capsize=3,
-        label=label,
+        label=legend_name(label),
     )

@@ -94,8 +94,8 @@ def compare(run: Run, baseline: Run) -> list[Level]:
     """Returns the comparison at several losses, the primary one first.
 
     The primary loss is the baseline's lowest. The lowest loss that both have reached follows if it
-    differs, then the baseline's lowest loss after the `SHARES` of its FLOPs. The list is empty if
-    one of the two has no evaluations.
+    differs, then, if `rates_are_constant`, the baseline's lowest loss after the `SHARES` of its
+    FLOPs. The list is empty if one of the two has no evaluations.
     """
     flops, losses = baseline.curve("flops", "validation_loss")
     _, run_losses = run.curve("flops", "validation_loss")
@@ -106,11 +106,20 @@ def compare(run: Run, baseline: Run) -> list[Level]:
     if run_losses.min() > best:
         levels.append(("the lowest of both", float(run_losses.min())))
     end = float(flops[-1])
-    for share in reversed(SHARES):
+    for share in reversed(SHARES) if rates_are_constant(run, baseline) else ():
         so_far = float(losses[flops <= share * end].min(initial=losses[0]))
         if levels[-1][1] < so_far < losses[0]:
             levels.append((f"the baseline's at {share:.0%} of its FLOPs", so_far))
     return [_level(run, baseline, at, loss) for at, loss in levels]
+
+
+def rates_are_constant(*runs: Run) -> bool:
+    """Returns whether all runs train at a constant learning rate.
+
+    A decaying rate lowers the loss at its end. In the middle of the baseline's decay its loss is
+    still high, and a run that ended its own decay would look fast.
+    """
+    return all(run.setting("schedule", "kind", str) == "constant" for run in runs)
 
 
 def _level(run: Run, baseline: Run, at: str, loss: float) -> Level:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from prts_jax.errors import one_line
 from prts_jax.report.comparison import SOURCE, Comparison
 from prts_jax.report.runs import Run
 from prts_jax.text_table import MISSING, Table
@@ -116,7 +117,7 @@ def _reached(value: float | None) -> str:
 
 
 def _value(value: Any) -> str:
-    return MISSING if value is None or value == "" else str(value)
+    return MISSING if value is None or value == "" else one_line(str(value))
 
 
 def loss(value: float | None) -> str:
@@ -138,9 +139,9 @@ def flops(value: float | None) -> str:
     """Returns FLOPs to four digits: 1.234e+18 → "1.234e18"."""
     if value is None:
         return MISSING
-    if value == 0:
-        return "0"
-    exponent = math.floor(math.log10(value))
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    exponent = math.floor(math.log10(abs(value)))
     mantissa = f"{value / 10**exponent:.3f}"
     if mantissa == "10.000":
         mantissa, exponent = "1.000", exponent + 1
@@ -160,7 +161,7 @@ def quantity(value: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Returns seconds as "42 s", "3 min 05 s" or "2 h 07 min"."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return MISSING
     total = round(seconds)
     if total < 60:

@@ -17,6 +17,7 @@ from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
 from prts_jax.checkpoint.store import Checkpoints
+from prts_jax.checkpoint.tokenizer import special_ids_of
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
@@ -24,6 +25,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
+from prts_jax.special_ids import of_store
 from prts_jax.train import fine_tuning
 from prts_jax.train.ancestor import Ancestor, grow_from, start_from
 from prts_jax.train.distill import choose_teacher, find_teacher
@@ -168,6 +170,7 @@ def _fresh(
         growth=(),
         digests={},
         teacher=choose_teacher(config),
+        special_ids=of_store(batches.store.directory, batches.store.eos_id),
     )
     state = fresh_state(params, optimizer, mesh)
     return Start("fresh parameters", config.model, declarations, state, lineage)
@@ -292,6 +295,7 @@ def _after(
         changes=(*before.changes, *changes),
         stage=0,
         teacher=choose_teacher(config, ancestor.path if ancestor.growth_map else ""),
+        special_ids=special_ids_of(ancestor.path, before),
     )
     how = f"{ancestor.how}; {note}"
     start = Start(how, model, declare(model), ancestor.state, lineage)

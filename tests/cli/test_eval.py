@@ -49,7 +49,7 @@ def test_json_has_the_documented_keys(
 ) -> None:
     flags = (f"--checkpoint={words / 'model'}", "--perplexity", f"--text={words / 'text'}")
     found = evaluate(capsys, *flags, *FLOAT32)
-    assert set(found) == {"loss", "perplexity", "tokens", "bits_per_byte", "per_source"}
+    assert set(found) == {"loss", "perplexity", "tokens", "bits_per_byte", "per_source", "length"}
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert set(found["per_source"]["cats"]) == {"loss", "perplexity", "tokens", "bits_per_byte"}
     assert eval_command.main([*flags, *FLOAT32]) == 0
@@ -128,7 +128,7 @@ REFUSALS = {
     ),
     "limit without tasks": (
         ["--checkpoint=c", "--perplexity", "--limit=3"],
-        "are for --tasks; add it",
+        "need --tasks; add it",
     ),
     "documents without perplexity": (
         ["--checkpoint=c", "--tasks=piqa", "--documents=no"],

@@ -47,6 +47,16 @@ def test_a_prompt_comes_from_flag_file_or_standard_input(
     assert capsys.readouterr().out == f"the cat sat{found['text']}\n"
 
 
+def test_the_start_token_comes_first_on_request(
+    words: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = f"--checkpoint={words / 'model'}"
+    alone = as_json(capsys, checkpoint, "--prompt=cat sat")
+    asked = as_json(capsys, checkpoint, "--prompt=cat sat", "--add_bos_token")
+    typed = as_json(capsys, checkpoint, "--prompt=<s> cat sat")
+    assert asked["tokens"] == typed["tokens"] != alone["tokens"]
+
+
 FLAGS = {
     "temperature below 0": (["--prompt=a", "--temperature=-1"], "temperature: is -1.0"),
     "temperature nan": (["--prompt=a", "--temperature=nan"], "temperature: is nan"),

@@ -1,3 +1,4 @@
+import html
 import json
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import pytest
 
 from prts_jax.cli import run
 from prts_jax.cli.report import main
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, escaped
 from tests.report.synthetic import power_law, write_family, write_run
 
 LOSS = power_law(8.0, 2.5, 1e10)
@@ -58,6 +59,53 @@ def test_the_baseline_can_be_chosen(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["speedup"]["levels"][0]["speedup"] == 0
 
 
+NAMES = ["a$\\alpha$b_{", "e\x1b[31mred", "_hidden", "new\nline", "byte\udcff", "‮over"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_escaped(tmp_path, capsys, name):
+    """On the terminal, on the page and in figures; "$" starts no formula there."""
+    workdir = write_run(tmp_path / name, LOSS, steps=200)
+    other = write_run(tmp_path / "other", LOSS, steps=200, init__grow_from=f"gone/{name}")
+    arguments = [str(workdir), str(other), f"--baseline={name}", f"--out={tmp_path / name}-out"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    shown = escaped(name)
+    assert all(line.isprintable() for line in printed.splitlines())
+    assert shown in printed
+    page = (tmp_path / f"{name}-out" / "report.html").read_text()
+    assert html.escape(shown) in page
+
+
+def test_seeds_are_summarised_by_mean_and_range(tmp_path, capsys):
+    families = [write_family(tmp_path / str(seed)) for seed in range(3)]
+    for seed, (_, grown, _) in enumerate(families):  # seed 2 needs more FLOPs for the same loss
+        lines = map(json.loads, (grown / "metrics.jsonl").read_text().splitlines())
+        scaled = [line | {"flops": line["flops"] * (1 + seed / 10)} for line in lines]
+        (grown / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scaled))
+    runs = [
+        f"{name}={','.join(str(family[at]) for family in families)}"
+        for at, name in enumerate(("base", "grown", "scratch"))
+    ]
+    assert main([*runs, "--json", "--baseline=scratch"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    speedups = report["seeds"]["grown"]["speedup"]
+    alone = []
+    for family in families:
+        assert main([*map(str, family), "--json", "--baseline=scratch"]) == 0
+        [of_seed] = [
+            r for r in json.loads(capsys.readouterr().out)["runs"] if r["label"] == "grown"
+        ]
+        alone.append(of_seed["speedup"])
+    assert speedups["values"] == alone
+    assert speedups["mean"] == pytest.approx(sum(alone) / 3)
+    assert (speedups["low"], speedups["high"]) == (min(alone), max(alone))
+    assert main([*runs, f"--out={tmp_path / 'out'}"]) == 0
+    line = f"{100 * speedups['mean']:+.1f}% ({100 * min(alone):+.1f}% to {100 * max(alone):+.1f}%)"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,6 +113,10 @@ def test_the_baseline_can_be_chosen(tmp_path, capsys):
         (["run", "run"], "another run has the label 'run'"),
         (["run", "--baseline=other"], "no run has this label"),
         (["run", "--out=run/config.json"], "--out=run/config.json: cannot be written"),
+        (["a=run,run"], "run: is named twice for a"),
+        (["a=run,run2,x", "b=run,run2"], "b: has 2 seeds and another run 3; give as many, or one"),
+        (["x" * 5000], "no such directory"),
+        (["run", "--out=" + "x/" * 5000], "cannot be written"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(

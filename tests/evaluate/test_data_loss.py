@@ -1,15 +1,17 @@
 """Loss and bits per byte of a store and of text against one row, and one document, at a time."""
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.evaluate import data_loss
+from prts_jax.evaluate import data_loss, memory
 from prts_jax.evaluate.loaded import LoadedModel, load
 from prts_jax.evaluate.scores import ALL, BITS, LOSS
 from prts_jax.model.architecture import logits
@@ -119,6 +121,39 @@ def test_padding_changes_nothing(loaded: LoadedModel, words: Path, rows: int) ->
     for a, b in zip(scores, others, strict=True):
         assert b.pairs_with(a)
         np.testing.assert_allclose(b.values, a.values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [16, 10**12])
+def test_batches_are_as_large_as_memory_allows(
+    loaded: LoadedModel, words: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_loss.open_store(loaded, str(words / "store"))
+    whole, _ = data_loss.measure(loaded, data, rows=4)
+    monkeypatch.setattr(memory, "BATCH_BYTES", 2 * memory.bytes_of_row(loaded.model, LENGTH))
+    assert memory.rows_of_batch(loaded.model, rows, LENGTH, shares=1) == 2
+    assert memory.rows_of_batch(loaded.model, rows, 10**9, shares=4) == 4
+    small, _ = data_loss.measure(loaded, data, rows)
+    assert small["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    monkeypatch.setattr(memory, "_free_bytes", lambda: 100)
+    with pytest.raises(UserError, match=r"rows of 16 tokens: a batch needs .*smaller --length"):
+        data_loss.measure(loaded, data, rows)
+
+
+def test_rows_are_those_of_training_or_at_most_2048_of_an_import(
+    loaded: LoadedModel, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_loss.open_store(loaded, str(words / "store"))
+    imported = {"format": "hf", "path": "m", "dtype": "float32", "length": 131_072}
+
+    def length(**changed: Any) -> int:
+        model = dataclasses.replace(loaded, lineage=dataclasses.replace(loaded.lineage, **changed))
+        return int(data_loss.measure(model, data, rows=4)[0]["length"])
+
+    monkeypatch.setattr(data_loss, "IMPORT_LENGTH", 20)
+    assert length() == LENGTH
+    assert length(imported=imported, tokens=0) == 20
+    assert length(imported=imported, tokens=64) == LENGTH
+    assert length(imported=imported | {"length": 8}, tokens=0) == 8
 
 
 def test_different_lengths_are_not_compared(loaded: LoadedModel, words: Path) -> None:

@@ -1,6 +1,7 @@
-"""A store of another tokenizer than the run's own is refused before anything is computed."""
+"""A store of another tokenizer than the model's is refused before anything is computed."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from prts_jax.errors import UserError
 from prts_jax.evaluate.data_loss import open_store
 from prts_jax.evaluate.loaded import load
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params
+from tests.evaluate import worded
 from tests.train.tiny import write_store
 
 
@@ -26,4 +28,24 @@ def test_a_store_of_another_tokenizer_is_refused(tmp_path: Path):
     ours = load(str(tmp_path / "ours"))
     assert open_store(ours, same).store.directory == same
     with pytest.raises(UserError, match=r"sha256 b{12}\) than .*ours was trained with \(a{12}\)"):
+        open_store(ours, other)
+
+
+def test_the_tokenizer_of_an_import_is_compared_by_its_pieces(tmp_path: Path):
+    """The same pieces in another file are accepted."""
+    pytest.importorskip("tokenizers")
+    worded.write_checkpoint(tmp_path / "ours", imported=True)
+    ours = load(str(tmp_path / "ours"))
+
+    def store(name: str, change: Callable[[str], str]) -> str:
+        written = write_store(tmp_path / name, 100, vocab=MODEL.vocab, tokenizer=name * 64)
+        worded.write_tokenizer(Path(written.directory))
+        file = Path(written.directory) / "tokenizer.json"
+        file.write_text(change(file.read_text()))
+        return str(written.directory)
+
+    same = store("a", lambda text: f" {text}")
+    assert open_store(ours, same).store.directory == same
+    other = store("b", lambda text: text.replace('"cat"', '"cow"'))
+    with pytest.raises(UserError, match=r"sha256 b{12}\) than .*ours was trained with"):
         open_store(ours, other)

@@ -7,7 +7,7 @@ import pytest
 
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.evaluate.generate import Generator, Sampling, choose
+from prts_jax.evaluate.generate import GREEDY, Generator, Sampling, choose
 from prts_jax.evaluate.scoring import bucket
 from prts_jax.model.architecture import declare, logits
 from prts_jax.model.initialise import init_params
@@ -50,6 +50,16 @@ def test_generation_stops_when_all_rows_have_a_stop_token(generator):
     whole = [int(token[0]) for token in generator.stream([[3]], 12)]
     stopped = [int(token[0]) for token in generator.stream([[3]], 12, stop={whole[4]})]
     assert stopped == whole[: whole.index(whole[4]) + 1]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.9), Sampling(1e-30), Sampling(1e30)])
+def test_ids_without_a_piece_are_never_chosen(params, generator, sampling):
+    """The likeliest ids of every step are taken away from the tokenizer."""
+    likeliest = {int(token[0]) for token in generator.stream([[3]], 12)}
+    pieces = set(range(MODEL.vocab)) - likeliest
+    limited = Generator(params, MODEL, FLOAT32, pieces)
+    chosen = [int(token[0]) for token in limited.stream([[3]], 12, sampling=sampling)]
+    assert set(chosen) <= pieces
 
 
 def test_draws_depend_on_the_seed(generator):

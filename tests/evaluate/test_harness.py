@@ -1,6 +1,7 @@
 """Our models under lm-evaluation-harness against its own `hf` model of the exported checkpoint."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from prts_jax.cli import eval as eval_command
 from prts_jax.cli import run
 from prts_jax.config import ModelConfig
+from prts_jax.errors import UserError
 from prts_jax.evaluate import paper_benchmarks
 from prts_jax.formats import convert
 from tests.formats.foreign_models import save_transformers
@@ -160,6 +162,58 @@ def test_generated_texts_equal_the_hf_models(ours: Any, theirs: Any) -> None:
     expected = theirs.generate_until(requests("generate_until", prompts), disable_tqdm=True)
     assert found == expected
     assert not any("e" in text for text in found)
+
+
+def test_the_start_token_comes_first_as_in_the_hf_model(folders: Path, theirs: Any) -> None:
+    """With add_bos_token; a text that begins with the token gets no second one."""
+    ours = harness.HarnessModel(str(folders / "ours"), dtype="float32", add_bos_token=True)
+    hf = HFLM(pretrained=theirs.model, tokenizer=str(folders / "hf"), add_bos_token=True)
+    hf._max_length = theirs.max_length
+    pairs = [("", " " + WORDS[0]), ("<s>" + WORDS[1], " a"), (" ".join(WORDS[:20]), " a b c")]
+    texts = [(" ".join(WORDS[:n]),) for n in (1, 20, 150)]
+    for kind, arguments in (("loglikelihood", pairs), ("loglikelihood_rolling", texts)):
+        given = requests(kind, arguments)
+        found, expected = (getattr(m, kind)(given, disable_tqdm=True) for m in (ours, hf))
+        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-4)
+    options = {"until": [], "max_new_tokens": 8}
+    given = requests("generate_until", [(" ".join(WORDS[:5]), options)])
+    found, expected = (m.generate_until(given, disable_tqdm=True) for m in (ours, hf))
+    assert found == expected
+
+
+def test_texts_end_at_every_end_id(folders: Path, tmp_path: Path, theirs: Any) -> None:
+    options = {"until": [], "max_gen_toks": 12}
+    given = requests("generate_until", [(" ".join(WORDS[:5]), options)])
+    [whole] = theirs.generate_until(given, disable_tqdm=True)
+    last = theirs.tok_encode(whole)[-1]
+    shutil.copytree(folders / "hf", tmp_path / "hf")
+    generation = tmp_path / "hf" / "generation_config.json"
+    values = json.loads(generation.read_text()) | {"eos_token_id": [1, last]}
+    generation.write_text(json.dumps(values))
+    source = convert.open_source("hf", str(tmp_path / "hf"))
+    convert.write_checkpoint(source, str(tmp_path / "ours"))
+    hf = HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32", max_length=64)
+    ours = harness.HarnessModel(str(tmp_path / "ours"), dtype="float32")
+    found, expected = (m.generate_until(given, disable_tqdm=True) for m in (ours, hf))
+    assert len(found[0]) < len(whole)
+    assert found[0] == expected[0].removesuffix(theirs.tok_decode([last]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_lenght": 64}, "'max_lenght' is unknown; did you mean 'max_length'?"),
+        ({"max_length": "long"}, "max_length='long': give a number above 0"),
+        ({"batch_size": 0}, "batch_size=0: give a number above 0"),
+        ({"add_bos_token": "maybe"}, "add_bos_token='maybe': give True or False"),
+        ({"dtype": "float16"}, "dtype='float16': give bfloat16 or float32"),
+        ({"checkpoint": ""}, "checkpoint=DIR is missing"),
+    ],
+)
+def test_unknown_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        harness.HarnessModel(**{"checkpoint": "c"} | arguments)
+    assert message in str(refusal.value)
 
 
 def test_task_scores_equal_the_hf_models(

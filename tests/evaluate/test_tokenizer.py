@@ -1,6 +1,7 @@
 """Which tokenizer a checkpoint is read with, and what is refused."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError
 from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_of
+from prts_jax.special_ids import SpecialIds
 from tests.checkpoint.tiny import lineage_of, random_params
 from tests.evaluate import worded
 
@@ -60,6 +62,43 @@ def test_a_sentencepiece_model_is_read() -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["To be, or not", "Thou  art", "naïve — 東京", "a\nb"])
+def test_prompt_and_continuation_are_one_text(text: str) -> None:
+    """The prompt ends anywhere, also within a character of several byte pieces."""
+    pytest.importorskip("sentencepiece")
+    opened = open_tokenizer(str(PLAYS / "tokenizer.model"))
+    ids = opened.encode(text)
+    for at in range(1, len(ids)):
+        before = opened.decode(ids[:at]).rstrip("\N{REPLACEMENT CHARACTER}")
+        assert before + opened.continuation(ids[:at], ids[at:]) == opened.decode(ids)
+
+
+def test_tokens_of_the_config_are_pieces_as_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    worded.write_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    added = {"content": "<|more|>", "special": True, "normalized": False}
+    added |= {"single_word": False, "lstrip": False, "rstrip": False}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    config["added_tokens_decoder"] = {"22": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    ours = open_tokenizer(str(tmp_path / "tokenizer.json"))
+    text = "the cat<|more|>sat </s> on <s>"
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert set(ours.pieces) == set(theirs.get_vocab().values()) == set(range(23))
+    every = list(range(23))
+    assert ours.decode(every) == theirs.decode(every, skip_special_tokens=True)
+
+
+def test_the_models_own_end_ids_come_first(tmp_path: Path, lineage: Lineage) -> None:
+    worded.write_tokenizer(tmp_path / "tokenizer")
+    known = trained_on(lineage, Path())
+    assert tokenizer_of(str(tmp_path), known).ends == {worded.EOS}
+    several = dataclasses.replace(known, special_ids=SpecialIds(0, (1, 19)))
+    assert tokenizer_of(str(tmp_path), several).ends == {1, 19}
+
+
 def test_precedence_is_argument_then_checkpoint_then_store(
     tmp_path: Path, lineage: Lineage
 ) -> None:
@@ -85,5 +124,5 @@ def test_missing_small_or_damaged_tokenizers_are_refused(tmp_path: Path, lineage
     with pytest.raises(UserError, match="has 22 entries and the model 10; name the model's own"):
         tokenizer_of("c", small)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="is no tokenizer that can be read"):
+    with pytest.raises(UserError, match="is JSON but no tokenizer"):
         tokenizer_of("c", small)

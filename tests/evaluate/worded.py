@@ -33,7 +33,9 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
 
 
-def write_checkpoint(path: Path, seed: int = 0, documents: bool = False) -> None:
+def write_checkpoint(
+    path: Path, seed: int = 0, documents: bool = False, imported: bool = False
+) -> None:
     """A model of `tests.checkpoint.tiny`, trained (it says) on rows of `LENGTH` tokens."""
     # Smaller than drawn, or every loss would be that of a few tokens.
     drawn = flatten(random_params(seed=seed))
@@ -41,6 +43,9 @@ def write_checkpoint(path: Path, seed: int = 0, documents: bool = False) -> None
     lineage = lineage_of(params)
     data = {**lineage.config["data"], "length": LENGTH, "documents": documents}
     lineage = dataclasses.replace(lineage, config={**lineage.config, "data": data})
+    if imported:
+        about = {"format": "hf", "path": "m", "dtype": "float32", "length": LENGTH}
+        lineage = dataclasses.replace(lineage, imported=about, tokens=0)
     save_checkpoint(str(path), params, lineage)
     write_tokenizer(path / "tokenizer")
 

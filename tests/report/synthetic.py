@@ -1,11 +1,12 @@
 """Synthetic runs whose validation loss is a power law of their own FLOPs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prts_jax.config import RunConfig, to_dict
+from prts_jax.report.runs import Run, read_seeds
 
 SOURCES = {"RedPajamaComedies": 0.05, "RedPajamaHistories": 0.0, "RedPajamaTragedies": -0.05}
 
@@ -13,6 +14,12 @@ SOURCES = {"RedPajamaComedies": 0.05, "RedPajamaHistories": 0.0, "RedPajamaTrage
 def power_law(start: float, floor: float, half: float) -> Callable[[float], float]:
     """Returns loss(own FLOPs) = floor + (start − floor) · (1 + FLOPs / half)^−0.35."""
     return lambda flops: floor + (start - floor) * (1 + flops / half) ** -0.35
+
+
+def read_runs(arguments: Sequence[str], now: float | None = None) -> list[Run]:
+    """Returns the runs of a command line without seeds."""
+    [runs] = read_seeds(arguments, now)
+    return runs
 
 
 def write_run(
@@ -41,6 +48,7 @@ def write_run(
     resolved = to_dict(RunConfig())
     resolved["model"].update(layers=layers, embed=128)
     resolved["train"]["steps"] = steps
+    resolved["schedule"]["kind"] = "constant"
     for name, value in config.items():
         section, key = name.split("__")
         resolved[section][key] = value

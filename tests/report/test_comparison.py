@@ -1,8 +1,7 @@
 import json
 
 from prts_jax.report.comparison import as_json, compare
-from prts_jax.report.runs import read_runs
-from tests.report.synthetic import SOURCES, power_law, write_family, write_run
+from tests.report.synthetic import SOURCES, power_law, read_runs, write_family, write_run
 
 LOSS = power_law(8.0, 2.5, 1e10)
 
@@ -52,6 +51,13 @@ def test_notes_name_missing_metrics_and_bases(tmp_path):
         "new has no metrics yet.",
         "new is not finished (running); its figures are preliminary.",
     ]
+
+
+def test_a_note_says_why_decaying_runs_are_compared_only_at_their_ends(tmp_path):
+    names = ("one", "two")
+    runs = [write_run(tmp_path / n, LOSS, steps=100, schedule__kind="cosine") for n in names]
+    [note] = compare(read_runs([str(path) for path in runs]), baseline="one").notes
+    assert note.startswith("No speed-up at 25%, 50%, 75% of the FLOPs of one for two: the learning")
 
 
 def test_a_note_asks_for_an_ambiguous_baseline(tmp_path):

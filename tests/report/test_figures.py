@@ -7,8 +7,7 @@ from matplotlib.image import imread
 
 from prts_jax.report import figures
 from prts_jax.report.comparison import compare
-from prts_jax.report.runs import read_runs
-from tests.report.synthetic import power_law, write_family, write_run, write_staged
+from tests.report.synthetic import power_law, read_runs, write_family, write_run, write_staged
 
 LOSS = power_law(8.0, 2.5, 1e10)
 

@@ -3,8 +3,7 @@ from html.parser import HTMLParser
 
 from prts_jax.report import figures, html
 from prts_jax.report.comparison import compare
-from prts_jax.report.runs import read_runs
-from tests.report.synthetic import power_law, write_family, write_run
+from tests.report.synthetic import power_law, read_runs, write_family, write_run
 
 VOID = {"meta", "img"}
 
@@ -37,7 +36,7 @@ def parse(page):
 
 def test_the_page_is_self_contained(tmp_path):
     comparison = compare(read_runs([str(path) for path in write_family(tmp_path)]))
-    page = parse(html.render(comparison, figures.draw_all(comparison)))
+    page = parse(html.render([comparison], figures.draw_all(comparison)))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 4
     assert all(image["src"].startswith("data:image/png;base64,") for image in images)
@@ -47,7 +46,7 @@ def test_the_page_is_self_contained(tmp_path):
 
 def test_the_page_states_the_result_and_its_definition(tmp_path):
     comparison = compare(read_runs([str(path) for path in write_family(tmp_path)]))
-    text = " ".join(parse(html.render(comparison, {})).text)
+    text = " ".join(parse(html.render([comparison], {})).text)
     assert re.search(r"grown reached scratch's lowest .* a speed-up of \+\d+\.\d%\.", text)
     assert "FLOPs(baseline, ℓ) / FLOPs(run, ℓ) − 1" in text
     assert "init.grow_from" in text
@@ -56,7 +55,7 @@ def test_the_page_states_the_result_and_its_definition(tmp_path):
 def test_labels_are_escaped(tmp_path):
     workdir = write_run(tmp_path / "run", power_law(8.0, 2.5, 1e10), steps=100)
     runs = read_runs([f"<script>alert(1)<_script>={workdir}", f"a&b={workdir}"])
-    page = parse(html.render(compare(runs), {}))
+    page = parse(html.render([compare(runs)], {}))
     assert "script" not in {tag for tag, _ in page.tags}
     assert "<script>alert(1)<_script>" in page.text
     assert "a&b" in page.text
@@ -64,7 +63,7 @@ def test_labels_are_escaped(tmp_path):
 
 def test_a_page_notes_missing_metrics(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    page = parse(html.render(compare(read_runs([f"new={tmp_path}"])), {}))
+    page = parse(html.render([compare(read_runs([f"new={tmp_path}"]))], {}))
     assert "new has no metrics yet." in page.text
 
 

@@ -6,8 +6,10 @@ import os
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.report.runs import _usual_pause, read_run, read_runs, split_label
-from tests.report.synthetic import power_law, write_run, write_staged
+from prts_jax.report import figures, html, table
+from prts_jax.report.comparison import as_json, compare
+from prts_jax.report.runs import _usual_pause, read_run, read_seeds, split_label
+from tests.report.synthetic import power_law, read_runs, write_run, write_staged
 
 LOSS = power_law(8.0, 2.5, 1e10)
 
@@ -158,8 +160,53 @@ def test_a_directory_instead_of_a_file_is_refused(tmp_path, name):
         read_run(str(workdir), "run")
 
 
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({}, {"tokens": "many", "flops": None, "growth": 3, "previous_stage": [], "stage": {}}),
+        ({}, {"tokens": 10**400, "flops": math.inf, "seconds": math.nan, "stage_step": -math.inf}),
+        ({}, {"growth": {"map": 7}, "previous_stage": {"step": 1}, "validation_loss": True}),
+        ({}, {"growth": {"map": {"source": 1}}, "previous_stage": {"step": 1, "flops": "x"}}),
+        ({"model": 3, "train": [], "init": None, "growth": {"stages": [1]}}, {"stage_step": 1}),
+        ({"model": {"layers": {}, "embed": "\x1b[31m"}, "train": {"steps": "x"}}, {}),
+        ({"train": {"steps": 0}, "checkpoint": 1, "schedule": {"kind": []}}, {"stage_step": 2}),
+    ],
+)
+def test_values_of_wrong_types_are_left_out(tmp_path, config, line):
+    workdir = write_run(tmp_path / "run", LOSS, steps=200, done=False)
+    known = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(known | config))
+    with (workdir / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({"step": 300} | line) + "\n")
+    [runs] = read_seeds([str(workdir)])
+    comparison = compare(runs)
+    assert html.render([comparison], figures.draw_all(comparison))
+    assert json.dumps(as_json(comparison), allow_nan=False)
+    [row] = table.run_table(comparison).rows
+    assert "\x1b" not in "".join(row)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[" * 100_000),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
+        ("metrics.jsonl", '{"step": "one"}\n'),
+        ("metrics.jsonl", '{"step": NaN}\n'),
+        ("metrics.jsonl", '{"step": {}}\n'),
+        ("metrics.jsonl", "\x00\n"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, file, content):
+    workdir = write_run(tmp_path / "run", LOSS, steps=100)
+    (workdir / file).write_text(content)
+    with pytest.raises(UserError, match=r"run.*(fix or remove it|remove it)$"):
+        read_seeds([str(workdir)])
+
+
 def test_on_object_storage_the_usual_pause_is_a_checkpoint_interval(tmp_path):
     run = read_run(str(write_run(tmp_path / "run", LOSS, steps=100)), "run")
     # 10 s for 100 steps, and segments are written every 1,000.
-    assert _usual_pause(run.rows, run.config, remote=True) == pytest.approx(100)
-    assert _usual_pause(run.rows[:1], run.config, remote=True) == math.inf
+    assert _usual_pause(run, remote=True) == pytest.approx(100)
+    short = dataclasses.replace(run, rows=run.rows[:1])
+    assert _usual_pause(short, remote=True) == math.inf

@@ -10,12 +10,13 @@ from prts_jax.report import speedup
 from prts_jax.report.runs import Run
 
 
-def run(label, points, six_n_d=1.0):
+def run(label, points, six_n_d=1.0, kind="constant"):
     rows = [
         {"flops": flops, "flops_6nd": six_n_d * flops, "validation_loss": loss}
         for flops, loss in points
     ]
-    return Run(label, f"runs/{label}", {}, rows, "finished")
+    config = {"schedule": {"kind": kind}}
+    return Run(label, f"runs/{label}", config, rows, "finished")
 
 
 def scan_for_crossing(x, loss, level, grid=20_000):
@@ -121,6 +122,13 @@ def test_six_n_d_is_measured_on_its_own_axis():
     baseline = run("scratch", [(0, 8.0), (100, 3.0)], six_n_d=1.5)
     primary, *_ = speedup.compare(run("grown", [(10, 4.0), (50, 3.0)], six_n_d=1.0), baseline)
     assert (primary.speedup, primary.speedup_6nd) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("kinds", [("cosine", "constant"), ("constant", "wsd"), ("constant", None)])
+def test_schedules_are_compared_only_at_their_ends(kinds):
+    points = [(0, 8.0), (25, 6.0), (50, 5.0), (75, 4.5), (100, 4.0)]
+    baseline, grown = (run("a", points, kind=kind) for kind in kinds)
+    assert [level.at for level in speedup.compare(grown, baseline)] == ["the baseline's lowest"]
 
 
 def test_further_levels_are_the_baselines_loss_along_its_way():

@@ -2,8 +2,7 @@ import pytest
 
 from prts_jax.report import table
 from prts_jax.report.comparison import compare
-from prts_jax.report.runs import read_runs
-from tests.report.synthetic import power_law, write_family, write_run
+from tests.report.synthetic import power_law, read_runs, write_family, write_run
 
 LOSS = power_law(8.0, 2.5, 1e10)
 

@@ -23,6 +23,7 @@ from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
+from prts_jax.special_ids import SpecialIds
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.stages import remaining_stages
 from prts_jax.train.start import Start, begin, data_position, restore_norm_epsilon
@@ -59,6 +60,7 @@ def test_a_run_without_anything_begins_fresh(configure, tmp_path):
     assert begun.how == "fresh parameters"
     assert (begun.lineage.step, begun.lineage.stage_step, begun.lineage.position) == (0, 0, 0)
     assert (begun.lineage.tokens, begun.lineage.flops, begun.lineage.growth) == (0, 0, ())
+    assert begun.lineage.special_ids == SpecialIds(ends=(2,))
     assert {path: leaf.shape for path, leaf in tree.flatten(begun.state.params).items()} == {
         path: declaration.shape for path, declaration in declare(tiny.MODEL).items()
     }
@@ -195,6 +197,7 @@ def test_growth_stacks_the_layers_and_forgets_the_optimizer(base, tmp_path):
     assert begun.model == tiny.deeper(6)
     assert {float(abs(leaf).max()) for leaf in jax.tree.leaves(begun.state.optimizer)} == {0.0}
     assert int(begun.state.stage_step) == 0
+    assert begun.lineage.special_ids == SpecialIds(ends=(2,))
 
 
 def test_growth_may_copy_the_optimizers_moments_and_its_count(base, tmp_path):

@@ -23,6 +23,7 @@ from data_pipelines.text.plain import open_plain_task
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA
 from data_pipelines.text.tokenizer import load_tokenizer
 from prts_jax.errors import UserError
+from tests.data_pipelines.text.hf_tokenizers import END, save, small
 from tests.gcs import fake_gcs, gcs_server  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.beam
@@ -78,6 +79,17 @@ def test_beam_writes_the_bytes_of_a_local_build(
     assert len(lines) == 1
     assert lines[0].startswith(f"{summary}, ")
     assert lines[0].endswith(" tokens/s")
+
+
+def test_beam_writes_the_bytes_of_a_local_build_with_a_tokenizer_json(
+    beam: ModuleType, slimpajama: Path, tmp_path: Path
+):
+    tokenizer = save(small(), tmp_path / "tokenizer", eos_token=END)
+    task = open_plain_task("slimpajama_no_github", "train", slimpajama, tokenizer)
+    store = beam.cache(task, tmp_path / "beam", (), lambda line: None)
+    cache(task, tmp_path / "local", lambda line: None)
+    assert contents(tmp_path / "beam") == contents(tmp_path / "local")
+    assert store.tokenizer == load_tokenizer(tokenizer).sha256
 
 
 def test_beam_with_several_processes_writes_the_same_bytes(

@@ -1,0 +1,60 @@
+"""Check that a store's tokens are those of the model's tokenizer."""
+
+import hashlib
+
+from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
+from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.errors import UserError
+from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
+from prts_jax.paths import as_path
+
+
+def check_store_tokenizer(checkpoint: str, lineage: Lineage, store: TokenStore) -> None:
+    """Checks that a store has the tokenizer that came with the weights, or that trained them.
+
+    Files that differ may hold the same tokenizer (tokenizer.model and tokenizer.json): then their
+    pieces are compared, id by id. A checkpoint without a known tokenizer takes every store.
+
+    Args:
+      checkpoint: the checkpoint's directory.
+      lineage: lineage of the checkpoint.
+      store: the tokens.
+
+    Raises:
+      UserError: the store has another tokenizer.
+    """
+    folder = as_path(checkpoint) / layout.TOKENIZER
+    carried = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    known = {hashlib.sha256(file.read_bytes()).hexdigest() for file in carried}
+    trained_on = _trained_on(lineage)
+    if store.tokenizer in known | {trained_on}:
+        return
+    train = str(lineage.config["data"]["train"])
+    ours = tokenizer_file(str(folder)) or (tokenizer_file(train) if trained_on else "")
+    theirs = tokenizer_file(store.directory)
+    if not trained_on and not (ours and theirs):
+        return
+    if ours and theirs and _same_pieces(ours, theirs):
+        return
+    digest = trained_on or sorted(known)[0]
+    raise UserError(
+        f"{store.directory}: its tokens are of another tokenizer (sha256 {store.tokenizer[:12]}) "
+        f"than {checkpoint} was trained with ({digest[:12]}); give a store made with the model's "
+        "tokenizer"
+    )
+
+
+def _trained_on(lineage: Lineage) -> str:
+    """Returns the sha256 of a run's tokenizer; "" if it did not train, or its store is missing."""
+    if lineage.row_length is None:
+        return ""
+    try:
+        return str(read_index(lineage.config["data"]["train"])["tokenizer_sha256"])
+    except UserError:
+        return ""
+
+
+def _same_pieces(ours: str, theirs: str) -> bool:
+    one, other = open_tokenizer(ours).pieces, open_tokenizer(theirs).pieces
+    return all(one[at] == other[at] for at in one.keys() & other.keys())

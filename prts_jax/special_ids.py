@@ -1,0 +1,198 @@
+"""Ids of the tokens that begin a text, end it and pad it, from a tokenizer's files.
+
+The rules are those of transformers: special_tokens_map.json counts only if tokenizer_config.json
+lists no `added_tokens_decoder`; a SentencePiece model has the ids of its control pieces.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prts_jax.errors import UserError
+from prts_jax.paths import as_path
+
+NAMES = ("bos_token", "eos_token", "pad_token")
+"""Keys of tokenizer_config.json, in the order begin, end, pad; with "_id", those of config.json."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Special token ids.
+
+    Attributes:
+      begin: begins a text; None if there is none.
+      ends: each of them ends a text.
+      pad: fills rows; None if there is none.
+    """
+
+    begin: int | None = None
+    ends: tuple[int, ...] = ()
+    pad: int | None = None
+
+    def or_else(self, other: "SpecialIds") -> "SpecialIds":
+        """Returns these ids; those that are not stated come from `other`."""
+        return SpecialIds(
+            other.begin if self.begin is None else self.begin,
+            self.ends or other.ends,
+            other.pad if self.pad is None else self.pad,
+        )
+
+
+def from_values(values: Mapping[str, Any], where: str) -> SpecialIds:
+    """Reads `bos_token_id`, `eos_token_id` (one or a list) and `pad_token_id`.
+
+    A negative id is none.
+
+    Args:
+      values: of config.json or generation_config.json.
+      where: the file, for messages.
+
+    Raises:
+      UserError: an id is no integer.
+    """
+    stated: list[tuple[int, ...]] = []
+    for name in NAMES:
+        key = f"{name}_id"
+        value = values.get(key)
+        listed = value if isinstance(value, list) and name == "eos_token" else [value]
+        if any(one is not None and type(one) is not int for one in listed):
+            raise UserError(f"{where}: {key} is {value!r:.80}; it must be a token id")
+        stated.append(tuple(one for one in listed if one is not None and one >= 0))
+    begin, ends, pad = stated
+    return SpecialIds(begin[0] if begin else None, ends, pad[0] if pad else None)
+
+
+def of_store(directory: str, end: int) -> SpecialIds:
+    """Returns the ids of a token store: the id that ends its documents, and its tokenizer's.
+
+    Args:
+      directory: of the store.
+      end: id that ends a document.
+    """
+    return SpecialIds(ends=(end,)).or_else(of_tokenizer(directory))
+
+
+def of_tokenizer(path: str) -> SpecialIds:
+    """Returns the ids that a tokenizer names; none if there is no tokenizer.
+
+    Args:
+      path: a folder with tokenizer.json or tokenizer.model, or one of these files.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    root = as_path(path)
+    folder = root.parent if root.is_file() else root
+    files = [root] if root.is_file() else [folder / "tokenizer.json", folder / "tokenizer.model"]
+    file = next((one for one in files if one.is_file()), None)
+    if file is None:
+        return SpecialIds()
+    content = file.read_bytes()
+    if file.suffix == ".model":
+        try:
+            return _named(folder).or_else(_of_sentencepiece(content))
+        except (IndexError, ValueError, AttributeError) as error:
+            raise UserError(f"{file}: is no SentencePiece model; copy it again") from error
+    return _named(folder, read_json(file))
+
+
+def _named(folder: Any, tokenizer: Mapping[str, Any] | None = None) -> SpecialIds:
+    """Returns the ids of the tokens named in tokenizer_config.json and special_tokens_map.json."""
+    config = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config = {**config, **read_json(folder / "special_tokens_map.json")}
+    ids: dict[str, int] = {}
+    tokenizer = tokenizer or {}
+    try:
+        vocab = tokenizer.get("model", {}).get("vocab", {})
+        # Unigram lists [piece, score]; the others map a piece to its id.
+        ids |= vocab if isinstance(vocab, dict) else {p[0]: at for at, p in enumerate(vocab)}
+        ids |= {one["content"]: one["id"] for one in tokenizer.get("added_tokens", [])}
+        ids |= read_json(folder / "added_tokens.json")
+        decoder = config.get("added_tokens_decoder", {})
+        ids |= {_text(token): int(at) for at, token in decoder.items()}
+        begin, end, pad = (ids.get(_text(config.get(name))) for name in NAMES)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: its tokenizer's files cannot be read ({error!r:.80}); copy them again"
+        ) from error
+    return SpecialIds(begin, () if end is None else (end,), pad)
+
+
+def _text(token: Any) -> str:
+    """Returns the text of a token that is a string or an object with "content"."""
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def read_json(file: Any) -> dict[str, Any]:
+    """Returns the object in a JSON file of a tokenizer; {} without the file.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        return dict(json.loads(file.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
+        raise UserError(f"{file}: is damaged ({error!s:.80}); copy it again") from error
+
+
+def _of_sentencepiece(content: bytes) -> SpecialIds:
+    """Returns the ids of `SentencePieceProcessor.bos_id`, `eos_id` and `pad_id`.
+
+    Training does not need the library, so it may be absent. Fields of sentencepiece_model.proto:
+    ModelProto has pieces (1: text 1, type 3) and trainer_spec (2), which names the three pieces
+    (46, 47, 48).
+    """
+    names = {46: "<s>", 47: "</s>", 48: "<pad>"}
+    control, at = {}, 0
+    for field, value in _fields(content):
+        if field == 1:
+            piece = dict(_fields(value))
+            if piece.get(3) == _CONTROL:
+                control[piece.get(1, b"").decode()] = at
+            at += 1
+        elif field == 2:
+            spec = dict(_fields(value))
+            names = {key: spec[key].decode() if key in spec else names[key] for key in names}
+    begin, end, pad = (control.get(name) for name in names.values())
+    return SpecialIds(begin, () if end is None else (end,), pad)
+
+
+_CONTROL = 3
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
+    """Yields (number, value) of each field of a protocol buffer.
+
+    Raises:
+      IndexError: the content is no protocol buffer.
+    """
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        kind, size = key & 7, {1: 8, 5: 4}.get(key & 7, 0)
+        if kind == 0:
+            value, at = _varint(content, at)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(content, at)
+        elif not size:
+            raise IndexError(f"wire type {kind}")
+        if at + size > len(content):
+            raise IndexError("cut short")
+        yield key >> 3, content[at : at + size]
+        at += size
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
