@@ -36,3 +36,28 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(target)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Writes a local file, or the names in a local directory, through to the disk.
+
+    On gs:// an object is durable once it is written.
+    """
+    if is_remote(path):
+        return
+    descriptor = os.open(as_path(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(directory: str | os.PathLike[str]) -> None:
+    """Writes a local directory and all that it holds through to the disk.
+
+    Call it before the rename or the marker that declares the content complete.
+    """
+    for folder, _, names in os.walk(directory if not is_remote(directory) else "", topdown=False):
+        for name in names:
+            sync(os.path.join(folder, name))
+        sync(folder)

@@ -37,14 +37,21 @@ def all_processes() -> Iterator[None]:
         yield
     except BaseException as raised:
         error = raised
-    message = b"" if error is None else _message(error).encode()
-    padded = message[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
-    rows = np.asarray(multihost_utils.process_allgather(np.frombuffer(padded, np.uint8)))
+    texts = gather_texts("" if error is None else _message(error))
     if error is not None:
         raise error
-    for process, row in enumerate(rows):
-        if text := bytes(row).rstrip(b"\0").decode(errors="replace"):
+    for process, text in enumerate(texts):
+        if text:
             raise StoppedElsewhereError(f"process {process}: {text}")
+
+
+def gather_texts(text: str) -> list[str]:
+    """Returns the text of each process, cut to 1,024 bytes; every process must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    padded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+    rows = np.asarray(multihost_utils.process_allgather(np.frombuffer(padded, np.uint8)))
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
 def _message(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from data_pipelines.batches.loader import TrainBatches
+from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
@@ -32,7 +33,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.record import Recorder
 from prts_jax.train.stages import Stage, remaining_stages
-from prts_jax.train.start import Start, begin
+from prts_jax.train.start import Start, begin, leave_damaged, name_foreign_entries
 from prts_jax.train.step import make_train_step
 from prts_jax.train.stopping import Stopping, sigterm
 
@@ -58,11 +59,22 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             "config.init.start_from"
         )
     with _lock(workdir), sigterm() as stopping:
-        stages = remaining_stages(config, workdir)
-        for stage in stages[1:]:  # fail now, not when the stage begins
-            check_batches(stage.config)
-        for stage in stages:
-            _train_stage(stage, workdir, allow_change, stopping)
+        name_foreign_entries(workdir)
+        while True:
+            try:
+                return _train_stages(config, workdir, allow_change, stopping)
+            except DamagedError as damage:
+                leave_damaged(workdir, damage)
+
+
+def _train_stages(
+    config: RunConfig, workdir: str, allow_change: Collection[str], stopping: Stopping
+) -> None:
+    stages = remaining_stages(config, workdir)
+    for stage in stages[1:]:  # fail now, not when the stage begins
+        check_batches(stage.config)
+    for stage in stages:
+        _train_stage(stage, workdir, allow_change, stopping)
 
 
 def _train_stage(
