@@ -64,6 +64,8 @@ FLAGS = {
     "temperature nan": (["--prompt=a", "--temperature=nan"], "temperature: is nan"),
     "top_p of 0": (["--prompt=a", "--top_p=0"], "top_p: is 0.0; it must be above 0 and at most 1"),
     "top_p above 1": (["--prompt=a", "--top_p=1.5"], "top_p: is 1.5"),
+    "seed": (["--prompt=a", f"--seed={2**63}"], "it must be a 64-bit integer"),
+    "not UTF-8": (["--prompt=a\udcff"], "prompt: holds bytes that are not UTF-8"),
     "no tokens": (["--prompt=a", "--tokens=0"], "--tokens=0: must be at least 1"),
     "dtype": (["--prompt=a", "--dtype=x"], "argument --dtype: invalid choice: 'x'"),
     "no prompt": ([], "--prompt, --prompt_file, --instruction: give one of them"),
