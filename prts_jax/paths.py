@@ -1,5 +1,6 @@
 """Files on local disk and on gs://, through one library and without TensorFlow."""
 
+import errno
 import os
 
 # etils would import TensorFlow for gs:// wherever it is installed; gcsfs does the same job.
@@ -48,6 +49,9 @@ def sync(path: str | os.PathLike[str]) -> None:
     descriptor = os.open(as_path(path), os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without it
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -261,7 +262,7 @@ def read_leaves(
     """
     directory = f"{path}/{PARAMS}"
     handler = ocp.PyTreeCheckpointHandler()
-    with reading(path, PARAMS, directory):
+    with _restoring(path, PARAMS):
         stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
     _compare(directory, declarations, stored_leaves)
     wanted = {
@@ -270,7 +271,7 @@ def read_leaves(
     }
     arguments = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
     restore = ocp.args.PyTreeRestore(unflatten(wanted), restore_args=unflatten(arguments))
-    with reading(path, PARAMS, directory):
+    with _restoring(path, PARAMS):
         values = flatten(handler.restore(as_path(directory), args=restore))
     return {name: np.asarray(values[name]) for name in chosen}
 
@@ -373,16 +374,16 @@ def _restore(
     directory = f"{checkpoint}/{item}"
     stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
     handler = ocp.PyTreeCheckpointHandler()
-    with reading(checkpoint, item, directory):
+    with _restoring(checkpoint, item):
         stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
         saved = lineage.digests if item == PARAMS else lineage.optimizer_digests
         check_paths(checkpoint, item, saved, stored_leaves)
     _compare(directory, stored, stored_leaves)
-    item = unflatten(stored)
+    wanted = unflatten(stored)
     restore = ocp.args.PyTreeRestore(
-        item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
     )
-    with reading(checkpoint, item, directory):
+    with _restoring(checkpoint, item):
         values = flatten(handler.restore(as_path(directory), args=restore))
     empty = {path: leaf for path, leaf in leaves.items() if path not in stored}
     zeros = {
@@ -390,6 +391,25 @@ def _restore(
         for path, leaf in empty.items()
     }
     return values | zeros
+
+
+@contextlib.contextmanager
+def _restoring(checkpoint: str, item: str) -> Iterator[None]:
+    """Converts the errors of a restore, see `damage.unreadable`.
+
+    After the first error Orbax closes its event loop. Other reads that finish later cannot report
+    to it, and Python would print a traceback for each of them.
+    """
+    hook = sys.unraisablehook
+
+    def ignore_late_reads(late: Any) -> None:
+        if "Event loop is closed" not in str(late.exc_value):
+            hook(late)
+
+    sys.unraisablehook = ignore_late_reads
+    with reading(checkpoint, item, f"{checkpoint}/{item}"):
+        yield
+    sys.unraisablehook = hook  # after an error the reads are still running
 
 
 def _compare(directory: str, wanted: Mapping[str, Any], stored_leaves: Mapping[str, Any]) -> None:

@@ -162,7 +162,7 @@ def leave_damaged(workdir: str, damage: DamagedError) -> None:
     with all_processes():
         if jax.process_index() == 0:
             directory = str(as_path(workdir) / CHECKPOINTS)
-            TerminalLine(0).say(set_aside(directory, damage))
+            TerminalLine(0, False).say(set_aside(directory, damage))
 
 
 def name_foreign_entries(workdir: str) -> None:
