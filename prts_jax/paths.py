@@ -9,6 +9,8 @@ os.environ["EPATH_USE_TF"] = "false"
 from etils import epath
 from fsspec.config import conf
 
+from prts_jax.errors import UserError
+
 # gcsfs remembers listings and does not see what tensorstore or another host has written since.
 conf.setdefault("gcs", {})["use_listings_cache"] = False
 
@@ -18,7 +20,17 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
 
     Args:
       path: a local path or gs://bucket/…
+
+    Raises:
+      UserError: a path with another scheme, such as s3://.
     """
+    scheme, separator, rest = os.fspath(path).partition("://")
+    if separator and scheme != "gs" and "/" not in scheme:
+        instead = {"gcs": f"gs://{rest}", "file": f"/{rest.lstrip('/')}"}.get(scheme.lower())
+        raise UserError(
+            f"{path}: paths of {scheme}:// are not supported; "
+            f"give {instead or 'a local path or gs://bucket/…'}"
+        )
     result = epath.Path(path)
     return result if is_remote(path) else result.expanduser().absolute()
 
