@@ -55,7 +55,7 @@ class InstructionTask:
         source = self.sources.index(self.file_sets[index])
         for number, line in numbered_lines(self.files[index], MAX_LINE_BYTES):
             if isinstance(line, Damage):
-                yield Fault(line, number)
+                yield Fault.of(line, number)
             elif self.takes(line):
                 yield self._example(line, number, source)
 

@@ -94,6 +94,7 @@ def open_folder(
     split: str,
     form: Format,
     tokenizer: str | os.PathLike[str],
+    end_id: str = "",
 ) -> NativeTask:
     """Returns the task over a folder's files.
 
@@ -101,7 +102,8 @@ def open_folder(
       directory: local or gs://; read with its sub-folders.
       split: `train` or `validation`; the name of the whole folder if it has no such folders.
       form: format of the files.
-      tokenizer: a SentencePiece model.
+      tokenizer: see `load_tokenizer`.
+      end_id: see `load_tokenizer`.
 
     Raises:
       UserError: no file of this format, too many sets for a store, or an unreadable tokenizer.
@@ -130,7 +132,7 @@ def open_folder(
         files=tuple(files),
         sources=sources,
         chosen=frozenset(sources),
-        tokenizer=load_tokenizer(tokenizer),
+        tokenizer=load_tokenizer(tokenizer, end_id),
         read=form.reader,
         file_sets=() if form.sets else tuple(sets[split]),
     )
@@ -153,7 +155,7 @@ def read_text(
     """Yields a file's whole text as one document, or its fault.
 
     Args:
-      path: local or gs://; `.zst`, `.gz` or plain.
+      path: local or gs://; compressed or plain.
       sets: not used, because a text does not name its set.
       max_text_bytes: a longer file is a fault and is never held in memory.
 
@@ -164,7 +166,7 @@ def read_text(
     size = 0
     for piece in pieces(path):
         if isinstance(piece, Damage):
-            yield Fault(piece, 1)
+            yield Fault.of(piece, 1)
             return
         size += len(piece)
         if size > max_text_bytes:

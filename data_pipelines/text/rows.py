@@ -28,8 +28,8 @@ CHAT_FAULTS = {
 """Kinds of bad instruction data, and their explanation."""
 
 FAULTS = {
-    "truncated_file": "the file ends before its compressed data does; fetch it again",
-    "corrupt_file": "the file cannot be decoded from here on; fetch it again",
+    "truncated_file": "the file is empty or ends before its compressed data does; fetch it again",
+    "corrupt_file": "the file is damaged, and no row is taken from here on; fetch it again",
     "enormous_line": f"it is longer than {MAX_LINE_BYTES >> 20} MiB; split its document",
     "invalid_utf8": "it is not UTF-8",
     "bad_json": "the line is not a JSON object",
@@ -42,6 +42,9 @@ FAULTS = {
     **CHAT_FAULTS,
 }
 """Kinds of bad input, and their explanation. A store's index lists lines by these names."""
+
+DAMAGED_FILE = ("truncated_file", "corrupt_file")
+"""Kinds that end a file, or a row group of it, before its last row."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,18 @@ class Fault(NamedTuple):
       line: line of the decompressed file, from 1 (in parquet, the row); for a damaged file the
         first line that is lost.
       detail: the parser's message, or the unknown name.
+      lost_bytes: bytes of the file, compressed, that are lost with it; 0 for a single row.
     """
 
     kind: str
     line: int
     detail: str = ""
+    lost_bytes: int = 0
+
+    @classmethod
+    def of(cls, damage: Damage, line: int) -> "Fault":
+        """Returns the fault for damage that begins at a line."""
+        return cls(damage.kind, line, lost_bytes=damage.lost_bytes)
 
     def error(self, path: str | os.PathLike[str]) -> UserError:
         """Returns the UserError that names file, line and remedy."""
@@ -99,7 +109,7 @@ def read_rows(
     """Yields a file's documents and faults in order, one for each line that is not blank.
 
     Args:
-      path: a file of JSON lines, `.zst` (any number of frames), `.gz` or plain.
+      path: a file of JSON lines; compressed (any number of frames) or plain.
       sets: names of the known sets; None accepts any.
       max_line_bytes: longer lines are faults and are never held in memory.
       fields: fields of a row's text and set.
@@ -109,7 +119,7 @@ def read_rows(
     """
     for number, line in numbered_lines(path, max_line_bytes):
         if isinstance(line, Damage):
-            yield Fault(line, number)
+            yield Fault.of(line, number)
         else:
             yield known_set(parse_row(line, number, fields), number, sets)
 

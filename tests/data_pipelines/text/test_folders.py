@@ -141,15 +141,18 @@ def test_several_processes_write_the_same_bytes(tmp_path: Path, name: str):
 
 
 def test_a_bad_text_is_one_fault(tmp_path: Path):
-    whole = gzip.compress(b"To be, or not to be. " * 99)
+    def damaged(kind: str, size: int) -> Fault:
+        return Fault(kind, 1, lost_bytes=size)
+
+    whole, small = gzip.compress(b"To be, or not to be. " * 99), zstandard.compress(b"abc")
     for name, content, fault in (
         ("a.txt", b"good\nbad \xff\n", Fault("invalid_utf8", 2, "invalid start byte")),
         ("a.txt", b"", Fault("empty_text", 1)),
         ("a.txt", b"x" * 101, Fault("enormous_line", 1)),
-        ("a.txt.gz", whole[:-20], Fault("truncated_file", 1)),
-        ("a.txt.gz", whole[:-8] + b"\0" * 8, Fault("corrupt_file", 1)),
-        ("a.txt.gz", b"no gzip", Fault("corrupt_file", 1)),
-        ("a.txt.zst", zstandard.compress(b"abc")[:-1], Fault("truncated_file", 1)),
+        ("a.txt.gz", whole[:-20], damaged("truncated_file", len(whole) - 20)),
+        ("a.txt.gz", whole[:-8] + b"\0" * 8, damaged("corrupt_file", len(whole))),
+        ("a.txt.gz", b"no gzip", damaged("corrupt_file", 7)),
+        ("a.txt.zst", small[:-1], damaged("truncated_file", len(small) - 1)),
     ):
         limit = 100 if fault.kind == "enormous_line" else 1 << 20
         write(tmp_path / name, content)
