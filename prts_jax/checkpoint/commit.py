@@ -12,7 +12,7 @@ from etils import epath
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lock import LOCK_FILE, object_lock, remove_unused, workdir_lock
 from prts_jax.errors import StorageError, UserError, first_line, storage_errors
-from prts_jax.paths import as_path, is_remote
+from prts_jax.paths import as_path, is_remote, sync, sync_all
 from prts_jax.sizes import format_bytes
 
 
@@ -91,6 +91,7 @@ def new_checkpoint(target: str) -> Iterator[str]:
             with writing(target):
                 _empty(temporary)
                 yield str(temporary)
+                sync_all(temporary)
                 temporary.rename(final)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -99,6 +100,7 @@ def new_checkpoint(target: str) -> Iterator[str]:
             raise
         # Not before: without its lock file, the directory would be free for another process.
         (final / LOCK_FILE).unlink(missing_ok=True)
+        sync(final.parent)
 
 
 @contextlib.contextmanager

@@ -176,6 +176,38 @@ def test_a_link_to_a_checkpoint_is_removed_without_the_checkpoint(tmp_path):
     assert read_lineage(str(tmp_path / "elsewhere" / "1")).step == 1
 
 
+@pytest.fixture
+def synced(monkeypatch):
+    """The paths that reach the disk, in order; a rename is the path it gives."""
+    paths, fsync, rename = [], os.fsync, os.rename
+
+    def recorded_sync(descriptor):
+        paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def recorded_rename(source, target, **options):
+        rename(source, target, **options)
+        paths.append(f"{target}!")
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    return paths
+
+
+def test_files_and_directories_reach_the_disk_before_a_checkpoint_counts(tmp_path, synced):
+    save_steps(tmp_path, [1], keep=1)
+    grown = tmp_path / "grown"
+    growing.stream(str(tmp_path / "1"), str(grown), make_map(MODEL, None, "stack", 2))
+    for path, temporary in (
+        (tmp_path / "1", tmp_path / "1.orbax-checkpoint-tmp"),
+        (grown, tmp_path / ".grown.growing"),
+    ):
+        counts = synced.index(f"{path}!")
+        for file in ("lineage/lineage.json", "params/_METADATA", "params/manifest.ocdbt", "."):
+            assert os.path.normpath(f"{temporary}/{file}") in synced[:counts], file
+        assert str(tmp_path) in synced[counts:]
+
+
 def test_a_step_is_saved_once(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         save_steps(tmp_path, [4, 4], keep=2)
