@@ -1,6 +1,6 @@
 """Several processes of one job: an error on one is an error on all.
 
-A process that dies raises nothing; then `jax.distributed` ends the others.
+A process that dies raises nothing; `prts_jax.mesh.start_distributed` then ends the others.
 """
 
 import contextlib
@@ -10,9 +10,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prts_jax.errors import UserError, first_line
+from prts_jax.errors import StorageError, UserError, first_line, storage_failure
 
 _MESSAGE_BYTES = 1024
+
+_RETRIED = "\x01"
+"""First character of the message of a storage error."""
 
 
 class StoppedElsewhereError(UserError):
@@ -28,6 +31,7 @@ def all_processes() -> Iterator[None]:
     Raises:
       StoppedElsewhereError: the block failed on another process (names the first). A process whose
         own block failed raises its own error unchanged.
+      StorageError: the block failed so on another process.
     """
     if jax.process_count() == 1:
         yield
@@ -42,7 +46,8 @@ def all_processes() -> Iterator[None]:
         raise error
     for process, text in enumerate(texts):
         if text:
-            raise StoppedElsewhereError(f"process {process}: {text}")
+            kind = StorageError if text.startswith(_RETRIED) else StoppedElsewhereError
+            raise kind(f"process {process}: {text.removeprefix(_RETRIED)}")
 
 
 def gather_texts(text: str) -> list[str]:
@@ -56,6 +61,9 @@ def gather_texts(text: str) -> list[str]:
 
 def _message(error: BaseException) -> str:
     """Returns an error as one line; a user's error in its own words."""
+    storage = error if isinstance(error, StorageError) else storage_failure(error)
+    if isinstance(storage, StorageError):
+        return f"{_RETRIED}{storage}"
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {first_line(error)}"

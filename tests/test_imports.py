@@ -38,6 +38,7 @@ FOUNDATIONS = {
     "processes",
     "sizes",
     "special_ids",
+    "peers",
     "text_table",
     "tree",
 }

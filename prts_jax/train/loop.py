@@ -58,7 +58,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
-    with _lock(workdir), sigterm() as stopping:
+    with sigterm() as stopping, _lock(workdir):
         name_foreign_entries(workdir)
         while True:
             try:
