@@ -18,9 +18,11 @@ SET_FIELD = "redpajama_set_name"
 MAX_LINE_BYTES = 1 << 27  # far above any book, far below memory
 
 CHAT_FAULTS = {
-    "missing_turns": "the row has neither messages, nor instruction and output",
+    "missing_turns": "the row has neither messages, conversations, nor instruction and output",
     "bad_turn": "instruction, input and output are strings, and a message has a role and a content",
     "unknown_role": "a message's role is none of system, user and assistant",
+    "bad_weight": "weight, train and loss are 0 or 1, and 1 for answers alone",
+    "unsupported_field": "tools and parts of a message cannot be trained on; remove the row",
     "turns_out_of_order": "messages are an optional system, then user and assistant in turn",
     "no_answer": "no assistant answers, or an answer is empty",
     "too_long": "it does not fit into a row; give a larger --length",
