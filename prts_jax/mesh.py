@@ -193,7 +193,12 @@ def start_distributed(
     return jax.process_count(), jax.process_index()
 
 
-def _join(what: str, *arguments: Any) -> None:
+def _join(
+    what: str,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
     """Runs `jax.distributed.initialize` and watches the other processes from then on.
 
     Raises:
@@ -202,7 +207,9 @@ def _join(what: str, *arguments: Any) -> None:
     print(f"waiting up to {JOIN_SECONDS} s for {what}", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
-            *arguments,
+            coordinator,
+            processes,
+            process,
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
