@@ -177,6 +177,8 @@ class _Run:
             f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
             f"{self.lineage.step}, mesh {dict(mesh.shape)}, {jax.process_count()} process(es)"
         )
+        if self.log is not None and self.log.lost:
+            self.terminal.say(f"{self.log.lost}; the key gap_after marks them")
         if start.growth_map is not None:
             self.terminal.say(str(start.growth_map))
 
