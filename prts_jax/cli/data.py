@@ -58,7 +58,7 @@ def _cache(arguments: argparse.Namespace) -> None:
             cache.cache(
                 task,
                 directory,
-                rules=_rules(arguments, layout=arguments.layout, digests=digests),
+                rules=_rules(arguments, layout=_layout(arguments, task), digests=digests),
                 workers=arguments.workers,
             )
         )
@@ -75,9 +75,17 @@ def _beam(arguments: argparse.Namespace) -> None:
                 task,
                 directory,
                 arguments.pipeline_options,
-                rules=_rules(arguments, layout=arguments.layout, digests=digests),
+                rules=_rules(arguments, layout=_layout(arguments, task), digests=digests),
             )
         )
+
+
+def _layout(arguments: argparse.Namespace, task: Any) -> str:
+    """Returns the layout; by default a mixture's is by_set, which its shares need."""
+    mixture = getattr(task, "mixture", "")
+    if mixture:
+        print(f"{task.name}: train on its shares with --config.data.mixture={mixture}")
+    return arguments.layout or ("by_set" if mixture else "mixed")
 
 
 def _expected(arguments: argparse.Namespace, tasks: Sequence[tuple[str, Any]]) -> Any:

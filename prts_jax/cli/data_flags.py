@@ -266,9 +266,8 @@ def _add_layout(parser: Parser) -> None:
     parser.add_argument(
         "--layout",
         choices=["mixed", "by_set"],
-        default="mixed",
         help="documents in file order, or each shard's sets one after the other, from which the "
-        "trainer can choose and weigh sets (default: mixed)",
+        "trainer can choose and weigh sets (default: mixed; by_set for a mixture of tasks)",
     )
 
 
