@@ -1,5 +1,6 @@
 """The seqio tasks against SentencePiece on each document."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -250,6 +251,26 @@ def test_other_vocabularies_and_failing_preprocessors_are_one_line(
     for steps in ([failing], [lambda data: data.map(lambda x: {"t": x["none"]})], []):
         with pytest.raises(UserError, match=r"task mine: .*a\.txt, document 1: .*preprocessors"):
             list(tasks.SeqioFileTask("mine", "train", task(pieces, *steps)).documents(0))
+
+
+def test_the_task_with_own_sets_of_the_docs_is_cached(
+    tasks: ModuleType,
+    processor: sentencepiece.SentencePieceProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    (tmp_path / "tasks_of_the_docs.py").write_text(code)
+    (tmp_path / "tokenizer.model").write_bytes(TOKENIZER.read_bytes())
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.tsv").write_text("1\tIn verse\n0\tIn prose\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = tasks.open_task("notes", "train", modules=["tasks_of_the_docs"])
+    store = cache(task, tmp_path / "store", lambda line: None, Rules(layout="by_set"))
+    wanted = [[*processor.encode(text), EOS] for text in ("In prose", "In verse")]
+    assert store.sources == ("prose", "verse")
+    assert store.read(0, store.tokens).tolist() == wanted[0] + wanted[1]
 
 
 BAD_LINES = [
