@@ -53,8 +53,8 @@ def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
         return learned
     if not learned:
         return Fault("no_answer", number, "the row's weight is 0")
-    key = next((key for key in ("messages", "conversations") if key in row), None)
-    turns = _messages(row[key], number) if key else _instruction(row, number)
+    field = next((name for name in ("messages", "conversations") if name in row), None)
+    turns = _messages(row[field], number) if field else _instruction(row, number)
     return turns if isinstance(turns, Fault) else _checked(turns, number)
 
 

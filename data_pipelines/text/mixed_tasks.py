@@ -12,9 +12,17 @@ from data_pipelines.text.tokenizer import Tokenizer
 class Part(Protocol):
     """One of the tasks; a `build.FileTask`."""
 
-    name: str
-    tokenizer: Tokenizer
-    files: Sequence[str]
+    @property
+    def name(self) -> str:
+        """The task's name."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the token ids."""
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The input files, in order."""
 
     def documents(self, index: int) -> Iterator[Encoded | Fault]:
         """Yields file `index`'s documents and faults, in order."""
