@@ -51,14 +51,30 @@ def check_space(target: str, needed: int) -> None:
 
 
 def refuse_existing(target: str) -> None:
-    """Checks that the target does not exist.
+    """Checks that the target does not exist, and that it does not lie inside a checkpoint.
 
     Raises:
-      UserError: a complete checkpoint exists there; on local disk, any file or directory.
+      UserError: a complete checkpoint exists there; on local disk, any file or directory; or a
+        folder above it is a checkpoint.
     """
+    refuse_inside_checkpoint(target)
     taken = layout.is_complete if is_remote(target) else os.path.exists
     if taken(target):
         raise UserError(f"{target}: exists already and is never overwritten; name a new directory")
+
+
+def refuse_inside_checkpoint(target: str) -> None:
+    """Checks that no directory above the target is a checkpoint; links and `..` are followed.
+
+    Raises:
+      UserError: the target lies inside a checkpoint.
+    """
+    path = as_path(target) if is_remote(target) else Path(os.path.realpath(target))
+    for parent in path.parents:
+        if (parent / layout.LINEAGE / layout.LINEAGE_FILE).exists():
+            raise UserError(
+                f"{target}: lies inside the checkpoint {parent}; name a directory outside it"
+            )
 
 
 @contextlib.contextmanager
@@ -75,7 +91,8 @@ def new_checkpoint(target: str) -> Iterator[str]:
       The directory to write into.
 
     Raises:
-      UserError: `target` exists, is being written by another process, or cannot be written.
+      UserError: `target` exists, lies inside a checkpoint, is being written by another process, or
+        cannot be written.
       StorageError: the disk or object store failed.
     """
     if is_remote(target):

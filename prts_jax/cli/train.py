@@ -48,9 +48,11 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     from prts_jax import peers
+    from prts_jax.checkpoint.commit import refuse_inside_checkpoint
     from prts_jax.mesh import start_distributed
     from prts_jax.train.loop import train
 
+    refuse_inside_checkpoint(options.workdir)
     processes, process = start_distributed(
         options.multihost, options.coordinator, options.processes, options.process
     )

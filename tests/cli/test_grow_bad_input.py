@@ -251,3 +251,15 @@ def test_a_full_disk(source, tmp_path, capsys, mode):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "could not be written (" in line
     assert "File too large" in line
+
+
+@pytest.mark.parametrize("target", ["source/grown", "source/params/new/grown", "link/grown"])
+def test_a_target_inside_the_source_is_refused(source, tmp_path, capsys, target):
+    (tmp_path / "link").symlink_to(source)
+    line = refusal(tmp_path, capsys, f"--target={tmp_path}/other/../{target}")
+    assert f"lies inside the checkpoint {source}" in line
+
+
+def test_a_relative_target_inside_the_source_is_refused(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(source)
+    assert "lies inside the checkpoint" in refusal(tmp_path, capsys, "--target=grown")
