@@ -179,7 +179,7 @@ def write_tree(
         tree[str(keys)] = {
             "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
             "value_metadata": {
-                "value_type": "jax.Array",
+                "value_type": "np.ndarray",  # plain restores need no device then
                 "skip_deserialize": False,
                 "write_shape": list(declaration.shape),
             },
