@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from prts_jax.config import ModelConfig
-from prts_jax.formats import huggingface, safetensors_files
+from prts_jax.formats import config_json, huggingface, safetensors_files
 from prts_jax.formats.model_source import is_linear, layer_shape, leaf_layers
 from prts_jax.model.architecture import declare
 from prts_jax.model.presets import preset
@@ -46,8 +46,8 @@ def make_folder(folder: Path, model: ModelConfig) -> int:
     folder.mkdir(parents=True)
     tensors = [tensor(path, layer) for path, layer in leaf_layers(model)]
     safetensors_files.write_folder(str(folder), tensors, 5_000_000_000, lambda count: None)
-    values = huggingface.config_json(model, "bfloat16", 2048)
-    huggingface.write_json(str(folder), huggingface.CONFIG, values)
+    values = config_json.config_json(model, "bfloat16", 2048)
+    config_json.write_json(str(folder), config_json.CONFIG, values)
     return sum(tensor.nbytes for tensor in tensors)
 
 

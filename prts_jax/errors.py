@@ -149,11 +149,18 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def without_credentials(text: str) -> str:
+    """Replaces user names, passwords and tokens in the URLs of a text by `***`."""
+    text = re.sub(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s'\"@:]*:[^/\s'\"]*@", r"\1***@", text)
+    text = re.sub(r"(?i)\b(https?://)[^/\s'\"]+@", r"\1***@", text)
+    return re.sub(r"(?i)([?&][a-z_-]*(?:token|key|secret|password)=)[^&\s'\"]+", r"\1***", text)
+
+
 def one_line(text: str) -> str:
     """Returns text as one line for a terminal.
 
-    Escapes line breaks and control characters, and cuts the middle out of words of over 400
-    characters and of lines of over 4,000.
+    Hides credentials in URLs, escapes line breaks and control characters, and cuts the middle out
+    of words of over 400 characters and of lines of over 4,000.
     """
-    line = re.sub(r"(\S{100})\S{200,}(\S{100})", r"\1…\2", escaped(text))
+    line = re.sub(r"(\S{100})\S{200,}(\S{100})", r"\1…\2", escaped(without_credentials(text)))
     return line if len(line) <= 4000 else f"{line[:3000]} … {line[-900:]}"

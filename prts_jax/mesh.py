@@ -1,19 +1,26 @@
 """Devices → mesh, logical axes → mesh axes, and the start of multi-host runs."""
 
+import atexit
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax._src import distributed
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from prts_jax import tree
+from prts_jax import peers, tree
 from prts_jax.config import MeshConfig
 from prts_jax.declaration import Declaration
+<<<<<<< HEAD
 from prts_jax.errors import UserError, first_line
+=======
+from prts_jax.errors import Interrupted, UserError, first_line
+>>>>>>> main
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # parameters
@@ -31,6 +38,12 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 """Which mesh axes split a logical axis. A sequence or slice axis is one more entry here and one
 more field of `MeshConfig`."""
+
+JOIN_SECONDS = 300
+"""Seconds that a process waits for the others to join."""
+
+HEARTBEAT_SECONDS = 60
+"""Seconds after which JAX itself aborts for a dead process; `peers` notices earlier."""
 
 COORDINATOR_PORT = "8476"
 """jax moved its default to 8482, which the firewall of some TPU pods does not open (jax#35905)."""
@@ -232,6 +245,7 @@ def start_distributed(
 
     Raises:
       UserError: an incomplete set of arguments, or another number of processes than given.
+      Interrupted: the other processes do not join in time.
     """
     # Decides nothing where there are accelerators; on CPUs nothing else works across processes.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -241,15 +255,49 @@ def start_distributed(
                 "--coordinator: needs --processes=N and --process=0…N-1 as well; "
                 f"got {processes} and {process}"
             )
-        jax.distributed.initialize(coordinator, processes, process)
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(f"--coordinator={coordinator}: is not HOST:PORT; add process 0's port")
+        _join(f"{processes} processes at {coordinator}", coordinator, processes, process)
     elif process >= 0:
         raise UserError("--process: only with --coordinator=HOST:PORT; leave it out")
     elif multihost:
         os.environ.setdefault("JAX_COORDINATOR_PORT", COORDINATOR_PORT)
-        jax.distributed.initialize()
+        _join("the other hosts of this slice")
     if processes and jax.process_count() != processes:
         raise UserError(
             f"--processes: {processes} expected, {jax.process_count()} joined; start the same "
             "command on every host"
         )
     return jax.process_count(), jax.process_index()
+
+
+def _join(
+    what: str,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Runs `jax.distributed.initialize` and watches the other processes from then on.
+
+    Raises:
+      Interrupted: the others do not answer in time.
+    """
+    print(f"waiting up to {JOIN_SECONDS} s for {what}", file=sys.stderr, flush=True)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except RuntimeError as error:
+        raise Interrupted(
+            f"{what} did not join ({first_line(error)}); see that the same command runs on every "
+            "host and that they reach one another"
+        ) from error
+    client = distributed.global_state.client
+    peers.watch(client, jax.process_count(), jax.process_index())
+    atexit.register(peers.leave, client, jax.process_index())

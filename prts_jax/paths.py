@@ -1,5 +1,6 @@
 """Files on local disk and on gs://, through one library and without TensorFlow."""
 
+import errno
 import os
 
 # etils would import TensorFlow for gs:// wherever it is installed; gcsfs does the same job.
@@ -7,6 +8,8 @@ os.environ["EPATH_USE_TF"] = "false"
 
 from etils import epath
 from fsspec.config import conf
+
+from prts_jax.errors import UserError
 
 # gcsfs remembers listings and does not see what tensorstore or another host has written since.
 conf.setdefault("gcs", {})["use_listings_cache"] = False
@@ -17,7 +20,17 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
 
     Args:
       path: a local path or gs://bucket/…
+
+    Raises:
+      UserError: a path with another scheme, such as s3://.
     """
+    scheme, separator, rest = os.fspath(path).partition("://")
+    if separator and scheme != "gs" and "/" not in scheme:
+        instead = {"gcs": f"gs://{rest}", "file": f"/{rest.lstrip('/')}"}.get(scheme.lower())
+        raise UserError(
+            f"{path}: paths of {scheme}:// are not supported; "
+            f"give {instead or 'a local path or gs://bucket/…'}"
+        )
     result = epath.Path(path)
     return result if is_remote(path) else result.expanduser().absolute()
 
@@ -36,3 +49,31 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(target)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Writes a local file, or the names in a local directory, through to the disk.
+
+    On gs:// an object is durable once it is written.
+    """
+    if is_remote(path):
+        return
+    descriptor = os.open(as_path(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(directory: str | os.PathLike[str]) -> None:
+    """Writes a local directory and all that it holds through to the disk.
+
+    Call it before the rename or the marker that declares the content complete.
+    """
+    for folder, _, names in os.walk(directory if not is_remote(directory) else "", topdown=False):
+        for name in names:
+            sync(os.path.join(folder, name))
+        sync(folder)

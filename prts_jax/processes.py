@@ -1,6 +1,6 @@
 """Several processes of one job: an error on one is an error on all.
 
-A process that dies raises nothing; then `jax.distributed` ends the others.
+A process that dies raises nothing; `prts_jax.mesh.start_distributed` then ends the others.
 """
 
 import contextlib
@@ -10,9 +10,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prts_jax.errors import UserError, first_line
+from prts_jax.errors import StorageError, UserError, first_line, storage_failure
 
 _MESSAGE_BYTES = 1024
+
+_RETRIED = "\x01"
+"""First character of the message of a storage error."""
 
 
 class StoppedElsewhereError(UserError):
@@ -28,6 +31,7 @@ def all_processes() -> Iterator[None]:
     Raises:
       StoppedElsewhereError: the block failed on another process (names the first). A process whose
         own block failed raises its own error unchanged.
+      StorageError: the block failed so on another process.
     """
     if jax.process_count() == 1:
         yield
@@ -37,18 +41,29 @@ def all_processes() -> Iterator[None]:
         yield
     except BaseException as raised:
         error = raised
-    message = b"" if error is None else _message(error).encode()
-    padded = message[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
-    rows = np.asarray(multihost_utils.process_allgather(np.frombuffer(padded, np.uint8)))
+    texts = gather_texts("" if error is None else _message(error))
     if error is not None:
         raise error
-    for process, row in enumerate(rows):
-        if text := bytes(row).rstrip(b"\0").decode(errors="replace"):
-            raise StoppedElsewhereError(f"process {process}: {text}")
+    for process, text in enumerate(texts):
+        if text:
+            kind = StorageError if text.startswith(_RETRIED) else StoppedElsewhereError
+            raise kind(f"process {process}: {text.removeprefix(_RETRIED)}")
+
+
+def gather_texts(text: str) -> list[str]:
+    """Returns the text of each process, cut to 1,024 bytes; every process must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    padded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+    rows = np.asarray(multihost_utils.process_allgather(np.frombuffer(padded, np.uint8)))
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
 def _message(error: BaseException) -> str:
     """Returns an error as one line; a user's error in its own words."""
+    storage = error if isinstance(error, StorageError) else storage_failure(error)
+    if isinstance(storage, StorageError):
+        return f"{_RETRIED}{storage}"
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {first_line(error)}"

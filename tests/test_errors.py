@@ -6,7 +6,7 @@ import os
 import pytest
 import requests
 
-from prts_jax.errors import StorageError, UserError, one_line, storage_errors
+from prts_jax.errors import StorageError, UserError, one_line, storage_errors, without_credentials
 
 USER = [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG]
 STORAGE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
@@ -61,3 +61,20 @@ def test_other_errors_pass_unchanged():
 def test_messages_stay_on_one_line_and_show_control_characters():
     assert one_line("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
     assert len(one_line("x" * 10_000)) < 300
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:SECRET@host/x.git", "https://***@host/x.git"),
+        ("--source=https://SECRET@host/x.git'", "--source=https://***@host/x.git'"),
+        ("ssh://me:SECRET@host/x", "ssh://***@host/x"),
+        ("ssh://git@host/x", "ssh://git@host/x"),
+        ("https://host/x?access_token=SECRET&y=1", "https://host/x?access_token=***&y=1"),
+        ("https://me:SE@CRET@host/x", "https://***@host/x"),
+        ("gs://bucket/a@b", "gs://bucket/a@b"),
+    ],
+)
+def test_credentials_in_urls_are_never_shown(url, shown):
+    assert without_credentials(url) == shown
+    assert "SECRET" not in one_line(f"--source={url}: no")

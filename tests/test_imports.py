@@ -39,6 +39,7 @@ FOUNDATIONS = {
     "processes",
     "sizes",
     "special_ids",
+    "peers",
     "text_table",
     "tree",
 }

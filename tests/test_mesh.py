@@ -156,3 +156,9 @@ def test_an_index_without_a_coordinator_is_refused() -> None:
 def test_a_coordinator_needs_to_know_the_processes(processes: int, process: int) -> None:
     with pytest.raises(UserError, match=r"--coordinator: needs --processes=N"):
         start_distributed(coordinator="localhost:1234", processes=processes, process=process)
+
+
+@pytest.mark.parametrize("address", ["localhost", ":8476", "host:", "host:port", "host:99999"])
+def test_a_coordinator_without_host_or_port_is_refused(address):
+    with pytest.raises(UserError, match=f"--coordinator={address}: is not HOST:PORT"):
+        start_distributed(coordinator=address, processes=2, process=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote, write_atomically
 
 
@@ -19,6 +20,20 @@ def test_local_paths_become_absolute(tmp_path, monkeypatch):
 
 def test_remote_paths_stay_as_they_are():
     assert str(as_path("gs://bucket/run") / "checkpoints") == "gs://bucket/run/checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("gcs://bucket/x", "give gs://bucket/x"),
+        ("file:///home/x", "give /home/x"),
+        ("s3://bucket/x", "give a local path or gs://bucket/…"),
+        ("http://host/x", "give a local path or gs://bucket/…"),
+    ],
+)
+def test_other_schemes_are_refused_by_name(path, instead):
+    with pytest.raises(UserError, match=f"{path.split(':')[0]}:// are not supported; {instead}"):
+        as_path(path)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Processes that fail together."""
 
+import errno
+
 import jax
 import numpy as np
 import pytest
 
 from prts_jax import processes
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError
 from prts_jax.processes import StoppedElsewhereError, all_processes
 
 
@@ -28,6 +30,13 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
 def test_an_error_elsewhere_is_raised_here_with_its_process(messages: dict[int, bytes]) -> None:
     messages[2] = b"head: is damaged"
     expected = pytest.raises(StoppedElsewhereError, match="^process 2: head: is damaged$")
+    with expected, all_processes():
+        pass
+
+
+def test_failing_storage_elsewhere_is_failing_storage_here(messages: dict[int, bytes]) -> None:
+    messages[0] = processes._message(OSError(errno.ENOSPC, "full", "d/f")).encode()
+    expected = pytest.raises(StorageError, match="^process 0: d/f: cannot be used .No space left")
     with expected, all_processes():
         pass
 

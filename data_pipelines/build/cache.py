@@ -4,7 +4,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipelines.build.progress import Progress
@@ -12,15 +12,16 @@ from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
 from data_pipelines.build.workers import results
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, one_line, storage_error
 from prts_jax.paths import is_remote
 
 LOCK = ".lock"
 
 
 def report_to_stderr(line: str) -> None:
-    """Prints a line of progress to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Prints a line of progress to standard error; a closed pipe does not end the build."""
+    with suppress(BrokenPipeError):
+        print(one_line(line), file=sys.stderr, flush=True)
 
 
 def cache(
@@ -56,6 +57,9 @@ def cache(
             "with `gcloud storage cp --recursive`, or make it there with `prts data beam`"
         )
     build = Build.of(task, directory, rules)
+    # A finished store may lie on a read-only disk, where nothing can be locked.
+    if report_finished(build, report):
+        return TokenStore.open(directory)
     with locked(directory):
         if not report_finished(build, report):
             build.begin()
@@ -68,7 +72,8 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Creates a local folder and locks it against other processes until the end of the block.
 
     Raises:
-      UserError: the folder cannot be written, or another process is writing it.
+      UserError: the folder is forbidden or no folder, or another process is writing it.
+      StorageError: the disk is full or fails.
     """
     folder = Path(directory)
     try:
@@ -82,9 +87,7 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
                 ) from error
             yield
     except OSError as error:
-        raise UserError(
-            f"cannot write the store {folder}: {error}; fix that and start again"
-        ) from error
+        raise storage_error(f"cannot write the store {folder}", error) from error
 
 
 def report_finished(build: Build, report: Callable[[str], None]) -> bool:
@@ -96,7 +99,8 @@ def report_finished(build: Build, report: Callable[[str], None]) -> bool:
     index = build.finished()
     if index is None:
         return False
-    build.clear()
+    with suppress(OSError):  # leftovers of a killed build do no harm
+        build.clear()
     left_out = sum(index.get("bad", {}).values())
     note = f", {left_out:,} bad rows left out" if left_out else ""
     report(f"{build.task.name}/{build.task.split}: already cached in {build.directory}{note}")

@@ -9,7 +9,14 @@ from data_pipelines.chat.packing import Packing
 from data_pipelines.chat.turns import Encode, tokens_of, turns_of
 from data_pipelines.store.store import PADDING
 from data_pipelines.store.writer import Encoded
-from data_pipelines.text.folders import MAX_SETS, Format, files_of, set_of, splits_of
+from data_pipelines.text.folders import (
+    MAX_SETS,
+    SPLITS,
+    Format,
+    files_of,
+    set_of,
+    splits_of,
+)
 from data_pipelines.text.lines import Damage, numbered_lines
 from data_pipelines.text.rows import MAX_LINE_BYTES, Fault, parse_object
 from data_pipelines.text.tokenizer import Tokenizer
@@ -55,7 +62,7 @@ class InstructionTask:
         source = self.sources.index(self.file_sets[index])
         for number, line in numbered_lines(self.files[index], MAX_LINE_BYTES):
             if isinstance(line, Damage):
-                yield Fault(line, number)
+                yield Fault.of(line, number)
             elif self.takes(line):
                 yield self._example(line, number, source)
 
@@ -87,7 +94,7 @@ def open_instructions(
 ) -> dict[str, InstructionTask]:
     """Returns the task of each split.
 
-    A folder's splits are its sub-folders `train` and `validation`. A folder with neither, and a
+    A folder's splits are those that its folders or file names name. A folder with neither, and a
     file, is all `train` except for the held-out rows.
 
     Args:
@@ -99,23 +106,24 @@ def open_instructions(
     Raises:
       UserError: no such file, too many sets for a store, or `held_out` for input with splits.
     """
-    folder, files = os.fspath(path), splits_of(path, JSON_LINES)
+    folder = os.fspath(path)
+    is_file = JSON_LINES.takes(folder) and not os.path.isdir(folder)
+    named = {} if is_file else splits_of(path, JSON_LINES)
+    files = {split: of_split for split, of_split in named.items() if split in SPLITS}
     if files and packing.held_out:
         raise UserError(f"--held_out: {folder} has splits of its own; leave it out")
-    homes = {split: os.path.join(folder, split) for split in files}
     if not files:
-        is_file = folder.endswith(JSON_LINES.endings)
         everything = [folder] if is_file else files_of(folder, JSON_LINES)
-        if not everything:
+        if not everything or named:
             raise UserError(
                 f"no instructions found: {folder} has no file *{', *'.join(JSON_LINES.endings)}; "
                 "give --input the folder that holds them, or one of them"
             )
-        splits = ("train", "validation") if packing.held_out else ("train",)
+        splits = SPLITS if packing.held_out else SPLITS[:1]
         files = dict.fromkeys(splits, everything)
-        homes = dict.fromkeys(splits, os.path.dirname(folder) if is_file else folder)
+    home = os.path.dirname(folder) if is_file else folder
     sets = {
-        split: tuple(set_of(file, homes[split], SET) for file in of_split)
+        split: tuple(SET if is_file else set_of(file, home, SET) for file in of_split)
         for split, of_split in files.items()
     }
     return {

@@ -15,6 +15,8 @@ from data_pipelines.chat.template import PLAIN, Template
 from data_pipelines.store.writer import Encoded
 from prts_jax.errors import UserError
 
+MAX_LENGTH = 1 << 24  # tokens of a row, far above any context
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -35,8 +37,8 @@ class Packing:
     template: Template = PLAIN
 
     def __post_init__(self) -> None:
-        if self.length < 2:
-            raise UserError(f"--length={self.length}: give at least 2")
+        if not 2 <= self.length <= MAX_LENGTH:
+            raise UserError(f"--length={self.length}: give at least 2, at most {MAX_LENGTH}")
         if not 0 <= self.held_out < 1:
             raise UserError(f"--held_out={self.held_out}: give a share of 0 … 1, 1 excluded")
 

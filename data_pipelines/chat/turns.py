@@ -14,11 +14,22 @@ Encode = Callable[[str], Sequence[int]]
 """Text → token ids, without special tokens."""
 
 
+SHARE_GPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+FLAGS = ("weight", "train", "loss")
+"""Fields of a message or a row, 0 or 1, that say whether its answers are learned."""
+UNSUPPORTED = ("tools", "functions", "tool_calls", "function_call", "train_detail")
+
+
 class Turn(NamedTuple):
-    """The content of one turn; the role is one of `ROLES`."""
+    """The content of one turn; the role is one of `ROLES`.
+
+    Attributes:
+      learned: whether the loss counts an answer.
+    """
 
     role: str
     content: str
+    learned: bool = True
 
 
 def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
@@ -26,13 +37,24 @@ def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
 
     A row is `{"messages": [{"role": …, "content": …}, …]}`, an optional system followed by user and
     assistant in turn; or Stanford Alpaca's `{"instruction": …, "input": …, "output": …}`, whose
-    optional input follows the instruction after an empty line.
+    optional input follows the instruction after an empty line. ShareGPT's `{"conversations":
+    [{"from": "human" | "gpt" | "system", "value": …}, …]}` is read too. `weight`, `train` or `loss`
+    of 0 in an assistant's message, or in a row, takes the answer from the loss.
 
     Args:
       row: a JSON object.
       number: the row's line.
     """
-    turns = _messages(row, number) if "messages" in row else _instruction(row, number)
+    for key in UNSUPPORTED:
+        if row.get(key):
+            return Fault("unsupported_field", number, key)
+    learned = _learned(row, number)
+    if isinstance(learned, Fault):
+        return learned
+    if not learned:
+        return Fault("no_answer", number, "the row's weight is 0")
+    field = next((name for name in ("messages", "conversations") if name in row), None)
+    turns = _messages(row[field], number) if field else _instruction(row, number)
     return turns if isinstance(turns, Fault) else _checked(turns, number)
 
 
@@ -63,22 +85,53 @@ def tokens_of(
             continue
         question, answer = encode(prompt + template.answer), [*encode(turn.content), eos_id]
         tokens += [*question, *answer]
-        answers += [0] * len(question) + [1] * len(answer)
+        answers += [0] * len(question) + [int(turn.learned)] * len(answer)
         prompt = ""
     return np.array(tokens, np.int32), np.array(answers, np.uint8)
 
 
-def _messages(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
-    if not isinstance(row["messages"], list):
+def _messages(messages: Any, number: int) -> list[Turn] | Fault:
+    if not isinstance(messages, list):
         return Fault("bad_turn", number, "messages is not a list")
     turns = []
-    for message in row["messages"]:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return Fault("bad_turn", number)
-        if message["role"] not in ROLES:
-            return Fault("unknown_role", number, repr(message["role"])[:80])
-        turns.append(Turn(message["role"], message["content"]))
+    for message in messages:
+        turn = _message(message, number)
+        if isinstance(turn, Fault):
+            return turn
+        turns.append(turn)
     return turns
+
+
+def _message(message: Any, number: int) -> Turn | Fault:
+    if not isinstance(message, dict):
+        return Fault("bad_turn", number)
+    if unsupported := [key for key in UNSUPPORTED if message.get(key)]:
+        return Fault("unsupported_field", number, unsupported[0])
+    if {"from", "value"} <= message.keys() and "role" not in message:
+        role, content = message["from"], message["value"]
+        role = SHARE_GPT.get(role, role) if isinstance(role, str) else role
+    elif {"role", "content"} <= message.keys():
+        role, content = message["role"], message["content"]
+    else:
+        return Fault("bad_turn", number)
+    if role not in ROLES:
+        return Fault("unknown_role", number, repr(role)[:80])
+    learned = _learned(message, number)
+    if isinstance(learned, Fault):
+        return learned
+    asked = [key for key in FLAGS if message.get(key)]
+    if role != "assistant" and asked:
+        return Fault("bad_weight", number, f"{asked[0]} of a {role}; the loss is on answers alone")
+    return Turn(role, content, learned)
+
+
+def _learned(row: Mapping[str, Any], number: int) -> bool | Fault:
+    """Returns whether all flags of a message or a row are 1 or missing."""
+    flags = {key: row[key] for key in FLAGS if row.get(key) is not None}
+    for key, value in flags.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            return Fault("bad_weight", number, f"{key} is {value!r}"[:80])
+    return all(flags.values())
 
 
 def _instruction(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
@@ -109,4 +162,6 @@ def _checked(turns: list[Turn], number: int) -> list[Turn] | Fault:
     answers = [turn.content for turn in kept if turn.role == "assistant"]
     if not answers or not all(answer.strip() for answer in answers):
         return Fault("no_answer", number)
+    if not any(turn.learned for turn in kept if turn.role == "assistant"):
+        return Fault("no_answer", number, "the weights of all answers are 0")
     return kept

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, is_storage_error, storage_error
 from prts_jax.paths import as_path, is_remote
 
 OPEN_FILES = 128  # of a store; a process reads two, and its limit may be 1,024
@@ -87,9 +87,7 @@ class LocalFiles:
             file = self._open(name)
             content = os.pread(file.number, (stop - start) * size, start * size)
         except OSError as error:
-            raise UserError(
-                f"cannot read {self._directory / name}: {error.strerror}; check that it is there"
-            ) from error
+            raise storage_error(f"cannot read {self._directory / name}", error) from error
         if len(content) != (stop - start) * size:
             raise UserError(
                 f"cannot read {self._directory / name}: it ended early; copy the store there again"
@@ -142,8 +140,10 @@ class RemoteFiles:
         path, size = f"{self._directory}/{name}", dtype.itemsize
         try:
             content = self._system.cat_file(path, start=start * size, end=stop * size)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error}; check that it is there") from error
+        except Exception as error:
+            if not is_storage_error(error):
+                raise
+            raise storage_error(f"cannot read {path}", error) from error
         if len(content) != (stop - start) * size:
             raise UserError(f"cannot read {path}: it ended early; copy the store there again")
         return np.frombuffer(content, dtype)

@@ -63,6 +63,8 @@ class Shard:
       rows: lines of the input file, those left out included.
       bad: lines left out, by kind (`rows.FAULTS`).
       truncated: documents whose end was cut off.
+      lost_bytes: bytes of the input file that damage loses.
+      source_sha256: expected digest of the input file, which it has; empty if none is expected.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Shard:
     rows: int = 0
     bad: Mapping[str, Sequence[int]] = field(default_factory=dict)
     truncated: int = 0
+    lost_bytes: int = 0
+    source_sha256: str = ""
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Shard":

@@ -1,16 +1,20 @@
 """Folders of plain text, JSON lines or parquet as tasks, for `prts data cache --format`.
 
-A split is the folder `train` or `validation`, or the whole folder if it has neither. A field of
-each row names its set; without one, the set is the sub-folder of the split that the file lies in.
+A split is what the names of folders or files say (`train/`, `data/train-00000-of-00001.parquet`),
+or the whole folder if they say nothing. A field of each row names its set; without one, the set is
+the first sub-folder that the file lies in, apart from the one that names the split.
 """
 
+import fnmatch
 import functools
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_pipelines.text.inputs import glob_files
-from data_pipelines.text.lines import Damage, pieces
+from data_pipelines.text.lines import Damage, compression, pieces
 from data_pipelines.text.native import NativeTask, RowReader
 from data_pipelines.text.rows import MAX_LINE_BYTES, Document, Fault, Fields, read_rows
 from data_pipelines.text.tokenizer import load_tokenizer
@@ -19,11 +23,18 @@ from prts_jax.errors import UserError
 MAX_SETS = 256  # a source id is a byte
 SPLITS = ("train", "validation")
 ENDINGS = {
-    "text": (".txt", ".md", ".txt.gz", ".md.gz", ".txt.zst", ".md.zst"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "text": (".txt", ".md"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
     "parquet": (".parquet",),
 }
-"""Format → extensions of its files; other files in the folder are not read."""
+"""Format → extensions of its files, in any case; `FRAMES` may compress text and JSON lines."""
+
+SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev", "holdout"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+"""Split → words that name it, those of the Hugging Face hub and of SlimPajama."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,17 @@ class Format:
       text_field: field of the text in JSON lines and parquet; `a.b` is field b of field a.
       set_field: field of the set's name; None uses the sub-folder's name.
       sets: every name that `set_field` may hold, in the order of the source ids.
+      include: glob patterns of the files to read, on a file's name or its path below the folder;
+        empty for all.
+      exclude: patterns of the files to leave out.
     """
 
     name: str
     text_field: str = "text"
     set_field: str | None = None
     sets: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if bool(self.sets) != (self.set_field is not None):
@@ -57,6 +73,21 @@ class Format:
     def endings(self) -> tuple[str, ...]:
         """The extensions of its files."""
         return ENDINGS[self.name]
+
+    def takes(self, name: str) -> bool:
+        """Returns whether a file is read.
+
+        Args:
+          name: path below the folder.
+        """
+        stem = name.lower()
+        if compression(stem) is not None and self.name != "parquet":
+            stem = os.path.splitext(stem)[0]
+        return (
+            stem.endswith(self.endings)
+            and (not self.include or _matches(name, self.include))
+            and not _matches(name, self.exclude)
+        )
 
     @property
     def title(self) -> str:
@@ -78,15 +109,54 @@ class Format:
         return functools.partial(read_parquet, fields=fields)
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    names = (name, os.path.basename(name))
+    return any(fnmatch.fnmatchcase(each, pattern) for each in names for pattern in patterns)
+
+
 def splits_of(directory: str | os.PathLike[str], form: Format) -> dict[str, list[str]]:
-    """Returns the files of each split that has its own folder with files.
+    """Returns the files of each split that folders or file names name; empty if none do.
+
+    Files outside the top folders `train`, `validation`, … are left out if there are any.
 
     Args:
       directory: local or gs://.
       form: format of the files.
+
+    Raises:
+      UserError: the names of some files name a split and those of others do not.
     """
-    splits = {split: files_of(os.path.join(directory, split), form) for split in SPLITS}
-    return {split: files for split, files in splits.items() if files}
+    splits = split_files(files_of(directory, form), directory)
+    return {split: splits[split] for split in SPLIT_WORDS if split in splits}
+
+
+def split_files(files: Sequence[str], directory: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Returns files by the split that their paths name; see `splits_of`."""
+    by_split: dict[str, list[str]] = {}
+    without = []
+    for file in files:
+        split, _ = _named_split(os.path.relpath(file, directory))
+        by_split.setdefault(split, []).append(file) if split else without.append(file)
+    words = set().union(*SPLIT_WORDS.values())
+    tops = {os.path.relpath(file, directory).split(os.sep)[0] for file in files}
+    if by_split and without and not tops & words:
+        named = next(iter(by_split))
+        raise UserError(
+            f"{directory} holds files of several splits: {by_split[named][0]} is {named} by its "
+            f"name, {without[0]} names no split; move or rename them, or choose files with "
+            "--include or --exclude"
+        )
+    return by_split
+
+
+def _named_split(name: str) -> tuple[str | None, int]:
+    """Returns the split that a path below a folder names, and the index of the part that does."""
+    for index, part in enumerate(name.split(os.sep)):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        for split, names in SPLIT_WORDS.items():
+            if words & names:
+                return split, index
+    return None, -1
 
 
 def open_folder(
@@ -94,6 +164,7 @@ def open_folder(
     split: str,
     form: Format,
     tokenizer: str | os.PathLike[str],
+    end_id: str = "",
 ) -> NativeTask:
     """Returns the task over a folder's files.
 
@@ -101,25 +172,28 @@ def open_folder(
       directory: local or gs://; read with its sub-folders.
       split: `train` or `validation`; the name of the whole folder if it has no such folders.
       form: format of the files.
-      tokenizer: a SentencePiece model.
+      tokenizer: see `load_tokenizer`.
+      end_id: see `load_tokenizer`.
 
     Raises:
       UserError: no file of this format, too many sets for a store, or an unreadable tokenizer.
     """
     # Sets are collected over all splits, so that a source id means the same in each.
-    if by_split := splits_of(directory, form):
-        sets = {
-            name: [set_of(file, os.path.join(directory, name), form.name) for file in files]
-            for name, files in by_split.items()
-        }
+    named = splits_of(directory, form)
+    if named and not form.include:
+        by_split = {name: files for name, files in named.items() if name in SPLITS}
     else:
-        by_split = {split: files_of(directory, form)}
-        sets = {split: [set_of(file, directory, form.name) for file in by_split[split]]}
+        by_split = {split: named.get(split) or files_of(directory, form)}
+    sets = {
+        name: [set_of(file, directory, form.name) for file in files]
+        for name, files in by_split.items()
+    }
     files = by_split.get(split)
     if not files:
         raise UserError(
             f"no text found: {os.path.join(directory, split)} and {directory} have no file "
-            f"*{', *'.join(form.endings)}; give --input the folder that holds them"
+            f"*{', *'.join(form.endings)} of the split {split}; give --input the folder that holds "
+            "them"
         )
     sources = form.sets or tuple(sorted({name for names in sets.values() for name in names}))
     if len(sources) > MAX_SETS:
@@ -130,7 +204,7 @@ def open_folder(
         files=tuple(files),
         sources=sources,
         chosen=frozenset(sources),
-        tokenizer=load_tokenizer(tokenizer),
+        tokenizer=load_tokenizer(tokenizer, end_id),
         read=form.reader,
         file_sets=() if form.sets else tuple(sets[split]),
     )
@@ -138,13 +212,44 @@ def open_folder(
 
 def files_of(folder: str | os.PathLike[str], form: Format) -> list[str]:
     """Returns a folder's files of a format, local or gs://, in order."""
-    return [file for file in glob_files(folder, "**/*") if file.endswith(form.endings)]
+    return [file for file in _visible(folder) if form.takes(os.path.relpath(file, folder))]
+
+
+def _visible(folder: str | os.PathLike[str]) -> list[str]:
+    """Returns all files but hidden ones (`.cache/…`, `_SUCCESS`)."""
+    return [
+        file
+        for file in glob_files(folder, "**/*")
+        if not any(part[0] in "._" for part in os.path.relpath(file, folder).split(os.sep))
+    ]
+
+
+def left_out(directory: str | os.PathLike[str], taken: Collection[str]) -> str:
+    """Returns a line that counts the files of a folder that are not read, or "" if none."""
+    kept = {*taken}
+    names = [
+        os.path.relpath(file, directory)
+        for file in _visible(directory)
+        if file not in kept and not os.path.basename(file).startswith("tokenizer")
+    ]
+    if not names:
+        return ""
+    kinds = Counter(os.path.splitext(name)[1] or os.path.basename(name) for name in names)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
+    return f"{directory}: {len(names):,} files are not read ({counts}); the first is {names[0]}"
 
 
 def set_of(file: str, folder: str | os.PathLike[str], without: str) -> str:
-    """Returns the sub-folder of `folder` that a file lies in, or `without` if none."""
-    first, *rest = os.path.relpath(file, folder).split(os.sep)
-    return first if rest else without
+    """Returns the sub-folder of `folder` that is a file's set, or `without` if none.
+
+    It is the first one, or the second if the first names the split.
+    """
+    name = os.path.relpath(file, folder)
+    _, index = _named_split(name)
+    parts = name.split(os.sep)
+    if index == 0:
+        parts = parts[1:]
+    return parts[0] if len(parts) > 1 else without
 
 
 def read_text(
@@ -153,7 +258,7 @@ def read_text(
     """Yields a file's whole text as one document, or its fault.
 
     Args:
-      path: local or gs://; `.zst`, `.gz` or plain.
+      path: local or gs://; compressed or plain.
       sets: not used, because a text does not name its set.
       max_text_bytes: a longer file is a fault and is never held in memory.
 
@@ -164,7 +269,7 @@ def read_text(
     size = 0
     for piece in pieces(path):
         if isinstance(piece, Damage):
-            yield Fault(piece, 1)
+            yield Fault.of(piece, 1)
             return
         size += len(piece)
         if size > max_text_bytes:

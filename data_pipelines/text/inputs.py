@@ -18,7 +18,7 @@ def glob_files(directory: str | os.PathLike[str], pattern: str) -> list[str]:
 
     Args:
       directory: local or gs://.
-      pattern: relative to it; `**` stands for any number of folders.
+      pattern: relative to it; `**` stands for any number of folders, hidden ones left out.
 
     Raises:
       UserError: a folder that cannot be read or lies within itself, or a link that leads nowhere.
@@ -49,6 +49,8 @@ def _local_files(folder: str, pattern: Sequence[str], above: tuple[Inode, ...]) 
     name, deeper = (pattern[1], pattern) if anywhere else (pattern[0], pattern[1:])
     with os.scandir(folder) as entries:
         for entry in entries:
+            if anywhere and entry.name.startswith((".", "_")):
+                continue  # hidden: .cache, .git, _SUCCESS
             matches = fnmatch.fnmatchcase(entry.name, name)
             wanted = matches or anywhere
             if wanted and entry.is_symlink() and not os.path.exists(entry.path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.store.writer import Encoded
+from data_pipelines.text.folders import split_files
 from data_pipelines.text.rows import Fault
 from data_pipelines.text.tokenizer import Tokenizer, load_tokenizer
 from prts_jax.errors import UserError
@@ -52,7 +53,10 @@ class LitGptTask:
         """
         tokens = read_tokens(self.files[index])
         others = np.flatnonzero(tokens != self.bos_id)
-        tokens = tokens[: others[-1] + 1] if others.size else tokens[:0]
+        end = others[-1] + 1 if others.size else 0
+        # One id at the end begins a document that the next file continues; several are padding.
+        if tokens.size - end > 1:
+            tokens = tokens[:end]
         begins = np.flatnonzero(tokens == self.bos_id)
         borders = np.unique(np.concatenate([[0], begins, [tokens.size]]))
         for begin, end in itertools.pairwise(borders):
@@ -96,16 +100,19 @@ def open_litgpt(
     """Returns the task over a folder's `.bin` files.
 
     Args:
-      directory: holds the files of one split.
-      split: name of the split in the store's index.
+      directory: holds the files; if their names name splits (`train_…`, `validation_…`), those
+        of the wanted one are read.
+      split: the split, and its name in the store's index.
       tokenizer: the tokenizer of the tokens.
 
     Raises:
       UserError: no `.bin` file, or a tokenizer that is unreadable or has no begin-of-text id.
     """
-    files = tuple(sorted(str(path) for path in Path(directory).glob("*.bin")))
+    every = sorted(str(path) for path in Path(directory).glob("*.bin"))
+    by_split = split_files(every, directory)
+    files = tuple(by_split.get(split, []) if by_split else every)
     if not files:
-        raise UserError(f"no .bin file in {directory}: give the folder of one split")
+        raise UserError(f"no .bin file of the split {split} in {directory}: give another folder")
     loaded = load_tokenizer(tokenizer)
     if loaded.bos_id is None:
         raise UserError(f"the tokenizer {tokenizer} has no begin-of-text id: give the files' own")

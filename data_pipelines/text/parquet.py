@@ -1,5 +1,6 @@
 """Rows of parquet files as documents and faults (`rows.py`), read a few at a time."""
 
+import os
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
@@ -28,8 +29,9 @@ def read_parquet(
 ) -> Iterator[Document | Fault]:
     """Yields a file's documents and faults, one for each row, in order.
 
-    Damage to a row group is one fault, at its first lost row; reading continues with the next row
-    group. A fault's line is the row's number, from 1.
+    A row group is decoded twice: damage anywhere in it is one fault, at its first row, and none of
+    its rows are taken; reading continues with the next row group. Altered bytes are noticed where
+    the pages have checksums, which are optional. A fault's line is the row's number, from 1.
 
     Args:
       path: local or gs://.
@@ -53,26 +55,31 @@ def read_parquet(
 
 def _numbered_rows(file: BinaryIO, fields: Fields) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
     columns = [name for name in (fields.text, fields.set) if name is not None]
-    begin = 1
+    number, length = 1, file.seek(0, os.SEEK_END)
     try:
         table = parquet.ParquetFile(file, page_checksum_verification=True)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        if min(sizes, default=0) < 0 or sum(sizes) != table.metadata.num_rows:
+            raise ValueError("the numbers of rows contradict one another")
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        yield begin, _damage(error, begin)
+        yield number, _damage(error, number, length)
         return
     for group, size in enumerate(sizes):
-        number = begin
+        # The first pass finds damage before any of the group's rows are taken.
         try:
-            for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                for row in _as_text(batch, number):
-                    yield number, row
-                    number += 1
+            batches = table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+            if sum(batch.num_rows for batch in batches) != size:
+                raise ValueError("the row group ends early")
         except (OSError, ValueError, pyarrow.ArrowException) as error:
-            yield number, _damage(error, number)
+            # Sizes in damaged metadata may lie, and pyarrow may crash on them.
+            yield number, _damage(error, number, length * size // sum(sizes))
         else:
-            if number < begin + size:
-                yield number, Fault("corrupt_file", number, "the row group ends early")
-        begin += size
+            first = number
+            for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                for row in _as_text(batch, first):
+                    yield first, row
+                    first += 1
+        number += size
 
 
 def _as_text(batch: pyarrow.RecordBatch, number: int) -> Iterator[dict[str, Any] | Fault]:
@@ -88,8 +95,8 @@ def _as_text(batch: pyarrow.RecordBatch, number: int) -> Iterator[dict[str, Any]
             yield Fault("invalid_utf8", number + index, error.reason)
 
 
-def _damage(error: Exception, number: int) -> Fault:
+def _damage(error: Exception, number: int, lost_bytes: int) -> Fault:
     """Returns the fault for an error of Arrow; raises an error of the disk."""
     if isinstance(error, OSError) and not (type(error) is OSError and error.errno is None):
         raise error
-    return Fault("corrupt_file", number, str(error))
+    return Fault("corrupt_file", number, str(error), lost_bytes)

@@ -18,9 +18,11 @@ SET_FIELD = "redpajama_set_name"
 MAX_LINE_BYTES = 1 << 27  # far above any book, far below memory
 
 CHAT_FAULTS = {
-    "missing_turns": "the row has neither messages, nor instruction and output",
+    "missing_turns": "the row has neither messages, conversations, nor instruction and output",
     "bad_turn": "instruction, input and output are strings, and a message has a role and a content",
     "unknown_role": "a message's role is none of system, user and assistant",
+    "bad_weight": "weight, train and loss are 0 or 1, and 1 for answers alone",
+    "unsupported_field": "tools and parts of a message cannot be trained on; remove the row",
     "turns_out_of_order": "messages are an optional system, then user and assistant in turn",
     "no_answer": "no assistant answers, or an answer is empty",
     "too_long": "it does not fit into a row; give a larger --length",
@@ -28,8 +30,8 @@ CHAT_FAULTS = {
 """Kinds of bad instruction data, and their explanation."""
 
 FAULTS = {
-    "truncated_file": "the file ends before its compressed data does; fetch it again",
-    "corrupt_file": "the file cannot be decoded from here on; fetch it again",
+    "truncated_file": "the file is empty or ends before its compressed data does; fetch it again",
+    "corrupt_file": "the file is damaged, and no row is taken from here on; fetch it again",
     "enormous_line": f"it is longer than {MAX_LINE_BYTES >> 20} MiB; split its document",
     "invalid_utf8": "it is not UTF-8",
     "bad_json": "the line is not a JSON object",
@@ -42,6 +44,9 @@ FAULTS = {
     **CHAT_FAULTS,
 }
 """Kinds of bad input, and their explanation. A store's index lists lines by these names."""
+
+DAMAGED_FILE = ("truncated_file", "corrupt_file")
+"""Kinds that end a file, or a row group of it, before its last row."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,18 @@ class Fault(NamedTuple):
       line: line of the decompressed file, from 1 (in parquet, the row); for a damaged file the
         first line that is lost.
       detail: the parser's message, or the unknown name.
+      lost_bytes: bytes of the file, compressed, that are lost with it; 0 for a single row.
     """
 
     kind: str
     line: int
     detail: str = ""
+    lost_bytes: int = 0
+
+    @classmethod
+    def of(cls, damage: Damage, line: int) -> "Fault":
+        """Returns the fault for damage that begins at a line."""
+        return cls(damage.kind, line, lost_bytes=damage.lost_bytes)
 
     def error(self, path: str | os.PathLike[str]) -> UserError:
         """Returns the UserError that names file, line and remedy."""
@@ -99,7 +111,7 @@ def read_rows(
     """Yields a file's documents and faults in order, one for each line that is not blank.
 
     Args:
-      path: a file of JSON lines, `.zst` (any number of frames), `.gz` or plain.
+      path: a file of JSON lines; compressed (any number of frames) or plain.
       sets: names of the known sets; None accepts any.
       max_line_bytes: longer lines are faults and are never held in memory.
       fields: fields of a row's text and set.
@@ -109,7 +121,7 @@ def read_rows(
     """
     for number, line in numbered_lines(path, max_line_bytes):
         if isinstance(line, Damage):
-            yield Fault(line, number)
+            yield Fault.of(line, number)
         else:
             yield known_set(parse_row(line, number, fields), number, sets)
 

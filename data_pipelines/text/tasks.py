@@ -16,11 +16,13 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from data_pipelines.store.writer import Encoded
+from data_pipelines.text.mixed_tasks import MixedTask
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.rows import Fault, read_rows
 from data_pipelines.text.sources import (
@@ -231,7 +233,9 @@ class SeqioFileTask:
           task: a task over a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
           recipe: arguments of `open_task` that open this task in another process.
         """
-        vocabulary = task.output_features["targets"].vocabulary
+        vocabulary = _vocabulary(name, task)
+        if split not in task.splits:
+            raise UserError(f"task {name} has no split {split}: it has {', '.join(task.splits)}")
         self.name = name
         self.split = split
         self.sources = tuple(getattr(task.source, "sources", (task.name,)))
@@ -255,22 +259,59 @@ class SeqioFileTask:
         """
         faults: list[Fault] = getattr(self._task.source, "faults", [])
         faults.clear()
-        dataset = self._task.get_dataset(
-            split=self.split,
-            shuffle=False,
-            shard_info=seqio.ShardInfo(index=index, num_shards=len(self.files)),
-            try_in_mem_cache=False,
-        )
+        count = 0
         try:
+            dataset = self._task.get_dataset(
+                split=self.split,
+                shuffle=False,
+                shard_info=seqio.ShardInfo(index=index, num_shards=len(self.files)),
+                try_in_mem_cache=False,
+            )
             for example in dataset.as_numpy_iterator():
                 while faults:
                     yield faults.pop(0)
-                text = example.get("targets_pretokenized")
-                source = int(example.get("source_ids", 0))
-                yield Encoded(example["targets"], source, None if text is None else len(text))
-        except tf.errors.OpError as error:
-            raise getattr(self._task.source, "failure", None) or error from None
+                encoded = _encoded(example)
+                count += 1
+                yield encoded
+        except Exception as error:
+            if failure := getattr(self._task.source, "failure", None):
+                raise failure from None
+            reason = re.sub(r"\{\{.*?\}\}", "", first_line(error)).strip()
+            raise UserError(
+                f"task {self.name}: {self.files[index]}, document {count + 1}: "
+                f"{type(error).__name__}: {reason}; fix the task's preprocessors"
+            ) from error
         yield from faults
+
+
+def _encoded(example: Mapping[str, Any]) -> Encoded:
+    """Returns the document of an example.
+
+    Raises:
+      ValueError: `targets` are missing, or are no list of integers.
+    """
+    tokens, text = example.get("targets"), example.get("targets_pretokenized")
+    if tokens is None or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise ValueError("an example has no targets of token ids")
+    source = int(example.get("source_ids", 0))
+    return Encoded(tokens, source, None if text is None else len(text))
+
+
+def _vocabulary(name: str, task: seqio.Task) -> seqio.SentencePieceVocabulary:
+    """Returns the vocabulary of a task's targets.
+
+    Raises:
+      UserError: the task has no targets, or another kind of vocabulary.
+    """
+    feature = task.output_features.get("targets")
+    if feature is None:
+        raise UserError(f"task {name} has no output feature 'targets': name its tokens so")
+    if not isinstance(feature.vocabulary, seqio.SentencePieceVocabulary):
+        raise UserError(
+            f"task {name}: its targets have a {type(feature.vocabulary).__name__}; a store needs "
+            "a seqio.SentencePieceVocabulary"
+        )
+    return feature.vocabulary
 
 
 def native_task(name: str, split: str, task: seqio.Task) -> NativeTask | None:
@@ -307,8 +348,8 @@ def open_task(
     directory: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     modules: Sequence[str] = (),
-) -> NativeTask | SeqioFileTask:
-    """Opens a registered task, or a mixture of one task, for caching.
+) -> NativeTask | SeqioFileTask | MixedTask:
+    """Opens a registered task or mixture for caching.
 
     Args:
       name: name in seqio's registries.
@@ -319,28 +360,38 @@ def open_task(
       modules: Python modules that register tasks, imported first.
 
     Raises:
-      UserError: an unknown name (the message names the nearest), a mixture of several tasks, or a
-        missing folder, tokenizer or module.
+      UserError: an unknown name (the message names the nearest), a mixture with several
+        vocabularies, or a missing folder, tokenizer or module.
     """
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:
             raise UserError(
-                f"cannot import {module}: {error}; give a module on PYTHONPATH"
+                f"cannot import {module}: {type(error).__name__}: {first_line(error)}; give a "
+                "module on PYTHONPATH that imports without an error"
             ) from error
     with _pointed_at(name, directory, tokenizer):
         provider = _find(name)
-        if isinstance(provider, seqio.Mixture):
-            tasks = provider.tasks
-            if len(tasks) != 1:
-                raise UserError(
-                    f"mixture {name} has {len(tasks)} tasks: cache each of them by itself"
-                )
-            provider = tasks[0]
-    native = native_task(name, split, provider)
-    recipe = (name, split, directory, tokenizer, tuple(modules))
-    return native or SeqioFileTask(name, split, provider, recipe)
+        paths = (directory, tokenizer, tuple(modules))
+        if not isinstance(provider, seqio.Mixture):
+            return _file_task(name, split, provider, (name, split, *paths))
+        tasks = provider.tasks
+        if len(tasks) == 1:
+            return _file_task(name, split, tasks[0], (name, split, *paths))
+        parts = tuple(_file_task(t.name, split, t, (t.name, split, *paths)) for t in tasks)
+        rates = [provider.get_rate(task) for task in tasks]
+    if len({part.tokenizer.sha256 for part in parts}) > 1:
+        raise UserError(f"mixture {name}: its tasks have several vocabularies; a store has one")
+    if not sum(rates) > 0:
+        raise UserError(f"mixture {name}: its rates are {rates}; give rates above 0")
+    return MixedTask(name, split, parts, tuple(rate / sum(rates) for rate in rates))
+
+
+def _file_task(
+    name: str, split: str, task: seqio.Task, recipe: tuple[Any, ...]
+) -> NativeTask | SeqioFileTask:
+    return native_task(name, split, task) or SeqioFileTask(name, split, task, recipe)
 
 
 def _find(name: str) -> seqio.Task | seqio.Mixture:

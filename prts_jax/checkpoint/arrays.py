@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.declaration import Declaration
-from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path, is_remote
 
 _METADATA = "_METADATA"
@@ -109,36 +109,24 @@ def open_leaf(checkpoint: str, path: str, item: str = PARAMS) -> ts.TensorStore:
     """Opens a leaf of a checkpoint's parameters, or of another item, for reading.
 
     Raises:
-      UserError: the leaf is missing or its files are damaged.
+      DamagedError: the leaf is missing or its files are damaged.
+      StorageError: the storage failed.
     """
-    try:
+    with reading(checkpoint, item, f"{checkpoint}: {path}"):
         return ts.open(_spec(checkpoint, path, item), read=True, context=_CONTEXT).result()
-    except Exception as error:  # tensorstore raises ValueError and others for bad files
-        raise unreadable(checkpoint, path, error) from error
-
-
-def unreadable(checkpoint: str, path: str, error: Exception) -> UserError:
-    """Returns the UserError for a leaf that tensorstore cannot read."""
-    return UserError(
-        f"{checkpoint}: {path}: cannot be read; files are missing or damaged, use another "
-        f"checkpoint ({first_line(error)})"
-    )
 
 
 def describe(checkpoint: str, item: str = PARAMS) -> dict[str, StoredLeaf]:
     """Returns path → stored leaf of an item of a checkpoint, without reading values.
 
     Raises:
-      UserError: the item is missing or damaged.
+      DamagedError: the item is missing or damaged.
+      StorageError: the storage failed.
     """
     file = as_path(checkpoint) / item / _METADATA
-    try:
+    with reading(checkpoint, item, str(file)):
         keys = json.loads(file.read_text())["tree_metadata"].values()
         paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in keys]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file}: is missing or damaged; use another checkpoint ({error})"
-        ) from error
     leaves = {}
     for path in sorted(paths):
         array = open_leaf(checkpoint, path, item)
@@ -191,7 +179,7 @@ def write_tree(
         tree[str(keys)] = {
             "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
             "value_metadata": {
-                "value_type": "jax.Array",
+                "value_type": "np.ndarray",  # plain restores need no device then
                 "skip_deserialize": False,
                 "write_shape": list(declaration.shape),
             },

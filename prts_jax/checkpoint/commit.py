@@ -1,26 +1,27 @@
 """Atomic creation of a checkpoint directory."""
 
 import contextlib
-import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
 
 from prts_jax.checkpoint import layout
-from prts_jax.checkpoint.lock import LOCK_FILE, object_lock, workdir_lock
-from prts_jax.errors import UserError, first_line
-from prts_jax.paths import as_path, is_remote
+from prts_jax.checkpoint.lock import LOCK_FILE, object_lock, remove_unused, workdir_lock
+from prts_jax.errors import StorageError, UserError, first_line, storage_errors
+from prts_jax.paths import as_path, is_remote, sync, sync_all
 from prts_jax.sizes import format_bytes
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error codes of a full disk, quota or file; tensorstore passes on only their text."""
 
 
 def free_bytes(target: str) -> int | None:
-    """Returns the free bytes on the disk of `target`; None on gs://, where it is unknown."""
-    return None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
+    """Returns the free bytes on the disk of `target`; None where it is no disk: gs://, /proc."""
+    if is_remote(target):
+        return None
+    usage = shutil.disk_usage(existing_parent(target))
+    return usage.free if usage.total else None
 
 
 def existing_parent(target: str) -> str:
@@ -39,25 +40,41 @@ def check_space(target: str, needed: int) -> None:
       needed: bytes of its values.
 
     Raises:
-      UserError: the disk is too small (states the needed and the free bytes).
+      StorageError: the disk is too full (states the needed and the free bytes).
     """
     free = free_bytes(target)
     if free is not None and free < needed * 1.01:
-        raise UserError(
+        raise StorageError(
             f"{target}: needs {format_bytes(needed)} and {format_bytes(free)} are free; free space "
             "or choose another disk"
         )
 
 
 def refuse_existing(target: str) -> None:
-    """Checks that the target does not exist.
+    """Checks that the target does not exist, and that it does not lie inside a checkpoint.
 
     Raises:
-      UserError: a complete checkpoint exists there; on local disk, any file or directory.
+      UserError: a complete checkpoint exists there; on local disk, any file or directory; or a
+        folder above it is a checkpoint.
     """
+    refuse_inside_checkpoint(target)
     taken = layout.is_complete if is_remote(target) else os.path.exists
     if taken(target):
         raise UserError(f"{target}: exists already and is never overwritten; name a new directory")
+
+
+def refuse_inside_checkpoint(target: str) -> None:
+    """Checks that no directory above the target is a checkpoint; links and `..` are followed.
+
+    Raises:
+      UserError: the target lies inside a checkpoint.
+    """
+    path = as_path(target) if is_remote(target) else Path(os.path.realpath(target))
+    for parent in path.parents:
+        if (parent / layout.LINEAGE / layout.LINEAGE_FILE).exists():
+            raise UserError(
+                f"{target}: lies inside the checkpoint {parent}; name a directory outside it"
+            )
 
 
 @contextlib.contextmanager
@@ -74,7 +91,9 @@ def new_checkpoint(target: str) -> Iterator[str]:
       The directory to write into.
 
     Raises:
-      UserError: `target` exists, is being written by another process, or cannot be written.
+      UserError: `target` exists, lies inside a checkpoint, is being written by another process, or
+        cannot be written.
+      StorageError: the disk or object store failed.
     """
     if is_remote(target):
         with _marked(target) as directory:
@@ -85,37 +104,41 @@ def new_checkpoint(target: str) -> Iterator[str]:
     temporary = final.parent / f".{final.name}.growing"
     with workdir_lock(str(temporary)):
         refuse_existing(target)
-        _empty(temporary)
         try:
             with writing(target):
+                _empty(temporary)
                 yield str(temporary)
-                (temporary / LOCK_FILE).unlink()
+                sync_all(temporary)
                 temporary.rename(final)
         except BaseException:
-            temporary.rmtree(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _empty(temporary)
+                remove_unused(Path(temporary / LOCK_FILE), [Path(temporary)])
             raise
+        # Not before: without its lock file, the directory would be free for another process.
+        (final / LOCK_FILE).unlink(missing_ok=True)
+        sync(final.parent)
 
 
 @contextlib.contextmanager
 def writing(target: str) -> Iterator[None]:
-    """Converts storage errors of the block to a UserError of one line.
+    """Converts storage errors of the block to errors of one line.
 
     Args:
       target: the path being written, for the message.
 
     Raises:
-      UserError: the block raised OSError, or ValueError as tensorstore does.
+      UserError: the path cannot be written, or tensorstore refuses a value.
+      StorageError: the disk or object store failed.
     """
     try:
-        yield
-    except (OSError, ValueError) as error:
-        text = str(error)
-        # tensorstore puts the cause last, after many file names
-        full = [os.strerror(code) for code in FULL if os.strerror(code) in text]
-        reason = full[0] if full else first_line(error)
+        with storage_errors(f"{target}: could not be written"):
+            yield
+    except ValueError as error:
+        if not re.match(r"[A-Z_]+: ", str(error)):  # a status of tensorstore
+            raise
         raise UserError(
-            f"{target}: could not be written ({reason}); see whether the disk is full or choose "
-            "another"
+            f"{target}: could not be written ({first_line(error)}); see whether the source is whole"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Digests of parameters: 64 bits for each (leaf, layer), computed on the array's devices.
+"""Digests of arrays: 64 bits for each (leaf, layer), computed on the array's devices.
 
 A digest is two sums, modulo 2^32, over the elements of one layer of a leaf; each term mixes the
 element's bits with its row-major index inside the layer. Sums commute, so the digest does not
@@ -12,16 +12,16 @@ those of MurmurHash3's 32-bit finaliser (A. Appleby) and of Knuth's multiplicati
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prts_jax.declaration import Declaration
-from prts_jax.errors import UserError
-from prts_jax.tree import flatten
+from prts_jax.checkpoint.damage import DamagedError
+from prts_jax.declaration import LAYERS, Declaration
+from prts_jax.tree import flatten, named_leaves
 
 _MURMUR_1, _MURMUR_2, _KNUTH = 0x85EBCA6B, 0xC2B2AE35, 0x9E3779B1
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
@@ -44,10 +44,29 @@ def digests(
       stacked.
     """
     leaves = flatten(params)
-    stacked = tuple(declarations[path].stacked for path in leaves)
-    sums = _digest_function(stacked, _replicated(leaves.values()))(tuple(leaves.values()))
+    return _digests(leaves, {path: declarations[path].stacked for path in leaves})
+
+
+def optimizer_digests(optimizer: Any) -> dict[str, tuple[str, ...]]:
+    """Returns the digests of an optimizer's state, as `digests` does for parameters.
+
+    Args:
+      optimizer: any tree of arrays; a leaf with "layers" in its path is stacked.
+
+    Returns:
+      path, as `prts_jax.tree.named_leaves` names it, → digests.
+    """
+    # Orbax stores no leaves without elements.
+    leaves = {path: leaf for path, leaf in named_leaves(optimizer).items() if leaf.size}
+    stacked = {path: LAYERS in path.split("/") and leaf.ndim > 0 for path, leaf in leaves.items()}
+    return _digests(leaves, stacked)
+
+
+def _digests(leaves: Mapping[str, Any], stacked: Mapping[str, bool]) -> dict[str, tuple[str, ...]]:
+    compute = _digest_function(tuple(stacked.values()), _replicated(leaves.values()))
+    sums = jax.device_get(compute(tuple(leaves.values())))
     return {
-        path: tuple(_hexadecimal(*pair) for pair in np.asarray(layers))
+        path: tuple(_hexadecimal(*pair) for pair in layers)
         for path, layers in zip(leaves, sums, strict=True)
     }
 
@@ -117,22 +136,52 @@ def first_difference(
 
 
 def check_digests(
-    checkpoint: str, expected: Mapping[str, tuple[str, ...]], actual: Mapping[str, tuple[str, ...]]
+    checkpoint: str,
+    expected: Mapping[str, tuple[str, ...]],
+    actual: Mapping[str, tuple[str, ...]],
+    item: str = "params",
 ) -> None:
     """Compares the digests of the values read with those in the lineage.
 
     Raises:
-      UserError: the digests differ (names the leaf and the layer).
+      DamagedError: the digests differ (names the leaf and the layer).
     """
     if where := first_difference(expected, actual):
-        raise not_what_was_saved(checkpoint, where)
+        raise not_what_was_saved(checkpoint, where, item)
 
 
-def not_what_was_saved(checkpoint: str, where: str) -> UserError:
-    """Returns the UserError for values whose digest differs from the one in the lineage."""
-    return UserError(
-        f"{checkpoint}: {where}: is not what was saved (digests differ); the files are damaged, "
-        "use another checkpoint"
+def check_paths(
+    checkpoint: str, item: str, expected: Mapping[str, tuple[str, ...]], stored: Collection[str]
+) -> None:
+    """Compares the paths of the leaves on disk with those that have digests in the lineage.
+
+    Args:
+      checkpoint: path of the checkpoint.
+      item: "params" or "optimizer".
+      expected: digests in the lineage; none in older checkpoints, which pass.
+      stored: paths on disk; leaves without elements are not stored.
+
+    Raises:
+      DamagedError: a leaf is missing, or there is one more (names it).
+    """
+    saved = {path for path, layers in expected.items() if layers}
+    for path in sorted(saved ^ set(stored)) if expected else ():
+        state = "is missing" if path in saved else "was not saved with it"
+        raise DamagedError(
+            checkpoint,
+            item,
+            f"{checkpoint}/{item}: {path}: {state}; the files are damaged, use another checkpoint",
+        )
+
+
+def not_what_was_saved(checkpoint: str, where: str, item: str = "params") -> DamagedError:
+    """Returns the error for values whose digest differs from the one in the lineage."""
+    of = "" if item == "params" else f"{item}: "
+    return DamagedError(
+        checkpoint,
+        item,
+        f"{checkpoint}: {of}{where}: is not what was saved (digests differ); the files are "
+        "damaged, use another checkpoint",
     )
 
 

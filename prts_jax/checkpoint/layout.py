@@ -9,14 +9,29 @@
 
 A local checkpoint is renamed to its final name when it is complete. Object stores have no rename:
 there a checkpoint is complete once `commit_success.txt` exists, which is written last.
+
+Beside the checkpoints of a run may lie:
+
+    <step>.orbax-checkpoint-tmp/       a save of Orbax in the making
+    <step>.saving                      gs:// only: <step>/ is being written, or its save failed
+    <step>.removing                    a checkpoint being removed; on gs:// a mark beside <step>/
+    <step>.damaged-<item>/             a damaged checkpoint that a resume moved aside
+
+Everything else belongs to somebody else. A path that does not exist and one that cannot be read are
+two things: the second raises an error, so that nothing is started or removed because of it.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from prts_jax.checkpoint.damage import GONE, DamagedError, reading
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line, is_storage_error, os_code, storage_error
 from prts_jax.growth.matrices import Matrices
 from prts_jax.paths import as_path, is_remote
 
@@ -30,24 +45,122 @@ MATRICES = "matrices"
 COMMIT_MARKER = "commit_success.txt"
 """Orbax's name for the file that marks a complete checkpoint in an object store."""
 
+SAVING = ".saving"
+REMOVING = ".removing"
+_STEP = re.compile(r"0|[1-9][0-9]*")
+_UNFINISHED = re.compile(r"[0-9]+\.(orbax-checkpoint-tmp(-[0-9]+)?|saving|removing)")
+_ASIDE = re.compile(r"[0-9]+\.damaged-[a-z]+(-[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The entries of a run's `checkpoints` directory.
+
+    Attributes:
+      complete: steps of the complete checkpoints, oldest first.
+      broken: step → the missing file, of the numbered entries that are no complete checkpoint.
+      unfinished: names of the rests of saves and removals, which may be removed.
+      aside: names of the damaged checkpoints that were moved aside.
+      foreign: names of all other entries.
+    """
+
+    complete: tuple[int, ...]
+    broken: Mapping[int, str]
+    unfinished: tuple[str, ...]
+    aside: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all numbered entries, complete or broken, oldest first."""
+        return sorted((*self.complete, *self.broken))
+
 
 def is_complete(path: str) -> bool:
-    """Returns whether `path` is a complete checkpoint."""
-    directory = as_path(path)
-    if is_remote(path) and not (directory / COMMIT_MARKER).exists():
-        return False
-    return (directory / LINEAGE / LINEAGE_FILE).exists()
+    """Returns whether `path` is a complete checkpoint.
+
+    Raises:
+      UserError, StorageError: it cannot be read.
+    """
+    return not _missing(str(as_path(path)))
+
+
+def contents(directory: str) -> Contents:
+    """Lists a `checkpoints` directory; one that does not exist is empty.
+
+    Raises:
+      UserError, StorageError: the directory or a checkpoint in it cannot be read.
+    """
+    names = sorted(_names(directory))
+    complete, broken, unfinished = [], {}, []
+    for name in filter(_STEP.fullmatch, names):
+        missing = _missing(f"{directory}/{name}")
+        # On gs:// an interrupted save or removal lies under the checkpoint's own name.
+        interrupted = f"{name}{REMOVING}" in names or (missing and f"{name}{SAVING}" in names)
+        if is_remote(directory) and interrupted:
+            unfinished.append(name)
+        elif missing:
+            broken[int(name)] = missing
+        else:
+            complete.append(int(name))
+    unfinished += filter(_UNFINISHED.fullmatch, names)
+    aside = tuple(filter(_ASIDE.fullmatch, names))
+    ours = {*unfinished, *aside, *map(str, complete), *map(str, broken)}
+    foreign = tuple(name for name in names if name not in ours)
+    return Contents(tuple(sorted(complete)), broken, tuple(unfinished), aside, foreign)
 
 
 def complete_steps(directory: str) -> list[int]:
     """Returns the steps of the complete checkpoints in a `checkpoints` directory, oldest first."""
+    return list(contents(directory).complete)
+
+
+def newest_step(directory: str) -> int | None:
+    """Returns the newest step in a `checkpoints` directory; None if no save has finished there.
+
+    Raises:
+      DamagedError: the newest checkpoint is not complete.
+      UserError: only checkpoints that were moved aside are left; or nothing can be read.
+    """
+    there = contents(directory)
+    if not there.steps:
+        if there.aside:
+            raise UserError(
+                f"{directory}: holds damaged checkpoints alone ({', '.join(there.aside)}); put the "
+                "files of one back from a copy and rename it to its step, or name a new directory"
+            )
+        return None
+    newest = there.steps[-1]
+    if newest in there.broken:
+        raise DamagedError(
+            f"{directory}/{newest}",
+            LINEAGE,
+            f"{directory}/{newest}: has no {there.broken[newest]}; files are missing or damaged, "
+            "use another checkpoint",
+        )
+    return newest
+
+
+def _missing(path: str) -> str:
+    """Returns the first file that a complete checkpoint has and `path` lacks; "" if none."""
+    entries = _names(path)
+    if is_remote(path) and COMMIT_MARKER not in entries:
+        return COMMIT_MARKER
+    if LINEAGE not in entries or LINEAGE_FILE not in _names(f"{path}/{LINEAGE}"):
+        return f"{LINEAGE}/{LINEAGE_FILE}"
+    return ""
+
+
+def _names(directory: str) -> list[str]:
+    """Returns the names in a directory; none if it does not exist or is a file."""
     try:
-        names = [path.name for path in as_path(directory).iterdir()]
-    # Object stores have no empty folders; a file has no children.
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    steps = [int(name) for name in names if re.fullmatch(r"[0-9]+", name)]
-    return sorted(step for step in steps if is_complete(f"{directory}/{step}"))
+        return [path.name for path in as_path(directory).iterdir()]
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
+        if os_code(error) in GONE:  # object stores have no empty folders
+            return []
+        raise storage_error(f"{directory}: cannot be read", error) from error
 
 
 def resolve(spec: str) -> str:
@@ -60,7 +173,8 @@ def resolve(spec: str) -> str:
       Absolute path or gs:// address of a complete checkpoint.
 
     Raises:
-      UserError: there is no checkpoint, or none of that step (lists the steps that exist).
+      UserError: there is no checkpoint, or none of that step (lists the steps that exist); or the
+        newest of a workdir is damaged.
     """
     if is_complete(str(as_path(spec))):
         return str(as_path(spec))
@@ -72,16 +186,19 @@ def resolve(spec: str) -> str:
     if not as_path(workdir).exists():
         raise UserError(f"{spec}: does not exist; name a checkpoint, or a run's workdir[@step]")
     parent = f"{workdir}/{CHECKPOINTS}"
+    newest = None if step else newest_step(parent)
+    if newest is not None:
+        return f"{parent}/{newest}"
     steps = complete_steps(parent)
     if not steps:
         raise UserError(
             f"{spec}: no complete checkpoint there; name a checkpoint's directory, or the workdir "
             "of a run that has saved one"
         )
-    if step and int(step) not in steps:
+    if int(step) not in steps:
         known = ", ".join(map(str, steps))
         raise UserError(f"{spec}: no complete checkpoint of step {int(step)}; there are: {known}")
-    return f"{parent}/{int(step) if step else steps[-1]}"
+    return f"{parent}/{int(step)}"
 
 
 def read_lineage(path: str) -> Lineage:
@@ -91,16 +208,27 @@ def read_lineage(path: str) -> Lineage:
       path: returned by `resolve`.
 
     Raises:
-      UserError: the file is missing, is not JSON or has another format; or matrices are damaged.
+      DamagedError: the file is missing, is no lineage, or is not what was written; it is of another
+        step than the directory; or matrices are damaged.
+      UserError, StorageError: files cannot be read.
     """
     file = as_path(path) / LINEAGE / LINEAGE_FILE
+    with reading(path, LINEAGE, str(file)):
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            message = f"{path}: is no checkpoint of prts_jax: it has no {LINEAGE}"
+            raise DamagedError(path, LINEAGE, message) from None
     try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: is no checkpoint of prts_jax: it has no {LINEAGE}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: is damaged ({error}); use another checkpoint") from error
-    lineage = Lineage.from_json(values, str(file))
+        values = _unseal(json.loads(data.decode()))
+    except (ValueError, RecursionError) as error:
+        message = f"{file}: is damaged ({first_line(error)}); use another checkpoint"
+        raise DamagedError(path, LINEAGE, message) from error
+    try:
+        lineage = Lineage.from_json(values, str(file))
+    except UserError as error:
+        raise DamagedError(path, LINEAGE, str(error)) from error
+    _check_step(path, lineage)
     dense = [record.map.matrices for record in lineage.growth]
     digests = {matrices.digest for matrices in dense if matrices is not None} - {""}
     matrices = {digest: read_matrices(matrices_file(path, digest), digest) for digest in digests}
@@ -122,19 +250,67 @@ def read_matrices(file: str, digest: str = "") -> Matrices:
     Raises:
       UserError: the file is missing or damaged, or has another digest.
     """
+    checkpoint = str(as_path(file).parent.parent)
     try:
-        data = as_path(file).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({type(error).__name__}); matrices of learned growth belong "
-            "there, use another checkpoint or file"
-        ) from error
-    matrices = Matrices.from_bytes(data, file)
+        with reading(checkpoint, MATRICES, file):
+            data = as_path(file).read_bytes()
+        matrices = Matrices.from_bytes(data, file)
+    except UserError as error:
+        message = f"{error}; matrices of learned growth belong there"
+        raise DamagedError(checkpoint, MATRICES, message) from error
     if digest and matrices.digest != digest:
-        raise UserError(
-            f"{file}: is not what was saved (digests differ); it is damaged, use another checkpoint"
+        raise DamagedError(
+            checkpoint,
+            MATRICES,
+            f"{file}: is not what was saved (digests differ); it is damaged, use another "
+            "checkpoint",
         )
     return matrices
+
+
+def sealed(lineage: Lineage) -> dict[str, Any]:
+    """Returns the JSON object of a lineage with a checksum of its values.
+
+    Two keys carry the checksum, so that damage to one of them is not taken for an older file, which
+    has neither.
+    """
+    values = lineage.to_json()
+    return {**values, _KIND: "sha256", _CHECKSUM: _checksum(values)}
+
+
+_KIND, _CHECKSUM = "checksum_kind", "checksum"
+
+
+def _unseal(values: Any) -> Any:
+    """Returns the values below a checksum, or those of an older file without one.
+
+    Raises:
+      ValueError: the checksum differs, or is there in part.
+    """
+    if not isinstance(values, dict) or not {_KIND, _CHECKSUM} & values.keys():
+        return values
+    inner = {key: value for key, value in values.items() if key not in (_KIND, _CHECKSUM)}
+    if (values.get(_KIND), values.get(_CHECKSUM)) != ("sha256", _checksum(inner)):
+        raise ValueError("it is not what was saved: its checksum differs")
+    return inner
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_step(path: str, lineage: Lineage) -> None:
+    """Compares the step with the directory's name, if that is one of a run's."""
+    directory = as_path(path)
+    numbered = directory.parent.name == CHECKPOINTS and _STEP.fullmatch(directory.name)
+    if numbered and int(directory.name) != lineage.step:
+        raise DamagedError(
+            path,
+            LINEAGE,
+            f"{path}: holds a checkpoint of step {lineage.step}; it is damaged or was renamed, "
+            f"rename it to {lineage.step} or use another checkpoint",
+        )
 
 
 def write_matrices(path: str, lineage: Lineage) -> None:
@@ -155,4 +331,4 @@ def write_lineage(path: str, lineage: Lineage) -> None:
     write_matrices(path, lineage)
     folder = as_path(path) / LINEAGE
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / LINEAGE_FILE).write_text(json.dumps(lineage.to_json()))
+    (folder / LINEAGE_FILE).write_text(json.dumps(sealed(lineage)))

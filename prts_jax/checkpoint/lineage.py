@@ -9,7 +9,7 @@ from typing import Any
 
 import prts_jax
 from prts_jax.config import ModelConfig, check_model, from_dict, to_dict
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Matrices
 from prts_jax.special_ids import SpecialIds
@@ -98,6 +98,8 @@ class Lineage:
       store: fingerprint of the token store.
       growth: growths, oldest first.
       digests: path → one digest per layer; one digest for a leaf that is not stacked.
+      optimizer_digests: the same for the optimizer's state; {} without one, and in checkpoints of
+        older versions.
       changes: config changes on resume, oldest first.
       versions: package name → version, of the process that wrote the checkpoint.
       stage: index of the stage in its run's `growth.stages`; 0 in a run of one stage.
@@ -128,6 +130,7 @@ class Lineage:
     matrices: Mapping[str, Matrices] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
     special_ids: SpecialIds | None = None
+    optimizer_digests: Digests = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -148,7 +151,11 @@ class Lineage:
         return int(self.config["data"]["length"]) if trained_here else None
 
     def grown(
-        self, growth_map: GrowthMap, digests: Digests, learning: Mapping[str, Any] | None = None
+        self,
+        growth_map: GrowthMap,
+        digests: Digests,
+        learning: Mapping[str, Any] | None = None,
+        optimizer_digests: Mapping[str, tuple[str, ...]] | None = None,
     ) -> "Lineage":
         """Returns the lineage after growth, at the start of a new stage.
 
@@ -158,6 +165,7 @@ class Lineage:
           growth_map: the map applied.
           digests: of the grown parameters.
           learning: of a learned map: {"tokens", "flops", "flops_6nd"} and other values to record.
+          optimizer_digests: of the grown optimizer state; None without one.
         """
         spent = dict(learning or {})
         record = GrowthRecord(
@@ -181,6 +189,7 @@ class Lineage:
             config={**self.config, "model": to_dict(growth_map.target)},
             growth=(*self.growth, record),
             digests=digests,
+            optimizer_digests=dict(optimizer_digests or {}),
             versions=current_versions(),
             matrices={**self.matrices, **learned},
             teacher={},
@@ -203,6 +212,8 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
+        if not self.optimizer_digests:
+            del values["optimizer_digests"]
         return {"format": FORMAT, **values}
 
     @classmethod
@@ -227,12 +238,14 @@ class Lineage:
         try:
             lineage = from_dict(cls, kept, root="lineage")
             check_model(lineage.model)
+            if lineage.length < 1 or min(lineage.step, lineage.position, lineage.tokens) < 0:
+                raise UserError("its counts are negative")
         except KeyError as error:
             raise UserError(
                 f"{where}: its config holds no {error}; the checkpoint is damaged"
             ) from error
-        except UserError as error:
-            raise UserError(f"{where}: {error}; the checkpoint is damaged") from error
+        except (UserError, TypeError, ValueError, AttributeError, LookupError) as error:
+            raise UserError(f"{where}: {first_line(error)}; the checkpoint is damaged") from error
         return lineage
 
 

@@ -7,7 +7,6 @@ holder keeps rewriting an object.
 import contextlib
 import fcntl
 import os
-import shutil
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import tensorstore as ts
 
 from prts_jax.checkpoint.arrays import files_below
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError, storage_errors
 from prts_jax.paths import as_path, is_remote
 
 LOCK_FILE = ".lock"
@@ -28,58 +27,102 @@ REFRESH_SECONDS = 5.0
 STALE_SECONDS = 20.0
 """Seconds without a rewrite after which another process takes a lock over."""
 
+SETTLE_SECONDS = 0.5
+"""Seconds after which a new lock is read back."""
+
 
 @contextlib.contextmanager
-def workdir_lock(directory: str) -> Iterator[None]:
-    """Locks a local directory while the block runs.
+def workdir_lock(directory: str) -> Iterator[Callable[[], None]]:
+    """Locks a directory while the block runs; who does not get the lock changes nothing.
 
-    The kernel releases the lock when the process ends, so a killed process never blocks the next.
-    If the block raises `UserError` and wrote no file, the directories created for it are removed.
-    On gs:// this does nothing.
+    On local disk the lock is the file `.lock`, locked by the kernel, which releases it when the
+    process ends: a killed process never blocks the next. If the block raises an error of one line
+    and wrote no file, the directories created for it are removed. On gs:// the lock is
+    `object_lock`.
 
     Args:
-      directory: created if missing; the lock is its file `.lock`.
+      directory: local directory, created if missing; or gs:// address.
+
+    Yields:
+      A function that raises `UserError` if another process has taken the lock over.
 
     Raises:
-      UserError: another process holds it (names its pid), or the directory cannot be written.
+      UserError: another process holds the lock (names it), or the directory cannot be written.
+      StorageError: the disk or object store failed.
     """
     if is_remote(directory):
-        yield
+        with object_lock(f"{directory.rstrip('/')}/{LOCK_FILE}") as check:
+            yield check
         return
-    path = as_path(directory) / LOCK_FILE
+    path = Path(as_path(directory)) / LOCK_FILE
     created = [folder for folder in path.parents if not folder.exists()]
+    with storage_errors(f"{directory}: cannot be written"):
+        descriptor = _lock_file(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(
-            f"{directory}: cannot be written ({error.strerror}); choose another directory"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"{directory}: process {holder} is writing there; wait for it, stop it, or choose "
-                "another directory"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
-        yield
-    except UserError:
-        _remove_unused(created)
+        with storage_errors(f"{path}: cannot be written"):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+        yield lambda: None
+    except (UserError, StorageError):
+        if created:
+            remove_unused(path, created)
         raise
     finally:
         os.close(descriptor)
 
 
-def _remove_unused(directories: Sequence[os.PathLike[str]]) -> None:
-    """Removes directories, innermost first, until one holds a file other than a lock."""
-    for folder in map(Path, directories):
-        if any(path.name != LOCK_FILE for path in folder.rglob("*") if not path.is_dir()):
-            return
-        shutil.rmtree(folder, ignore_errors=True)
+def _lock_file(path: Path) -> int:
+    """Opens and locks a file and returns its descriptor; creates the file and its directories.
+
+    A process that gives up its new directory removes the file, perhaps between our steps: a lock
+    counts only if its file is still the one at `path`.
+
+    Raises:
+      UserError: another process holds the lock.
+      OSError: the file cannot be created.
+    """
+    for attempt in range(100):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # removed since mkdir; or a directory that cannot exist
+            if attempt == 99:
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise UserError(
+                f"{path.parent}: process {holder} is writing there; wait for it, stop it, or "
+                "choose another directory"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise UserError(f"{path.parent}: other processes start and end there; stop them, start again")
+
+
+def remove_unused(lock: Path, directories: Sequence[Path]) -> None:
+    """Removes new directories that hold no file but our lock, innermost first.
+
+    `rmdir` refuses a directory in which another process has created a file meanwhile.
+    """
+    below = list(lock.parent.rglob("*"))
+    if any(path != lock and not path.is_dir() for path in below):
+        return
+    lock.unlink(missing_ok=True)
+    empty = sorted((path for path in below if path.is_dir()), reverse=True)
+    with contextlib.suppress(OSError):
+        for directory in (*empty, *directories):
+            with contextlib.suppress(FileNotFoundError):
+                directory.rmdir()
 
 
 @contextlib.contextmanager
@@ -98,9 +141,14 @@ def object_lock(address: str) -> Iterator[Callable[[], None]]:
 
     Raises:
       UserError: another process holds the lock (names the process).
+      StorageError: the object store failed.
     """
     store = ts.KvStore.open(files_below(address)).result()
-    lock = _Lock(address, store, _free_generation(address, store))
+    with storage_errors(f"{address}: cannot be read"):
+        generation = _free_generation(address, store)
+    lock = _Lock(address, store, generation)
+    lock.check()
+    time.sleep(SETTLE_SECONDS)  # emulators ignore the condition of a write: the last writer has it
     lock.check()
     stop = threading.Event()
     refreshing = threading.Thread(target=lock.keep, args=(stop,), daemon=True)
@@ -127,7 +175,7 @@ class _Lock:
         Raises:
           UserError: another process has taken the lock.
         """
-        with self._writing:
+        with self._writing, storage_errors(f"{self._address}: cannot be written"):
             # Read first: emulators of object stores ignore the condition of a write.
             if self._store.read("").result().stamp.generation != self._generation:
                 self._generation = b""
@@ -136,8 +184,8 @@ class _Lock:
                 self._generation = written.generation  # empty if the condition failed
         if not self._generation:
             raise UserError(
-                f"{self._address}: another process has taken this lock; see that only one grows "
-                "into that directory, and start again"
+                f"{self._address}: another process has taken this lock; see that only one process "
+                "writes there, and start again"
             )
 
     def keep(self, stop: threading.Event) -> None:
@@ -148,9 +196,10 @@ class _Lock:
                 self.check()
 
     def release(self) -> None:
-        """Removes the object if this process holds the lock."""
-        if self._generation:
-            self._store.write("", None, if_equal=self._generation).result()
+        """Removes the object if this process holds the lock; one that stays becomes stale."""
+        with contextlib.suppress(StorageError), storage_errors(self._address):
+            if self._generation:
+                self._store.write("", None, if_equal=self._generation).result()
 
 
 def _free_generation(address: str, store: ts.KvStore) -> bytes:

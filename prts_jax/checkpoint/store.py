@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -11,12 +12,15 @@ import orbax.checkpoint as ocp
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
-from prts_jax.checkpoint.digests import check_digests, digests
+from prts_jax.checkpoint.damage import agreed, reading
+from prts_jax.checkpoint.digests import check_digests, check_paths, digests, optimizer_digests
 from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, read_lineage, resolve
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
 from prts_jax.declaration import LAYERS, Declaration
-from prts_jax.errors import UserError, first_line
-from prts_jax.paths import as_path
+from prts_jax.errors import StorageError, UserError, first_line, storage_errors
+from prts_jax.paths import as_path, is_remote, sync, sync_all
+from prts_jax.processes import all_processes
 from prts_jax.tree import flatten, named_leaves, unflatten
 
 __all__ = [
@@ -62,11 +66,24 @@ class _FilesHandler(ocp.AsyncCheckpointHandler):
 ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)(_FilesSave)
 
 
+class _SyncedHandler(ocp.CompositeCheckpointHandler):
+    """Writes all files through to the disk before Orbax renames or marks the checkpoint."""
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        sync_all(directory)
+
+
+@ocp.args.register_with_handler(_SyncedHandler, for_save=True, for_restore=True)
+class _SyncedSave(ocp.args.Composite):
+    """Arguments of `_SyncedHandler`: item → its arguments."""
+
+
 class Checkpoints:
     """The checkpoints of a run, `<directory>/<step>/`, opened by its only writer.
 
-    Saves run in the background, one at a time. Opening removes incomplete checkpoints of a killed
-    process, so hold `workdir_lock` first.
+    Saves run in the background, one at a time. Opening removes the rests of interrupted saves and
+    removals, so hold `workdir_lock` first. It touches nothing else.
 
     Args:
       directory: the run's `checkpoints` directory, local or gs://.
@@ -79,11 +96,12 @@ class Checkpoints:
         self._keep = keep
         self._keep_every_steps = keep_every_steps
         self._protected: set[int] = set()
+        self._saving: int | None = None
+        with all_processes(), storage_errors(f"{self._directory}: cannot be used"):
+            if jax.process_index() == 0:
+                as_path(self._directory).mkdir(parents=True, exist_ok=True)
+                remove_unfinished(self._directory)
         self._checkpointer = _checkpointer()
-        if jax.process_index() == 0:
-            as_path(self._directory).mkdir(parents=True, exist_ok=True)
-            _remove_incomplete(self._directory)
-        _barrier("prts_jax:checkpoints_opened")
 
     def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
         """Starts to save a checkpoint in the background; every process calls it.
@@ -95,21 +113,37 @@ class Checkpoints:
           step: the lineage's step; names the directory.
           params: nested dict of arrays.
           optimizer: any tree of arrays.
-          lineage: with the digests of `params`.
+          lineage: with the digests of `params`; those of `optimizer` are computed here.
 
         Raises:
-          UserError: the earlier save failed, or the step is already saved.
+          UserError: the step is already saved.
+          StorageError: this or the earlier save failed; earlier checkpoints stay complete.
         """
         self.wait()
-        if step in self.steps():
+        if step in layout.contents(self._directory).steps:
             raise UserError(f"{self.path(step)}: exists already; a step is saved once")
+        arguments = _save_args(params, optimizer, lineage)
         with _storage_errors(f"checkpoint {self.path(step)}: could not be written"):
-            self._checkpointer.save(self.path(step), args=_save_args(params, optimizer, lineage))
+            self._saving = step
+            with all_processes():
+                if jax.process_index() == 0:
+                    _try_to_create(self.path(step))
+            self._checkpointer.save(self.path(step), args=arguments)
 
     def latest(self) -> int | None:
         """Returns the newest complete step, or None."""
         steps = self.steps()
         return steps[-1] if steps else None
+
+    def newest(self) -> int | None:
+        """Returns the step to resume; None if no save has finished.
+
+        Raises:
+          DamagedError: the newest checkpoint is not complete.
+          UserError: only damaged checkpoints are left, moved aside.
+        """
+        with agreed():
+            return layout.newest_step(self._directory)
 
     def steps(self) -> list[int]:
         """Returns all complete steps, oldest first."""
@@ -127,13 +161,18 @@ class Checkpoints:
         """Waits for the background save and removes checkpoints beyond `keep`.
 
         Raises:
-          UserError: the save failed, e.g. on a full disk; earlier checkpoints stay complete.
+          StorageError: the save failed, e.g. on a full disk; earlier checkpoints stay complete.
         """
         with _storage_errors(f"checkpoint in {self._directory}: could not be written"):
             self._checkpointer.wait_until_finished()
-        if jax.process_index() == 0:
+            if jax.process_index() > 0 or self._saving is None:
+                return
+            sync(self._directory)
+            if is_remote(self._directory):
+                delete(as_path(f"{self.path(self._saving)}{layout.SAVING}"))
+            self._saving = None
             for step in self._dropped(self.steps()):
-                _remove(self.path(step))
+                remove(self._directory, step)
 
     def close(self) -> None:
         """Calls `wait` and stops the background threads."""
@@ -160,7 +199,8 @@ def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
       lineage: with the digests of `params`.
 
     Raises:
-      UserError: `path` exists or cannot be written.
+      UserError: `path` exists.
+      StorageError: it cannot be written.
     """
     path = str(as_path(path))
     refuse_existing(path)
@@ -190,13 +230,17 @@ def restore_params(
       Nested dict of arrays.
 
     Raises:
-      UserError: tree, shape or dtype on disk differ (names the leaf and both shapes), files cannot
-        be read, or values differ from those saved (names the leaf and the layer).
+      UserError: tree, shape or dtype of the config differ from the checkpoint's (names the leaf and
+        both shapes).
+      DamagedError: files are missing or damaged, or values differ from those saved (names the leaf
+        and the layer).
+      StorageError: the storage failed.
     """
-    leaves = flatten(abstract)
-    params = unflatten(_restore(f"{path}/{PARAMS}", leaves))
+    lineage = read_lineage(path)
+    with agreed():
+        params = unflatten(_restore(path, PARAMS, flatten(abstract), lineage))
     if verify:
-        check_digests(path, read_lineage(path).digests, digests(params, declarations))
+        check_digests(path, lineage.digests, digests(params, declarations))
     return params
 
 
@@ -217,8 +261,8 @@ def read_leaves(
       UserError: tree, shape or dtype on disk differ (names the leaf), or files cannot be read.
     """
     directory = f"{path}/{PARAMS}"
-    with _storage_errors(f"{directory}: cannot be read"):
-        handler = ocp.PyTreeCheckpointHandler()
+    handler = ocp.PyTreeCheckpointHandler()
+    with _restoring(path, PARAMS):
         stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
     _compare(directory, declarations, stored_leaves)
     wanted = {
@@ -227,14 +271,14 @@ def read_leaves(
     }
     arguments = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
     restore = ocp.args.PyTreeRestore(unflatten(wanted), restore_args=unflatten(arguments))
-    with _storage_errors(f"{directory}: cannot be read"):
+    with _restoring(path, PARAMS):
         values = flatten(handler.restore(as_path(directory), args=restore))
     return {name: np.asarray(values[name]) for name in chosen}
 
 
 def has_optimizer(path: str) -> bool:
-    """Returns whether a checkpoint (a path from `resolve`) holds optimizer state."""
-    return as_path(f"{path}/{OPTIMIZER}").exists()
+    """Returns whether a checkpoint (a path from `resolve`) was saved with optimizer state."""
+    return bool(read_lineage(path).optimizer_digests) or as_path(f"{path}/{OPTIMIZER}").exists()
 
 
 def restore_optimizer(path: str, abstract: Any) -> Any:
@@ -249,16 +293,36 @@ def restore_optimizer(path: str, abstract: Any) -> Any:
 
     Raises:
       UserError: the checkpoint has no optimizer state, or another optimizer's (names the leaf).
+      DamagedError: files are missing or damaged, or values differ from those saved (names the leaf
+        and the layer). Checkpoints of older versions have no digests of the optimizer's state.
+      StorageError: the storage failed.
     """
-    directory = f"{path}/{OPTIMIZER}"
+    lineage = read_lineage(path)
     if not has_optimizer(path):
         raise UserError(
             f"{path}: holds no optimizer state (a grown checkpoint has none by default); start a "
             "run from it with config.init.start_from, and config.init.growth.optimizer=reset"
         )
     named = named_leaves(abstract)
-    values = _restore(directory, named)
+    with agreed():
+        values = _restore(path, OPTIMIZER, named, lineage)
+    if lineage.optimizer_digests:
+        check_digests(path, lineage.optimizer_digests, optimizer_digests(values), OPTIMIZER)
     return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in named])
+
+
+def _try_to_create(path: str) -> None:
+    """Creates and removes the directory that Orbax makes for a save; on gs:// marks the save.
+
+    Orbax makes it in the background, and where it cannot, its other threads wait for 300 s.
+    """
+    if is_remote(path):
+        as_path(f"{path}{layout.SAVING}").write_text("a save is running or was interrupted")
+        return
+    probe = as_path(f"{path}.orbax-checkpoint-tmp")
+    (probe / PARAMS / "d").mkdir(parents=True)
+    (probe / PARAMS / "d" / "probe").write_bytes(b"probe")
+    delete(probe)
 
 
 def _checkpointer() -> ocp.AsyncCheckpointer:
@@ -273,17 +337,22 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
         LINEAGE: lineage,
         MATRICES: _FilesHandler(),
     }
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+    return ocp.AsyncCheckpointer(_SyncedHandler(**handlers))
 
 
-def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> ocp.args.Composite:
-    items = {PARAMS: _tree_save(flatten(params)), LINEAGE: ocp.args.JsonSave(lineage.to_json())}
+def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> _SyncedSave:
+    saved = {} if optimizer is None else optimizer_digests(optimizer)
+    lineage = dataclasses.replace(lineage, optimizer_digests=saved)
+    items = {
+        PARAMS: _tree_save(flatten(params)),
+        LINEAGE: ocp.args.JsonSave(layout.sealed(lineage)),
+    }
     if optimizer is not None:
         items[OPTIMIZER] = _tree_save(named_leaves(optimizer))
     if lineage.matrices:
         files = {f"{digest}.npz": m.to_bytes() for digest, m in lineage.matrices.items()}
         items[MATRICES] = _FilesSave(files)
-    return ocp.args.Composite(**items)
+    return _SyncedSave(**items)
 
 
 def _tree_save(leaves: Mapping[str, Any]) -> ocp.args.PyTreeSave:
@@ -299,17 +368,22 @@ def _tree_save(leaves: Mapping[str, Any]) -> ocp.args.PyTreeSave:
     return ocp.args.PyTreeSave(unflatten(stored), save_args=unflatten(options))
 
 
-def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+def _restore(
+    checkpoint: str, item: str, leaves: Mapping[str, Any], lineage: Lineage
+) -> dict[str, Any]:
+    directory = f"{checkpoint}/{item}"
     stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
-    with _storage_errors(f"{directory}: cannot be read"):
-        handler = ocp.PyTreeCheckpointHandler()
+    handler = ocp.PyTreeCheckpointHandler()
+    with _restoring(checkpoint, item):
         stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
+        saved = lineage.digests if item == PARAMS else lineage.optimizer_digests
+        check_paths(checkpoint, item, saved, stored_leaves)
     _compare(directory, stored, stored_leaves)
-    item = unflatten(stored)
+    wanted = unflatten(stored)
     restore = ocp.args.PyTreeRestore(
-        item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
     )
-    with _storage_errors(f"{directory}: cannot be read"):
+    with _restoring(checkpoint, item):
         values = flatten(handler.restore(as_path(directory), args=restore))
     empty = {path: leaf for path, leaf in leaves.items() if path not in stored}
     zeros = {
@@ -317,6 +391,25 @@ def _restore(directory: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
         for path, leaf in empty.items()
     }
     return values | zeros
+
+
+@contextlib.contextmanager
+def _restoring(checkpoint: str, item: str) -> Iterator[None]:
+    """Converts the errors of a restore, see `damage.unreadable`.
+
+    After the first error Orbax closes its event loop. Other reads that finish later cannot report
+    to it, and Python would print a traceback for each of them.
+    """
+    hook = sys.unraisablehook
+
+    def ignore_late_reads(late: Any) -> None:
+        if "Event loop is closed" not in str(late.exc_value):
+            hook(late)
+
+    sys.unraisablehook = ignore_late_reads
+    with reading(checkpoint, item, f"{checkpoint}/{item}"):
+        yield
+    sys.unraisablehook = hook  # after an error the reads are still running
 
 
 def _compare(directory: str, wanted: Mapping[str, Any], stored_leaves: Mapping[str, Any]) -> None:
@@ -340,13 +433,13 @@ def _compare(directory: str, wanted: Mapping[str, Any], stored_leaves: Mapping[s
 
 @contextlib.contextmanager
 def _storage_errors(what: str) -> Iterator[None]:
-    """Converts storage errors of Orbax and tensorstore to a UserError of one line.
+    """Converts errors of Orbax and tensorstore in a save to a StorageError of one line.
 
-    They raise ValueError for most errors, OSError for some, and Exception for a failed read.
+    They raise ValueError for most errors, OSError for some, and Exception for others.
     """
     try:
         yield
-    except UserError:
+    except (UserError, StorageError):
         raise
     except Exception as error:
         if type(error) not in (Exception, ValueError, RuntimeError) and not isinstance(
@@ -358,26 +451,4 @@ def _storage_errors(what: str) -> Iterator[None]:
         reason = line if len(line) < 200 else f"… {line.partition(' [')[0][-160:]}"
         full = "no space left" in reason.lower()
         advice = "free space and start again" if full else "see whether the storage works"
-        raise UserError(f"{what} ({reason}); {advice}") from error
-
-
-def _remove_incomplete(directory: str) -> None:
-    complete = {str(step) for step in layout.complete_steps(directory)}
-    if not as_path(directory).exists():  # object stores have no empty folders
-        return
-    for path in as_path(directory).iterdir():
-        if path.name not in complete:
-            path.rmtree() if path.is_dir() else path.unlink()
-
-
-def _remove(path: str) -> None:
-    """Removes a checkpoint, its lineage first: after an interruption it counts as incomplete."""
-    (as_path(path) / LINEAGE / layout.LINEAGE_FILE).unlink(missing_ok=True)
-    as_path(path).rmtree(missing_ok=True)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
+        raise StorageError(f"{what} ({reason}); {advice}") from error

@@ -4,12 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from prts_jax.cli import run
+from prts_jax.cli import EXIT_FAILED, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.progress import Progress
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, one_line
 from prts_jax.formats import convert, import_transforms
 from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.model_source import ModelSource
@@ -74,8 +75,9 @@ def parser() -> argparse.ArgumentParser:
         const="weights",
         default="",
         metavar="weights|logits",
-        help="afterwards compare source and target, weight by weight and bit for bit; or 'logits': "
-        "run both on 64 tokens in float32, the hf one by transformers",
+        help="afterwards compare source and target, weight by weight and bit for bit, and, where "
+        "transformers is installed, by 'logits': run both on 64 tokens in float32, the hf one by "
+        "transformers, which needs memory for a whole model; exit code 1 if they differ",
     )
     flags.add_argument("--json", action="store_true", help="print one JSON object")
     return flags
@@ -85,27 +87,61 @@ def main(argv: Sequence[str]) -> int:
     """Runs `prts convert`; see `prts convert --help`.
 
     Raises:
-      UserError: the source cannot be read, the target cannot be written, a flag does not fit, or
-        --verify finds a difference.
+      UserError: the source cannot be read, the target cannot be written, or a flag does not fit.
     """
     arguments = parser().parse_args(argv)
     _check(arguments)
     opened = convert.open_source(arguments.source_format, arguments.source, arguments.preset)
     source = import_transforms.with_vocab(opened, arguments.vocab)
     report = _convert(arguments, source)
-    verified = _verify(arguments, source, report)
+    verified, difference = _verify(arguments, source)
     if arguments.json:
         print(json.dumps(report.to_json() | verified))
-        return 0
+        return _verdict(arguments.target, difference)
     print(
         f"{arguments.target}: {report.tensors} tensors, {format_bytes(report.bytes_written)} in "
-        f"{report.dtype}, {report.seconds:.1f} s, peak memory {format_bytes(report.peak_rss_bytes)}"
+        f"{_dtypes(report)}, {report.seconds:.1f} s, "
+        f"peak memory {format_bytes(report.peak_rss_bytes)}"
     )
+    if rounding := _rounding(source, report):
+        print(rounding)
     if report.tokenizer:
         print(f"carried along: {', '.join(report.tokenizer)}")
     for name, value in verified.items():
         print(f"{name.replace('_', ' ')}: {value}")
-    return 0
+    return _verdict(arguments.target, difference)
+
+
+def _verdict(target: str, difference: str) -> int:
+    """Reports a difference that --verify shows; returns the exit code."""
+    if not difference:
+        return 0
+    message = f"{target}: {difference}; remove it and convert again"
+    print(f"prts convert: {one_line(message)}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _dtypes(report: ConversionReport) -> str:
+    """Returns the dtypes written, the most frequent first: "bfloat16 (14), float32 (5)"."""
+    if len(report.dtypes) == 1:
+        return report.dtype
+    counts = sorted(report.dtypes.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{dtype} ({count})" for dtype, count in counts)
+
+
+def _rounding(source: ModelSource, report: ConversionReport) -> str:
+    """Returns a line on dtypes that an export does not keep; "" if it keeps all."""
+    came_in = {source.dtype, *(one for layers in source.dtypes.values() for one in layers)}
+    if report.target_format == "hf" and source.lineage and source.lineage.imported:
+        came_in |= {source.lineage.imported["dtype"]}
+        came_in |= {d for own in source.lineage.imported.get("dtypes", {}).values() for d in own}
+    wrote = set(report.dtypes)
+    if came_in <= wrote or report.target_format != "hf":
+        return ""
+    return (
+        f"dtypes: the weights came in {', '.join(sorted(came_in))} and are written in "
+        f"{', '.join(sorted(wrote))}"
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -136,30 +172,43 @@ def _convert(arguments: argparse.Namespace, source: ModelSource) -> ConversionRe
     )
 
 
-def _verify(
-    arguments: argparse.Namespace, source: ModelSource, report: ConversionReport
-) -> dict[str, Any]:
+def _verify(arguments: argparse.Namespace, source: ModelSource) -> tuple[dict[str, Any], str]:
+    """Compares source and target.
+
+    Weights as we read them say nothing of what transformers makes of a folder, so transformers
+    computes logits too, where it is installed.
+
+    Returns:
+      What was compared; the difference, or "".
+    """
     if not arguments.verify:
-        return {}
+        return {}, ""
+    dtype = "float32" if arguments.to == "orbax" else arguments.dtype
     if arguments.to == "hf":
         source = import_transforms.without_gates(source)
     target = convert.open_source(arguments.to, arguments.target)
-    if arguments.verify == "logits":
-        from prts_jax.evaluate.logits_check import compare
+    verified: dict[str, Any] = {}
+    if arguments.verify == "weights":
+        if difference := convert.first_difference(source, target, dtype):
+            return {}, f"{difference}: differs from {arguments.source}; the disk may be damaged"
+        each = ", ".join(sorted(convert.dtypes_written(source, dtype)))
+        verified = {"verified": f"all weights equal, bit for bit, in {each}"}
+        if "hf" not in (source.format, target.format) or not find_spec("transformers"):
+            return verified, ""
+    from prts_jax.evaluate.logits_check import compare
 
-        logits = compare(source, target)
-        return {
-            "largest_logit_difference": logits.largest_difference,
-            "largest_logit": logits.largest_logit,
-            "same_arg_max": logits.same_arg_max,
-        }
-    difference = convert.first_difference(source, target, report.dtype)
-    if difference:
-        raise UserError(
-            f"{arguments.target}: {difference}: differs from {arguments.source}; the disk may be "
-            "damaged: remove it and convert again"
-        )
-    return {"verified": f"all weights equal, bit for bit, in {report.dtype}"}
+    logits = compare(import_transforms.rounded(source, dtype), target)
+    verified |= {
+        "largest_logit_difference": logits.largest_difference,
+        "largest_logit": logits.largest_logit,
+        "same_arg_max": logits.same_arg_max,
+    }
+    if logits.agree:
+        return verified, ""
+    return verified, (
+        f"logits differ by up to {logits.largest_difference:.3g} from those of {arguments.source} "
+        f"(largest {logits.largest_logit:.3g})"
+    )
 
 
 if __name__ == "__main__":

@@ -50,13 +50,15 @@ def _parser() -> OneLineParser:
 
 def _cache(arguments: argparse.Namespace) -> None:
     cache = _data_module("build.cache")
-    for split, task in _tasks(arguments):
+    tasks = list(_tasks(arguments))
+    digests = _expected(arguments, tasks)
+    for split, task in tasks:
         directory = os.path.join(arguments.output, split)
         _say(
             cache.cache(
                 task,
                 directory,
-                rules=_rules(arguments, layout=arguments.layout),
+                rules=_rules(arguments, layout=_layout(arguments, task), digests=digests),
                 workers=arguments.workers,
             )
         )
@@ -64,16 +66,35 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 def _beam(arguments: argparse.Namespace) -> None:
     beam = _data_module("build.beam", extra="beam")
-    for split, task in _tasks(arguments):
+    tasks = list(_tasks(arguments))
+    digests = _expected(arguments, tasks)
+    for split, task in tasks:
         directory = os.path.join(arguments.output, split)
         _say(
             beam.cache(
                 task,
                 directory,
                 arguments.pipeline_options,
-                rules=_rules(arguments, layout=arguments.layout),
+                rules=_rules(arguments, layout=_layout(arguments, task), digests=digests),
             )
         )
+
+
+def _layout(arguments: argparse.Namespace, task: Any) -> str:
+    """Returns the layout; by default a mixture's is by_set, which its shares need."""
+    mixture = getattr(task, "mixture", "")
+    if mixture:
+        print(f"{task.name}: train on its shares with --config.data.mixture={mixture}")
+    return arguments.layout or ("by_set" if mixture else "mixed")
+
+
+def _expected(arguments: argparse.Namespace, tasks: Sequence[tuple[str, Any]]) -> Any:
+    """Checks the files of all splits against --expect; returns the digests that it lists."""
+    if not arguments.expect:
+        return {}
+    files = [file for _, task in tasks for file in task.files]
+    folder = arguments.input or _data_module("text.inputs").common_folder(files)
+    return _data_module("text.manifest").expected_digests(arguments.expect, files, folder)
 
 
 def _tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
@@ -81,7 +102,7 @@ def _tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     if arguments.format:
         yield from _folder_tasks(arguments)
         return
-    for flag in ("text_field", "set_field", "sets"):
+    for flag in ("text_field", "set_field", "sets", "include", "exclude"):
         if getattr(arguments, flag):
             raise UserError(f"--{flag} goes with --format; a task knows its fields")
     paths = (arguments.input, arguments.tokenizer)
@@ -108,8 +129,10 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         arguments.text_field or "text",
         arguments.set_field,
         tuple(arguments.sets.split(",")) if arguments.sets else (),
+        tuple(arguments.include),
+        tuple(arguments.exclude),
     )
-    splits = tuple(folders.splits_of(arguments.input, form))
+    splits = tuple(split for split in folders.splits_of(arguments.input, form) if split in SPLITS)
     if arguments.split != "all":
         splits = (arguments.split,)
     if not splits:
@@ -118,8 +141,14 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
             "the split that the folder is with --split"
         )
     tokenizer = arguments.tokenizer or os.path.join(arguments.input, "tokenizer.model")
-    for split in splits:
-        yield split, folders.open_folder(arguments.input, split, form, tokenizer, arguments.end_id)
+    tasks = [
+        (split, folders.open_folder(arguments.input, split, form, tokenizer, arguments.end_id))
+        for split in splits
+    ]
+    taken = [file for _, task in tasks for file in task.files]
+    if note := folders.left_out(arguments.input, taken):
+        _data_module("build.cache").report_to_stderr(note)
+    yield from tasks
 
 
 def _instructions(arguments: argparse.Namespace) -> None:

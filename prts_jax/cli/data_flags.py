@@ -225,6 +225,25 @@ def _add_input(parser: Parser) -> None:
         ("--sets", "with --set_field: every name that it may hold, as NAME,NAME,…"),
     ):
         parser.add_argument(name, help=meaning)
+    for name, meaning in (
+        (
+            "--include",
+            "with --format: read only files that match this glob, on a file's name or its "
+            "path below --input; may be given several times",
+        ),
+        (
+            "--exclude",
+            "with --format: leave out files that match this glob; may be given several times",
+        ),
+    ):
+        parser.add_argument(name, action="append", default=[], metavar="GLOB", help=meaning)
+    parser.add_argument(
+        "--expect",
+        default="",
+        metavar="N|FILE",
+        help="end unless the splits have N files, or exactly those of a list as sha256sum writes "
+        "it, paths below --input, with these digests",
+    )
     parser.add_argument(
         "--module",
         action="append",
@@ -247,9 +266,8 @@ def _add_layout(parser: Parser) -> None:
     parser.add_argument(
         "--layout",
         choices=["mixed", "by_set"],
-        default="mixed",
         help="documents in file order, or each shard's sets one after the other, from which the "
-        "trainer can choose and weigh sets (default: mixed)",
+        "trainer can choose and weigh sets (default: mixed; by_set for a mixture of tasks)",
     )
 
 
@@ -265,5 +283,6 @@ def _add_bad_rows(parser: Parser) -> None:
         "--max_bad_fraction",
         type=float,
         default=0.001,
-        help="with --on_error=skip, the share of rows that may be left out (default: 0.001)",
+        help="with --on_error=skip, the share of rows that may be left out, of files that may be "
+        "damaged, and of their bytes that damage may lose (default: 0.001)",
     )

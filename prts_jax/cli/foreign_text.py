@@ -3,7 +3,7 @@
 from typing import Any
 
 from prts_jax.config import to_dict
-from prts_jax.formats import huggingface, inspection
+from prts_jax.formats import config_json, inspection
 from prts_jax.formats.inspection import Differences
 from prts_jax.growth.map import format_ranges
 from prts_jax.sizes import format_bytes
@@ -18,8 +18,8 @@ def describe(path: str) -> dict[str, Any]:
     kind, tensors = inspection.tensors_of(path)
     model = None
     if kind == "hf":
-        values = huggingface.read_config_file(path)
-        model = to_dict(huggingface.read_config(values, f"{path}/{huggingface.CONFIG}"))
+        values = config_json.read_config_file(path)
+        model = to_dict(config_json.read_config(values, f"{path}/{config_json.CONFIG}"))
     return {
         "format": kind,
         "path": path,

@@ -68,12 +68,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     from prts_jax.evaluate.generate import Generator, Sampling
     from prts_jax.evaluate.loaded import load
+    from prts_jax.evaluate.memory import out_of_memory
     from prts_jax.evaluate.tokenizer import tokenizer_of
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     if arguments.tokens < 1:
         raise UserError(f"--tokens={arguments.tokens}: must be at least 1")
     prompt = _prompt(arguments)
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise UserError("prompt: holds bytes that are not UTF-8; convert it")
     loaded = load(arguments.checkpoint, arguments.dtype)
     tokenizer = tokenizer_of(loaded.path, loaded.lineage, arguments.tokenizer)
     ids = tokenizer.encode(prompt)
@@ -93,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
     began = time.monotonic()
-    with jax.set_mesh(loaded.mesh):
+    with jax.set_mesh(loaded.mesh), out_of_memory("give fewer --tokens or a shorter prompt"):
         generator = Generator(loaded.params, loaded.model, loaded.compute, tokenizer.pieces)
         rows = generator.stream([ids], min(room, arguments.tokens), tokenizer.ends, sampling)
         printer = _Printer(prompt, quiet=arguments.json)

@@ -9,6 +9,7 @@ from typing import Any
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.arrays import StoredLeaf
+from prts_jax.checkpoint.digests import check_paths
 from prts_jax.checkpoint.lineage import FORMAT, Lineage, training_spans
 from prts_jax.cli import family_tree, foreign_text, run
 from prts_jax.cli.arguments import OneLineParser
@@ -72,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
         print(family_tree.draw(path, lineage))
         return 0
     stored = arrays.describe(path)
+    check_paths(path, layout.PARAMS, lineage.digests, stored)
     if arguments.json:
         print(json.dumps(as_json(lineage, stored)))
     else:

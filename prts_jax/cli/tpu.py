@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, without_credentials
 from prts_jax.launch import accelerators, slices, workers
 
 SOURCE = {
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
         return _write(options.write_startup_script, script, options.dry_run)
     command = _gcloud_arguments(resource, options, train_arguments)
     if options.dry_run:
-        print(shlex.join(command))
+        print(without_credentials(shlex.join(command)))
         return 0
     return _execute(command)
 
@@ -139,7 +139,7 @@ def _gcloud_arguments(
 
 def _write(path: str, script: str, dry_run: bool) -> int:
     if dry_run:
-        print(script, end="")
+        print(without_credentials(script), end="")
         return 0
     partial = Path(f"{path}.partial")
     try:
@@ -154,7 +154,7 @@ def _write(path: str, script: str, dry_run: bool) -> int:
 
 
 def _execute(command: Sequence[str]) -> int:
-    print(f"+ {shlex.join(command)}", file=sys.stderr)
+    print(f"+ {without_credentials(shlex.join(command))}", file=sys.stderr)
     try:
         code = subprocess.run(command, check=False).returncode
     except FileNotFoundError as error:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 
@@ -44,15 +45,25 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not options.workdir:
         raise UserError("--workdir: is missing; give the run's directory, --workdir=DIR")
+    import jax
+
+    from prts_jax import peers
+    from prts_jax.checkpoint.commit import refuse_inside_checkpoint
     from prts_jax.mesh import start_distributed
     from prts_jax.train.loop import train
 
+    refuse_inside_checkpoint(options.workdir)
     processes, process = start_distributed(
         options.multihost, options.coordinator, options.processes, options.process
     )
     if process == 0 and processes > 1:
         print(f"{processes} processes have joined", file=sys.stderr)
-    train(config, options.workdir, options.allow_change)
+    try:
+        train(config, options.workdir, options.allow_change)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if processes > 1 and re.match(r"[A-Z_]+: ", str(error)):
+            peers.wait_for_verdict()  # a collective breaks where another process has died
+        raise
     return 0
 
 

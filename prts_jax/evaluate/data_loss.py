@@ -14,7 +14,7 @@ from data_pipelines.store.statistics import statistics
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import LoadedModel
-from prts_jax.evaluate.memory import rows_of_batch
+from prts_jax.evaluate.memory import out_of_memory, rows_of_batch
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Scores
 from prts_jax.evaluate.store_tokenizer import check_store_tokenizer
@@ -117,9 +117,10 @@ def measure(
     length = min(length or data.store.packed or trained, max(data.store.tokens - 1, 1))
     separated = bool(config.get("documents", False)) if documents is None else documents
     shares = axis_size(loaded.mesh, "batch")
+    rows = min(rows, -(-data.store.tokens // length))
     fitting = rows_of_batch(loaded.model, rows, length, shares)
     batches = eval_batches(data.store, length, fitting, documents=separated)
-    with jax.set_mesh(loaded.mesh):
+    with jax.set_mesh(loaded.mesh), out_of_memory("give a smaller --length or --batch"):
         evaluate = make_evaluator(loaded.model, loaded.compute, batches, loaded.mesh)
         result = evaluate(loaded.params)
     if not result.tokens:

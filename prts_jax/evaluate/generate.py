@@ -38,6 +38,8 @@ class Sampling:
             )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p: is {self.top_p}; it must be above 0 and at most 1")
+        if abs(self.seed) >= 2**63:
+            raise UserError(f"seed: is {self.seed}; it must be a 64-bit integer")
 
 
 GREEDY = Sampling()

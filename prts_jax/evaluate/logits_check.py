@@ -14,6 +14,8 @@ from prts_jax.formats.model_source import ModelSource, leaf_layers
 from prts_jax.model.architecture import declare, logits
 
 TOKENS = 64
+TOLERANCE = 1e-3
+"""Largest difference of equal models, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class LogitsComparison:
     largest_difference: float
     largest_logit: float
     same_arg_max: float
+
+    @property
+    def agree(self) -> bool:
+        """Whether the difference is one of rounding in float32."""
+        return self.largest_difference <= TOLERANCE * max(self.largest_logit, 1.0)
 
 
 def compare(one: ModelSource, other: ModelSource, seed: int = 0) -> LogitsComparison:

@@ -1,13 +1,14 @@
 """Rows of an evaluation batch that fit in memory."""
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
 from prts_jax.config import ModelConfig
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, first_line
 
 BATCH_BYTES = 4 * 2**30
 """Most bytes of logits and attention scores of a batch on one device."""
@@ -52,6 +53,17 @@ def check_fits(compiled: jax.stages.Compiled, length: int) -> None:
             f"rows of {length:,} tokens: a batch needs {needed / 2**30:,.1f} GiB and a device has "
             f"{free / 2**30:,.1f} GiB free; give a smaller --length"
         )
+
+
+@contextmanager
+def out_of_memory(advice: str) -> Iterator[None]:
+    """Converts a device's lack of memory to a UserError of one line that ends in `advice`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"{first_line(error)}; {advice}") from error
 
 
 def _free_bytes() -> int | None:

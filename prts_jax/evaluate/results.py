@@ -75,7 +75,7 @@ def load(argument: str) -> Results:
       UserError: the file does not exist or `save` did not write it.
     """
     label, equals, path = argument.partition("=")
-    if not equals or as_path(argument).exists():
+    if not equals or ("://" not in path and as_path(argument).exists()):
         label, path = PurePath(argument).stem, argument
     try:
         values = json.loads(as_path(path).read_text())

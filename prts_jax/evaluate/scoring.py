@@ -75,7 +75,8 @@ class Scorer:
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         while order:
             length = bucket(len(rows[order[0]][0]) - 1, self._max_length)
-            count = rows_of_batch(self._loaded.model, self._rows, length, self._shares)
+            most = min(self._rows, len(rows))
+            count = rows_of_batch(self._loaded.model, most, length, self._shares)
             indices, order = order[:count], order[count:]
             summed, greedy = self._batch([rows[at] for at in indices], (count, length))
             for row, at in enumerate(indices):

@@ -102,7 +102,7 @@ def open_tokenizer(file: str) -> CheckpointTokenizer:
       UserError: it cannot be read, or its library is not installed.
     """
     try:
-        return _fast(file) if file.endswith(".json") else _sentencepiece(file)
+        opened = _fast(file) if file.endswith(".json") else _sentencepiece(file)
     except ImportError as error:
         extra = "hf" if file.endswith(".json") else "data"
         raise UserError(
@@ -111,7 +111,12 @@ def open_tokenizer(file: str) -> CheckpointTokenizer:
     except UserError:
         raise
     except Exception as error:  # both libraries raise their parsers' errors
-        raise UserError(f"{file}: is no tokenizer that can be read ({error})") from error
+        raise UserError(
+            f"{file}: is no tokenizer that can be read ({first_line(error)}); name another"
+        ) from error
+    if not opened.pieces:
+        raise UserError(f"{file}: is no tokenizer: it has no pieces; name another")
+    return opened
 
 
 def tokenizer_file(path: str) -> str:

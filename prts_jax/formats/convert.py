@@ -8,7 +8,8 @@ import math
 import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,14 @@ import numpy as np
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
-from prts_jax.checkpoint.digests import digest_of, not_what_was_saved
+from prts_jax.checkpoint.damage import reading
+from prts_jax.checkpoint.digests import check_paths, digest_of, not_what_was_saved
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import carry_tokenizer, special_ids_of
-from prts_jax.config import RunConfig, to_dict
+from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
-from prts_jax.formats import huggingface, litgpt, model_card, safetensors_files
+from prts_jax.formats import config_json, huggingface, litgpt, model_card, safetensors_files
 from prts_jax.formats.import_transforms import without_gates
 from prts_jax.formats.model_source import (
     ModelSource,
@@ -42,7 +44,7 @@ Progress = Callable[[int, int], None]
 """Takes the bytes written so far and the total."""
 
 TARGET_DTYPES = ("float32", "bfloat16", "float16")
-REPEATED = ("special_ids", "generation_config")
+REPEATED = ("special_ids", "generation_config", "config_dtype")
 """Keys of `Lineage.imported` that an export repeats."""
 CHUNK_BYTES = 2**26
 """Largest chunk of a leaf without layers."""
@@ -57,7 +59,8 @@ class ConversionReport:
     Attributes:
       source_format: "hf", "litgpt" or "orbax".
       target_format: "orbax" or "hf".
-      dtype: of the weights written.
+      dtype: of the weights written; the most frequent one if they differ.
+      dtypes: dtype → number of tensors written in it.
       tensors: number of tensors written; each layer of a stacked leaf counts.
       bytes_written: bytes of values.
       seconds: wall time.
@@ -68,6 +71,7 @@ class ConversionReport:
     source_format: str
     target_format: str
     dtype: str
+    dtypes: dict[str, int]
     tensors: int
     bytes_written: int
     seconds: float
@@ -110,14 +114,17 @@ def open_checkpoint(spec: str) -> ModelSource:
     path = layout.resolve(spec)
     lineage = layout.read_lineage(path)
     stored = arrays.describe(path)
+    check_paths(path, layout.PARAMS, lineage.digests, stored)
+    # Weights keep the dtype in which they were imported until they are trained or grown.
+    imported = lineage.imported if lineage.step == 0 and not lineage.growth else {}
+    dtypes = {path: [_held(one) for one in own] for path, own in imported.get("dtypes", {}).items()}
+    repeated = REPEATED if imported else REPEATED[:2]
 
     def read(leaf: str, layer: int | None) -> np.ndarray:
         where = leaf if layer is None else f"{leaf}, layer {layer}"
         array = arrays.open_leaf(path, leaf)
-        try:
+        with reading(path, layout.PARAMS, f"{path}: {where}"):
             values: np.ndarray = (array if layer is None else array[layer]).read().result()
-        except Exception as error:  # tensorstore raises ValueError and others for bad files
-            raise arrays.unreadable(path, where, error) from error
         if digest_of(values) != lineage.digests[leaf][layer or 0]:
             raise not_what_was_saved(path, where)
         return values
@@ -126,7 +133,8 @@ def open_checkpoint(spec: str) -> ModelSource:
         format="orbax",
         path=path,
         model=lineage.model,
-        dtype=_natural_dtype(lineage),
+        dtype=_held(imported.get("dtype", "float32")),
+        dtypes=dtypes,
         tensors={
             name: TensorShape(leaf.shape, leaf.dtype.name, leaf.nbytes)
             for name, leaf in stored.items()
@@ -136,14 +144,13 @@ def open_checkpoint(spec: str) -> ModelSource:
         folder=str(as_path(path) / layout.TOKENIZER),
         lineage=lineage,
         special_ids=special_ids_of(path, lineage),
-        repeats={key: lineage.imported[key] for key in REPEATED if key in lineage.imported},
+        repeats={key: lineage.imported[key] for key in repeated if key in lineage.imported},
     )
 
 
-def _natural_dtype(lineage: Lineage) -> str:
-    """Returns the dtype that holds the weights exactly: an import's own until trained or grown."""
-    untouched = lineage.step == 0 and not lineage.growth
-    return str(lineage.imported.get("dtype", "float32")) if untouched else "float32"
+def _held(dtype: str) -> str:
+    """Returns the dtype in which a checkpoint holds imported values: float64 is rounded."""
+    return "float32" if dtype == "float64" else dtype
 
 
 def write_checkpoint(
@@ -165,7 +172,7 @@ def write_checkpoint(
     began = time.monotonic()
     target = str(as_path(target))
     declarations = declare(source.model)
-    move = _Mover(target, declarations, "float32", progress)
+    move = _Mover(target, source.model, lambda path, layer: "float32", progress)
     with new_checkpoint(target) as directory:
         digests: dict[str, list[str]] = {path: [] for path in declarations}
         targets = {
@@ -213,7 +220,7 @@ def write_huggingface(
     Args:
       source: what `open_source` returned.
       target: the new folder; must not exist.
-      dtype: of the weights; "" takes the source's.
+      dtype: of the weights; "" keeps that of each tensor.
       tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
       shard_bytes: most bytes of values in one file.
       progress: called after each tensor.
@@ -224,15 +231,16 @@ def write_huggingface(
     """
     began = time.monotonic()
     source = without_gates(source)
-    dtype = dtype or source.dtype
-    if dtype not in TARGET_DTYPES:
+    if dtype not in ("", *TARGET_DTYPES):
         raise UserError(f"--dtype={dtype}: is none of {', '.join(TARGET_DTYPES)}; name one of them")
     if source.model.layers < 1:
         raise UserError(f"{source.path}: has no layers, and transformers needs one; grow it first")
+    if refusal := config_json.refusal(source.model):
+        raise UserError(f"{source.path}: {refusal}; grow it to another shape")
     special_ids = _special_ids(source, tokenizer)
     target = str(as_path(target))
     declarations = declare(source.model)
-    move = _Mover(target, declarations, dtype, progress)
+    move = _Mover(target, source.model, lambda *leaf: dtype or source.dtype_of(*leaf), progress)
 
     def tensor(path: str, layer: int | None) -> NewTensor:
         declaration, shape = declarations[path], layer_shape(declarations[path])
@@ -244,24 +252,37 @@ def write_huggingface(
             return linear_from_kernel(values, declaration) if is_linear(declaration) else values
 
         name = huggingface.tensor_name(source.model, path, layer)
-        return NewTensor(name, shape, safetensors_files.dtype_named(dtype), make)
+        return NewTensor(name, shape, safetensors_files.dtype_named(move.dtype(path, layer)), make)
 
     with new_checkpoint(target) as directory:
         carried = carry_tokenizer(tokenizer or source.folder, directory)
         tensors = [tensor(path, layer) for path, layer in leaf_layers(source.model)]
         safetensors_files.write_folder(directory, tensors, shard_bytes, move.wrote)
-        values = huggingface.config_json(source.model, dtype, source.length or 2048)
+        held = dtype or source.repeats.get("config_dtype", source.dtype)
+        values = config_json.config_json(source.model, held, source.length or 2048)
         values |= special_ids
-        huggingface.write_json(directory, huggingface.CONFIG, values)
+        config_json.write_json(directory, config_json.CONFIG, values)
         generation = source.repeats.get("generation_config")
-        if generation is not None and huggingface.GENERATION not in carried:
-            huggingface.write_json(directory, huggingface.GENERATION, generation)
-        (as_path(directory) / "README.md").write_text(model_card.write(source, dtype))
+        if generation is not None and config_json.GENERATION not in carried:
+            config_json.write_json(directory, config_json.GENERATION, generation)
+        (as_path(directory) / "README.md").write_text(
+            model_card.write(source, dtype or source.dtype)
+        )
     return move.report(source, "hf", began, carried)
+
+
+def dtypes_written(source: ModelSource, dtype: str) -> set[str]:
+    """Returns the dtypes of an export; see `write_huggingface` for `dtype`."""
+    return {dtype or source.dtype_of(*leaf) for leaf in leaf_layers(source.model)}
 
 
 def first_difference(source: ModelSource, target: ModelSource, dtype: str) -> str:
     """Compares two models bit for bit, one tensor at a time, after rounding to `dtype`.
+
+    Args:
+      source: a model.
+      target: the model written.
+      dtype: in which the target was to be written; "" stands for that of each tensor.
 
     Returns:
       The first difference ("layers/mlp/up, layer 3"); "" if the models are equal.
@@ -270,11 +291,10 @@ def first_difference(source: ModelSource, target: ModelSource, dtype: str) -> st
         ours, theirs = getattr(source.model, field.name), getattr(target.model, field.name)
         if ours != theirs:
             return f"model.{field.name} ({ours} and {theirs})"
-    rounded = safetensors_files.dtype_named(dtype)
     for path, layer in leaf_layers(source.model):
-        one = source.read(path, layer).astype(rounded)
-        other = target.read(path, layer).astype(rounded)
-        if one.shape != other.shape or one.tobytes() != other.tobytes():
+        rounded = safetensors_files.dtype_named(dtype or source.dtype_of(path, layer))
+        one, other = source.read(path, layer).astype(rounded), target.read(path, layer)
+        if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
             return path if layer is None else f"{path}, layer {layer}"
     return ""
 
@@ -285,13 +305,18 @@ class _Mover:
     def __init__(
         self,
         target: str,
-        declarations: Mapping[str, Declaration],
-        dtype: str,
+        model: ModelConfig,
+        dtype: Callable[[str, int | None], str],
         progress: Progress | None,
     ) -> None:
         self.dtype, self._progress = dtype, progress
-        self._itemsize = safetensors_files.dtype_named(dtype).itemsize
-        self._total = sum(math.prod(d.shape) for d in declarations.values()) * self._itemsize
+        declarations, leaves = declare(model), leaf_layers(model)
+        self._dtypes = Counter(dtype(*leaf) for leaf in leaves)
+        self._total = sum(
+            math.prod(layer_shape(declarations[path]))
+            * safetensors_files.dtype_named(dtype(path, layer)).itemsize
+            for path, layer in leaves
+        )
         self.done = self.tensors = 0
         free = None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
         if free is not None and free < self._total * 1.01:
@@ -302,10 +327,11 @@ class _Mover:
 
     def read(self, source: ModelSource, path: str, layer: int | None) -> np.ndarray:
         values = source.read(path, layer)
-        target = safetensors_files.dtype_named(self.dtype)
+        dtype = self.dtype(path, layer)
+        target = safetensors_files.dtype_named(dtype)
         with np.errstate(over="ignore"):  # reported below, with the leaf's name
             rounded = np.ascontiguousarray(values, target)
-        overflows = self.dtype == "float16" and not np.isfinite(rounded).all()
+        overflows = dtype == "float16" and not np.isfinite(rounded).all()
         if overflows and np.isfinite(values.astype(np.float32)).all():
             raise UserError(
                 f"{source.path}: {path}: holds values beyond the range of float16; choose "
@@ -325,7 +351,8 @@ class _Mover:
         return ConversionReport(
             source_format=source.format,
             target_format=target_format,
-            dtype=self.dtype,
+            dtype=self._dtypes.most_common(1)[0][0],
+            dtypes=dict(self._dtypes),
             tensors=self.tensors,
             bytes_written=self.done,
             seconds=time.monotonic() - began,
@@ -359,10 +386,16 @@ def _lineage(source: ModelSource, tokenizer: str) -> Lineage:
     ids = _with_tokenizer(source.special_ids, tokenizer)
     if source.lineage is not None:
         return dataclasses.replace(source.lineage, special_ids=ids)
+    mixed = {
+        path: list(dtypes)
+        for path, dtypes in source.dtypes.items()
+        if set(dtypes) != {source.dtype}
+    }
     imported = {
         "format": source.format,
         "path": source.path,
         "dtype": source.dtype,
+        **({"dtypes": mixed} if mixed else {}),
         "length": source.length,
         **source.repeats,
     }

@@ -6,6 +6,7 @@ import numpy as np
 
 from prts_jax.errors import UserError
 from prts_jax.formats.model_source import ModelSource, layer_shape
+from prts_jax.formats.safetensors_files import dtype_named
 from prts_jax.growth.gates import layer_factors, opening
 from prts_jax.model.architecture import declare
 
@@ -60,3 +61,20 @@ def without_gates(source: ModelSource) -> ModelSource:
         return (values * factors[layer]).astype(values.dtype)
 
     return dataclasses.replace(source, read=read)
+
+
+def rounded(source: ModelSource, dtype: str) -> ModelSource:
+    """Returns a source whose values are rounded to `dtype` while reading.
+
+    Args:
+      source: the model.
+      dtype: of the rounded values; "" or "float32" rounds nothing.
+    """
+    if dtype in ("", "float32", source.dtype):
+        return source
+
+    def read(leaf: str, layer: int | None) -> np.ndarray:
+        return source.read(leaf, layer).astype(dtype_named(dtype))
+
+    # Another format than "hf": transformers would read the values before rounding.
+    return dataclasses.replace(source, format="rounded", read=read)

@@ -6,7 +6,7 @@ from typing import Any
 
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.config import to_dict
-from prts_jax.formats import huggingface, litgpt, safetensors_files
+from prts_jax.formats import config_json, huggingface, litgpt, safetensors_files
 from prts_jax.formats.convert import open_checkpoint
 from prts_jax.formats.model_source import ModelSource, TensorShape, leaf_layers
 from prts_jax.model.architecture import declare
@@ -26,7 +26,7 @@ def format_of(path: str) -> str:
     if not is_complete(str(root)) and root.is_dir():
         if (root / litgpt.WEIGHTS).exists():
             return "litgpt"
-        if (root / huggingface.CONFIG).exists() and _has_weights(path):
+        if (root / config_json.CONFIG).exists() and _has_weights(path):
             return "hf"
     return "orbax"
 

@@ -14,7 +14,8 @@ import numpy as np
 from prts_jax.config import ModelConfig, RopeScaling, check_model
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError, first_line
-from prts_jax.formats.huggingface import commonest_dtype, special_ids_of
+from prts_jax.formats.config_json import special_ids_of
+from prts_jax.formats.huggingface import commonest_dtype
 from prts_jax.formats.model_source import (
     ModelSource,
     TensorShape,
@@ -23,6 +24,7 @@ from prts_jax.formats.model_source import (
     kernel_from_linear,
     layer_shape,
     leaf_layers,
+    without_wrappers,
 )
 from prts_jax.model.architecture import declare
 from prts_jax.model.presets import preset
@@ -57,7 +59,6 @@ NAMES = {
 """Path of a leaf → its tensor names: that of the paper's code, then that of lit-gpt."""
 
 _FUSED = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
-_WRAPPERS = ("_orig_mod.", "_forward_module.", "module.")
 _ONLY = {
     "bias": (False,),
     "parallel_residual": (False,),
@@ -108,14 +109,17 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
         values = as_numpy(tensor)
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
 
-    described = _shapes(tensors)
+    dtypes: dict[str, list[str]] = {}
+    for leaf, layer in leaf_layers(model):
+        dtypes.setdefault(leaf, []).append(_dtype(tensors[names[leaf].format(layer=layer)]))
     special_ids, repeats = special_ids_of(str(file.parent), {})
     return ModelSource(
         format="litgpt",
         path=str(root),
         model=model,
-        dtype=commonest_dtype({name: shape.dtype for name, shape in described.items()}),
-        tensors=described,
+        dtype=commonest_dtype(dtypes),
+        dtypes=dtypes,
+        tensors=_shapes(tensors),
         read=read,
         length=length,
         folder=str(file.parent),
@@ -233,22 +237,18 @@ def _load(file: str) -> dict[str, Any]:
         isinstance(value, torch.Tensor) for value in content.values()
     ):
         raise UserError(f"{file}: is no state_dict of a model; save model.state_dict() alone")
-    return {_bare(name): tensor for name, tensor in content.items()}
+    return without_wrappers(content, file)
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, TensorShape]:
     return {
-        name: TensorShape(
-            tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes
-        )
+        name: TensorShape(tuple(tensor.shape), _dtype(tensor), tensor.nbytes)
         for name, tensor in tensors.items()
     }
 
 
-def _bare(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _with_rows(model: ModelConfig, tensors: Mapping[str, Any], file: str) -> ModelConfig:

@@ -1,8 +1,9 @@
 """The interface shared by all formats: leaves by their prts_jax paths, read layer by layer."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,11 @@ from prts_jax.errors import UserError
 from prts_jax.model.architecture import declare
 from prts_jax.special_ids import SpecialIds
 
+Tensor = TypeVar("Tensor")
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)"
+    r"(?:_orig_mod|_forward_module|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _TILE = 256  # elements per side
 
 
@@ -34,6 +40,7 @@ class ModelSource:
       path: its folder or file.
       model: its config.
       dtype: of the weights; the most frequent one if they differ.
+      dtypes: leaf path → dtype of each layer; a leaf that is left out has `dtype`.
       tensors: stored tensors, by the format's own names.
       read: (leaf path, layer or None) → values in the stored dtype and the leaf's declared shape,
         without the layer axis. Holds one stored tensor in memory at a time.
@@ -41,8 +48,9 @@ class ModelSource:
       folder: folder that may hold `TOKENIZER_FILES`; "" if there is none.
       lineage: of a checkpoint of prts_jax; None for other formats.
       special_ids: ids that begin, end and pad a text.
-      repeats: values that an export to transformers repeats: "special_ids", those of config.json,
-        and "generation_config"; a key is absent if its file is.
+      repeats: values that an export to transformers repeats: "special_ids" and
+        "config_dtype", those of config.json, and "generation_config"; a key is absent if its file
+        is.
     """
 
     format: str
@@ -54,8 +62,32 @@ class ModelSource:
     length: int = 0
     folder: str = ""
     lineage: Lineage | None = None
+    dtypes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     special_ids: SpecialIds = field(default_factory=SpecialIds)
     repeats: Mapping[str, Any] = field(default_factory=dict)
+
+    def dtype_of(self, path: str, layer: int | None) -> str:
+        """Returns the dtype of one layer of a leaf."""
+        return self.dtypes[path][layer or 0] if path in self.dtypes else self.dtype
+
+
+def without_wrappers(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Removes the prefixes that torch.compile and parallel training add to names, in any order.
+
+    Args:
+      tensors: name → tensor.
+      where: the file, for messages.
+
+    Raises:
+      UserError: two names are then the same.
+    """
+    bare: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = _WRAPPERS.sub("", name)
+        if short in bare:
+            raise UserError(f"{where}: {short}: is stored twice, as {name} too; keep one of them")
+        bare[short] = tensor
+    return bare
 
 
 def kernel_from_linear(weight: np.ndarray, declaration: Declaration) -> np.ndarray:

@@ -32,6 +32,22 @@ DTYPES: dict[str, np.dtype] = {
 }
 """Name in the format → dtype, for the dtypes of weights."""
 
+_OTHERS = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""Dtypes of quantized weights and of buffers."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -78,28 +94,39 @@ def dtype_named(name: str) -> np.dtype:
 def open_folder(folder: str) -> dict[str, StoredTensor]:
     """Returns name → tensor of a model's folder with one file, or several with an index.
 
-    Reads only headers.
+    Reads only headers. As in transformers, `model.safetensors` comes before an index.
 
     Args:
       folder: holds `model.safetensors`, or `model.safetensors.index.json` and its files.
 
     Raises:
-      UserError: a file is missing, a header is damaged, or a tensor is not in its indexed file.
+      UserError: a file is missing, a header is damaged, a tensor is in none of the files of the
+        index, or a tensor is in two of them.
     """
     root = as_path(folder)
-    if not (root / INDEX).exists():
-        if not (root / SINGLE).exists():
-            raise UserError(
-                f"{folder}: holds neither {SINGLE} nor {INDEX}; name the folder of a model saved "
-                "as safetensors"
-            )
+    if (root / SINGLE).is_file():
         return read_header(str(root / SINGLE))
+    if not (root / INDEX).exists():
+        others = any(
+            (root / name).exists() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+        )
+        advice = (
+            "load it in transformers and save it again with save_pretrained"
+            if others
+            else "name the folder of a model saved as safetensors"
+        )
+        raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}; {advice}")
     try:
         where: dict[str, str] = dict(json.loads((root / INDEX).read_text())["weight_map"])
-        files = {str(root / name) for name in where.values()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{root / INDEX}: is damaged ({error}); fetch it again") from error
-    tensors = {name: tensor for file in sorted(files) for name, tensor in read_header(file).items()}
+        files = sorted({str(root / name) for name in where.values()})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{root / INDEX}: is damaged ({error!s:.80}); fetch it again") from error
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                raise UserError(f"{file}: {name}: is in {tensors[name].file} too; remove one")
+            tensors[name] = tensor
     missing = sorted(where.keys() - tensors.keys())
     if missing:
         raise UserError(
@@ -126,7 +153,7 @@ def read_header(path: str) -> dict[str, StoredTensor]:
         tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist; fetch what is missing of the model") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
         raise UserError(
             f"{path}: is no whole safetensors file ({error}); fetch it again"
         ) from error
@@ -137,14 +164,28 @@ def read_header(path: str) -> dict[str, StoredTensor]:
 
 
 def _tensor(path: str, begin: int, entry: Mapping[str, Any]) -> StoredTensor:
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {entry['dtype']}; {', '.join(DTYPES)} are understood")
+    dtype = (DTYPES | _OTHERS).get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"dtype {entry['dtype']!r:.80} is unknown")
     shape = tuple(int(size) for size in entry["shape"])
     start, stop = (int(offset) for offset in entry["data_offsets"])
-    tensor = StoredTensor(path, shape, DTYPES[entry["dtype"]], begin + start)
+    tensor = StoredTensor(path, shape, dtype, begin + start)
     if stop - start != tensor.nbytes or start < 0:
         raise ValueError(f"offsets {start} to {stop} do not hold shape {list(shape)}")
     return tensor
+
+
+def check_dtype(name: str, tensor: StoredTensor) -> None:
+    """Checks that a tensor holds plain weights.
+
+    Raises:
+      UserError: it is quantized.
+    """
+    if tensor.dtype not in _NAMES:
+        raise UserError(
+            f"{tensor.file}: {name}: is {tensor.dtype.name}, and {', '.join(DTYPES)} are read; the "
+            "model is quantized: save it in bfloat16 or float32 with the library that wrote it"
+        )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ HUGGING_FACE = HuggingFaceNames(
         "attention_bias": (False,),
         "mlp_bias": (False,),
     },
-    defaults={"bos_token_id": 1, "eos_token_id": 2},
+    heads_divide_width=True,
+    defaults={"bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 2048},
 )
 
 _UNSCALED = RopeScaling()

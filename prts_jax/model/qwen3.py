@@ -25,7 +25,7 @@ HUGGING_FACE = HuggingFaceNames(
         "use_sliding_window": (False,),
         "layer_types": ("full_attention", None),
     },
-    defaults={"num_key_value_heads": 32, "head_dim": 128},
+    defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
 )
 
 

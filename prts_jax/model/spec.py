@@ -20,6 +20,7 @@ class HuggingFaceNames:
       fixed: key of config.json → values that our computation allows, the one to export first. Each
         entry of a list must be allowed. An absent key is allowed.
       defaults: key of config.json → value that transformers takes for an absent key.
+      heads_divide_width: whether transformers refuses a width that is no multiple of the heads.
     """
 
     model_type: str
@@ -27,6 +28,7 @@ class HuggingFaceNames:
     tensors: Mapping[str, str]
     fixed: Mapping[str, tuple[Any, ...]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    heads_divide_width: bool = False
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def split_label(argument: str) -> tuple[str, str]:
     ('b', 'gs://bucket/runs/b/')
     """
     label, equals, workdir = argument.partition("=")
-    if equals and label and workdir and "/" not in label and not as_path(argument).exists():
+    labelled = equals and label and workdir and "/" not in label
+    if labelled and ("://" in workdir or not as_path(argument).exists()):
         return one_line(label), workdir
     return one_line(PurePath(_seeds(argument)[0]).name or argument), argument
 
@@ -205,7 +206,7 @@ def read_seeds(arguments: Sequence[str], now: float | None = None) -> list[list[
 
 def _seeds(workdir: str) -> list[str]:
     """Splits "DIR,DIR"; an existing directory with a comma in its name is one."""
-    if "," not in workdir or as_path(workdir).exists():
+    if "," not in workdir or ("://" not in workdir and as_path(workdir).exists()):
         return [workdir]
     return [part for part in workdir.split(",") if part] or [workdir]
 

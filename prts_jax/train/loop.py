@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from data_pipelines.batches.loader import TrainBatches
+from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
@@ -32,7 +33,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.record import Recorder
 from prts_jax.train.stages import Stage, remaining_stages
-from prts_jax.train.start import Start, begin
+from prts_jax.train.start import Start, begin, leave_damaged, name_foreign_entries
 from prts_jax.train.step import make_train_step
 from prts_jax.train.stopping import Stopping, sigterm
 
@@ -57,12 +58,23 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
-    with _lock(workdir), sigterm() as stopping:
-        stages = remaining_stages(config, workdir)
-        for stage in stages[1:]:  # fail now, not when the stage begins
-            check_batches(stage.config)
-        for stage in stages:
-            _train_stage(stage, workdir, allow_change, stopping)
+    with sigterm() as stopping, _lock(workdir):
+        name_foreign_entries(workdir)
+        while True:
+            try:
+                return _train_stages(config, workdir, allow_change, stopping)
+            except DamagedError as damage:
+                leave_damaged(workdir, damage)
+
+
+def _train_stages(
+    config: RunConfig, workdir: str, allow_change: Collection[str], stopping: Stopping
+) -> None:
+    stages = remaining_stages(config, workdir)
+    for stage in stages[1:]:  # fail now, not when the stage begins
+        check_batches(stage.config)
+    for stage in stages:
+        _train_stage(stage, workdir, allow_change, stopping)
 
 
 def _train_stage(
@@ -165,6 +177,8 @@ class _Run:
             f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
             f"{self.lineage.step}, mesh {dict(mesh.shape)}, {jax.process_count()} process(es)"
         )
+        if self.log is not None and self.log.lost:
+            self.terminal.say(f"{self.log.lost}; the key gap_after marks them")
         if start.growth_map is not None:
             self.terminal.say(str(start.growth_map))
 
@@ -230,13 +244,7 @@ class _Run:
             gates=self.opening.at if self.opening else None,
         )
         with self.recorder.paused():
-            compiled = compile_together(
-                step,
-                self.state,
-                batch,
-                self.teacher_params,
-                tpu_flags=self.config.compute.tpu_flags,
-            )
+            compiled = compile_together(step, self.state, batch, self.teacher_params)
         gated = ", gates opening" if self.opening else ""
         self.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s{gated}")
         return compiled

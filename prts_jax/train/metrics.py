@@ -2,11 +2,12 @@
 
 import json
 import math
+import operator
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, storage_errors
 from prts_jax.paths import as_path, is_remote, write_atomically
 from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
 
@@ -33,19 +34,37 @@ def read_metrics(workdir: str) -> list[Line]:
     Raises:
       UserError: a line is not valid metrics, or a file cannot be read.
     """
+    lines, damaged = _read_lines(workdir)
+    if damaged:
+        raise UserError(f"{as_path(workdir)}: metrics hold a damaged line ({damaged}); remove it")
+    return lines
+
+
+def _read_lines(workdir: str) -> tuple[list[Line], str]:
+    """Returns the intact lines in order of steps, and what is wrong with the first damaged one.
+
+    The line after a damaged one gets the key `gap_after`, the last step before the damage.
+
+    Raises:
+      UserError, StorageError: a file cannot be read.
+    """
     root = as_path(workdir)
-    paths = _segments(workdir) if is_remote(workdir) else [root / "metrics.jsonl"]
-    try:
+    with storage_errors(f"{root}: metrics cannot be read"):
+        paths = _segments(workdir) if is_remote(workdir) else [root / "metrics.jsonl"]
         contents = [path.read_bytes() for path in paths if path.exists()]
-    except OSError as error:
-        raise UserError(f"{root}: metrics cannot be read ({error.strerror})") from error
-    lines = [line for content in contents for line in content.split(b"\n")[:-1]]
-    try:
-        # Segments repeat lines if a process died after merging them, before deleting the old ones.
-        by_step = {line["step"]: line for line in map(json.loads, lines)}
-    except (ValueError, TypeError, KeyError) as error:  # not JSON, not an object, or no step
-        raise UserError(f"{root}: metrics hold a damaged line ({error!r}); remove it") from error
-    return list(by_step.values())
+    # Segments repeat lines if a process died after merging them, before deleting the old ones.
+    by_step: dict[int, Line] = {}
+    damage, gap, last = "", False, -1
+    for text in (text for content in contents for text in content.split(b"\n")[:-1]):
+        try:
+            line = json.loads(text)
+            step = operator.index(line["step"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            damage, gap = damage or repr(error), True
+            continue
+        by_step[step] = line | ({"gap_after": last} if gap else {})
+        gap, last = False, step
+    return list(by_step.values()), damage
 
 
 class MetricsLog:
@@ -69,11 +88,20 @@ class MetricsLog:
         self._workdir = workdir
         self._segment: list[str] = []
         self._segment_step = 0
+        self._gap: Line = {}
+        self.lost = ""
         self.kept = self._drop_after(-1 if after_step is None else after_step)
         self._writer = self._tensorboard(after_step) if tensorboard else None
 
     def _drop_after(self, step: int) -> list[Line]:
-        kept = [line for line in read_metrics(self._workdir) if line["step"] <= step]
+        lines, damage = _read_lines(self._workdir)
+        kept = [line for line in lines if line["step"] <= step]
+        last = kept[-1]["step"] if kept else -1
+        self._gap = {"gap_after": last} if last < step else {}
+        if damage and step >= 0:
+            self.lost = f"metrics: damaged lines are left out ({damage})"
+        elif self._gap:
+            self.lost = f"metrics: the lines after step {last} up to step {step} are missing"
         self._rewrite(kept)
         return kept
 
@@ -99,7 +127,8 @@ class MetricsLog:
         return SummaryWriter(str(as_path(self._workdir) / "tensorboard"), purge_step=purge)
 
     def write(self, line: Line) -> None:
-        """Writes a line; its keys include "step"."""
+        """Writes a line; its keys include "step". The first after lost lines has `gap_after`."""
+        line, self._gap = {**line, **self._gap}, {}
         text = json.dumps(line, allow_nan=False)
         if self.kept and self.kept[-1]["step"] == line["step"]:
             last = self.kept.pop()

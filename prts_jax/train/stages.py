@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ModelConfig, RunConfig, stage_configs, to_dict
 from prts_jax.errors import UserError
@@ -59,6 +60,7 @@ def remaining_stages(config: RunConfig, workdir: str) -> tuple[Stage, ...]:
     Raises:
       UserError: the newest checkpoint is of a stage that the config does not have, or a growth is
         impossible.
+      DamagedError: the newest checkpoint is damaged.
     """
     configs = stage_configs(config)
     for stage_config in configs:  # refuses unknown names, also where nothing grows
@@ -81,8 +83,9 @@ def remaining_stages(config: RunConfig, workdir: str) -> tuple[Stage, ...]:
 
 def _newest_lineage(workdir: str) -> Lineage | None:
     checkpoints = str(as_path(workdir) / layout.CHECKPOINTS)
-    steps = layout.complete_steps(checkpoints)
-    return layout.read_lineage(f"{checkpoints}/{steps[-1]}") if steps else None
+    with agreed():
+        step = layout.newest_step(checkpoints)
+        return None if step is None else layout.read_lineage(f"{checkpoints}/{step}")
 
 
 def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:

@@ -15,7 +15,10 @@ from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint.damage import DamagedError, agreed
+from prts_jax.checkpoint.layout import CHECKPOINTS, contents
 from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
+from prts_jax.checkpoint.removal import set_aside
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.checkpoint.tokenizer import special_ids_of
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
@@ -25,6 +28,8 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
+from prts_jax.paths import as_path
+from prts_jax.processes import all_processes
 from prts_jax.special_ids import of_store
 from prts_jax.train import fine_tuning
 from prts_jax.train.ancestor import Ancestor, grow_from, start_from
@@ -122,13 +127,15 @@ def begin(
 
     Raises:
       UserError: the checkpoint does not match the config, or `allow_change` has an unknown key.
+      DamagedError: the newest checkpoint is damaged, see `leave_damaged`.
       Interrupted: SIGTERM came while a growth map was learned.
     """
     _check_names(allow_change, config)
-    newest = checkpoints.latest()
+    newest = checkpoints.newest()
     if newest is not None:
         path = checkpoints.path(newest)
-        lineage = checkpoint_store.read_lineage(path)
+        with agreed():
+            lineage = checkpoint_store.read_lineage(path)
         config = restore_norm_epsilon(config, lineage)
         if lineage.stage < stage:
             return _next_stage(config, mesh, optimizer, batches, path, lineage, stage, stopping)
@@ -144,6 +151,29 @@ def begin(
             ancestor = start_from(config, mesh, optimizer, path, lineage)
         return _after(ancestor, config, batches, allow_change)
     return _fresh(config, mesh, optimizer, batches)
+
+
+def leave_damaged(workdir: str, damage: DamagedError) -> None:
+    """Moves the damaged newest checkpoint of a run aside and says so; the run then begins again.
+
+    The run repeats the steps since the checkpoint before, with the same results.
+
+    Raises:
+      DamagedError: the damaged checkpoint is not the run's, or no other is left.
+    """
+    with all_processes():
+        if jax.process_index() == 0:
+            directory = str(as_path(workdir) / CHECKPOINTS)
+            TerminalLine(0, False).say(set_aside(directory, damage))
+
+
+def name_foreign_entries(workdir: str) -> None:
+    """Names the entries of a run's `checkpoints` directory that belong to somebody else."""
+    directory = as_path(workdir) / CHECKPOINTS
+    foreign = contents(str(directory)).foreign
+    if foreign:
+        text = f"{directory}: leaving alone what is no checkpoint: {', '.join(foreign)}"
+        TerminalLine(0, jax.process_index() > 0).say(text)
 
 
 def _fresh(

@@ -11,7 +11,9 @@ import pytest
 from etils import epath
 
 from prts_jax.checkpoint import lock
-from prts_jax.checkpoint.layout import is_complete, read_lineage, resolve
+from prts_jax.checkpoint.damage import DamagedError
+from prts_jax.checkpoint.layout import contents, is_complete, newest_step, read_lineage, resolve
+from prts_jax.checkpoint.removal import set_aside
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
 from prts_jax.errors import UserError
 from prts_jax.formats import convert
@@ -44,18 +46,64 @@ def test_a_run_saves_resumes_and_drops_old_checkpoints(fake_gcs):
         np.testing.assert_array_equal(moments[f"mu/{name}"], leaf)
 
 
-def test_without_its_marker_a_checkpoint_does_not_count_and_is_written_anew(fake_gcs):
+def saved(parent, *steps):
     params = random_params()
-    parent = f"{fake_gcs}/run/checkpoints"
-    checkpoints = Checkpoints(parent, keep=2, keep_every_steps=0)
-    checkpoints.save(1, params, None, lineage_of(params, step=1))
+    checkpoints = Checkpoints(parent, keep=5, keep_every_steps=0)
+    for step in steps:
+        checkpoints.save(step, params, None, lineage_of(params, step=step))
     checkpoints.close()
+    return checkpoints
+
+
+def names(parent):
+    there = contents(parent)
+    return sorted(
+        [*map(str, there.complete), *there.unfinished, *there.aside, *there.foreign]
+        + [f"{step} broken" for step in there.broken]
+    )
+
+
+def test_the_rest_of_a_killed_save_does_not_count_and_is_written_anew(fake_gcs):
+    parent = f"{fake_gcs}/run/checkpoints"
+    saved(parent, 1)
     (epath.Path(parent) / "1" / "commit_success.txt").unlink()  # as a kill would leave it
-    again = Checkpoints(parent, keep=2, keep_every_steps=0)
-    assert again.steps() == []
-    again.save(1, params, None, lineage_of(params, step=1))
-    again.close()
-    assert again.steps() == [1]
+    (epath.Path(parent) / "1.saving").write_text("")
+    again = saved(parent)
+    assert (again.newest(), names(parent)) == (None, [])
+    assert saved(parent, 1).steps() == [1]
+    assert names(parent) == ["1"]
+
+
+def test_a_removal_that_was_killed_is_finished(fake_gcs):
+    parent = f"{fake_gcs}/run/checkpoints"
+    saved(parent, 1, 2)
+    (epath.Path(parent) / "1.removing").write_text("")
+    (epath.Path(parent) / "notes").write_text("mine")
+    assert contents(parent).complete == (2,)
+    saved(parent)
+    assert names(parent) == ["2", "notes"]
+
+
+def test_a_lost_marker_is_damage_and_what_is_damaged_is_moved_aside_whole(fake_gcs):
+    parent = f"{fake_gcs}/run/checkpoints"
+    saved(parent, 1, 2)
+    markers = [epath.Path(parent) / str(step) / "commit_success.txt" for step in (1, 2)]
+    for marker in markers:
+        marker.unlink()
+    saved(parent)
+    assert names(parent) == ["1 broken", "2 broken"]
+    with pytest.raises(DamagedError, match=r"2: has no commit_success\.txt") as damage:
+        newest_step(parent)
+    with pytest.raises(DamagedError, match=r"no other checkpoint .* \(1 has no commit_success"):
+        set_aside(parent, damage.value)
+    markers[0].write_text("")
+    assert "the run resumes from step 1" in set_aside(parent, damage.value)
+    assert names(parent) == ["1", "2.damaged-lineage"]
+    assert newest_step(parent) == 1
+    params = random_params()
+    restored = flatten(restore_params(f"{parent}/2.damaged-lineage", abstract(params), DECLARED))
+    for name, leaf in flatten(params).items():
+        np.testing.assert_array_equal(restored[name], leaf)
 
 
 def test_growth_streams_between_object_stores_and_disks(fake_gcs, tmp_path):

@@ -1,8 +1,10 @@
 """Saving and restoring: exact, in the background, refused where something does not match."""
 
+import dataclasses
 import json
 import os
 import random as random_module
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +19,9 @@ import optax
 import pytest
 
 from prts_jax.checkpoint import arrays
+from prts_jax.checkpoint.damage import DamagedError
+from prts_jax.checkpoint.digests import optimizer_digests
+from prts_jax.checkpoint.layout import contents
 from prts_jax.checkpoint.store import (
     Checkpoints,
     read_lineage,
@@ -70,7 +75,10 @@ def test_parameters_and_optimizer_come_back_bit_for_bit(tmp_path):
     path = checkpoints.path(7)
     assert_equal(restore_params(path, abstract(params), DECLARED), params)
     assert_equal(restore_optimizer(path, abstract(optimizer)), optimizer)
-    assert read_lineage(path) == lineage_of(params)
+    digests = optimizer_digests(optimizer)
+    assert {"1/0/mu/layers/mlp/up", "1/0/count"} <= digests.keys()
+    expected = dataclasses.replace(lineage_of(params), optimizer_digests=digests)
+    assert read_lineage(path) == expected
 
 
 def test_parameters_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -139,12 +147,65 @@ def test_without_checkpoints_there_is_no_latest(tmp_path):
     assert Checkpoints(str(tmp_path / "new"), 1, 0).latest() is None
 
 
-def test_opening_removes_what_a_killed_save_left(tmp_path):
+def test_opening_removes_only_the_rests_of_its_own_saves_and_removals(tmp_path):
     save_steps(tmp_path, [1, 2], keep=2)
-    (tmp_path / "3.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    for ours in ("3.orbax-checkpoint-tmp", "4.orbax-checkpoint-tmp-1700000000", "0.removing"):
+        (tmp_path / ours / "params").mkdir(parents=True)
+    for theirs in ("30.keep", "x.orbax-checkpoint-tmp", "best", "1.damaged-params", "007"):
+        (tmp_path / theirs).mkdir()
+    (tmp_path / "NOTES.txt").write_text("mine")
+    (tmp_path / "latest").symlink_to(tmp_path / "2")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     (tmp_path / "2" / "lineage" / "lineage.json").unlink()
-    assert Checkpoints(str(tmp_path), 2, 0).steps() == [1]
-    assert sorted(child.name for child in tmp_path.iterdir()) == ["1"]
+    checkpoints = Checkpoints(str(tmp_path), 2, 0)
+    assert checkpoints.steps() == [1]
+    theirs = ["007", "30.keep", "NOTES.txt", "best", "gone", "latest", "x.orbax-checkpoint-tmp"]
+    left = sorted(child.name for child in tmp_path.iterdir())
+    assert left == sorted([*theirs, "1", "2", "1.damaged-params"])
+    assert contents(str(tmp_path)).foreign == tuple(theirs)
+    with pytest.raises(UserError, match="2: exists already"):
+        checkpoints.save(2, random_params(), None, lineage_of(random_params(), step=2))
+
+
+def test_a_link_to_a_checkpoint_is_removed_without_the_checkpoint(tmp_path):
+    save_steps(tmp_path / "elsewhere", [1], keep=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "1").symlink_to(tmp_path / "elsewhere" / "1")
+    save_steps(tmp_path / "run", [2], keep=1)
+    assert [child.name for child in (tmp_path / "run").iterdir()] == ["2"]
+    assert read_lineage(str(tmp_path / "elsewhere" / "1")).step == 1
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The paths that reach the disk, in order; a rename is the path it gives."""
+    paths, fsync, rename = [], os.fsync, os.rename
+
+    def recorded_sync(descriptor):
+        paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def recorded_rename(source, target, **options):
+        rename(source, target, **options)
+        paths.append(f"{target}!")
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    return paths
+
+
+def test_files_and_directories_reach_the_disk_before_a_checkpoint_counts(tmp_path, synced):
+    save_steps(tmp_path, [1], keep=1)
+    grown = tmp_path / "grown"
+    growing.stream(str(tmp_path / "1"), str(grown), make_map(MODEL, None, "stack", 2))
+    for path, temporary in (
+        (tmp_path / "1", tmp_path / "1.orbax-checkpoint-tmp"),
+        (grown, tmp_path / ".grown.growing"),
+    ):
+        counts = synced.index(f"{path}!")
+        for file in ("lineage/lineage.json", "params/_METADATA", "params/manifest.ocdbt", "."):
+            assert os.path.normpath(f"{temporary}/{file}") in synced[:counts], file
+        assert str(tmp_path) in synced[counts:]
 
 
 def test_a_step_is_saved_once(tmp_path):
@@ -216,6 +277,21 @@ def test_a_flipped_bit_is_found_naming_leaf_and_layer(tmp_path, path, layer, nam
     with pytest.raises(UserError, match=f"{named}: is not what was saved"):
         restore_params(str(tmp_path / "ckpt"), abstract(params), DECLARED)
     restore_params(str(tmp_path / "ckpt"), abstract(params), DECLARED, verify=False)
+
+
+def test_a_flipped_bit_of_the_optimizer_is_found_naming_leaf_and_layer(tmp_path):
+    params = random_params()
+    optimizer = {"mu": random_params(seed=5), "count": jnp.int32(4)}
+    checkpoints = Checkpoints(str(tmp_path), 1, 0)
+    checkpoints.save(1, params, optimizer, lineage_of(params, step=1))
+    checkpoints.close()
+    layer = np.asarray(optimizer["mu"]["layers"]["mlp"]["up"])[2]
+    flip_byte(tmp_path / "1", layer.tobytes())
+    with pytest.raises(DamagedError, match="mu/layers/mlp/up, layer 2: is not what was saved"):
+        restore_optimizer(checkpoints.path(1), abstract(optimizer))
+    shutil.rmtree(tmp_path / "1" / "optimizer")
+    with pytest.raises(DamagedError, match="optimizer: cannot be read; files are missing"):
+        restore_optimizer(checkpoints.path(1), abstract(optimizer))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from prts_jax.cli import generate, run
+from prts_jax.formats import convert
 from tests.checkpoint.tiny import write_source
 from tests.evaluate.conftest import words
-from tests.evaluate.worded import WORDS
+from tests.evaluate.worded import WORDS, write_tokenizer
+from tests.formats.foreign_models import save_transformers, shape
 
 __all__ = ["words"]  # a fixture
 
@@ -62,6 +64,8 @@ FLAGS = {
     "temperature nan": (["--prompt=a", "--temperature=nan"], "temperature: is nan"),
     "top_p of 0": (["--prompt=a", "--top_p=0"], "top_p: is 0.0; it must be above 0 and at most 1"),
     "top_p above 1": (["--prompt=a", "--top_p=1.5"], "top_p: is 1.5"),
+    "seed": (["--prompt=a", f"--seed={2**63}"], "it must be a 64-bit integer"),
+    "not UTF-8": (["--prompt=a\udcff"], "prompt: holds bytes that are not UTF-8"),
     "no tokens": (["--prompt=a", "--tokens=0"], "--tokens=0: must be at least 1"),
     "dtype": (["--prompt=a", "--dtype=x"], "argument --dtype: invalid choice: 'x'"),
     "no prompt": ([], "--prompt, --prompt_file, --instruction: give one of them"),
@@ -79,6 +83,40 @@ def test_flags_out_of_range_are_refused_in_one_line(
 ) -> None:
     flags, message = FLAGS[case]
     assert message in refusal(capsys, "--checkpoint=/no/checkpoint", *flags)
+
+
+@pytest.mark.slow
+def test_greedy_tokens_equal_those_of_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An import whose vocabulary is larger than its tokenizer and that has several end ids."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = shape()
+    save_transformers(tmp_path / "hf", model)
+    write_tokenizer(tmp_path / "hf")
+    pieces = len(WORDS) + 2
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    given = torch.tensor([[2 + WORDS.index(word) for word in ("the", "cat", "sat")]])
+    mask = torch.ones_like(given)
+
+    def greedy(ends: list[int]) -> list[int]:
+        options = {"do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+        options |= {"suppress_tokens": list(range(pieces, model.vocab)), "max_new_tokens": 12}
+        row = theirs.generate(given, attention_mask=mask, **options)[0].tolist()
+        return list(row[given.shape[1] :])
+
+    whole = greedy([1])
+    ends = [1, whole[5]]
+    file = tmp_path / "hf" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
+    source = convert.open_source("hf", str(tmp_path / "hf"))
+    convert.write_checkpoint(source, str(tmp_path / "ours"))
+    flags = (f"--checkpoint={tmp_path / 'ours'}", "--prompt=the cat sat", "--json")
+    assert generate.main([*flags, "--tokens=12", "--dtype=float32"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    expected = greedy(ends)
+    assert found["tokens"] == expected[:-1] == whole[: whole.index(whole[5])]
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(

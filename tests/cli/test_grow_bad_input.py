@@ -14,6 +14,7 @@ import pytest
 
 from prts_jax.cli import grow, run
 from prts_jax.tree import flatten
+from tests.checkpoint.tiny import edit_lineage as edit_older_lineage
 from tests.checkpoint.tiny import flip_byte, write_source
 
 
@@ -38,7 +39,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def refusal(tmp_path, capsys, *arguments):
+def refusal(tmp_path, capsys, *arguments, code=2):
     """Returns the one line that `prts grow` ends in, after a look at what it left."""
     capsys.readouterr()
     before = everything(tmp_path)
@@ -51,7 +52,7 @@ def refusal(tmp_path, capsys, *arguments):
         ),
         *arguments,
     ]
-    assert run(grow.main, argv, "grow") == 2
+    assert run(grow.main, argv, "grow") == code
     captured = capsys.readouterr()
     assert captured.out == ""
     # The reason for streaming and its progress may stand before it; the refusal is the last line.
@@ -111,7 +112,7 @@ def refusal(tmp_path, capsys, *arguments):
         (["--factor=2", "--source=nowhere"], "nowhere: does not exist"),
         (
             ["--factor=2", "--target=/proc/none/grown"],
-            "/proc/none/grown: needs 53.06 kB and 0 B are free",
+            "/proc/none/.grown.growing: cannot be written (No such file or directory)",
         ),
         (["--factor=2", "--target_config=none.py"], "there is no file none.py"),
         (
@@ -173,8 +174,7 @@ def lineage_without_digests(source):
 
 
 def edit_lineage(source, **changes):
-    file = source / "lineage" / "lineage.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    edit_older_lineage(source / "lineage" / "lineage.json", **changes)
 
 
 def remove_params(source):
@@ -218,7 +218,7 @@ def data_files(source):
         (remove_params, "params"),
         (remove_data, "params"),
         (truncate_data, "params"),
-        (truncate_metadata, "_METADATA: is missing or damaged"),
+        (truncate_metadata, "_METADATA: cannot be read; files are missing or damaged"),
         (remove_manifest, "params"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -246,8 +246,20 @@ def test_a_full_disk(source, tmp_path, capsys, mode):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        line = refusal(tmp_path, capsys, "--factor=2", f"--mode={mode}")
+        line = refusal(tmp_path, capsys, "--factor=2", f"--mode={mode}", code=75)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "could not be written (" in line
     assert "File too large" in line
+
+
+@pytest.mark.parametrize("target", ["source/grown", "source/params/new/grown", "link/grown"])
+def test_a_target_inside_the_source_is_refused(source, tmp_path, capsys, target):
+    (tmp_path / "link").symlink_to(source)
+    line = refusal(tmp_path, capsys, f"--target={tmp_path}/other/../{target}")
+    assert f"lies inside the checkpoint {source}" in line
+
+
+def test_a_relative_target_inside_the_source_is_refused(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(source)
+    assert "lies inside the checkpoint" in refusal(tmp_path, capsys, "--target=grown")

@@ -116,6 +116,8 @@ def test_seeds_are_summarised_by_mean_and_range(tmp_path, capsys):
         (["a=run,run"], "run: is named twice for a"),
         (["a=run,run2,x", "b=run,run2"], "b: has 2 seeds and another run 3; give as many, or one"),
         (["x" * 5000], "no such directory"),
+        (["a=gcs://b/x"], "gcs://b/x: paths of gcs:// are not supported; give gs://b/x"),
+        (["run", "a=run,s3://b/x"], "s3://b/x: paths of s3:// are not supported; give a local"),
         (["run", "--out=" + "x/" * 5000], "cannot be written"),
     ],
 )

@@ -78,7 +78,7 @@ def command(argv):
     try:
         raise ValueError("inner")
     except ValueError:
-        logging.getLogger("gcsfs").exception("retrying\\nafter 503")
+        logging.getLogger("library").exception("retrying\\nafter 503")
     return 0
 sys.exit(run(command, [], "x"))
 """

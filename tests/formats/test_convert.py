@@ -16,7 +16,7 @@ from prts_jax.evaluate.logits_check import compare, load_params
 from prts_jax.formats import convert, huggingface, import_transforms
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.growth.operators import make_map
-from tests.checkpoint.tiny import MODEL, write_source
+from tests.checkpoint.tiny import MODEL, edit_lineage, write_source
 from tests.formats.foreign_models import logits_of, save_transformers, shape
 from tests.growth.on_disk.growing import stream
 
@@ -183,9 +183,9 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 def test_damage_in_a_checkpoint_is_found(tmp_path: Path) -> None:
     imported(tmp_path, shape())
     lineage = tmp_path / "orbax" / "lineage" / "lineage.json"
-    values = json.loads(lineage.read_text())
-    values["digests"]["layers/mlp/up"][1] = "0" * 16
-    lineage.write_text(json.dumps(values))
+    digests = json.loads(lineage.read_text())["digests"]
+    digests["layers/mlp/up"][1] = "0" * 16
+    edit_lineage(lineage, digests=digests)
     source = convert.open_checkpoint(str(tmp_path / "orbax"))
     with pytest.raises(UserError, match=r"layers/mlp/up, layer 1: is not what was saved"):
         convert.write_huggingface(source, str(tmp_path / "out"))

@@ -178,3 +178,19 @@ def test_one_json_object_a_line(tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text.endswith("\n")
     assert [json.loads(line)["step"] for line in text.splitlines()] == [0, 1]
+
+
+def test_lines_lost_before_a_resume_are_named_and_marked(tmp_path):
+    path, workdir = tmp_path / "metrics.jsonl", str(tmp_path)
+    path.write_bytes(b'{"step": 1}\n\xff\xfe broken\n{"step": 3}\n{"step": 4')
+    log = MetricsLog(workdir, 5, tensorboard=False)
+    assert "damaged lines are left out" in log.lost
+    log.write({"step": 6})
+    log.write({"step": 7})
+    log.close()
+    marks = [(line["step"], line.get("gap_after")) for line in read_metrics(workdir)]
+    assert marks == [(1, None), (3, 1), (6, 3), (7, None)]
+    path.unlink()
+    log = MetricsLog(workdir, 7, tensorboard=False)
+    assert log.lost == "metrics: the lines after step -1 up to step 7 are missing"
+    assert MetricsLog(workdir, None, tensorboard=False).lost == ""

@@ -4,13 +4,13 @@ import dataclasses
 import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import check_space, new_checkpoint
-from prts_jax.checkpoint.layout import OPTIMIZER
+from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.checkpoint.tokenizer import carry_tokenizer
 from prts_jax.errors import UserError
@@ -167,8 +167,8 @@ def _write(execution: Execution, progress: Progress | None) -> reference.Linked:
         )
         _describe(work, directory)
         if shared is not None:
-            digests = reference.digests(work)
-            linked = reference.read_back(work, shared, directory, digests)
+            digests[PARAMS] = reference.digests(work)
+            linked = reference.read_back(work, shared, directory, digests[PARAMS])
         _finish(work, directory, digests)
     return linked
 
@@ -182,11 +182,14 @@ def _describe(work: GrowthPlan, directory: str) -> None:
         arrays.write_tree(directory, state, OPTIMIZER)
 
 
-def _finish(work: GrowthPlan, directory: str, digests: Digests) -> None:
+def _finish(work: GrowthPlan, directory: str, digests: Mapping[str, Digests]) -> None:
     """Copies the tokenizer and writes the lineage, which makes the checkpoint complete."""
     tokenizers = (f"{where}/{layout.TOKENIZER}" for where in (work.source, directory))
     carry_tokenizer(*tokenizers)
-    layout.write_lineage(directory, work.lineage.grown(work.growth_map, digests))
+    lineage = work.lineage.grown(
+        work.growth_map, digests[PARAMS], optimizer_digests=digests[OPTIMIZER]
+    )
+    layout.write_lineage(directory, lineage)
 
 
 def _peak_memory() -> int:

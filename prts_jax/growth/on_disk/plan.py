@@ -8,6 +8,7 @@ import numpy as np
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.arrays import StoredLeaf
+from prts_jax.checkpoint.digests import check_paths
 from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import model_differences
@@ -40,7 +41,7 @@ class LeafPlan:
       item: of the checkpoint: `PARAMS` or `OPTIMIZER`.
       recipe: what the target's leaf is made of.
       stored: the source's leaf on disk; None where the source has none.
-      digests: one for each source layer; none for an optimizer's state.
+      digests: one for each source layer; none for the optimizer's state of an older version.
     """
 
     item: str
@@ -173,6 +174,9 @@ def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "rese
     lineage = layout.read_lineage(source)
     _check_model(source, lineage, growth_map)
     refuse_shut(lineage, source)
+    if optimizer == "copy" and lineage.optimizer_digests:
+        saved = lineage.optimizer_digests
+        check_paths(source, OPTIMIZER, saved, arrays.describe(source, OPTIMIZER))
     moments = optimizer_recipes(source, growth_map, optimizer)
     stored = arrays.describe(source)
     declared = declare(growth_map.source)
@@ -190,7 +194,12 @@ def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "rese
         lineage=lineage,
         growth_map=growth_map,
         params=params,
-        optimizer=tuple(LeafPlan(OPTIMIZER, leaf, state[leaf.path]) for leaf in moments),
+        optimizer=tuple(
+            LeafPlan(
+                OPTIMIZER, leaf, state[leaf.path], lineage.optimizer_digests.get(leaf.path, ())
+            )
+            for leaf in moments
+        ),
         arrays=dense.arrays_of(growth_map, targets),
     )
 

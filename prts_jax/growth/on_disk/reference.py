@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 import tensorstore as ts
 
 from prts_jax.checkpoint import arrays
-from prts_jax.checkpoint.commit import FULL, existing_parent
+from prts_jax.checkpoint.commit import existing_parent
 from prts_jax.checkpoint.digests import digest_of, first_difference, not_what_was_saved
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Digests
-from prts_jax.errors import UserError, first_line
+from prts_jax.errors import FULL, UserError, first_line, os_code
 from prts_jax.growth.on_disk import ocdbt_index
 from prts_jax.growth.on_disk.ocdbt_index import Extent, Index
 from prts_jax.growth.on_disk.plan import GrowthPlan
@@ -189,9 +189,8 @@ def _expecting_layout(source: str) -> Iterator[None]:
         reason = f"the file system makes no hard links there ({error.strerror})"
         raise CannotReferenceError(source, reason) from error
     except Exception as error:
-        for code in FULL:
-            if os.strerror(code) in str(error):
-                raise OSError(code, os.strerror(code)) from error
+        if os_code(error) in FULL:
+            raise
         reason = first_line(error)
         raise CannotReferenceError(
             source, f"its files are not laid out as known ({type(error).__name__}: {reason})"

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from prts_jax.checkpoint import arrays
+from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import LayerDigest, digest_of, not_what_was_saved
-from prts_jax.checkpoint.layout import PARAMS
+from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.growth import dense
 from prts_jax.growth.leaf import fresh_layers, grow_layers, source_rows
@@ -62,7 +63,7 @@ def stream(
     leaves: Sequence[LeafPlan],
     directory: str,
     progress: Callable[[int], None],
-) -> Digests:
+) -> dict[str, Digests]:
     """Writes the target's leaves, several jobs at a time where cores and memory allow it.
 
     Each source layer is read once, compared with its digest, and written to every target layer that
@@ -75,17 +76,15 @@ def stream(
       progress: called after each job with the bytes written so far; its errors end the work.
 
     Returns:
-      Path → digest of each target layer, of the parameters.
+      Item → path → digest of each target layer; both items, also where nothing was written.
 
     Raises:
       UserError: a source layer is damaged or cannot be read.
     """
-    if not leaves:
-        return {}
+    digests: dict[str, dict[str, list[str]]] = {PARAMS: {}, OPTIMIZER: {}}
+    for leaf in leaves:
+        digests[leaf.item][leaf.recipe.path] = [""] * len(leaf.recipe.layers)
     growths = {(leaf.item, leaf.recipe.path): LeafGrowth(work, leaf, directory) for leaf in leaves}
-    digests = {
-        leaf.recipe.path: [""] * len(leaf.recipe.layers) for leaf in leaves if leaf.item == PARAMS
-    }
     written = 0
     with ThreadPoolExecutor(_workers(work, leaves)) as pool:
         tasks = {
@@ -97,14 +96,16 @@ def stream(
             for task in as_completed(tasks):
                 job = tasks[task]
                 for target, digest in task.result().items():
-                    if job.leaf.item == PARAMS:
-                        digests[job.leaf.recipe.path][target] = digest
+                    digests[job.leaf.item][job.leaf.recipe.path][target] = digest
                 written += job.nbytes
                 progress(written)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {path: tuple(layers) for path, layers in digests.items()}
+    return {
+        item: {path: tuple(layers) for path, layers in paths.items()}
+        for item, paths in digests.items()
+    }
 
 
 def stream_memory(work: GrowthPlan, leaves: Sequence[LeafPlan]) -> int:
@@ -276,19 +277,21 @@ class LeafGrowth:
             writing.result()
 
     def _read(self, source: Any, layer: int) -> np.ndarray:
-        try:
+        where = f"{self._work.source}: {self._where(layer)}"
+        with reading(self._work.source, self._leaf.item, where):
             values: np.ndarray = source.read().result()
-        except Exception as error:  # tensorstore raises a bare one for a failed read
-            raise arrays.unreadable(self._work.source, self._where(layer), error) from error
         return values
 
     def _layer_of(self, store: Any, layer: int) -> Any:
         return store[layer] if self._declaration.stacked else store
 
     def _verify(self, digest: str, layer: int) -> None:
-        """Compares a source layer's digest with the lineage's; an optimizer's state has none."""
+        """Compares a source layer's digest with the lineage's.
+
+        An optimizer's state that an older version saved has none.
+        """
         if self._leaf.digests and digest != self._leaf.digests[layer]:
-            raise not_what_was_saved(self._work.source, self._where(layer))
+            raise not_what_was_saved(self._work.source, self._where(layer), self._leaf.item)
 
     def _where(self, layer: int) -> str:
         path = self._recipe.path

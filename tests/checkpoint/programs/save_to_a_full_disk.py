@@ -4,7 +4,7 @@ import resource
 import sys
 
 from prts_jax.checkpoint.store import Checkpoints
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError
 from tests.checkpoint.tiny import lineage_of, random_params
 
 params = random_params()
@@ -15,5 +15,5 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:
     checkpoints.save(2, params, None, lineage_of(params, step=2))
     checkpoints.wait()
-except UserError as error:
+except StorageError as error:
     print(error)

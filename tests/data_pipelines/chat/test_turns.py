@@ -127,7 +127,33 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, message("assistant", " \n")]}, "no_answer"),
     ({"instruction": "i", "output": ""}, "no_answer"),
     ({"instruction": "\ud800", "output": "o"}, "lone_surrogate"),
+    ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "bad_weight"),
+    ({"messages": [USER, {**ASSISTANT, "train": "no"}]}, "bad_weight"),
+    ({"messages": [{**USER, "train": True}, ASSISTANT]}, "bad_weight"),
+    ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "no_answer"),
+    ({"messages": [USER, ASSISTANT], "weight": 0}, "no_answer"),
+    ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "unsupported_field"),
+    ({"messages": [USER, ASSISTANT], "tools": [{}]}, "unsupported_field"),
+    (
+        {"conversations": [{"from": "human", "value": "u"}, {"from": "bard", "value": "a"}]},
+        "unknown_role",
+    ),
+    ({"conversations": {"from": "human"}}, "bad_turn"),
 ]
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}, {"loss": 0.0}])
+def test_an_answer_of_weight_0_is_read_and_not_learned(flag: dict[str, Any]):
+    first, second = {**message("assistant", "Ho"), **flag}, message("assistant", "No")
+    text, answers = said({"messages": [USER, first, USER, {**second, "weight": 1}]})
+    assert "Ho$" in text
+    assert answers == "." * (len(text) - 3) + "aaa"
+
+
+def test_share_gpt_reads_as_messages():
+    turns = [("system", "s"), ("human", "Hi"), ("gpt", "Ho")]
+    row = {"conversations": [{"from": role, "value": content} for role, content in turns]}
+    assert turns_of(row, 1) == [Turn("system", "s"), Turn("user", "Hi"), Turn("assistant", "Ho")]
 
 
 @pytest.mark.parametrize(("row", "kind"), BAD)

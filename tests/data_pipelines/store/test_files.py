@@ -99,7 +99,7 @@ def test_missing_and_truncated_objects_are_refused(both: tuple[TokenStore, Token
     system.rm_file(f"{remote.directory}/shard-00001.sources")
     with pytest.raises(UserError, match=r"shard-00001\.sources is missing"):
         TokenStore.open(remote.directory)
-    with pytest.raises(UserError, match="cannot read gs://.*check that it is there"):
+    with pytest.raises(UserError, match="cannot read gs://.*check the path"):
         open_files(remote.directory).read("gone", np.dtype("u1"), 0, 3)
     with pytest.raises(UserError, match="no finished token store: gs://"):
         TokenStore.open(f"{remote.directory}/nowhere")

@@ -1,7 +1,10 @@
 """Folders of files against SentencePiece on each text, and what is bad in them."""
 
+import bz2
 import gzip
+import hashlib
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from pyarrow import parquet
 
 from data_pipelines.build.cache import cache
 from data_pipelines.build.store_build import Rules
-from data_pipelines.text.folders import Format, open_folder, read_text, splits_of
+from data_pipelines.text.folders import Format, left_out, open_folder, read_text, splits_of
 from data_pipelines.text.rows import Document, Fault
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE
 from prts_jax.cli import data
@@ -141,21 +144,109 @@ def test_several_processes_write_the_same_bytes(tmp_path: Path, name: str):
 
 
 def test_a_bad_text_is_one_fault(tmp_path: Path):
-    whole = gzip.compress(b"To be, or not to be. " * 99)
+    def damaged(kind: str, size: int) -> Fault:
+        return Fault(kind, 1, lost_bytes=size)
+
+    whole, small = gzip.compress(b"To be, or not to be. " * 99), zstandard.compress(b"abc")
     for name, content, fault in (
         ("a.txt", b"good\nbad \xff\n", Fault("invalid_utf8", 2, "invalid start byte")),
         ("a.txt", b"", Fault("empty_text", 1)),
         ("a.txt", b"x" * 101, Fault("enormous_line", 1)),
-        ("a.txt.gz", whole[:-20], Fault("truncated_file", 1)),
-        ("a.txt.gz", whole[:-8] + b"\0" * 8, Fault("corrupt_file", 1)),
-        ("a.txt.gz", b"no gzip", Fault("corrupt_file", 1)),
-        ("a.txt.zst", zstandard.compress(b"abc")[:-1], Fault("truncated_file", 1)),
+        ("a.txt.gz", whole[:-20], damaged("truncated_file", len(whole) - 20)),
+        ("a.txt.gz", whole[:-8] + b"\0" * 8, damaged("corrupt_file", len(whole))),
+        ("a.txt.gz", b"no gzip", damaged("corrupt_file", 7)),
+        ("a.txt.zst", small[:-1], damaged("truncated_file", len(small) - 1)),
     ):
         limit = 100 if fault.kind == "enormous_line" else 1 << 20
         write(tmp_path / name, content)
         assert list(read_text(str(tmp_path / name), max_text_bytes=limit)) == [fault]
     with pytest.raises(UserError, match="cannot read .*none.txt: No such file"):
         list(read_text(str(tmp_path / "none.txt")))
+
+
+@pytest.mark.parametrize("place", ["", "data/", "en/"])
+def test_file_names_name_splits_as_on_the_hub(tmp_path: Path, place: str):
+    for split in ("train", "validation", "test"):
+        write_parquet(tmp_path / f"{place}{split}-00000-of-00001.parquet", [{"text": split}])
+    assert list(splits_of(tmp_path, Format("parquet"))) == ["train", "validation", "test"]
+    for split in ("train", "validation"):
+        task = open_folder(tmp_path, split, Format("parquet"), TOKENIZER)
+        [document] = task.documents(0)
+        assert document.tokens.tolist() == tokens_of(split)
+        assert task.sources == (place.strip("/") or "parquet",)
+
+
+def test_files_without_a_split_beside_files_of_one_are_refused_unless_chosen(tmp_path: Path):
+    for name in ("web.jsonl", "train_books.jsonl", "dev.jsonl"):
+        write(tmp_path / name, jsonl({"text": name}))
+    with pytest.raises(UserError, match=r"several splits: .*web\.jsonl names no split"):
+        open_folder(tmp_path, "train", Format("jsonl"), TOKENIZER)
+    for form, name in (
+        (Format("jsonl", include=("web*",)), "web.jsonl"),
+        (Format("jsonl", exclude=("web*",)), "train_books.jsonl"),
+    ):
+        [file] = open_folder(tmp_path, "train", form, TOKENIZER).files
+        assert Path(file).name == name
+
+
+def test_every_spelling_of_a_format_is_read_and_hidden_and_other_files_are_not(tmp_path: Path):
+    names = ["a.json.gz", "b.NDJSON", "c.JSONL", "d.jsonl.xz", "e.json.bz2", "f.jsonl.ZST"]
+    content = jsonl({"text": "hello"})
+    compress = {**COMPRESS, ".xz": lzma.compress, ".bz2": bz2.compress}
+    for name in names:
+        packed = compress.get(Path(name).suffix.lower(), compress[""])
+        write(tmp_path / name, packed(content))
+    for name in (".cache/x.jsonl", ".git/y.jsonl", "_SUCCESS", "_tmp/z.jsonl", ".a.jsonl"):
+        write(tmp_path / name, content)
+    write(tmp_path / "notes.rst", b"text")
+    task = open_folder(tmp_path, "train", Format("jsonl"), TOKENIZER)
+    assert [Path(file).name for file in task.files] == names
+    for index in range(len(names)):
+        [document] = task.documents(index)
+        assert document.tokens.tolist() == tokens_of("hello")
+    note = left_out(tmp_path, task.files)
+    assert note == f"{tmp_path}: 1 files are not read (1 .rst); the first is notes.rst"
+
+
+def test_an_incomplete_or_altered_download_is_an_error(tmp_path: Path):
+    for number in range(3):
+        write(tmp_path / f"input/{number}.jsonl", jsonl({"text": f"text {number}"}))
+    sums = tmp_path / "sums"
+    digests = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+        for file in sorted((tmp_path / "input").iterdir())
+    ]
+    sums.write_text("".join(digests))
+    command = ["cache", "--format=jsonl", f"--input={tmp_path}/input", f"--tokenizer={TOKENIZER}"]
+    command += ["--split=train", "--workers=1", f"--output={tmp_path}/out"]
+    with pytest.raises(UserError, match="has 3 files to read, not the 4 of --expect"):
+        data.main([*command, "--expect=4"])
+    whole = (tmp_path / "input/1.jsonl").read_bytes()
+    write(tmp_path / "input/1.jsonl", whole.replace(b"1", b"7"))
+    with pytest.raises(UserError, match=r"altered input: .*1\.jsonl has the SHA-256"):
+        data.main([*command, f"--expect={sums}"])
+    (tmp_path / "input/1.jsonl").unlink()
+    with pytest.raises(UserError, match=r"1 of the 3 files .* are missing .* 1\.jsonl"):
+        data.main([*command, f"--expect={sums}"])
+    write(tmp_path / "input/1.jsonl", whole)
+    write(tmp_path / "input/3.jsonl", whole)
+    with pytest.raises(UserError, match=r"1 files .* are not in .*3\.jsonl"):
+        data.main([*command, f"--expect={sums}"])
+    (tmp_path / "input/3.jsonl").unlink()
+    for expected in (sums, sums, 3):
+        data.main([*command, f"--expect={expected}"])
+
+
+def test_damaged_files_count_by_files_and_bytes(tmp_path: Path):
+    packed = gzip.compress(jsonl(*({"text": f"text {n} {n * n}"} for n in range(500))))
+    for number in range(10):
+        write(tmp_path / f"input/{number}.jsonl.gz", packed[:-20] if number < 3 else packed)
+    task = open_folder(tmp_path / "input", "train", Format("jsonl"), TOKENIZER)
+    message = r"3 of 3,503 rows, 3 of 10 files, [\d,]+ of [\d,]+ bytes, more than .*=0\.01"
+    with pytest.raises(UserError, match=message):
+        cache(task, tmp_path / "store", lambda line: None, Rules(True, 0.01))
+    store = cache(task, tmp_path / "store", lambda line: None, Rules(True, 0.3))
+    assert store.documents == 3500
 
 
 @given(content=st.binary(max_size=60), ending=st.sampled_from(["", ".gz", ".zst"]))

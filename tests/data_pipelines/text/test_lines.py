@@ -1,6 +1,10 @@
 """Lines of compressed and plain files, whole and cut off anywhere."""
 
+import bz2
 import gzip
+import json
+import lzma
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +19,10 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".jsonl": lambda content: content,
     ".jsonl.gz": gzip.compress,
     ".jsonl.zst": zstandard.compress,
+    ".jsonl.xz": lzma.compress,
+    ".jsonl.bz2": bz2.compress,
 }
+COMPRESSED = [name for name in COMPRESS if name != ".jsonl"]
 ending = st.sampled_from(list(COMPRESS))
 line = st.binary(max_size=30).map(lambda content: content.replace(b"\n", b""))
 
@@ -33,24 +40,81 @@ def test_compression_and_frames_do_not_change_line_numbers(
     path = folder / f"whole{ending}"
     frames = [content[: cut % (len(content) + 1)], content[cut % (len(content) + 1) :]]
     path.write_bytes(b"".join(COMPRESS[ending](frame) for frame in frames))
-    expected = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    expected: list[tuple[int, bytes | Damage]] = [
+        (number, line) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not content and ending == ".jsonl":
+        expected = [(1, Damage("truncated_file"))]
     assert list(numbered_lines(path, 1 << 20)) == expected
 
 
-@given(ending=st.sampled_from([".jsonl.gz", ".jsonl.zst"]), share=st.floats(0, 1, exclude_max=True))
+@given(ending=st.sampled_from(COMPRESSED), share=st.floats(0, 1, exclude_max=True))
 @example(ending=".jsonl.gz", share=0)
 @example(ending=".jsonl.zst", share=0)
-def test_a_truncated_file_yields_its_whole_lines_then_the_damage(
+def test_a_truncated_file_yields_the_lines_of_its_whole_frames_then_the_damage(
     folder: Path, ending: str, share: float
 ):
-    # Powers compress badly, so that there is something to find before the cut.
-    lines = [str(pow(3, number, 10**60 + 7)).encode() for number in range(2000)]
-    whole = COMPRESS[ending](b"\n".join(lines))
+    # Powers compress badly, so that every frame has some length.
+    lines = [str(pow(3, number, 10**60 + 7)).encode() for number in range(900)]
+    frames = [COMPRESS[ending](b"\n".join([*lines[n : n + 300], b""])) for n in (0, 300, 600)]
+    size = int(len(b"".join(frames)) * share)
     path = folder / f"cut{ending}"
-    path.write_bytes(whole[: int(len(whole) * share)])
+    path.write_bytes(b"".join(frames)[:size])
+    ends = [0, len(frames[0]), len(frames[0]) + len(frames[1])]
+    whole = sum(end <= size for end in ends) - 1
     *actual, (number, damage) = numbered_lines(path, 1 << 20)
-    assert [content for _, content in actual] == lines[: len(actual)]
-    assert (number, damage) == (len(actual) + 1, Damage("truncated_file"))
+    if size in ends[1:]:  # the file ends with a frame, which looks whole
+        assert [line for _, line in [*actual, (number, damage)]] == lines[: whole * 300]
+        return
+    assert [line for _, line in actual] == lines[: whole * 300]
+    assert (number, damage) == (whole * 300 + 1, Damage("truncated_file", size - ends[whole]))
+
+
+def with_checksum(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content)
+
+
+@pytest.mark.parametrize("held", [0, 1 << 25])
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_no_flipped_bit_leaves_an_altered_line(
+    folder: Path, ending: str, held: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("data_pipelines.text.lines.HELD_BYTES", held)
+    generator = random.Random(ending)
+    lines = [json.dumps({"text": generator.randbytes(40).hex()}).encode() for _ in range(120)]
+    compress = {**COMPRESS, ".jsonl.zst": with_checksum}[ending]
+    frames = [compress(b"\n".join([*lines[n : n + 40], b""])) for n in (0, 40, 80)]
+    whole = b"".join(frames)
+    path = folder / f"flipped{ending}"
+    for _ in range(150):
+        bit = generator.randrange(8 * len(whole))
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        *actual, (number, damage) = numbered_lines(path, 1 << 20)
+        assert [line for _, line in actual] == lines[: len(actual)]
+        before = sum(bit // 8 >= len(b"".join(frames[: n + 1])) for n in range(3))
+        if isinstance(damage, Damage):
+            assert (len(actual), number) == (40 * before, 40 * before + 1)
+            assert damage.lost_bytes == len(b"".join(frames[before:]))
+        else:  # bytes that nobody reads, like the time in a gzip header
+            assert [line for _, line in actual] == lines[:-1]
+            assert damage == lines[-1]
+
+
+def test_zero_bytes_may_pad_compressed_files(folder: Path):
+    for ending in (".jsonl.gz", ".jsonl.xz"):
+        path = folder / f"padded{ending}"
+        path.write_bytes(
+            COMPRESS[ending](b"one\n") + bytes(8) + COMPRESS[ending](b"two") + bytes(4)
+        )
+        assert list(numbered_lines(path, 100)) == [(1, b"one"), (2, b"two")]
+
+
+def test_extensions_of_compression_ignore_case(folder: Path):
+    path = folder / "UPPER.JSONL.GZ"
+    path.write_bytes(gzip.compress(b"one"))
+    assert list(numbered_lines(path, 100)) == [(1, b"one")]
 
 
 @pytest.mark.parametrize("ending", COMPRESS)

@@ -45,6 +45,26 @@ def test_documents_begin_at_the_begin_of_text_id_without_padding(folder: Path, t
     assert stores[0].fingerprint == stores[1].fingerprint
 
 
+def test_one_begin_id_at_the_end_begins_a_document(tmp_path: Path):
+    packed(tmp_path / "a_0.bin", [BOS, 5, BOS])
+    packed(tmp_path / "a_1.bin", [6, BOS, 7, BOS, BOS])
+    task = open_litgpt(tmp_path, "train", TOKENIZER)
+    actual = [[d.tokens.tolist() for d in task.documents(index)] for index in range(2)]
+    assert actual == [[[BOS, 5], [BOS]], [[6], [BOS, 7]]]
+
+
+def test_a_split_is_the_files_that_it_names(tmp_path: Path):
+    packed(tmp_path / "train_slim_0.bin", [BOS, 5])
+    packed(tmp_path / "validation_slim_0.bin", [BOS, 6])
+    for split, token in (("train", 5), ("validation", 6)):
+        task = open_litgpt(tmp_path, split, TOKENIZER)
+        [document] = task.documents(0)
+        assert document.tokens.tolist() == [BOS, token]
+    packed(tmp_path / "arxiv_0.bin", [BOS, 7])
+    with pytest.raises(UserError, match=r"arxiv_0\.bin names no split"):
+        open_litgpt(tmp_path, "train", TOKENIZER)
+
+
 def test_every_integer_dtype_is_read(tmp_path: Path):
     for code, dtype in ((1, "u1"), (3, "<i2"), (4, "<i4"), (5, "<i8"), (8, "<u2")):
         assert read_tokens(packed(tmp_path / "a.bin", [3, 1, 99], code, dtype)).tolist() == [

@@ -1,5 +1,6 @@
 """The seqio tasks against SentencePiece on each document."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -205,13 +206,71 @@ def test_the_tokenizer_beside_the_corpus_is_taken(tasks: ModuleType, slimpajama:
     assert tasks.open_task("slimpajama", "train", slimpajama).tokenizer.vocab_size == 1024
 
 
-def test_a_mixture_of_several_tasks_is_refused(tasks: ModuleType):
+def test_a_mixture_of_several_tasks_is_a_store_with_a_set_for_each(
+    tasks: ModuleType, tmp_path: Path
+):
     tasks.seqio.MixtureRegistry.add(
-        "two_sets", [("shakespeare_comedies", 1.0), ("shakespeare_histories", 2.0)]
+        "two_sets", [("shakespeare_comedies", 1.0), ("shakespeare_histories", 3.0)]
     )
-    with pytest.raises(UserError, match="two_sets has 2 tasks"):
-        tasks.open_task("two_sets", "train")
+    task = tasks.open_task("two_sets", "validation")
     tasks.seqio.MixtureRegistry.remove("two_sets")
+    assert task.mixture == "shakespeare_comedies=0.25,shakespeare_histories=0.75"
+    store = cache(task, tmp_path, lambda line: None, Rules(layout="by_set"))
+    parts = [tasks.open_task(name, "validation") for name in store.sources]
+    wanted = [[row.tokens.tolist() for row in part.documents(0)] for part in parts]
+    flat = [[token for tokens in part for token in tokens] for part in wanted]
+    assert store.read(0, store.tokens).tolist() == flat[0] + flat[1]
+    ids = store.source_ids(0, store.tokens).tolist()
+    assert ids == [0] * len(flat[0]) + [1] * len(flat[1])
+
+
+def test_other_vocabularies_and_failing_preprocessors_are_one_line(
+    tasks: ModuleType, tmp_path: Path
+):
+    seqio = tasks.seqio
+    (tmp_path / "a.txt").write_text("first\nsecond\n")
+
+    def task(vocabulary, *steps):
+        return seqio.Task(
+            "mine",
+            source=seqio.TextLineDataSource({"train": str(tmp_path / "a.txt")}),
+            preprocessors=[lambda data: data.map(lambda line: {"targets": line}), *steps],
+            output_features={"targets": seqio.Feature(vocabulary)},
+        )
+
+    def failing(data):
+        check = tasks.tf.debugging.assert_equal
+        return data.map(lambda x: {"targets": check(x["targets"], "first") or x["targets"]})
+
+    pieces = seqio.SentencePieceVocabulary(str(TOKENIZER))
+    for vocabulary in (seqio.ByteVocabulary(), seqio.PassThroughVocabulary(10)):
+        with pytest.raises(UserError, match=f"have a {type(vocabulary).__name__}"):
+            tasks.SeqioFileTask("mine", "train", task(vocabulary))
+    with pytest.raises(UserError, match="has no split validation: it has train"):
+        tasks.SeqioFileTask("mine", "validation", task(pieces))
+    for steps in ([failing], [lambda data: data.map(lambda x: {"t": x["none"]})], []):
+        with pytest.raises(UserError, match=r"task mine: .*a\.txt, document 1: .*preprocessors"):
+            list(tasks.SeqioFileTask("mine", "train", task(pieces, *steps)).documents(0))
+
+
+def test_the_task_with_own_sets_of_the_docs_is_cached(
+    tasks: ModuleType,
+    processor: sentencepiece.SentencePieceProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    (tmp_path / "tasks_of_the_docs.py").write_text(code)
+    (tmp_path / "tokenizer.model").write_bytes(TOKENIZER.read_bytes())
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.tsv").write_text("1\tIn verse\n0\tIn prose\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = tasks.open_task("notes", "train", modules=["tasks_of_the_docs"])
+    store = cache(task, tmp_path / "store", lambda line: None, Rules(layout="by_set"))
+    wanted = [[*processor.encode(text), EOS] for text in ("In prose", "In verse")]
+    assert store.sources == ("prose", "verse")
+    assert store.read(0, store.tokens).tolist() == wanted[0] + wanted[1]
 
 
 BAD_LINES = [

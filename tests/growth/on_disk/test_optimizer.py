@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,22 @@ import optax
 import pytest
 
 from prts_jax.checkpoint import commit
+from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.checkpoint.store import Checkpoints, has_optimizer, restore_optimizer, restore_params
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import grow_optimizer
 from prts_jax.model.architecture import declare
 from prts_jax.tree import named_leaves, unflatten
-from tests.checkpoint.tiny import MODEL, abstract, lineage_of, random_params, write_source
+from tests.checkpoint.tiny import (
+    MODEL,
+    abstract,
+    flip_byte,
+    lineage_of,
+    random_params,
+    write_source,
+)
 from tests.growth.on_disk.growing import grow_checkpoint
 
 ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(mu_dtype=jnp.bfloat16))
@@ -101,7 +110,7 @@ def test_a_disk_too_small_for_the_moments_is_said_before_anything_is_written(
 ):
     monkeypatch.setattr(commit, "free_bytes", lambda target: 60_000)  # for parameters alone
     growth_map = make_map(MODEL, None, "stack", 2)
-    with pytest.raises(UserError, match=r"needs .* kB and 60\.00 kB are free"):
+    with pytest.raises(StorageError, match=r"needs .* kB and 60\.00 kB are free"):
         grow_checkpoint(source[0], str(tmp_path / "grown"), growth_map, mode, optimizer="copy")
     assert not list(tmp_path.iterdir())
 
@@ -139,3 +148,23 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(tmp_path):
         assert not (tmp_path / "grown").exists()
     with pytest.raises(UserError, match=r"growth\.optimizer: 'cop' is unknown; did you mean"):
         grow_checkpoint(scheduled, str(tmp_path / "grown"), growth_map, optimizer="cop")
+
+
+def test_a_grown_state_has_digests_and_damage_to_it_is_named(source, tmp_path):
+    path, state = source
+    grown = str(tmp_path / "grown")
+    stack = make_map(MODEL, None, "stack", factor=2)
+    grow_checkpoint(path, grown, stack, optimizer="copy")
+    saved, made = (read_lineage(one).optimizer_digests for one in (path, grown))
+    (name,) = (name for name in saved if name.endswith("nu/layers/mlp/up"))
+    assert made[name] == saved[name] * 2
+    assert made.keys() == saved.keys()
+
+    damaged = tmp_path / "checkpoints" / "7"
+    shutil.copytree(path, damaged)
+    flip_byte(damaged, np.asarray(named_leaves(state)[name])[1].tobytes())
+    with pytest.raises(DamagedError, match=f"optimizer: {name}, layer 1: is not what was saved"):
+        grow_checkpoint(str(damaged), str(tmp_path / "never"), stack, optimizer="copy")
+    shutil.rmtree(damaged / "optimizer")
+    with pytest.raises(DamagedError, match="optimizer/_METADATA: cannot be read"):
+        grow_checkpoint(str(damaged), str(tmp_path / "never"), stack, optimizer="copy")

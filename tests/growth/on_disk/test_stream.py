@@ -18,7 +18,7 @@ from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import restore_params, save_checkpoint
 from prts_jax.config import ModelConfig
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError
 from prts_jax.growth.on_disk import plan
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -324,7 +324,7 @@ def test_an_existing_target_is_never_touched(source, tmp_path):
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(commit, "free_bytes", lambda target: 10_000)
-    with pytest.raises(UserError, match=r"needs [0-9.]+ kB and [0-9.]+ k?B are free"):
+    with pytest.raises(StorageError, match=r"needs [0-9.]+ kB and [0-9.]+ k?B are free"):
         growing.stream(source[0], str(tmp_path / "grown"), make_map(MODEL, None, "stack", 2, ""))
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
 
