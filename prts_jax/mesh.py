@@ -16,11 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from prts_jax import peers, tree
 from prts_jax.config import MeshConfig
 from prts_jax.declaration import Declaration
-<<<<<<< HEAD
-from prts_jax.errors import UserError, first_line
-=======
 from prts_jax.errors import Interrupted, UserError, first_line
->>>>>>> main
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # parameters
