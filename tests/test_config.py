@@ -116,7 +116,9 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
         )
     )
     data = dataclasses.replace(
-        config.data, batch=config.train.accumulation * draw(st.integers(1, 64))
+        config.data,
+        batch=config.train.accumulation * draw(st.integers(1, 64)),
+        length=config.compute.loss_chunks * draw(st.integers(1, 64)),
     )
     if data.instructions:  # rows are read as they were packed
         data = dataclasses.replace(data, documents=True, overlap=False, block=0, mixture="")

@@ -108,7 +108,7 @@ def estimate(
         reason = first_line(error, most=400)
         return Estimate(False, reason, held | {"total": int(total)}, time.perf_counter() - began)
     took = time.perf_counter() - began
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     kinds = held | {
         "outputs": outputs,

@@ -212,9 +212,9 @@ def _first_group(rest: str, devices: int) -> list[int]:
             order = order.transpose([int(n) for n in iota[4].split(",")])
         return [int(n) for n in order.reshape(int(iota[1]), int(iota[2]))[0]]
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:\s*\{([^}]*)\})?", rest):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        chosen = re.findall(r"'(\w+)'", named[2] or "") or list(sizes)
-        grid = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-        index = tuple(slice(None) if name in chosen else 0 for name in sizes)
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        chosen = re.findall(r"'(\w+)'", named[2] or "") or list(axes)
+        grid = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
+        index = tuple(slice(None) if name in chosen else 0 for name in axes)
         return [int(n) for n in grid[index].reshape(-1)]
     return list(range(devices))

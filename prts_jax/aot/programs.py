@@ -28,7 +28,7 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
     """Returns shapes and shardings of the training state of a config."""
     params = abstract_params(declare(config.model), mesh)
     optimizer = abstract_optimizer(make_optimizer(config.optimizer), params, mesh)
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     return TrainState(params, optimizer, step)
 
 

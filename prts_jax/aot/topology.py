@@ -1,5 +1,6 @@
 """TPU slices that the compiler knows, by name: `v5p:4x4x4`, `v5e:16x16`."""
 
+import importlib
 import math
 import os
 import re
@@ -71,7 +72,7 @@ def _devices(name: str, generation: str, shape: tuple[int, ...], slices: int) ->
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        import libtpu  # noqa: F401
+        importlib.import_module("libtpu")
     except ImportError:
         raise UserError(
             "prts aot: needs the TPU compiler, which needs no TPU: pip install 'prts_jax[tpu]'"

@@ -119,7 +119,7 @@ def _search(config: RunConfig, topology: Any, as_json: bool) -> int:
         left = (time.monotonic() - began) / done * (len(tried) - done)
         print(f"aot: {line}; about {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "rows_per_device": candidate.rows,
             "remat": candidate.remat,

@@ -37,16 +37,33 @@ class Generation:
 
 
 _GIB = 2**30
-_ROWS = (
-    ("v2", 2, "tpu-ubuntu2204-base", "", ("TPU v2",), 2, 45e12, 16, 0.7e9),
-    ("v3", 2, "tpu-ubuntu2204-base", "", ("TPU v3",), 2, 123e12, 32, 0.94e9),
-    ("v4", 2, "tpu-ubuntu2204-base", "v4", ("TPU v4",), 1, 275e12, 32, 1.05e9),
-    ("v5litepod", 1, "v2-alpha-tpuv5-lite", "v5e", ("TPU v5 lite",), 1, 197e12, 16, 1.5e9),
-    ("v5p", 2, "v2-alpha-tpuv5", "v5p", ("TPU v5p", "TPU v5"), 1, 459e12, 95, 1.75e9),
-    ("v6e", 1, "v2-alpha-tpuv6e", "v6e", ("TPU v6 lite",), 1, 918e12, 32, 1.75e9),
-    ("tpu7x", 2, "", "tpu7x", ("TPU7x",), 2, 2307e12, 192, 0.0),
-)
-GENERATIONS = {row[0]: Generation(*row[:7], row[7] * _GIB, row[8]) for row in _ROWS}
+GENERATIONS = {
+    generation.prefix: generation
+    for generation in (
+        Generation("v2", 2, "tpu-ubuntu2204-base", "", ("TPU v2",), 2, 45e12, 16 * _GIB, 0.7e9),
+        Generation("v3", 2, "tpu-ubuntu2204-base", "", ("TPU v3",), 2, 123e12, 32 * _GIB, 0.94e9),
+        Generation("v4", 2, "tpu-ubuntu2204-base", "v4", ("TPU v4",), 1, 275e12, 32 * _GIB, 1.05e9),
+        Generation(
+            "v5litepod",
+            1,
+            "v2-alpha-tpuv5-lite",
+            "v5e",
+            ("TPU v5 lite",),
+            1,
+            197e12,
+            16 * _GIB,
+            1.5e9,
+        ),
+        Generation(
+            "v5p", 2, "v2-alpha-tpuv5", "v5p", ("TPU v5p", "TPU v5"), 1, 459e12, 95 * _GIB, 1.75e9
+        ),
+        Generation(
+            "v6e", 1, "v2-alpha-tpuv6e", "v6e", ("TPU v6 lite",), 1, 918e12, 32 * _GIB, 1.75e9
+        ),
+        Generation("tpu7x", 2, "", "tpu7x", ("TPU7x",), 2, 2307e12, 192 * _GIB, 0.0),
+    )
+}
+
 
 ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod"}
 """Common name → gcloud's name."""

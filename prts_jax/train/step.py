@@ -80,7 +80,7 @@ def make_train_step(
     ) -> tuple[jax.Array, Sums]:
         """Returns the loss to minimise and the sums for the metrics."""
         documents, weights = documents_of(batch), batch["loss_weights"]
-        inputs = {"documents": documents, "gates": opened, "frozen": frozen}
+        inputs: dict[str, Any] = {"documents": documents, "gates": opened, "frozen": frozen}
         if teacher is None:
             of_token = losses(
                 params, batch["tokens"], batch["targets"], model, config.compute, **inputs
