@@ -141,11 +141,17 @@ def open_checkpoint(spec: str) -> ModelSource:
         },
         read=read,
         length=lineage.length,
-        folder=str(as_path(path) / layout.TOKENIZER),
+        folder=_tokenizer_folder(path, lineage),
         lineage=lineage,
         special_ids=special_ids_of(path, lineage),
         repeats={key: lineage.imported[key] for key in repeated if key in lineage.imported},
     )
+
+
+def _tokenizer_folder(path: str, lineage: Lineage) -> str:
+    """Returns the folder of a checkpoint's tokenizer: its own, else its run's token store."""
+    own = as_path(path) / layout.TOKENIZER
+    return str(own) if own.exists() else str(lineage.config.get("data", {}).get("train", ""))
 
 
 def _held(dtype: str) -> str:
