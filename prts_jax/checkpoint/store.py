@@ -14,9 +14,18 @@ from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.damage import agreed, reading
 from prts_jax.checkpoint.digests import check_digests, check_paths, digests, optimizer_digests
-from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, read_lineage, resolve
+from prts_jax.checkpoint.layout import (
+    LINEAGE,
+    MATRICES,
+    OPTIMIZER,
+    PARAMS,
+    TOKENIZER,
+    read_lineage,
+    resolve,
+)
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
+from prts_jax.checkpoint.tokenizer import read_tokenizer
 from prts_jax.declaration import LAYERS, Declaration
 from prts_jax.errors import StorageError, UserError, first_line, storage_errors
 from prts_jax.paths import as_path, is_remote, sync, sync_all
@@ -97,11 +106,16 @@ class Checkpoints:
         self._keep_every_steps = keep_every_steps
         self._protected: set[int] = set()
         self._saving: int | None = None
+        self._tokenizer: dict[str, bytes] = {}
         with all_processes(), storage_errors(f"{self._directory}: cannot be used"):
             if jax.process_index() == 0:
                 as_path(self._directory).mkdir(parents=True, exist_ok=True)
                 remove_unfinished(self._directory)
         self._checkpointer = _checkpointer()
+
+    def carry_tokenizer(self, checkpoint: str) -> None:
+        """Writes the tokenizer of a checkpoint, if it has one, into those saved from now on."""
+        self._tokenizer = read_tokenizer(f"{checkpoint}/{TOKENIZER}")
 
     def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
         """Starts to save a checkpoint in the background; every process calls it.
@@ -122,7 +136,7 @@ class Checkpoints:
         self.wait()
         if step in layout.contents(self._directory).steps:
             raise UserError(f"{self.path(step)}: exists already; a step is saved once")
-        arguments = _save_args(params, optimizer, lineage)
+        arguments = _save_args(params, optimizer, lineage, self._tokenizer)
         with _storage_errors(f"checkpoint {self.path(step)}: could not be written"):
             self._saving = step
             with all_processes():
@@ -208,7 +222,7 @@ def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
         _storage_errors(f"checkpoint {path}: could not be written"),
         contextlib.closing(_checkpointer()) as checkpointer,
     ):
-        checkpointer.save(path, args=_save_args(params, None, lineage))
+        checkpointer.save(path, args=_save_args(params, None, lineage, {}))
         checkpointer.wait_until_finished()
 
 
@@ -336,11 +350,14 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
         OPTIMIZER: arrays(),
         LINEAGE: lineage,
         MATRICES: _FilesHandler(),
+        TOKENIZER: _FilesHandler(),
     }
     return ocp.AsyncCheckpointer(_SyncedHandler(**handlers))
 
 
-def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> _SyncedSave:
+def _save_args(
+    params: Any, optimizer: Any, lineage: Lineage, tokenizer: Mapping[str, bytes]
+) -> _SyncedSave:
     saved = {} if optimizer is None else optimizer_digests(optimizer)
     lineage = dataclasses.replace(lineage, optimizer_digests=saved)
     items = {
@@ -352,6 +369,8 @@ def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> _SyncedSave:
     if lineage.matrices:
         files = {f"{digest}.npz": m.to_bytes() for digest, m in lineage.matrices.items()}
         items[MATRICES] = _FilesSave(files)
+    if tokenizer:
+        items[TOKENIZER] = _FilesSave(tokenizer)
     return _SyncedSave(**items)
 
 

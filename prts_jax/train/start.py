@@ -134,6 +134,7 @@ def begin(
         path = checkpoints.path(newest)
         with agreed():
             lineage = checkpoint_store.read_lineage(path)
+        checkpoints.carry_tokenizer(path)
         config = restore_norm_epsilon(config, lineage)
         if lineage.stage < stage:
             return _next_stage(config, mesh, optimizer, batches, path, lineage, stage, stopping)
@@ -141,6 +142,7 @@ def begin(
     if config.init.grow_from or config.init.start_from:
         path = checkpoint_store.resolve(config.init.grow_from or config.init.start_from)
         lineage = checkpoint_store.read_lineage(path)
+        checkpoints.carry_tokenizer(path)
         config = restore_norm_epsilon(config, lineage)
         if config.init.grow_from:
             learning = _learning(config, mesh, batches, allow_change, stopping)
