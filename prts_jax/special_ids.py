@@ -147,21 +147,28 @@ def _of_sentencepiece(content: bytes) -> SpecialIds:
     (46, 47, 48).
     """
     names = {46: "<s>", 47: "</s>", 48: "<pad>"}
-    control, at = {}, 0
     for field, value in _fields(content):
-        if field == 1:
-            piece = dict(_fields(value))
-            if piece.get(3) == _CONTROL:
-                control[piece.get(1, b"").decode()] = at
-            at += 1
-        elif field == 2:
+        if field == 2:
             spec = dict(_fields(value))
             names = {key: spec[key].decode() if key in spec else names[key] for key in names}
+    pieces = enumerate(sentencepiece_pieces(content))
+    control = {text: at for at, (text, kind) in pieces if kind == _CONTROL}
     begin, end, pad = (control.get(name) for name in names.values())
     return SpecialIds(begin, () if end is None else (end,), pad)
 
 
-_CONTROL = 3
+def sentencepiece_pieces(content: bytes) -> list[tuple[str, int]]:
+    """Returns text and type of each piece of a SentencePiece model, by id.
+
+    Raises:
+      IndexError, ValueError, AttributeError: the content is no such model.
+    """
+    pieces = (dict(_fields(value)) for field, value in _fields(content) if field == 1)
+    return [(piece.get(1, b"").decode(), piece.get(3, _NORMAL)) for piece in pieces]
+
+
+_NORMAL, UNKNOWN, _CONTROL = 1, 2, 3
+"""Types of pieces."""
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
