@@ -16,7 +16,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import check_copies, grow_optimizer
-from prts_jax.mesh import abstract_params, param_shardings
+from prts_jax.mesh import abstract_params, abstract_params_on_any_mesh, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.train.learn import Learn
 from prts_jax.train.state import (
@@ -73,17 +73,18 @@ def grow_from(
     if config.init.growth.optimizer == "copy":
         check_copies(growth_map)  # fail before learning starts
     old, new = declare(source.model), declare(growth_map.target)
-    abstract = abstract_params(old, mesh)
+    shardings = param_shardings(mesh, new)  # fail before learning starts
+    abstract = abstract_params_on_any_mesh(old, mesh)
     source_params = checkpoint_store.restore_params(path, abstract, old)
     growth_map, source, learning = learn(growth_map, source_params, source)
-    params = grow_params(source_params, growth_map, new, param_shardings(mesh, new))
+    params = grow_params(source_params, growth_map, new, shardings)
     if config.init.growth.optimizer == "copy":
         moments = checkpoint_store.restore_optimizer(
             path, abstract_optimizer(optimizer, abstract, mesh)
         )
         target = abstract_optimizer(optimizer, params, mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-        grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, shardings)
+        of_moments = jax.tree.map(lambda leaf: leaf.sharding, target)
+        grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, of_moments)
         state = TrainState(params, grown, stage_step_array(0, mesh))
     else:
         state = fresh_state(params, optimizer, mesh)
