@@ -268,14 +268,14 @@ def read_matrices(file: str, digest: str = "") -> Matrices:
     return matrices
 
 
-def sealed(lineage: Lineage) -> dict[str, Any]:
-    """Returns the JSON object of a lineage with a checksum of its values.
+def sealed(lineage: Lineage) -> bytes:
+    """Returns the JSON of a lineage with a checksum of its values.
 
     Two keys carry the checksum, so that damage to one of them is not taken for an older file, which
     has neither.
     """
     values = lineage.to_json()
-    return {**values, _KIND: "sha256", _CHECKSUM: _checksum(values)}
+    return json.dumps({**values, _KIND: "sha256", _CHECKSUM: _checksum(values)}).encode()
 
 
 _KIND, _CHECKSUM = "checksum_kind", "checksum"
@@ -331,4 +331,4 @@ def write_lineage(path: str, lineage: Lineage) -> None:
     write_matrices(path, lineage)
     folder = as_path(path) / LINEAGE
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / LINEAGE_FILE).write_text(json.dumps(sealed(lineage)))
+    (folder / LINEAGE_FILE).write_bytes(sealed(lineage))

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,13 @@ import orbax.checkpoint as ocp
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.damage import agreed, reading
-from prts_jax.checkpoint.digests import check_digests, check_paths, digests, optimizer_digests
+from prts_jax.checkpoint.digests import (
+    check_digests,
+    check_paths,
+    digests,
+    optimizer_digests,
+    start_digests,
+)
 from prts_jax.checkpoint.layout import (
     LINEAGE,
     MATRICES,
@@ -49,9 +56,9 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclasses.dataclass
 class _FilesSave(ocp.args.CheckpointArgs):
-    """File name → contents, written unchanged by the first process."""
+    """File name → function that the first process calls in the background for its contents."""
 
-    files: Mapping[str, bytes] = dataclasses.field(repr=False)
+    files: Mapping[str, Callable[[], bytes]] = dataclasses.field(repr=False)
 
 
 class _FilesHandler(ocp.AsyncCheckpointHandler):
@@ -61,7 +68,7 @@ class _FilesHandler(ocp.AsyncCheckpointHandler):
         async def write() -> None:
             if jax.process_index() == 0:
                 for name, contents in args.files.items():
-                    (directory / name).write_bytes(contents)
+                    (directory / name).write_bytes(contents())
 
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="files")]
 
@@ -106,7 +113,7 @@ class Checkpoints:
         self._keep_every_steps = keep_every_steps
         self._protected: set[int] = set()
         self._saving: int | None = None
-        self._tokenizer: dict[str, bytes] = {}
+        self._tokenizer: dict[str, Callable[[], bytes]] = {}
         with all_processes(), storage_errors(f"{self._directory}: cannot be used"):
             if jax.process_index() == 0:
                 as_path(self._directory).mkdir(parents=True, exist_ok=True)
@@ -115,7 +122,8 @@ class Checkpoints:
 
     def carry_tokenizer(self, checkpoint: str) -> None:
         """Writes the tokenizer of a checkpoint, if it has one, into those saved from now on."""
-        self._tokenizer = read_tokenizer(f"{checkpoint}/{TOKENIZER}")
+        files = read_tokenizer(f"{checkpoint}/{TOKENIZER}")
+        self._tokenizer = {name: functools.partial(bytes, held) for name, held in files.items()}
 
     def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
         """Starts to save a checkpoint in the background; every process calls it.
@@ -127,7 +135,8 @@ class Checkpoints:
           step: the lineage's step; names the directory.
           params: nested dict of arrays.
           optimizer: any tree of arrays.
-          lineage: with the digests of `params`; those of `optimizer` are computed here.
+          lineage: its digests are replaced by those of `params` and `optimizer`, which their
+            devices compute meanwhile.
 
         Raises:
           UserError: the step is already saved.
@@ -136,7 +145,14 @@ class Checkpoints:
         self.wait()
         if step in layout.contents(self._directory).steps:
             raise UserError(f"{self.path(step)}: exists already; a step is saved once")
-        arguments = _save_args(params, optimizer, lineage, self._tokenizer)
+        of_params, of_optimizer = start_digests(params, optimizer)
+
+        def with_digests() -> Lineage:
+            return dataclasses.replace(
+                lineage, digests=of_params(), optimizer_digests=of_optimizer()
+            )
+
+        arguments = _save_args(params, optimizer, lineage, with_digests, self._tokenizer)
         with _storage_errors(f"checkpoint {self.path(step)}: could not be written"):
             self._saving = step
             with all_processes():
@@ -222,7 +238,7 @@ def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
         _storage_errors(f"checkpoint {path}: could not be written"),
         contextlib.closing(_checkpointer()) as checkpointer,
     ):
-        checkpointer.save(path, args=_save_args(params, None, lineage, {}))
+        checkpointer.save(path, args=_save_args(params, None, lineage, lambda: lineage, {}))
         checkpointer.wait_until_finished()
 
 
@@ -344,11 +360,10 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
         # Weights hardly compress, and compression would take most of the time of a save.
         return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
 
-    lineage = ocp.JsonCheckpointHandler(filename=layout.LINEAGE_FILE)
     handlers = {
         PARAMS: arrays(),
         OPTIMIZER: arrays(),
-        LINEAGE: lineage,
+        LINEAGE: _FilesHandler(),
         MATRICES: _FilesHandler(),
         TOKENIZER: _FilesHandler(),
     }
@@ -356,18 +371,21 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
 
 
 def _save_args(
-    params: Any, optimizer: Any, lineage: Lineage, tokenizer: Mapping[str, bytes]
+    params: Any,
+    optimizer: Any,
+    lineage: Lineage,
+    complete: Callable[[], Lineage],
+    tokenizer: Mapping[str, Callable[[], bytes]],
 ) -> _SyncedSave:
-    saved = {} if optimizer is None else optimizer_digests(optimizer)
-    lineage = dataclasses.replace(lineage, optimizer_digests=saved)
+    """Returns what Orbax saves; `complete` returns the lineage with its digests."""
     items = {
         PARAMS: _tree_save(flatten(params)),
-        LINEAGE: ocp.args.JsonSave(layout.sealed(lineage)),
+        LINEAGE: _FilesSave({layout.LINEAGE_FILE: lambda: layout.sealed(complete())}),
     }
     if optimizer is not None:
         items[OPTIMIZER] = _tree_save(named_leaves(optimizer))
     if lineage.matrices:
-        files = {f"{digest}.npz": m.to_bytes() for digest, m in lineage.matrices.items()}
+        files = {f"{digest}.npz": m.to_bytes for digest, m in lineage.matrices.items()}
         items[MATRICES] = _FilesSave(files)
     if tokenizer:
         items[TOKENIZER] = _FilesSave(tokenizer)
