@@ -39,7 +39,7 @@ from prts_jax.formats.safetensors_files import NewTensor
 from prts_jax.formats.tokenizer_config import complete_tokenizer
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path, is_remote
-from prts_jax.special_ids import SpecialIds, of_tokenizer
+from prts_jax.special_ids import SpecialIds, of_tokenizer, other_forms
 
 Progress = Callable[[int, int], None]
 """Takes the bytes written so far and the total."""
@@ -391,10 +391,8 @@ def _with_tokenizer(ids: SpecialIds, tokenizer: str) -> SpecialIds:
       UserError: there is none.
     """
     if tokenizer and not holds_tokenizer(tokenizer):
-        raise UserError(
-            f"--tokenizer={tokenizer}: has no tokenizer.json or tokenizer.model; name their folder "
-            "or one of them"
-        )
+        none = "has no tokenizer.json or tokenizer.model; name their folder or one of them"
+        raise UserError(f"--tokenizer={tokenizer}: {other_forms(tokenizer) or none}")
     return ids.or_else(of_tokenizer(tokenizer)) if tokenizer else ids
 
 
