@@ -32,7 +32,7 @@ from typing import Any
 from prts_jax.checkpoint.damage import GONE, DamagedError, reading
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError, first_line, is_storage_error, os_code, storage_error
-from prts_jax.growth.matrices import Matrices
+from prts_jax.growth.matrices import COST, UNKNOWN, Matrices
 from prts_jax.paths import as_path, is_remote
 
 CHECKPOINTS = "checkpoints"
@@ -229,9 +229,14 @@ def read_lineage(path: str) -> Lineage:
     except UserError as error:
         raise DamagedError(path, LINEAGE, str(error)) from error
     _check_step(path, lineage)
-    dense = [record.map.matrices for record in lineage.growth]
-    digests = {matrices.digest for matrices in dense if matrices is not None} - {""}
-    matrices = {digest: read_matrices(matrices_file(path, digest), digest) for digest in digests}
+    matrices: dict[str, Matrices] = {}
+    for record in lineage.growth:
+        digest = record.map.matrices.digest if record.map.matrices is not None else ""
+        if digest and digest not in matrices:
+            read = read_matrices(matrices_file(path, digest), digest)
+            if record.learning and read.learning.get(COST) == UNKNOWN:  # of an older version
+                read = dataclasses.replace(read, learning={"run": path, **record.learning})
+            matrices[digest] = read
     return dataclasses.replace(lineage, matrices=matrices)
 
 

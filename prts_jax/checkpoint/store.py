@@ -179,6 +179,11 @@ class Checkpoints:
         """Returns all complete steps, oldest first."""
         return layout.complete_steps(self._directory)
 
+    @property
+    def workdir(self) -> str:
+        """The run's directory."""
+        return str(as_path(self._directory).parent)
+
     def path(self, step: int) -> str:
         """Returns the directory of a step's checkpoint."""
         return f"{self._directory}/{step}"

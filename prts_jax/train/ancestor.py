@@ -9,7 +9,13 @@ from jax.sharding import Mesh
 
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.config import ModelConfig, RunConfig, model_differences, to_dict
+from prts_jax.config import (
+    ModelConfig,
+    RunConfig,
+    inherited_growth_keys,
+    model_differences,
+    to_dict,
+)
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import refuse_shut
 from prts_jax.growth.map import GrowthMap
@@ -52,6 +58,7 @@ def grow_from(
     path: str,
     source: Lineage,
     learn: Learn,
+    stage: int = 0,
 ) -> Ancestor:
     """Grows a checkpoint into the config's model on the mesh.
 
@@ -63,13 +70,17 @@ def grow_from(
       path: path of the checkpoint, as returned by `resolve`.
       source: lineage of the checkpoint.
       learn: learns the matrices of the map, if it has any.
+      stage: index of the stage in its run.
 
     Raises:
       UserError: the growth is impossible, gates of the checkpoint are not open yet, or the
         checkpoint has no optimizer state to copy.
     """
     refuse_shut(source, path)
-    growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
+    inherited = inherited_growth_keys(config, stage)
+    growth_map = make_map(
+        source.model, config.model, inherited=inherited, **to_dict(config.init.growth)
+    )
     if config.init.growth.optimizer == "copy":
         check_copies(growth_map)  # fail before learning starts
     old, new = declare(source.model), declare(growth_map.target)

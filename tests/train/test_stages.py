@@ -27,7 +27,12 @@ GRADUAL = [
     {"steps": 3, "model": {"layers": 2}},
     {"steps": 3, "init": LAST, "schedule": {"peak": 1e-3}},
 ]
-CHANGES = {"model": tiny.deeper(4), "growth__stages": GRADUAL, "checkpoint__every_steps": 5}
+CHANGES = {
+    "model": tiny.deeper(4),
+    "growth__stages": GRADUAL,
+    "checkpoint__every_steps": 5,
+    "init__growth__gate_steps": 7,  # for operators that open gates; these do not, and inherit it
+}
 
 
 def flops_per_step(layers: int) -> int:
@@ -278,6 +283,24 @@ def test_what_a_later_stage_cannot_do_is_refused_before_the_first(
     with pytest.raises(UserError, match=message):
         loop.train(configure(growth__stages=stages), str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+@pytest.mark.parametrize("operator", ["stack", "learned", "interpolate", "split", "random_width"])
+def test_settings_that_a_stage_inherits_and_its_operator_does_not_take_are_ignored(
+    configure, tmp_path, operator
+):
+    inherited = {
+        f"init__growth__{key}": value
+        for key, value in {"gate_steps": 5, "block": 2, "drop": 1, "options": "own=1"}.items()
+    }
+    model = {"embed": 64} if operator in ("split", "random_width") else {"layers": 4}
+    stage = {"steps": 1, "model": model, "init": {"growth": {"operator": operator}}}
+    config = configure(growth__stages=[{"steps": 1}, stage], **inherited)
+    assert len(remaining_stages(config, str(tmp_path))) == 2
+    stage["init"]["growth"]["block"] = 2
+    config = configure(growth__stages=[{"steps": 1}, stage], **inherited)
+    with pytest.raises(UserError, match=rf"block: is 2, but the operator '{operator}' takes no"):
+        remaining_stages(config, str(tmp_path))
 
 
 @pytest.mark.parametrize(
