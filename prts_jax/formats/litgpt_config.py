@@ -140,7 +140,7 @@ def _scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
 
 
 def _read_yaml(file: Any) -> dict[str, Any]:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         return dict(yaml.safe_load(file.read_text()))
