@@ -147,7 +147,33 @@ def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict
     Raises:
       UserError: see `param_shardings`.
     """
-    shardings = param_shardings(mesh, declarations)
+    return _abstract(declarations, param_shardings(mesh, declarations))
+
+
+def abstract_params_on_any_mesh(
+    declarations: Mapping[str, Declaration], mesh: Mesh
+) -> dict[str, Any]:
+    """Returns the same as `abstract_params`, replicated along axes that the mesh does not divide.
+
+    A mesh is chosen for the model that is trained; the source of its growth and its teacher are
+    smaller.
+    """
+    shardings = {
+        path: sharding(
+            mesh,
+            [
+                axis if size % axis_size(mesh, axis) == 0 else "features"
+                for axis, size in zip(declaration.axes, declaration.shape, strict=True)
+            ],
+        )
+        for path, declaration in declarations.items()
+    }
+    return _abstract(declarations, shardings)
+
+
+def _abstract(
+    declarations: Mapping[str, Declaration], shardings: Mapping[str, NamedSharding]
+) -> dict[str, Any]:
     return tree.unflatten(
         {
             path: jax.ShapeDtypeStruct(d.shape, d.dtype, sharding=shardings[path])

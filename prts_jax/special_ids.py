@@ -5,6 +5,7 @@ lists no `added_tokens_decoder`; a SentencePiece model has the ids of its contro
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,20 @@ from prts_jax.paths import as_path
 
 NAMES = ("bos_token", "eos_token", "pad_token")
 """Keys of tokenizer_config.json, in the order begin, end, pad; with "_id", those of config.json."""
+
+OTHER_FORMS = (".tiktoken", "vocab.json", "merges.txt", "vocab.txt", ".spm", "tekken.json")
+"""Endings of the names of tokenizer files that are not read."""
+
+_FOREIGN = (
+    (
+        re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n"),
+        "a tiktoken file, as of the first Llama 3; give the tokenizer.json of the same model",
+    ),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS; run `git lfs pull` there"),
+    (re.compile(rb"(?i)\s*<(!doctype|html)"), "a web page; fetch the file itself"),
+    (re.compile(rb"\s*\Z"), "empty; fetch it again"),
+)
+"""Beginnings of files that pass for a tokenizer, and what they are, with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,28 @@ def of_store(directory: str, end: int) -> SpecialIds:
     return SpecialIds(ends=(end,)).or_else(of_tokenizer(directory))
 
 
+def foreign_form(content: bytes) -> str:
+    """Returns what a file that passes for a tokenizer is, with the remedy; "" if nothing is known.
+
+    Args:
+      content: its bytes.
+    """
+    return next((remedy for start, remedy in _FOREIGN if start.match(content)), "")
+
+
+def other_forms(folder: str) -> str:
+    """Returns what a folder without a readable tokenizer holds, with the remedy; "" if nothing."""
+    root = as_path(folder)
+    names = [file.name for file in root.iterdir()] if root.is_dir() else []
+    others = ", ".join(sorted(name for name in names if name.endswith(OTHER_FORMS)))
+    if not others:
+        return ""
+    return (
+        f"no tokenizer.json in {folder}, only {others}: make it with transformers, "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    )
+
+
 def of_tokenizer(path: str) -> SpecialIds:
     """Returns the ids that a tokenizer names; none if there is no tokenizer.
 
@@ -89,6 +126,8 @@ def of_tokenizer(path: str) -> SpecialIds:
     if file is None:
         return SpecialIds()
     content = file.read_bytes()
+    if remedy := foreign_form(content):
+        raise UserError(f"{file}: is {remedy}")
     if file.suffix == ".model":
         try:
             return _named(folder).or_else(_of_sentencepiece(content))
@@ -147,21 +186,28 @@ def _of_sentencepiece(content: bytes) -> SpecialIds:
     (46, 47, 48).
     """
     names = {46: "<s>", 47: "</s>", 48: "<pad>"}
-    control, at = {}, 0
     for field, value in _fields(content):
-        if field == 1:
-            piece = dict(_fields(value))
-            if piece.get(3) == _CONTROL:
-                control[piece.get(1, b"").decode()] = at
-            at += 1
-        elif field == 2:
+        if field == 2:
             spec = dict(_fields(value))
             names = {key: spec[key].decode() if key in spec else names[key] for key in names}
+    pieces = enumerate(sentencepiece_pieces(content))
+    control = {text: at for at, (text, kind) in pieces if kind == _CONTROL}
     begin, end, pad = (control.get(name) for name in names.values())
     return SpecialIds(begin, () if end is None else (end,), pad)
 
 
-_CONTROL = 3
+def sentencepiece_pieces(content: bytes) -> list[tuple[str, int]]:
+    """Returns text and type of each piece of a SentencePiece model, by id.
+
+    Raises:
+      IndexError, ValueError, AttributeError: the content is no such model.
+    """
+    pieces = (dict(_fields(value)) for field, value in _fields(content) if field == 1)
+    return [(piece.get(1, b"").decode(), piece.get(3, _NORMAL)) for piece in pieces]
+
+
+_NORMAL, UNKNOWN, _CONTROL = 1, 2, 3
+"""Types of pieces."""
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:

@@ -214,7 +214,9 @@ class Build:
         if digest := self._digest(self.task.files[index]):
             same_input = same_input and shard.source_sha256 == digest
         strict_enough = self.rules.skip_bad or not shard.bad
-        return shard if same_input and strict_enough and self._is_whole(shard) else None
+        has_checksums = shard.checksums.keys() == shard.sha256.keys()
+        usable = same_input and strict_enough and has_checksums
+        return shard if usable and self._is_whole(shard) else None
 
     def _is_whole(self, shard: Shard) -> bool:
         files = file_sizes(vars(shard), self.task.tokenizer.vocab_size)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from prts_jax.errors import UserError, is_storage_error, storage_error
+from prts_jax.errors import UserError, is_storage_error, storage_error, storage_errors
 from prts_jax.paths import as_path, is_remote
 
 OPEN_FILES = 128  # of a store; a process reads two, and its limit may be 1,024
@@ -79,7 +79,8 @@ class LocalFiles:
         """Implements `Files.read`.
 
         Raises:
-          UserError: the file is missing, or shorter than it should be.
+          UserError: the file is missing, not readable, or shorter than it should be.
+          StorageError: the disk failed.
         """
         size = dtype.itemsize
         try:
@@ -98,7 +99,10 @@ class LocalFiles:
         """Implements `Files.whole`; a memory map."""
         if not count:  # an empty file cannot be mapped
             return np.empty(0, dtype)
-        with open(self._directory / name, "rb") as file:
+        with (
+            storage_errors(f"cannot read {self._directory / name}"),
+            open(self._directory / name, "rb") as file,
+        ):
             pages = mmap.mmap(file.fileno(), count * dtype.itemsize, access=mmap.ACCESS_READ)
         pages.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(pages, dtype)
@@ -126,14 +130,16 @@ class RemoteFiles:
 
     def sizes(self) -> dict[str, int]:
         """Implements `Files.sizes`."""
-        listing = self._system.find(self._directory, detail=True, refresh=True)
+        with storage_errors(f"cannot list {self._directory}"):
+            listing = self._system.find(self._directory, detail=True, refresh=True)
         return {path.rsplit("/", 1)[1]: entry["size"] for path, entry in listing.items()}
 
     def read(self, name: str, dtype: np.dtype, start: int, stop: int) -> np.ndarray:
         """Implements `Files.read`; one range request.
 
         Raises:
-          UserError: the object is missing or not readable.
+          UserError: the object is missing or shorter than it should be.
+          StorageError: the object store failed or refuses.
         """
         if start == stop:
             return np.empty(0, dtype)

@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.store.files import Files, open_files
-from data_pipelines.store.store import ANSWER_DTYPE, END_DTYPE, SOURCE_DTYPE, read_index
+from data_pipelines.store.files import Files
+from data_pipelines.store.store import (
+    ANSWER_DTYPE,
+    END_DTYPE,
+    SOURCE_DTYPE,
+    open_checked,
+    read_index,
+)
 from prts_jax.text_table import MISSING, align
 
 READ_ITEMS = 1 << 24  # at once
@@ -133,7 +139,8 @@ def statistics(directory: str | os.PathLike[str]) -> Statistics:
     Raises:
       UserError: no finished store there.
     """
-    index, files = read_index(directory), open_files(directory)
+    index = read_index(directory)
+    files = open_checked(directory, index)
     shape = (len(index["sources"]), BINS)
     lengths, documents = np.zeros(shape, np.int64), np.zeros(shape[0], np.int64)
     for shard in index["shards"]:

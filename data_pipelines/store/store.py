@@ -7,6 +7,7 @@
     DIR/shard-00000.ends      for each document the shard's token count after it, uint64
     DIR/shard-00000.sources   for each document its source id, uint8
     DIR/shard-00000.answers   packed stores only: for each token 1 if it is part of an answer, uint8
+    DIR/checksums             a checksum of each block of the shards' files (`checksums.py`)
 
 A shard's documents are in the order of its input file (layout "mixed"), or one set after the other
 in the order of the source ids (layout "by_set"). The index also lists, for each shard, the lines of
@@ -30,8 +31,16 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.store import fields
+from data_pipelines.store.checksums import (
+    CHECKSUMS,
+    CRC_DTYPE,
+    BlockChecked,
+    DigestChecked,
+    blocks,
+)
 from data_pipelines.store.files import Files, open_files
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, storage_error
 from prts_jax.paths import as_path
 
 FORMAT = 1
@@ -67,27 +76,70 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
       UserError: no store, an unfinished one, or an index that is damaged or of another format.
     """
     path = as_path(directory) / INDEX
+    remedy = f"copy {INDEX} again, or delete the store and cache again"
     try:
-        index = json.loads(path.read_bytes())
+        index = fields.parse(path.read_bytes())
         if index["format"] != FORMAT:
             raise UserError(
-                f"token store of format {index['format']}, not {FORMAT}: {directory}; cache the "
-                "text again"
+                f"token store of format {index['format']!r:.20}, not {FORMAT}: {directory}; cache "
+                "the text again"
             )
-        intact = index["fingerprint"] == fingerprint(index)
+        if problem := next(fields.type_problems(index), ""):
+            raise UserError(f"damaged index: {path}: {problem}; {remedy}")
     except FileNotFoundError as error:
         raise UserError(
             f"no finished token store: {directory}; make it with `prts data cache`"
         ) from error
     except OSError as error:
-        raise UserError(
-            f"cannot read the token store {path}: {error}; check access to it"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"damaged index: {path}; delete the store and cache again") from error
-    if not intact:
-        raise UserError(f"changed index: {path} does not match its fingerprint; cache again")
+        raise storage_error(f"cannot read the token store {path}", error) from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"damaged index: {path}: {error}; {remedy}") from error
+    if index["fingerprint"] != fingerprint(index):
+        raise UserError(f"changed index: {path} does not match its fingerprint; {remedy}")
+    if problem := next(fields.value_problems(index), ""):
+        raise UserError(f"changed index: {path} {problem}; {remedy}")
     return index
+
+
+def open_checked(directory: str | os.PathLike[str], index: Mapping[str, Any]) -> Files:
+    """Opens a store's files, which are checked as they are read, after a check of their sizes.
+
+    Args:
+      directory: the store's folder, local or gs://.
+      index: from `read_index`.
+
+    Raises:
+      UserError: a file is missing or has another size, or the checksums are damaged.
+    """
+    files, folder = open_files(directory), str(as_path(directory))
+    actual = files.sizes()
+    expected: dict[str, int] = {}
+    for shard in index["shards"]:
+        expected |= file_sizes(shard, index["vocab_size"])
+    sizes = dict(expected)
+    if recorded := index.get("checksums"):
+        count = sum(blocks(size, recorded["block"]) for size in expected.values())
+        sizes[CHECKSUMS] = count * CRC_DTYPE.itemsize
+    for name, size in sizes.items():
+        if actual.get(name) != size:
+            raise UserError(
+                f"damaged token store: {folder}/{size_fault(name, actual, size)}; delete the "
+                "store, cache again"
+            )
+    if recorded:
+        crcs = files.whole(CHECKSUMS, CRC_DTYPE, count)
+        if hashlib.sha256(crcs).hexdigest() != recorded["sha256"]:
+            raise UserError(
+                f"damaged token store: {folder}/{CHECKSUMS} does not match its digest; copy that "
+                "file again, or delete the store and cache again"
+            )
+        return BlockChecked(files, folder, expected, crcs, recorded["block"])
+    digests = {
+        f"{shard['name']}.{suffix}": digest
+        for shard in index["shards"]
+        for suffix, digest in shard["sha256"].items()
+    }
+    return DigestChecked(files, folder, expected, digests)
 
 
 class TokenStore:
@@ -142,21 +194,8 @@ class TokenStore:
         Raises:
           UserError: the store is missing, unfinished or damaged.
         """
-        index, files = read_index(directory), open_files(directory)
-        sizes = files.sizes()
-        for shard in index["shards"]:
-            if sum(shard["tokens_per_source"]) != shard["tokens"]:
-                raise UserError(
-                    f"changed index: {as_path(directory) / INDEX} counts {shard['tokens']} tokens "
-                    f"of {shard['name']}, its sets {sum(shard['tokens_per_source'])}; cache again"
-                )
-            for name, expected in file_sizes(shard, index["vocab_size"]).items():
-                if sizes.get(name) != expected:
-                    raise UserError(
-                        f"damaged token store: {as_path(directory)}/"
-                        f"{size_fault(name, sizes, expected)}; delete the store, cache again"
-                    )
-        return cls(os.fspath(directory), index, files)
+        index = read_index(directory)
+        return cls(os.fspath(directory), index, open_checked(directory, index))
 
     def only(self, names: Iterable[str]) -> "TokenStore":
         """Returns the tokens of some sets as a store with its own fingerprint.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.build.workers import results
+from data_pipelines.store.checksums import CHECKSUMS
 from data_pipelines.store.files import Files, open_files
 from data_pipelines.store.store import (
     ANSWER_DTYPE,
@@ -46,7 +47,10 @@ def verify(
     """
     index = read_index(directory)
     sizes = open_files(directory).sizes()
-    problems = list(_index_problems(index)) + list(_tokenizer_problems(directory, index, sizes))
+    problems = [
+        *_tokenizer_problems(directory, index, sizes),
+        *_checksum_problems(directory, index, sizes),
+    ]
     work = functools.partial(_check_shard, directory=os.fspath(directory), sizes=sizes)
     shards = range(len(index["shards"]))
     by_shard = dict(results(work, index, shards, min(workers, max(len(shards), 1))))
@@ -61,13 +65,6 @@ def verify(
     return index
 
 
-def _index_problems(index: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("tokens", "documents"):
-        total = sum(shard[key] for shard in index["shards"])
-        if index[key] != total:
-            yield f"the index counts {index[key]} {key}, its shards {total}"
-
-
 def _tokenizer_problems(
     directory: str | os.PathLike[str], index: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Iterator[str]:
@@ -78,6 +75,20 @@ def _tokenizer_problems(
     model = open_files(directory).read(name, np.dtype("u1"), 0, sizes[name])
     if hashlib.sha256(model.tobytes()).hexdigest() != index["tokenizer_sha256"]:
         yield f"{name} is not the one that made the tokens"
+
+
+def _checksum_problems(
+    directory: str | os.PathLike[str], index: Mapping[str, Any], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    """Compares the file of checksums with its digest; they were made with the shards' digests."""
+    if "checksums" not in index:
+        return  # a store of an older version
+    if CHECKSUMS not in sizes:
+        yield f"{CHECKSUMS} is missing"
+        return
+    content = open_files(directory).read(CHECKSUMS, np.dtype("u1"), 0, sizes[CHECKSUMS])
+    if hashlib.sha256(content.tobytes()).hexdigest() != index["checksums"]["sha256"]:
+        yield f"{CHECKSUMS} does not match its digest"
 
 
 def _check_shard(
@@ -133,3 +144,6 @@ def _content_problems(
     np.add.at(per_source, sources, lengths)
     if per_source.tolist() != list(shard["tokens_per_source"]):
         yield f"{name}.sources gives {per_source.tolist()} tokens per source"
+    counts = np.bincount(sources, minlength=known).tolist()
+    if shard.get("documents_per_source") and counts != list(shard["documents_per_source"]):
+        yield f"{name}.sources gives {counts} documents per source"

@@ -1,6 +1,5 @@
 """Writers of a token store (`store.py`): its shards, and the index that completes it."""
 
-import hashlib
 import json
 import os
 import threading
@@ -13,12 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from data_pipelines.store.checksums import BLOCK, CHECKSUMS, Digests
+from data_pipelines.store.fields import INDEX_DIGEST, index_digest
 from data_pipelines.store.store import (
     ANSWER_DTYPE,
     END_DTYPE,
     FORMAT,
     INDEX,
     SOURCE_DTYPE,
+    file_sizes,
     fingerprint,
     token_dtype,
 )
@@ -63,6 +65,8 @@ class Shard:
       rows: lines of the input file, those left out included.
       bad: lines left out, by kind (`rows.FAULTS`).
       truncated: documents whose end was cut off.
+      checksums: CRC-32 of each block of each of its files, by suffix, as hexadecimal digits of the
+        file of checksums; left out of the index.
       lost_bytes: bytes of the input file that damage loses.
       source_sha256: expected digest of the input file, which it has; empty if none is expected.
     """
@@ -79,6 +83,7 @@ class Shard:
     rows: int = 0
     bad: Mapping[str, Sequence[int]] = field(default_factory=dict)
     truncated: int = 0
+    checksums: Mapping[str, str] = field(default_factory=dict)
     lost_bytes: int = 0
     source_sha256: str = ""
 
@@ -147,14 +152,14 @@ def write_shard(
                 answers.append(marks.astype(ANSWER_DTYPE).tobytes())
             yield ids.astype(token_dtype(vocab_size)).tobytes()
 
-    digests = {"tokens": _write(directory / f"{name}.tokens", encoded())}
+    written = {"tokens": _write(directory / f"{name}.tokens", encoded())}
     for suffix, content in (
         ("ends", np.array(ends[1:], END_DTYPE).tobytes()),
         ("sources", np.array(source_ids, SOURCE_DTYPE).tobytes()),
     ):
-        digests[suffix] = _write(directory / f"{name}.{suffix}", [content])
+        written[suffix] = _write(directory / f"{name}.{suffix}", [content])
     if answers:
-        digests["answers"] = _write(directory / f"{name}.answers", answers)
+        written["answers"] = _write(directory / f"{name}.answers", answers)
     return Shard(
         name=name,
         source_file=source_file,
@@ -162,34 +167,36 @@ def write_shard(
         tokens=ends[-1],
         documents=len(source_ids),
         tokens_per_source=tuple(tokens),
-        sha256=digests,
+        sha256={suffix: digests.sha256 for suffix, digests in written.items()},
+        checksums={suffix: digests.crcs.hex() for suffix, digests in written.items()},
         documents_per_source=tuple(counts),
         bytes_per_source=tuple(text_bytes) if bytes_known else (),
         truncated=truncated,
     )
 
 
-def _write(path: epath.Path, pieces: Iterable[bytes]) -> str:
-    """Writes a file whole or not at all, and returns its sha256."""
+def _write(path: epath.Path, pieces: Iterable[bytes]) -> Digests:
+    """Writes a file whole or not at all, and returns its digests."""
+    digests = Digests()
     if is_remote(path):  # an object appears whole, but gcsfs also commits one after an error
         content = b"".join(pieces)
         path.write_bytes(content)
-        return hashlib.sha256(content).hexdigest()
-    digest = hashlib.sha256()
+        digests.update(content)
+        return digests
     own = f"{os.getpid()}-{threading.get_ident()}"
     temporary = path.with_name(f"{path.name}.{own}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             for piece in pieces:
                 file.write(piece)
-                digest.update(piece)
+                digests.update(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # a full disk needs the room
         raise
-    return digest.hexdigest()
+    return digests
 
 
 def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
@@ -233,6 +240,19 @@ def write_index(
         "rows": sum(shard.rows for shard in shards),
         "bad": dict(sorted(bad.items())),
         "truncated": sum(shard.truncated for shard in shards),
-        "shards": [asdict(shard) for shard in shards],
+        "shards": [_entry(shard) for shard in shards],
     }
-    write_json(directory / INDEX, {**index, "fingerprint": fingerprint(index)})
+    crcs = b"".join(
+        bytes.fromhex(shard.checksums[name.rpartition(".")[2]])
+        for shard in shards
+        for name in file_sizes(vars(shard), vocab_size)
+    )
+    index["checksums"] = {"block": BLOCK, "sha256": _write(directory / CHECKSUMS, [crcs]).sha256}
+    index["fingerprint"] = fingerprint(index)
+    write_json(directory / INDEX, {**index, INDEX_DIGEST: index_digest(index)})
+
+
+def _entry(shard: Shard) -> dict[str, Any]:
+    entry = asdict(shard)
+    del entry["checksums"]  # the store has one file of all
+    return entry

@@ -93,7 +93,7 @@ class FastEncoder:
     def ids(self, text: str) -> list[int]:
         """Returns the ids of a text; raises as `encode_all`."""
         (tokens,) = self._encoded([text])
-        return tokens
+        return [int(token) for token in tokens]
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """Yields the ids of each text and the end-of-text id: int32 [n].
@@ -102,9 +102,9 @@ class FastEncoder:
           UserError: the tokenizer cannot encode a text.
         """
         for tokens in self._encoded(texts):
-            yield np.array([*tokens, self._eos], np.int32)
+            yield np.append(tokens, np.int32(self._eos))
 
-    def _encoded(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    def _encoded(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         parts = [list(split_before_words(text)) if self.splits else [text] for text in texts]
         flat = [part for of_text in parts for part in of_text]
         try:
@@ -114,7 +114,7 @@ class FastEncoder:
                 f"the tokenizer cannot encode a text ({first_line(error)}); give another"
             ) from error
         for of_text in parts:
-            yield [token for _ in of_text for token in next(encoded).ids]
+            yield np.concatenate([np.array(next(encoded).ids, np.int32) for _ in of_text])
 
 
 def split_before_words(text: str, characters: int = PART_CHARACTERS) -> Iterator[str]:

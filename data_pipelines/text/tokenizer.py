@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,13 @@ from data_pipelines.text.rows import read_documents
 from data_pipelines.text.sources import list_files
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
-from prts_jax.special_ids import from_values, of_tokenizer, read_json
+from prts_jax.special_ids import (
+    foreign_form,
+    from_values,
+    of_tokenizer,
+    other_forms,
+    read_json,
+)
 
 BYTE_PIECES = 256
 SPECIAL_PIECES = 3
@@ -33,17 +38,6 @@ BESIDE = (
 """Files beside a tokenizer that belong to it."""
 
 TOKENIZER_FILES = ("tokenizer.json", TOKENIZER)
-OTHER_FORMS = (".tiktoken", "vocab.json", "merges.txt", "vocab.txt", ".spm", "tekken.json")
-FOREIGN = (
-    (
-        re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n"),
-        "a tiktoken file, as of the first Llama 3; give the tokenizer.json of the same model",
-    ),
-    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS; run `git lfs pull` there"),
-    (re.compile(rb"(?i)\s*<(!doctype|html)"), "a web page; fetch the file itself"),
-    (re.compile(rb"\s*\Z"), "empty; fetch it again"),
-)
-"""What is taken for a SentencePiece model: its beginning, and its name with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,8 @@ def load_tokenizer(path: str | os.PathLike[str], end_id: str = "") -> Tokenizer:
             f"cannot read the tokenizer {path}: {error.strerror or error}; give a SentencePiece "
             "model or a tokenizer.json"
         ) from error
-    _check_form(content, str(file))
+    if remedy := foreign_form(content):
+        raise UserError(f"not a SentencePiece model or tokenizer.json: {file} is {remedy}")
     if file.suffix == ".json" or content.lstrip()[:1] == b"{":
         return _load_fast(content, beside, str(file), end_id)
     return _load_sentencepiece(content, beside, str(file), end_id)
@@ -110,20 +105,8 @@ def _file_of(path: epath.Path) -> epath.Path:
     for name in TOKENIZER_FILES:
         if (path / name).is_file():
             return path / name
-    others = sorted(file.name for file in path.iterdir() if file.name.endswith(OTHER_FORMS))
-    if not others:
-        raise UserError(f"no tokenizer in {path}: it has no {' and no '.join(TOKENIZER_FILES)}")
-    raise UserError(
-        f"no tokenizer.json in {path}, only {', '.join(others)}: make it with transformers, "
-        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-    )
-
-
-def _check_form(content: bytes, file: str) -> None:
-    """Raises UserError for a file that is known to be something else than a tokenizer."""
-    for beginning, remedy in FOREIGN:
-        if beginning.match(content):
-            raise UserError(f"not a SentencePiece model or tokenizer.json: {file} is {remedy}")
+    none = f"no tokenizer in {path}: it has no {' and no '.join(TOKENIZER_FILES)}"
+    raise UserError(other_forms(str(path)) or none)
 
 
 def _load_fast(content: bytes, beside: Mapping[str, bytes], file: str, end_id: str) -> Tokenizer:

@@ -12,7 +12,7 @@ those of MurmurHash3's 32-bit finaliser (A. Appleby) and of Knuth's multiplicati
 
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ def digests(
       stacked.
     """
     leaves = flatten(params)
-    return _digests(leaves, {path: declarations[path].stacked for path in leaves})
+    return _start(leaves, {path: declarations[path].stacked for path in leaves})()
 
 
 def optimizer_digests(optimizer: Any) -> dict[str, tuple[str, ...]]:
@@ -56,19 +56,53 @@ def optimizer_digests(optimizer: Any) -> dict[str, tuple[str, ...]]:
     Returns:
       path, as `prts_jax.tree.named_leaves` names it, → digests.
     """
+    return start_digests({}, optimizer)[1]()
+
+
+def start_digests(params: Mapping[str, Any], optimizer: Any) -> tuple["Started", "Started"]:
+    """Starts to compute the digests of parameters and optimizer state on their devices.
+
+    Returns at once; the arrays may be donated to later computations. Processes that share the
+    arrays must all call it.
+
+    Args:
+      params: nested dict of arrays; a leaf with "layers" in its path is stacked.
+      optimizer: any tree of arrays; the same rule.
+
+    Returns:
+      Two functions, which wait for the results and return them as `digests` and
+      `optimizer_digests` do; a thread in the background may call them.
+    """
     # Orbax stores no leaves without elements.
-    leaves = {path: leaf for path, leaf in named_leaves(optimizer).items() if leaf.size}
-    stacked = {path: LAYERS in path.split("/") and leaf.ndim > 0 for path, leaf in leaves.items()}
-    return _digests(leaves, stacked)
+    moments = {path: leaf for path, leaf in named_leaves(optimizer).items() if leaf.size}
+    return _start_named(flatten(params)), _start_named(moments)
 
 
-def _digests(leaves: Mapping[str, Any], stacked: Mapping[str, bool]) -> dict[str, tuple[str, ...]]:
-    compute = _digest_function(tuple(stacked.values()), _replicated(leaves.values()))
-    sums = jax.device_get(compute(tuple(leaves.values())))
-    return {
-        path: tuple(_hexadecimal(*pair) for pair in layers)
-        for path, layers in zip(leaves, sums, strict=True)
+Started = Callable[[], dict[str, tuple[str, ...]]]
+"""Waits for digests and returns them: path → one digest for each layer."""
+
+
+def _start_named(leaves: Mapping[str, Any]) -> Started:
+    return _start(
+        leaves,
+        {path: LAYERS in path.split("/") and leaf.ndim > 0 for path, leaf in leaves.items()},
+    )
+
+
+def _start(leaves: Mapping[str, Any], stacked: Mapping[str, bool]) -> Started:
+    # One program for each shape: parameters and the optimizer's moments share theirs.
+    replicated = _replicated(leaves.values())
+    sums = {
+        path: _digest_function(stacked[path], replicated)(leaf) for path, leaf in leaves.items()
     }
+
+    def wait() -> dict[str, tuple[str, ...]]:
+        return {
+            path: tuple(_hexadecimal(*pair) for pair in layers)
+            for path, layers in jax.device_get(sums).items()
+        }
+
+    return wait
 
 
 class LayerDigest:
@@ -209,12 +243,9 @@ def _row_major_index(
 
 
 @functools.lru_cache(maxsize=16)
-def _digest_function(stacked: tuple[bool, ...], replicated: jax.sharding.Sharding | None) -> Any:
-    def sums(leaves: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(
-            _layer_sums(leaf if is_stacked else leaf[None])
-            for leaf, is_stacked in zip(leaves, stacked, strict=True)
-        )
+def _digest_function(stacked: bool, replicated: jax.sharding.Sharding | None) -> Any:
+    def sums(leaf: jax.Array) -> jax.Array:
+        return _layer_sums(leaf if stacked else leaf[None])
 
     return jax.jit(sums, out_shardings=replicated)
 
@@ -228,9 +259,14 @@ def _layer_sums(leaf: jax.Array) -> jax.Array:
         position = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
         index = index + position * np.uint32(stride & 0xFFFFFFFF)
         stride *= leaf.shape[axis]
-    inside = tuple(range(1, leaf.ndim))
-    words = _mix(bits, index)
-    return jnp.stack([jnp.sum(word, axis=inside, dtype=jnp.uint32) for word in words], axis=-1)
+    # One reduction for both sums reads the leaf once; two are ten times slower on CPU.
+    zero, inside = np.uint32(0), tuple(range(1, leaf.ndim))
+    sums = jax.lax.reduce(_mix(bits, index), (zero, zero), _add_pairs, inside)
+    return jnp.stack(sums, axis=-1)
+
+
+def _add_pairs(ours: Any, theirs: Any) -> tuple[Any, Any]:
+    return ours[0] + theirs[0], ours[1] + theirs[1]
 
 
 def _replicated(leaves: Any) -> jax.sharding.Sharding | None:

@@ -32,7 +32,7 @@ from typing import Any
 from prts_jax.checkpoint.damage import GONE, DamagedError, reading
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.errors import UserError, first_line, is_storage_error, os_code, storage_error
-from prts_jax.growth.matrices import Matrices
+from prts_jax.growth.matrices import COST, UNKNOWN, Matrices
 from prts_jax.paths import as_path, is_remote
 
 CHECKPOINTS = "checkpoints"
@@ -229,9 +229,14 @@ def read_lineage(path: str) -> Lineage:
     except UserError as error:
         raise DamagedError(path, LINEAGE, str(error)) from error
     _check_step(path, lineage)
-    dense = [record.map.matrices for record in lineage.growth]
-    digests = {matrices.digest for matrices in dense if matrices is not None} - {""}
-    matrices = {digest: read_matrices(matrices_file(path, digest), digest) for digest in digests}
+    matrices: dict[str, Matrices] = {}
+    for record in lineage.growth:
+        digest = record.map.matrices.digest if record.map.matrices is not None else ""
+        if digest and digest not in matrices:
+            read = read_matrices(matrices_file(path, digest), digest)
+            if record.learning and read.learning.get(COST) == UNKNOWN:  # of an older version
+                read = dataclasses.replace(read, learning={"run": path, **record.learning})
+            matrices[digest] = read
     return dataclasses.replace(lineage, matrices=matrices)
 
 
@@ -268,14 +273,14 @@ def read_matrices(file: str, digest: str = "") -> Matrices:
     return matrices
 
 
-def sealed(lineage: Lineage) -> dict[str, Any]:
-    """Returns the JSON object of a lineage with a checksum of its values.
+def sealed(lineage: Lineage) -> bytes:
+    """Returns the JSON of a lineage with a checksum of its values.
 
     Two keys carry the checksum, so that damage to one of them is not taken for an older file, which
     has neither.
     """
     values = lineage.to_json()
-    return {**values, _KIND: "sha256", _CHECKSUM: _checksum(values)}
+    return json.dumps({**values, _KIND: "sha256", _CHECKSUM: _checksum(values)}).encode()
 
 
 _KIND, _CHECKSUM = "checksum_kind", "checksum"
@@ -331,4 +336,4 @@ def write_lineage(path: str, lineage: Lineage) -> None:
     write_matrices(path, lineage)
     folder = as_path(path) / LINEAGE
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / LINEAGE_FILE).write_text(json.dumps(sealed(lineage)))
+    (folder / LINEAGE_FILE).write_bytes(sealed(lineage))

@@ -11,7 +11,7 @@ import prts_jax
 from prts_jax.config import ModelConfig, check_model, from_dict, to_dict
 from prts_jax.errors import UserError, first_line
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.matrices import Matrices
+from prts_jax.growth.matrices import COST, COUNTED, Matrices
 from prts_jax.special_ids import SpecialIds
 
 FORMAT = 1
@@ -43,7 +43,9 @@ class GrowthRecord:
       flops: spent before the growth.
       map: the map applied; the arrays of its matrices are in `Lineage.matrices`.
       learning: {"tokens", "flops", "flops_6nd", …} spent on learning the map, not included in
-        `tokens` and `flops`; None for a map that was not learned.
+        `tokens` and `flops`; None for a map that was not learned. If another run learned it, "run"
+        is that run's workdir, and "cost" replaces the numbers where they are unknown or counted
+        by an earlier growth of this lineage.
       evaluation: the last evaluation before the growth, as in `Lineage.evaluation`, or None.
     """
 
@@ -159,15 +161,17 @@ class Lineage:
     ) -> "Lineage":
         """Returns the lineage after growth, at the start of a new stage.
 
-        Tokens, FLOPs and position include the learning of the map.
+        Tokens and FLOPs include the learning of the map, once in a lineage, also if an earlier run
+        learned it. The position includes it only if this run did.
 
         Args:
           growth_map: the map applied.
           digests: of the grown parameters.
-          learning: of a learned map: {"tokens", "flops", "flops_6nd"} and other values to record.
+          learning: of a map that this run learned: {"tokens", "flops", "flops_6nd"} and other
+            values to record.
           optimizer_digests: of the grown optimizer state; None without one.
         """
-        spent = dict(learning or {})
+        spent = dict(learning or self._cost_of_reuse(growth_map.matrices))
         record = GrowthRecord(
             self.step,
             self.tokens,
@@ -182,7 +186,7 @@ class Lineage:
             self,
             stage_step=0,
             evaluation={},
-            position=self.position + spent.get("tokens", 0),
+            position=self.position + (learning or {}).get("tokens", 0),
             tokens=self.tokens + spent.get("tokens", 0),
             flops=self.flops + spent.get("flops", 0),
             flops_6nd=self.flops_6nd + spent.get("flops_6nd", 0),
@@ -194,6 +198,16 @@ class Lineage:
             matrices={**self.matrices, **learned},
             teacher={},
         )
+
+    def _cost_of_reuse(self, matrices: Matrices | None) -> Mapping[str, Any]:
+        """Returns the cost of matrices that were learned earlier, to book in this lineage."""
+        if matrices is None or not matrices.learning:
+            return {}
+        booked = any(
+            record.map.matrices == matrices and "tokens" in (record.learning or {})
+            for record in self.growth
+        )
+        return {"run": matrices.learning["run"], COST: COUNTED} if booked else matrices.learning
 
     def change_record(self, key: str, from_: Any, to: Any) -> ChangeRecord:
         """Returns the record of a change of `key` at this step."""

@@ -44,7 +44,7 @@ def workdir_lock(directory: str) -> Iterator[Callable[[], None]]:
       directory: local directory, created if missing; or gs:// address.
 
     Yields:
-      A function that raises `UserError` if another process has taken the lock over.
+      A function that raises `StorageError` if another process has taken the lock over.
 
     Raises:
       UserError: another process holds the lock (names it), or the directory cannot be written.
@@ -137,7 +137,7 @@ def object_lock(address: str) -> Iterator[Callable[[], None]]:
       address: gs:// address of the object.
 
     Yields:
-      A function that raises `UserError` if another process has taken the lock over.
+      A function that raises `StorageError` if another process has taken the lock over.
 
     Raises:
       UserError: another process holds the lock (names the process).
@@ -147,9 +147,9 @@ def object_lock(address: str) -> Iterator[Callable[[], None]]:
     with storage_errors(f"{address}: cannot be read"):
         generation = _free_generation(address, store)
     lock = _Lock(address, store, generation)
-    lock.check()
+    lock.check(UserError)
     time.sleep(SETTLE_SECONDS)  # emulators ignore the condition of a write: the last writer has it
-    lock.check()
+    lock.check(UserError)
     stop = threading.Event()
     refreshing = threading.Thread(target=lock.keep, args=(stop,), daemon=True)
     refreshing.start()
@@ -169,11 +169,12 @@ class _Lock:
         self._holder = f"process {os.getpid()} on {socket.gethostname()}".encode()
         self._writing = threading.Lock()
 
-    def check(self) -> None:
+    def check(self, lost: type[Exception] = StorageError) -> None:
         """Rewrites the object if this process holds the lock.
 
         Raises:
-          UserError: another process has taken the lock.
+          lost: another process has taken the lock.
+          StorageError: the object store failed.
         """
         with self._writing, storage_errors(f"{self._address}: cannot be written"):
             # Read first: emulators of object stores ignore the condition of a write.
@@ -183,7 +184,7 @@ class _Lock:
                 written = self._store.write("", self._holder, if_equal=self._generation).result()
                 self._generation = written.generation  # empty if the condition failed
         if not self._generation:
-            raise UserError(
+            raise lost(
                 f"{self._address}: another process has taken this lock; see that only one process "
                 "writes there, and start again"
             )

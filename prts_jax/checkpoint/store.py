@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +14,25 @@ import orbax.checkpoint as ocp
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.damage import agreed, reading
-from prts_jax.checkpoint.digests import check_digests, check_paths, digests, optimizer_digests
-from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, read_lineage, resolve
+from prts_jax.checkpoint.digests import (
+    check_digests,
+    check_paths,
+    digests,
+    optimizer_digests,
+    start_digests,
+)
+from prts_jax.checkpoint.layout import (
+    LINEAGE,
+    MATRICES,
+    OPTIMIZER,
+    PARAMS,
+    TOKENIZER,
+    read_lineage,
+    resolve,
+)
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
+from prts_jax.checkpoint.tokenizer import read_tokenizer
 from prts_jax.declaration import LAYERS, Declaration
 from prts_jax.errors import StorageError, UserError, first_line, storage_errors
 from prts_jax.paths import as_path, is_remote, sync, sync_all
@@ -40,9 +56,9 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclasses.dataclass
 class _FilesSave(ocp.args.CheckpointArgs):
-    """File name → contents, written unchanged by the first process."""
+    """File name → function that the first process calls in the background for its contents."""
 
-    files: Mapping[str, bytes] = dataclasses.field(repr=False)
+    files: Mapping[str, Callable[[], bytes]] = dataclasses.field(repr=False)
 
 
 class _FilesHandler(ocp.AsyncCheckpointHandler):
@@ -52,7 +68,7 @@ class _FilesHandler(ocp.AsyncCheckpointHandler):
         async def write() -> None:
             if jax.process_index() == 0:
                 for name, contents in args.files.items():
-                    (directory / name).write_bytes(contents)
+                    (directory / name).write_bytes(contents())
 
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="files")]
 
@@ -97,11 +113,17 @@ class Checkpoints:
         self._keep_every_steps = keep_every_steps
         self._protected: set[int] = set()
         self._saving: int | None = None
+        self._tokenizer: dict[str, Callable[[], bytes]] = {}
         with all_processes(), storage_errors(f"{self._directory}: cannot be used"):
             if jax.process_index() == 0:
                 as_path(self._directory).mkdir(parents=True, exist_ok=True)
                 remove_unfinished(self._directory)
         self._checkpointer = _checkpointer()
+
+    def carry_tokenizer(self, checkpoint: str) -> None:
+        """Writes the tokenizer of a checkpoint, if it has one, into those saved from now on."""
+        files = read_tokenizer(f"{checkpoint}/{TOKENIZER}")
+        self._tokenizer = {name: functools.partial(bytes, held) for name, held in files.items()}
 
     def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
         """Starts to save a checkpoint in the background; every process calls it.
@@ -113,7 +135,8 @@ class Checkpoints:
           step: the lineage's step; names the directory.
           params: nested dict of arrays.
           optimizer: any tree of arrays.
-          lineage: with the digests of `params`; those of `optimizer` are computed here.
+          lineage: its digests are replaced by those of `params` and `optimizer`, which their
+            devices compute meanwhile.
 
         Raises:
           UserError: the step is already saved.
@@ -122,7 +145,14 @@ class Checkpoints:
         self.wait()
         if step in layout.contents(self._directory).steps:
             raise UserError(f"{self.path(step)}: exists already; a step is saved once")
-        arguments = _save_args(params, optimizer, lineage)
+        of_params, of_optimizer = start_digests(params, optimizer)
+
+        def with_digests() -> Lineage:
+            return dataclasses.replace(
+                lineage, digests=of_params(), optimizer_digests=of_optimizer()
+            )
+
+        arguments = _save_args(params, optimizer, lineage, with_digests, self._tokenizer)
         with _storage_errors(f"checkpoint {self.path(step)}: could not be written"):
             self._saving = step
             with all_processes():
@@ -148,6 +178,11 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Returns all complete steps, oldest first."""
         return layout.complete_steps(self._directory)
+
+    @property
+    def workdir(self) -> str:
+        """The run's directory."""
+        return str(as_path(self._directory).parent)
 
     def path(self, step: int) -> str:
         """Returns the directory of a step's checkpoint."""
@@ -208,7 +243,7 @@ def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
         _storage_errors(f"checkpoint {path}: could not be written"),
         contextlib.closing(_checkpointer()) as checkpointer,
     ):
-        checkpointer.save(path, args=_save_args(params, None, lineage))
+        checkpointer.save(path, args=_save_args(params, None, lineage, lambda: lineage, {}))
         checkpointer.wait_until_finished()
 
 
@@ -330,28 +365,35 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
         # Weights hardly compress, and compression would take most of the time of a save.
         return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
 
-    lineage = ocp.JsonCheckpointHandler(filename=layout.LINEAGE_FILE)
     handlers = {
         PARAMS: arrays(),
         OPTIMIZER: arrays(),
-        LINEAGE: lineage,
+        LINEAGE: _FilesHandler(),
         MATRICES: _FilesHandler(),
+        TOKENIZER: _FilesHandler(),
     }
     return ocp.AsyncCheckpointer(_SyncedHandler(**handlers))
 
 
-def _save_args(params: Any, optimizer: Any, lineage: Lineage) -> _SyncedSave:
-    saved = {} if optimizer is None else optimizer_digests(optimizer)
-    lineage = dataclasses.replace(lineage, optimizer_digests=saved)
+def _save_args(
+    params: Any,
+    optimizer: Any,
+    lineage: Lineage,
+    complete: Callable[[], Lineage],
+    tokenizer: Mapping[str, Callable[[], bytes]],
+) -> _SyncedSave:
+    """Returns what Orbax saves; `complete` returns the lineage with its digests."""
     items = {
         PARAMS: _tree_save(flatten(params)),
-        LINEAGE: ocp.args.JsonSave(layout.sealed(lineage)),
+        LINEAGE: _FilesSave({layout.LINEAGE_FILE: lambda: layout.sealed(complete())}),
     }
     if optimizer is not None:
         items[OPTIMIZER] = _tree_save(named_leaves(optimizer))
     if lineage.matrices:
-        files = {f"{digest}.npz": m.to_bytes() for digest, m in lineage.matrices.items()}
+        files = {f"{digest}.npz": m.to_bytes for digest, m in lineage.matrices.items()}
         items[MATRICES] = _FilesSave(files)
+    if tokenizer:
+        items[TOKENIZER] = _FilesSave(tokenizer)
     return _SyncedSave(**items)
 
 

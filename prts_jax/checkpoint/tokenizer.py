@@ -20,8 +20,28 @@ TOKENIZER_FILES = (
 """Files beside the weights that define the tokenizer, chat template and generation config."""
 
 
+def read_tokenizer(source: str) -> dict[str, bytes]:
+    """Returns name → contents of the files of `TOKENIZER_FILES` that exist.
+
+    Args:
+      source: a folder, or a single tokenizer file of any name: tokenizer.json if it ends in .json,
+        else tokenizer.model.
+    """
+    root = as_path(source)
+    if root.is_file():
+        return {f"tokenizer{'.json' if root.suffix == '.json' else '.model'}": root.read_bytes()}
+    files = [root / name for name in TOKENIZER_FILES]
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+
+def holds_tokenizer(source: str) -> bool:
+    """Returns whether `read_tokenizer` would return a tokenizer's own file."""
+    root = as_path(source)
+    return any(file.is_file() for file in (root, root / "tokenizer.json", root / "tokenizer.model"))
+
+
 def carry_tokenizer(source: str, target: str) -> list[str]:
-    """Copies the files of `TOKENIZER_FILES` that exist.
+    """Copies the files of `read_tokenizer`.
 
     Args:
       source: a folder, or a single tokenizer file.
@@ -30,14 +50,12 @@ def carry_tokenizer(source: str, target: str) -> list[str]:
     Returns:
       The names of the copied files.
     """
-    root = as_path(source)
-    files = [root] if root.is_file() else [root / name for name in TOKENIZER_FILES]
-    copied = [file for file in files if file.is_file()]
-    if copied:
+    files = read_tokenizer(source)
+    if files:
         as_path(target).mkdir(parents=True, exist_ok=True)
-    for file in copied:
-        (as_path(target) / file.name).write_bytes(file.read_bytes())
-    return [file.name for file in copied]
+    for name, contents in files.items():
+        (as_path(target) / name).write_bytes(contents)
+    return list(files)
 
 
 def special_ids_of(path: str, lineage: Lineage) -> SpecialIds:

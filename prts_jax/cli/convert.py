@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         metavar="FORMAT",
         help="hf: a folder of transformers; litgpt: a folder with lit_model.pth and "
-        "lit_config.json, or a bare .pth file with --preset; orbax: a checkpoint of prts_jax",
+        "lit_config.json or model_config.yaml, or a .pth file with --preset; orbax: a checkpoint "
+        "of prts_jax",
     )
     flags.add_argument("--to", required=True, metavar="FORMAT", help="orbax or hf")
     flags.add_argument("--source", required=True, metavar="PATH", help="what is converted")

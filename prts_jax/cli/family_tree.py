@@ -1,7 +1,10 @@
 """A checkpoint's family tree in the terminal: its stages from the first, and what led to each."""
 
+from typing import Any
+
 from prts_jax.checkpoint.lineage import Lineage, TrainingSpan, training_spans
 from prts_jax.config import ModelConfig
+from prts_jax.growth.matrices import COST
 from prts_jax.text_table import align
 
 
@@ -50,9 +53,16 @@ def _growth(stage: TrainingSpan) -> list[str]:
         return ["│"]
     first, *others = stage.growth.summary().splitlines()
     if stage.learning:
-        others.append(
-            f"learned for {stage.learning['steps']:,} steps: {stage.learning['tokens']:,} tokens, "
-            f"{stage.learning['flops']:.3e} FLOPs, loss {stage.learning['first_loss']:.4f} → "
-            f"{stage.learning['last_loss']:.4f}"
-        )
+        others.append(_learning(stage.learning))
     return ["│", f"├─ {first}", *(f"│    {line}" for line in others), "│"]
+
+
+def _learning(learning: dict[str, Any]) -> str:
+    where = f" in {learning['run']}" if "run" in learning else ""
+    if COST in learning:
+        return f"learned{where}: cost {learning[COST]}"
+    return (
+        f"learned{where} for {learning['steps']:,} steps: {learning['tokens']:,} tokens, "
+        f"{learning['flops']:.3e} FLOPs, loss {learning['first_loss']:.4f} → "
+        f"{learning['last_loss']:.4f}"
+    )

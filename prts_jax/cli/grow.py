@@ -192,8 +192,8 @@ def _with_matrices(growth_map: GrowthMap, file: str, learn_steps: int) -> Growth
     if growth_map.matrices is None:
         return growth_map
     if file:
-        arrays = layout.read_matrices(file).arrays or {}
-        return with_arrays(growth_map, declare(growth_map.target), arrays)
+        read, declarations = layout.read_matrices(file), declare(growth_map.target)
+        return with_arrays(growth_map, declarations, read.arrays or {}, read.learning)
     if learn_steps:
         raise UserError(
             "--operator=learned: nothing to learn from here; grow in a run "

@@ -39,7 +39,7 @@ from prts_jax.config.schema import (
     StagesConfig,
     TrainConfig,
 )
-from prts_jax.config.stages import check_stages, stage_configs
+from prts_jax.config.stages import check_stages, inherited_growth_keys, stage_configs
 from prts_jax.errors import UserError
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "from_dict",
     "get",
     "inherit",
+    "inherited_growth_keys",
     "model_differences",
     "nearest",
     "resolve",

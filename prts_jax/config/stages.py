@@ -7,7 +7,8 @@
     )
 
 A stage may change any key except `growth` and `train.steps`, which its "steps" replaces. Keys that
-it omits have the value of the whole run, not of the previous stage. A run without stages has one.
+it omits have the value of the whole run, not of the previous stage; those of `init.growth` that its
+operator does not take are ignored. A run without stages has one.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prts_jax.config.reading import from_dict, nearest, to_dict
-from prts_jax.config.schema import RunConfig
+from prts_jax.config.schema import GrowthConfig, RunConfig
 from prts_jax.errors import UserError
 
 _FROM_OUTSIDE = ("grow_from", "start_from")
@@ -32,6 +33,19 @@ def stage_configs(config: RunConfig) -> tuple[RunConfig, ...]:
     if not stages:
         return (config,)
     return tuple(_stage_config(config, stage, index) for index, stage in enumerate(stages))
+
+
+def inherited_growth_keys(config: RunConfig, index: int) -> frozenset[str]:
+    """Returns the keys of `init.growth` that a stage leaves to the whole run.
+
+    Args:
+      config: config of the run, or of any of its stages.
+      index: index of the stage; a run without stages inherits nothing.
+    """
+    if not config.growth.stages:
+        return frozenset()
+    own = config.growth.stages[index].get("init", {}).get("growth", {})
+    return frozenset(field.name for field in dataclasses.fields(GrowthConfig)) - own.keys()
 
 
 def check_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:

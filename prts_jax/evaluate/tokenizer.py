@@ -12,6 +12,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import special_ids_of
 from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path
+from prts_jax.special_ids import foreign_form, other_forms
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> Checkpoi
                 eos=next(iter(ids.ends), None) if opened.eos is None else opened.eos,
                 ends=own.union(ids.ends) or opened.ends,
             )
+    others = next(filter(None, map(other_forms, filter(None, folders))), "")
     raise UserError(
-        f"{checkpoint}: no tokenizer in {' or '.join(filter(None, folders))}; name its folder or "
-        "file with --tokenizer"
+        others
+        or f"{checkpoint}: no tokenizer in {' or '.join(filter(None, folders))}; name its folder "
+        "or file with --tokenizer"
     )
 
 
@@ -101,6 +104,8 @@ def open_tokenizer(file: str) -> CheckpointTokenizer:
     Raises:
       UserError: it cannot be read, or its library is not installed.
     """
+    if remedy := foreign_form(as_path(file).read_bytes()):
+        raise UserError(f"{file}: is {remedy}")
     try:
         opened = _fast(file) if file.endswith(".json") else _sentencepiece(file)
     except ImportError as error:

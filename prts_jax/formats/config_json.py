@@ -7,12 +7,13 @@ Source: transformers 4.x and 5.x.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from prts_jax.config import ModelConfig, RopeScaling, check_model
 from prts_jax.errors import UserError
+from prts_jax.formats.json_values import JsonValues
+from prts_jax.formats.model_source import refuse_meta
 from prts_jax.model.architecture import ARCHITECTURES, architecture
 from prts_jax.model.spec import HuggingFaceNames
 from prts_jax.paths import as_path
@@ -52,10 +53,11 @@ def read_config_file(folder: str) -> dict[str, Any]:
     """Returns a folder's parsed config.json.
 
     Raises:
-      UserError: the file is missing or is not a JSON object.
+      UserError: the file is missing or is not a JSON object, or the folder is of another format.
     """
     file = as_path(folder) / CONFIG
     if not file.exists():
+        refuse_meta(folder)
         raise UserError(
             f"{folder}: has no {CONFIG}; name a folder of a model as transformers saves it"
         )
@@ -86,7 +88,7 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     if missing:
         raise UserError(f"{where}: lacks {missing[0]}; fetch the model's own config.json")
     values = {**names.defaults, **values}
-    get = _Reader(values, where)
+    get = JsonValues(values, where, _MAY_BE_NULL)
     sizes: dict[str, Any] = {ours: get.integer(theirs) for ours, theirs in FIELDS.items()}
     _check_fixed(values, names, sizes["layers"], where)
     heads, embed = sizes["heads"], sizes["embed"]
@@ -114,7 +116,7 @@ def read_length(values: Mapping[str, Any], where: str) -> int:
       UserError: the number is no integer or is not positive.
     """
     names = _architecture_of(values, where)[1]
-    length = _Reader({**names.defaults, **values}, where).integer("max_position_embeddings")
+    length = JsonValues({**names.defaults, **values}, where).integer("max_position_embeddings")
     if length < 1:
         raise UserError(f"{where}: max_position_embeddings is {length}; it must be above 0")
     return length
@@ -213,33 +215,6 @@ def special_ids_of(folder: str, config: Mapping[str, Any]) -> tuple[SpecialIds, 
     return ids.or_else(from_values(absent, CONFIG)), repeats
 
 
-class _Reader:
-    """Typed access to the values of a config.json."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self._values, self._where = values, where
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        return int(self._get(key, default, (int,), "an integer"))
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = float(self._get(key, default, (int, float), "a number"))
-        if not math.isfinite(value):
-            raise UserError(f"{self._where}: {key} is {value}; it must be a finite number")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        return bool(self._get(key, default, (bool,), "true or false"))
-
-    def _get(self, key: str, default: Any, kinds: tuple[type, ...], expected: str) -> Any:
-        value = self._values.get(key, default)
-        if value is None and key in _MAY_BE_NULL:
-            value = default
-        if type(value) not in kinds:  # isinstance would take true for 1
-            raise UserError(f"{self._where}: {key} is {value!r:.80}; it must be {expected}")
-        return value
-
-
 def _architecture_of(values: Mapping[str, Any], where: str) -> tuple[str, HuggingFaceNames]:
     """Returns the architecture of `model_type` and its Hugging Face names."""
     model_type = values.get("model_type")
@@ -281,7 +256,7 @@ def _rope(values: Mapping[str, Any], where: str) -> tuple[float, RopeScaling]:
         "rope_theta": values.get("rope_theta", 10000.0),
         "partial_rotary_factor": values.get("partial_rotary_factor", 1.0),
     }
-    get = _Reader({**beside, **rope}, where)  # values in the object come first
+    get = JsonValues({**beside, **rope}, where)  # values in the object come first
     if get.number("partial_rotary_factor") != 1.0:
         raise UserError(f"{where}: rotates a part of each head, which is not supported")
     theta = get.number("rope_theta")

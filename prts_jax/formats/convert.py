@@ -21,7 +21,7 @@ from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths, digest_of, not_what_was_saved
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.tokenizer import carry_tokenizer, special_ids_of
+from prts_jax.checkpoint.tokenizer import carry_tokenizer, holds_tokenizer, special_ids_of
 from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
@@ -36,9 +36,10 @@ from prts_jax.formats.model_source import (
     linear_from_kernel,
 )
 from prts_jax.formats.safetensors_files import NewTensor
+from prts_jax.formats.tokenizer_config import complete_tokenizer
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path, is_remote
-from prts_jax.special_ids import SpecialIds, of_tokenizer
+from prts_jax.special_ids import SpecialIds, of_tokenizer, other_forms
 
 Progress = Callable[[int, int], None]
 """Takes the bytes written so far and the total."""
@@ -141,11 +142,17 @@ def open_checkpoint(spec: str) -> ModelSource:
         },
         read=read,
         length=lineage.length,
-        folder=str(as_path(path) / layout.TOKENIZER),
+        folder=_tokenizer_folder(path, lineage),
         lineage=lineage,
         special_ids=special_ids_of(path, lineage),
         repeats={key: lineage.imported[key] for key in repeated if key in lineage.imported},
     )
+
+
+def _tokenizer_folder(path: str, lineage: Lineage) -> str:
+    """Returns the folder of a checkpoint's tokenizer: its own, else its run's token store."""
+    own, store = f"{path}/{layout.TOKENIZER}", lineage.config.get("data", {}).get("train", "")
+    return own if holds_tokenizer(own) or not store else str(store)
 
 
 def _held(dtype: str) -> str:
@@ -193,9 +200,7 @@ def write_checkpoint(
                 digests[path].append(digest)
                 move.wrote(nbytes)
         arrays.write_tree(directory, declarations)
-        carried = carry_tokenizer(
-            tokenizer or source.folder, str(as_path(directory) / layout.TOKENIZER)
-        )
+        carried = carry_tokenizer(tokenizer or source.folder, f"{directory}/{layout.TOKENIZER}")
         lineage = _lineage(source, tokenizer)
         config = {**lineage.config, "model": to_dict(source.model)}
         complete = {path: tuple(layers) for path, layers in digests.items()}
@@ -256,6 +261,8 @@ def write_huggingface(
 
     with new_checkpoint(target) as directory:
         carried = carry_tokenizer(tokenizer or source.folder, directory)
+        ids = _with_tokenizer(source.special_ids, tokenizer)
+        carried += complete_tokenizer(directory, ids, source.length or 2048)
         tensors = [tensor(path, layer) for path, layer in leaf_layers(source.model)]
         safetensors_files.write_folder(directory, tensors, shard_bytes, move.wrote)
         held = dtype or source.repeats.get("config_dtype", source.dtype)
@@ -378,7 +385,14 @@ def _special_ids(source: ModelSource, tokenizer: str) -> dict[str, Any]:
 
 
 def _with_tokenizer(ids: SpecialIds, tokenizer: str) -> SpecialIds:
-    """Adds the ids of the tokenizer that the user names."""
+    """Adds the ids of the tokenizer that the user names.
+
+    Raises:
+      UserError: there is none.
+    """
+    if tokenizer and not holds_tokenizer(tokenizer):
+        none = "has no tokenizer.json or tokenizer.model; name their folder or one of them"
+        raise UserError(f"--tokenizer={tokenizer}: {other_forms(tokenizer) or none}")
     return ids.or_else(of_tokenizer(tokenizer)) if tokenizer else ids
 
 

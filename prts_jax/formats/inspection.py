@@ -8,7 +8,7 @@ from prts_jax.checkpoint.layout import is_complete
 from prts_jax.config import to_dict
 from prts_jax.formats import config_json, huggingface, litgpt, safetensors_files
 from prts_jax.formats.convert import open_checkpoint
-from prts_jax.formats.model_source import ModelSource, TensorShape, leaf_layers
+from prts_jax.formats.model_source import ModelSource, TensorShape, leaf_layers, refuse_meta
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
@@ -17,6 +17,9 @@ def format_of(path: str) -> str:
     """Returns the format of a path: "orbax", "hf", "litgpt" or "safetensors" (a single file).
 
     Anything unknown counts as "orbax", whose reader reports which file is missing.
+
+    Raises:
+      UserError: the folder is in Meta's format.
     """
     root = as_path(path)
     if path.endswith((".pth", ".pt", ".ckpt")) and root.is_file():
@@ -28,6 +31,7 @@ def format_of(path: str) -> str:
             return "litgpt"
         if (root / config_json.CONFIG).exists() and _has_weights(path):
             return "hf"
+        refuse_meta(path)
     return "orbax"
 
 

@@ -1,22 +1,24 @@
 """Checkpoints of lit-gpt and of the paper's code: one .pth file with fused queries, keys, values.
 
-Each query group fills rows [q … q, k, v] of `attn.attn.weight`. Source: `Config` and `GPT` of
-lit-gpt, and the paper's fork of TinyLlama. torch memory-maps the file and unpickles only tensors.
+In `attn.attn.weight` each query group fills rows [q … q, k, v]; in `attn.qkv.weight` of newer
+versions all queries come first, then all keys, then all values. Source: `GPT` of lit-gpt and
+litgpt, and the paper's fork of TinyLlama. torch memory-maps the file and unpickles only tensors.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from prts_jax.config import ModelConfig, RopeScaling, check_model
+from prts_jax.config import ModelConfig
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError, first_line
 from prts_jax.formats.config_json import special_ids_of
 from prts_jax.formats.huggingface import commonest_dtype
+from prts_jax.formats.litgpt_config import shape_of
 from prts_jax.formats.model_source import (
+    META_REMEDY,
     ModelSource,
     TensorShape,
     check_shape,
@@ -27,18 +29,19 @@ from prts_jax.formats.model_source import (
     without_wrappers,
 )
 from prts_jax.model.architecture import declare
-from prts_jax.model.presets import preset
 from prts_jax.paths import as_path, is_remote
 
 WEIGHTS = "lit_model.pth"
-CONFIG = "lit_config.json"
+
+_GROUPED = "transformer.h.{layer}.attn.attn.weight"
+_FUSED_NAMES = (_GROUPED, "transformer.h.{layer}.attn.qkv.weight")
 
 NAMES = {
     "token_embedding": ("transformer.wte.weight",),
     "layers/attention_norm": ("transformer.h.{layer}.norm_1.weight",),
-    "layers/attention/q": ("transformer.h.{layer}.attn.attn.weight",),
-    "layers/attention/k": ("transformer.h.{layer}.attn.attn.weight",),
-    "layers/attention/v": ("transformer.h.{layer}.attn.attn.weight",),
+    "layers/attention/q": _FUSED_NAMES,
+    "layers/attention/k": _FUSED_NAMES,
+    "layers/attention/v": _FUSED_NAMES,
     "layers/attention/o": ("transformer.h.{layer}.attn.proj.weight",),
     "layers/mlp_norm": ("transformer.h.{layer}.norm_2.weight",),
     "layers/mlp/gate": (
@@ -59,22 +62,13 @@ NAMES = {
 """Path of a leaf → its tensor names: that of the paper's code, then that of lit-gpt."""
 
 _FUSED = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
-_ONLY = {
-    "bias": (False,),
-    "parallel_residual": (False,),
-    "rotary_percentage": (1.0,),
-    "_mlp_class": ("LLaMAMLP",),
-    "mlp_class_name": ("LLaMAMLP",),
-    "_norm_class": ("RMSNorm", "FusedRMSNorm"),
-    "norm_class_name": ("RMSNorm", "FusedRMSNorm"),
-}
 
 
 def open_model(path: str, preset_name: str = "") -> ModelSource:
     """Opens a checkpoint without reading its weights.
 
     Args:
-      path: a folder with lit_model.pth and lit_config.json, or a bare .pth file.
+      path: a folder with lit_model.pth and lit_config.json or model_config.yaml, or a .pth file.
       preset_name: name of a single file's shape ("6L2048H", "llama2_7b").
 
     Raises:
@@ -85,7 +79,7 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
         raise UserError(f"{path}: .pth files are read from local disk; copy it there first")
     root = as_path(path)
     file = root / WEIGHTS if root.is_dir() else root
-    model, length = _shape(root, preset_name)
+    model, length = shape_of(root, preset_name)
     tensors = _load(str(file))
     model = _with_rows(model, tensors, str(file))
     declarations = declare(model)
@@ -105,7 +99,8 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
     def read(leaf: str, layer: int | None) -> np.ndarray:
         tensor, declaration = tensors[names[leaf].format(layer=layer)], declarations[leaf]
         if leaf in _FUSED:
-            return kernel_from_linear(_part_of_fused(tensor, leaf, model), declaration)
+            part = _part_of_groups if names[leaf] == _GROUPED else _part_of_rows
+            return kernel_from_linear(part(tensor, leaf, model), declaration)
         values = as_numpy(tensor)
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
 
@@ -138,44 +133,6 @@ def describe(path: str) -> dict[str, TensorShape]:
     return _shapes(_load(str(root / WEIGHTS if root.is_dir() else root)))
 
 
-def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, int]:
-    """Reads a lit_config.json: the fields of lit-gpt's `Config`, with old and new names.
-
-    Returns:
-      The model's config and its longest sequence, in tokens.
-
-    Raises:
-      UserError: a key is missing or asks for an unsupported feature.
-    """
-    for key, allowed in _ONLY.items():
-        if values.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{where}: {key} is {values[key]!r}; only {allowed[0]!r} is supported")
-    try:
-        embed, heads = int(values["n_embd"]), int(values["n_head"])
-        head_dim = int(values.get("head_size") or embed // max(heads, 1))
-        model = ModelConfig(
-            vocab=int(values.get("padded_vocab_size") or values["vocab_size"]),
-            layers=int(values["n_layer"]),
-            embed=embed,
-            heads=heads,
-            kv_heads=int(values.get("n_query_groups") or heads),
-            head_dim=head_dim,
-            mlp=int(values["intermediate_size"]),
-            norm_eps=float(values.get("norm_eps", 1e-5)),
-            rope_theta=float(values.get("rope_base", 10000)),
-            rope_scaling=RopeScaling(),
-        )
-        length = int(values.get("block_size", 2048))
-    except KeyError as error:
-        raise UserError(f"{where}: lacks {error}; is it lit-gpt's config?") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: cannot be read ({error}); is it lit-gpt's config?") from error
-    if values.get("rope_condense_ratio", 1) != 1 or values.get("rope_adjustments"):
-        raise UserError(f"{where}: stretches RoPE in a way that is not supported")
-    check_model(model, where)
-    return model, length
-
-
 def as_numpy(tensor: Any) -> np.ndarray:
     """Returns a torch tensor as a NumPy array; bfloat16 is converted by its bits."""
     import ml_dtypes
@@ -184,26 +141,6 @@ def as_numpy(tensor: Any) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
     return np.asarray(tensor.numpy())
-
-
-def _shape(root: Any, preset_name: str) -> tuple[ModelConfig, int]:
-    config = root / CONFIG
-    if preset_name:
-        model = preset(preset_name)
-        if model.architecture != "llama":
-            raise UserError(f"--preset={preset_name}: only Llamas are read from lit-gpt")
-        return model, 2048
-    if not root.exists():
-        raise UserError(f"{root}: does not exist; name a folder with {WEIGHTS}, or a .pth file")
-    if not root.is_dir():
-        raise UserError(f"{root}: says nothing of its shape; give --preset=6L2048H, say")
-    if not config.exists():
-        raise UserError(f"{root}: has no {CONFIG}; add it, or give --preset=6L2048H, say")
-    try:
-        values = dict(json.loads(config.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{config}: is damaged ({error}); copy it again") from error
-    return read_config(values, str(config))
 
 
 def _load(file: str) -> dict[str, Any]:
@@ -253,6 +190,13 @@ def _dtype(tensor: Any) -> str:
 
 def _with_rows(model: ModelConfig, tensors: Mapping[str, Any], file: str) -> ModelConfig:
     """Sets the vocabulary to the rows of the stored embedding, which lit-gpt pads."""
+    if "tok_embeddings.weight" in tensors:
+        raise UserError(f"{file}: is {META_REMEDY}")
+    if "model.embed_tokens.weight" in tensors:
+        raise UserError(
+            f"{file}: holds the tensors of transformers; save the model with save_pretrained and "
+            "give that folder with --from=hf"
+        )
     embedding = tensors.get(NAMES["token_embedding"][0])
     if embedding is None or embedding.ndim != 2:
         check_shape(file, NAMES["token_embedding"][0], None, (model.vocab, model.embed))
@@ -276,7 +220,7 @@ def _stored_shape(
     return shape
 
 
-def _part_of_fused(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:
+def _part_of_groups(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:
     """Returns the rows of q, k or v as `[out, in]`, without reading the other rows."""
     queries = model.heads // model.kv_heads
     groups = tensor.reshape(model.kv_heads, queries + 2, model.head_dim, model.embed)
@@ -286,3 +230,10 @@ def _part_of_fused(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:
         "layers/attention/v": lambda: groups[:, queries + 1],
     }
     return as_numpy(rows[leaf]().reshape(-1, model.embed))
+
+
+def _part_of_rows(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:
+    """Returns the same of a tensor whose queries, keys and values follow one another."""
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    begin = {_FUSED[0]: 0, _FUSED[1]: queries, _FUSED[2]: queries + keys}[leaf]
+    return as_numpy(tensor[begin : begin + (queries if leaf == _FUSED[0] else keys)])

@@ -12,12 +12,18 @@ from prts_jax.config import ModelConfig
 from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.model.architecture import declare
+from prts_jax.paths import as_path
 from prts_jax.special_ids import SpecialIds
 
 Tensor = TypeVar("Tensor")
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)"
     r"(?:_orig_mod|_forward_module|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_META = "consolidated."
+META_REMEDY = (
+    "a model in Meta's own format; fetch its folder for transformers, or convert it with "
+    "transformers' convert_llama_weights_to_hf.py"
 )
 _TILE = 256  # elements per side
 
@@ -137,6 +143,19 @@ def leaf_layers(model: ModelConfig) -> list[tuple[str, int | None]]:
             [(path, at) for at in range(model.layers)] if declaration.stacked else [(path, None)]
         )
     return layers
+
+
+def refuse_meta(folder: str) -> None:
+    """Refuses a folder in the format in which Meta and Mistral publish weights.
+
+    Raises:
+      UserError: it holds params.json or consolidated weights.
+    """
+    root = as_path(folder)
+    files = [file.name for file in root.iterdir()] if root.is_dir() else []
+    own = sorted(name for name in files if name == "params.json" or name.startswith(_META))
+    if own:
+        raise UserError(f"{folder}: holds {own[0]}, so it is {META_REMEDY}")
 
 
 def check_shape(

@@ -75,7 +75,10 @@ def learned(
 
 
 def with_arrays(
-    growth_map: GrowthMap, declarations: Mapping[str, Declaration], arrays: Arrays
+    growth_map: GrowthMap,
+    declarations: Mapping[str, Declaration],
+    arrays: Arrays,
+    learning: Mapping[str, Any] | None = None,
 ) -> GrowthMap:
     """Returns the map with learned matrices; its `layers` are the strongest source layers.
 
@@ -83,6 +86,7 @@ def with_arrays(
       growth_map: from `learned`.
       declarations: path → declaration in the target.
       arrays: matrices by name (`prts_jax.growth.dense.matrix_shapes`).
+      learning: cost of learning them, see `Matrices`.
 
     Raises:
       UserError: they are of other models.
@@ -92,5 +96,5 @@ def with_arrays(
     return dataclasses.replace(
         growth_map,
         layers=tuple(int(layer) for layer in np.argmax(strengths, axis=1)),
-        matrices=Matrices.of(arrays),
+        matrices=Matrices.of(arrays, learning),
     )

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,13 @@ Arrays = Mapping[str, Any]
 """Name of a matrix (`prts_jax.growth.dense`) → float32 array `[target size, source size]`."""
 
 
+LEARNING = "learning"
+"""Entry of a file for the cost of learning, as the bytes of a JSON object."""
+
+COST, UNKNOWN, COUNTED = "cost", "unknown", "counted before"
+"""Key of a cost without numbers, and its values."""
+
+
 @dataclass(frozen=True)
 class Matrices:
     """The matrices of a map; two are equal if their values are.
@@ -27,21 +35,25 @@ class Matrices:
         function of the map (`prts_jax.growth.dense.initial`) and needs no file.
       shapes: name → (target size, source size).
       arrays: the values; None where only the JSON was read.
+      learning: cost of learning them, for a growth that uses them again: {"run": workdir of the run
+        that learned them, "tokens", "flops", "flops_6nd", …}. A file of an older version has
+        {"run": the file, "cost": "unknown"}; {} where nothing was learned.
     """
 
     digest: str = ""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     arrays: Arrays | None = field(default=None, compare=False, repr=False)
+    learning: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, arrays: Arrays) -> "Matrices":
-        """Takes arrays as they are, float32."""
+    def of(cls, arrays: Arrays, learning: Mapping[str, Any] | None = None) -> "Matrices":
+        """Takes arrays as they are, float32, and the cost of learning them."""
         kept = {name: np.ascontiguousarray(arrays[name], "<f4") for name in sorted(arrays)}
         shapes = {name: tuple(array.shape) for name, array in kept.items()}
         digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode())
         for array in kept.values():
             digest.update(array.tobytes())
-        return cls(digest.hexdigest(), shapes, kept)
+        return cls(digest.hexdigest(), shapes, kept, dict(learning or {}))
 
     def to_json(self) -> dict[str, Any]:
         """Returns digest and shapes."""
@@ -58,11 +70,13 @@ class Matrices:
         return cls(str(values["digest"]), shapes)
 
     def to_bytes(self) -> bytes:
-        """Returns the arrays as the bytes of a NumPy archive (.npz)."""
+        """Returns the arrays and their cost as the bytes of a NumPy archive (.npz)."""
         if self.arrays is None:
             raise ValueError(f"the arrays of {self.digest[:12]} were not read")
-        file = io.BytesIO()
-        np.savez(file, **self.arrays)
+        file, entries = io.BytesIO(), dict(self.arrays)
+        if self.learning:
+            entries[LEARNING] = np.frombuffer(json.dumps(self.learning).encode(), np.uint8)
+        np.savez(file, **entries)
         return file.getvalue()
 
     @classmethod
@@ -84,9 +98,32 @@ class Matrices:
                 f"{where}: holds no matrices ({type(e).__name__}); give the .npz file in the "
                 "folder matrices of a checkpoint that grew by the operator 'learned'"
             ) from e
+        learning = _read_learning(arrays.pop(LEARNING, None), where)
         for name, array in arrays.items():
             if array.dtype != np.float32:
                 raise UserError(f"{where}: {name} is {array.dtype}, not float32; use another file")
             if not np.isfinite(array).all():
                 raise UserError(f"{where}: {name} has values that are no numbers; use another file")
-        return cls.of(arrays)
+        return cls.of(arrays, learning)
+
+
+def _read_learning(entry: np.ndarray | None, where: str) -> dict[str, Any]:
+    """Reads the cost of learning; a file of an older version has none.
+
+    Raises:
+      UserError: the entry is damaged.
+    """
+    if entry is None:
+        return {"run": where, COST: UNKNOWN}
+    try:
+        learning = json.loads(entry.tobytes())
+        numbers = [] if COST in learning else ["tokens", "flops", "flops_6nd"]
+        intact = isinstance(learning["run"], str) and all(
+            isinstance(learning[key], int | float) and 0 <= learning[key] < math.inf
+            for key in numbers
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise UserError(f"{where}: the cost of learning is damaged; use another copy of the file")
+    return dict(learning)

@@ -1,7 +1,7 @@
 """Growth operators by name, as configs and command lines ask for them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prts_jax.config import GrowthConfig, ModelConfig, nearest, third_party_operators
@@ -28,6 +28,7 @@ def make_map(
     operator: str,
     factor: int = 0,
     layers: str = "",
+    inherited: Collection[str] = (),
     **options: Any,
 ) -> GrowthMap:
     """Makes the growth map that a config's `init.growth` or `prts grow` asks for.
@@ -39,11 +40,13 @@ def make_map(
         `prts_jax.config.OPERATOR_GROUP`.
       factor: copies of the source; 0 takes it from the target.
       layers: list of layers in the notation of `notation.parse_layers`, for "layers".
+      inherited: keys of `GrowthConfig` that the stage leaves to the whole run; those that the
+        operator does not take are ignored.
       **options: the other keys of `GrowthConfig`; a default counts as not given.
 
     Raises:
-      UserError: an unknown operator, an option that it does not take, or a growth that the models
-        do not allow.
+      UserError: an unknown operator, an option that it does not take and that is not inherited, or
+        a growth that the models do not allow.
     """
     defaults = dataclasses.asdict(GrowthConfig())
     options |= {"factor": factor, "layers": layers}
@@ -53,9 +56,12 @@ def make_map(
     noise = given.pop("noise", 0.0)
     own = _parse_options(given.pop("options", ""))
     known = find(operator)
-    taken = {name: value for name, value in given.items() if not (noise and name == "seed")}
     if known.options is not None:
-        _check_options(operator, known.options, taken, own, defaults)
+        takes = {*known.options, "seed"} if noise else {*known.options}
+        given = {name: given[name] for name in given if name in takes or name not in inherited}
+        if "options" in inherited:
+            own = {name: own[name] for name in own if name in takes or name in defaults}
+        _check_options(operator, takes, given, own, defaults)
     given |= own
     growth_map = known(source, target, given)
     if not isinstance(growth_map, GrowthMap):
@@ -73,7 +79,7 @@ def make_map(
 
 def _check_options(
     operator: str,
-    known: Mapping[str, str],
+    known: Collection[str],
     given: Mapping[str, Any],
     own: Mapping[str, str],
     keys: Mapping[str, Any],

@@ -135,6 +135,10 @@ def _splash(
     groups = k_BxKxSxD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     tensor = 1 if mesh.empty else mesh.shape["tensor"]
+    if groups % tensor:  # of a teacher, whose heads every device computes
+        tensor, axis = 1, "features"
+    else:
+        axis = "heads"
     block = next((size for size in SPLASH_BLOCKS if length % size == 0), 0)
     if not block:
         raise UserError(
@@ -176,7 +180,7 @@ def _splash(
         out = jax.vmap(by_group)(scaled, k_BxKxSxD, v_BxKxSxD, *segments)
         return out.reshape(q_BxHxSxD.shape)
 
-    by_heads: PartitionSpec = partition_spec(("batch", "heads", "length", "head_dim"))
+    by_heads: PartitionSpec = partition_spec(("batch", axis, "length", "head_dim"))
     arrays, specs = [q_BxHxSxD, k_BxKxSxD, v_BxKxSxD], [by_heads, by_heads, by_heads]
     if segment_ids_BxS is not None:
         arrays.append(segment_ids_BxS)

@@ -9,14 +9,20 @@ from jax.sharding import Mesh
 
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.config import ModelConfig, RunConfig, model_differences, to_dict
+from prts_jax.config import (
+    ModelConfig,
+    RunConfig,
+    inherited_growth_keys,
+    model_differences,
+    to_dict,
+)
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import refuse_shut
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import check_copies, grow_optimizer
-from prts_jax.mesh import abstract_params, param_shardings
+from prts_jax.mesh import abstract_params, abstract_params_on_any_mesh, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.train.learn import Learn
 from prts_jax.train.state import (
@@ -52,6 +58,7 @@ def grow_from(
     path: str,
     source: Lineage,
     learn: Learn,
+    stage: int = 0,
 ) -> Ancestor:
     """Grows a checkpoint into the config's model on the mesh.
 
@@ -63,27 +70,32 @@ def grow_from(
       path: path of the checkpoint, as returned by `resolve`.
       source: lineage of the checkpoint.
       learn: learns the matrices of the map, if it has any.
+      stage: index of the stage in its run.
 
     Raises:
       UserError: the growth is impossible, gates of the checkpoint are not open yet, or the
         checkpoint has no optimizer state to copy.
     """
     refuse_shut(source, path)
-    growth_map = make_map(source.model, config.model, **to_dict(config.init.growth))
+    inherited = inherited_growth_keys(config, stage)
+    growth_map = make_map(
+        source.model, config.model, inherited=inherited, **to_dict(config.init.growth)
+    )
     if config.init.growth.optimizer == "copy":
         check_copies(growth_map)  # fail before learning starts
     old, new = declare(source.model), declare(growth_map.target)
-    abstract = abstract_params(old, mesh)
+    shardings = param_shardings(mesh, new)  # fail before learning starts
+    abstract = abstract_params_on_any_mesh(old, mesh)
     source_params = checkpoint_store.restore_params(path, abstract, old)
     growth_map, source, learning = learn(growth_map, source_params, source)
-    params = grow_params(source_params, growth_map, new, param_shardings(mesh, new))
+    params = grow_params(source_params, growth_map, new, shardings)
     if config.init.growth.optimizer == "copy":
         moments = checkpoint_store.restore_optimizer(
             path, abstract_optimizer(optimizer, abstract, mesh)
         )
         target = abstract_optimizer(optimizer, params, mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-        grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, shardings)
+        of_moments = jax.tree.map(lambda leaf: leaf.sharding, target)
+        grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, of_moments)
         state = TrainState(params, grown, stage_step_array(0, mesh))
     else:
         state = fresh_state(params, optimizer, mesh)

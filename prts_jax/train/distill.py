@@ -15,7 +15,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ModelConfig, RunConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import fold_current_gates
-from prts_jax.mesh import abstract_params
+from prts_jax.mesh import abstract_params_on_any_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import count_parameters, forward_flops_per_token
 
@@ -30,7 +30,7 @@ class Teacher:
     Attributes:
       path: path of its checkpoint.
       model: its config.
-      params: its parameters, sharded by their own declarations.
+      params: its parameters, sharded by their own declarations where the mesh allows it.
       flops_per_token: FLOPs of its forward pass per token.
       six_n_d_per_token: its contribution to the 6·N·D estimate per token, 2·N.
     """
@@ -138,7 +138,7 @@ def load_teacher(
             f"the model one of {student.vocab}; choose a teacher with the same tokenizer"
         )
     declarations = declare(model)
-    abstract = abstract_params(declarations, mesh)
+    abstract = abstract_params_on_any_mesh(declarations, mesh)
     params = checkpoint_store.restore_params(chosen["path"], abstract, declarations)
     return Teacher(
         path=chosen["path"],

@@ -45,7 +45,7 @@ class Learned(NamedTuple):
       growth_map: the map with the learned matrices.
       lineage: lineage of the source, at the data position where learning began.
       record: steps, tokens, FLOPs and losses of learning, for `Lineage.grown`; empty if nothing was
-        learned.
+        learned here.
     """
 
     growth_map: GrowthMap
@@ -66,6 +66,7 @@ def learn(
     lineage: Lineage,
     say: Callable[[str], None],
     stopping: Stopping,
+    run: str = "",
 ) -> Learned:
     """Trains the matrices of a dense growth map while the source's parameters are frozen.
 
@@ -78,7 +79,8 @@ def learn(
 
     Args:
       config: config of the run. With `init.growth.matrices` the matrices are read from that file
-        and nothing is trained; with learn_steps=0 the map is returned unchanged.
+        and nothing is trained; `Lineage.grown` books their cost. With learn_steps=0 the map is
+        returned unchanged.
       mesh: mesh that holds the source's parameters.
       batches: the training data.
       growth_map: map from the lineage's model to the run's, see `prts_jax.growth.learned`.
@@ -86,6 +88,7 @@ def learn(
       lineage: lineage of the source, at its position in this run's data.
       say: prints a progress message.
       stopping: tells after each step whether to stop.
+      run: workdir of the run; kept with the matrices, beside the cost of learning them.
 
     Raises:
       UserError: the file of matrices cannot be read or belongs to other models, or the loss
@@ -95,8 +98,9 @@ def learn(
     growth = config.init.growth
     declarations = declare(growth_map.target)
     if growth.matrices:
-        arrays = read_matrices(growth.matrices).arrays or {}
-        return Learned(with_arrays(growth_map, declarations, arrays), lineage, {})
+        read = read_matrices(growth.matrices)
+        growth_map = with_arrays(growth_map, declarations, read.arrays or {}, read.learning)
+        return Learned(growth_map, lineage, {})
     if not growth.learn_steps:
         return Learned(growth_map, lineage, {})
     state, losses = _train(config, mesh, batches, growth_map, source_params, lineage, say, stopping)
@@ -113,7 +117,8 @@ def learn(
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
-    return Learned(with_arrays(growth_map, declarations, arrays), lineage, record)
+    growth_map = with_arrays(growth_map, declarations, arrays, {"run": run, **record})
+    return Learned(growth_map, lineage, record)
 
 
 def make_learn_step(

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.config import ModelConfig, RunConfig, stage_configs, to_dict
+from prts_jax.config import (
+    ModelConfig,
+    RunConfig,
+    inherited_growth_keys,
+    stage_configs,
+    to_dict,
+)
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import opening
 from prts_jax.growth.map import GrowthMap
@@ -106,7 +112,7 @@ def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:
                 layers_kept(None)
             continue
         try:
-            growth_map = _growth_map(stage.config, model, epsilons)
+            growth_map = _growth_map(stage, model, epsilons)
             if stage.config.train.trainable == "new":
                 layers_kept(growth_map)
         except UserError as error:
@@ -126,8 +132,9 @@ def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:
 
 
 def _growth_map(
-    config: RunConfig, source: ModelConfig | None, epsilons: Collection[float]
+    stage: Stage, source: ModelConfig | None, epsilons: Collection[float]
 ) -> GrowthMap | None:
+    config = stage.config
     if source is None:
         lineage = layout.read_lineage(layout.resolve(config.init.grow_from))
         source, epsilons = lineage.model, epsilons_before_growth(lineage)
@@ -136,4 +143,5 @@ def _growth_map(
         target = dataclasses.replace(target, norm_eps=source.norm_eps)
     if source == target:
         return None
-    return make_map(source, target, **to_dict(config.init.growth))
+    inherited = inherited_growth_keys(config, stage.index)
+    return make_map(source, target, inherited=inherited, **to_dict(config.init.growth))

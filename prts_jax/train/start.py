@@ -136,17 +136,22 @@ def begin(
         path = checkpoints.path(newest)
         with agreed():
             lineage = checkpoint_store.read_lineage(path)
+        checkpoints.carry_tokenizer(path)
         config = restore_norm_epsilon(config, lineage)
         if lineage.stage < stage:
-            return _next_stage(config, mesh, optimizer, batches, path, lineage, stage, stopping)
+            learning = _learning(
+                config, mesh, batches, ("data.store",), stopping, checkpoints.workdir
+            )
+            return _next_stage(config, mesh, optimizer, batches, path, lineage, stage, learning)
         return _resume(config, mesh, optimizer, batches, path, lineage, allow_change)
     if config.init.grow_from or config.init.start_from:
         path = checkpoint_store.resolve(config.init.grow_from or config.init.start_from)
         lineage = checkpoint_store.read_lineage(path)
+        checkpoints.carry_tokenizer(path)
         config = restore_norm_epsilon(config, lineage)
         if config.init.grow_from:
-            learning = _learning(config, mesh, batches, allow_change, stopping)
-            ancestor = grow_from(config, mesh, optimizer, path, lineage, learning)
+            learning = _learning(config, mesh, batches, allow_change, stopping, checkpoints.workdir)
+            ancestor = grow_from(config, mesh, optimizer, path, lineage, learning, stage)
         else:
             ancestor = start_from(config, mesh, optimizer, path, lineage)
         return _after(ancestor, config, batches, allow_change)
@@ -266,14 +271,13 @@ def _next_stage(
     path: str,
     lineage: Lineage,
     stage: int,
-    stopping: Stopping,
+    learning: Learn,
 ) -> Start:
     """Starts the next stage, which may change its data without --allow_change."""
     if lineage.model == config.model:
         ancestor = start_from(config, mesh, optimizer, path, lineage)
     else:
-        learning = _learning(config, mesh, batches, ("data.store",), stopping)
-        ancestor = grow_from(config, mesh, optimizer, path, lineage, learning)
+        ancestor = grow_from(config, mesh, optimizer, path, lineage, learning, stage)
     start = _after(ancestor, config, batches, ("data.store",))
     lineage = dataclasses.replace(start.lineage, stage=stage)
     return dataclasses.replace(start, lineage=lineage, resumed=True)
@@ -285,6 +289,7 @@ def _learning(
     batches: TrainBatches,
     allow_change: Collection[str],
     stopping: Stopping,
+    workdir: str,
 ) -> Learn:
     """Returns a function that learns the matrices of a growth map on this run's data."""
 
@@ -300,7 +305,9 @@ def _learning(
             changes=(*source.changes, *changes),
         )
         say = TerminalLine(0, jax.process_index() > 0).say
-        return learn(config, mesh, batches, growth_map, source_params, source, say, stopping)
+        return learn(
+            config, mesh, batches, growth_map, source_params, source, say, stopping, workdir
+        )
 
     return learn_map
 

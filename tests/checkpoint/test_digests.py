@@ -1,5 +1,7 @@
 """Digests: the same on a device and in NumPy, and different for whatever differs."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -7,8 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_jax.checkpoint.digests import LayerDigest, digest_of, digests, first_difference
+from prts_jax.checkpoint.digests import (
+    LayerDigest,
+    digest_of,
+    digests,
+    first_difference,
+    start_digests,
+)
 from prts_jax.declaration import Declaration, Kind
+from prts_jax.model.architecture import ARCHITECTURES, declare
+from tests.checkpoint.tiny import MODEL, random_params
 
 
 def declared(*shape: int, stacked: bool = True) -> Declaration:
@@ -49,6 +59,16 @@ def test_device_numpy_and_definition_agree(shape, dtype):
     expected = tuple(reference(layer) for layer in leaf)
     assert on_device(leaf) == expected
     assert tuple(digest_of(layer) for layer in leaf) == expected
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_digests_by_path_are_those_by_declaration(architecture):
+    model = dataclasses.replace(MODEL, architecture=architecture)
+    params = random_params(declare(model))
+    of_params, of_optimizer = start_digests(params, {"mu": params})
+    expected = digests(params, declare(model))
+    assert of_params() == expected
+    assert of_optimizer() == {f"mu/{path}": layers for path, layers in expected.items()}
 
 
 def test_a_leaf_that_is_not_stacked_has_one_digest():

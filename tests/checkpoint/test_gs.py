@@ -15,7 +15,7 @@ from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.layout import contents, is_complete, newest_step, read_lineage, resolve
 from prts_jax.checkpoint.removal import set_aside
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError
 from prts_jax.formats import convert
 from prts_jax.growth.operators import make_map
 from prts_jax.tree import flatten
@@ -162,7 +162,7 @@ def test_the_lock_of_a_killed_growth_is_taken_over(fake_gcs, monkeypatch):
     with lock.object_lock(address) as check_first:
         check_first()
         with lock.object_lock(address) as check_second:
-            with pytest.raises(UserError, match="another process has taken this lock"):
+            with pytest.raises(StorageError, match="another process has taken this lock"):
                 check_first()  # should it live after all, it commits nothing
             check_second()
     assert not epath.Path(address).exists()

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,9 +19,9 @@ import numpy as np
 import optax
 import pytest
 
-from prts_jax.checkpoint import arrays
+from prts_jax.checkpoint import arrays, store
 from prts_jax.checkpoint.damage import DamagedError
-from prts_jax.checkpoint.digests import optimizer_digests
+from prts_jax.checkpoint.digests import optimizer_digests, start_digests
 from prts_jax.checkpoint.layout import contents
 from prts_jax.checkpoint.store import (
     Checkpoints,
@@ -91,6 +92,24 @@ def test_parameters_may_be_donated_as_soon_as_save_returns(tmp_path):
         params = double(params)
     checkpoints.close()
     assert_equal(restore_params(checkpoints.path(1), abstract(params), DECLARED), expected)
+
+
+def test_a_save_returns_before_its_digests_are_computed(tmp_path, monkeypatch):
+    computed = threading.Event()
+
+    def late(*trees):
+        def waiting(result):
+            return lambda: result() if computed.wait(60) else None
+
+        return tuple(map(waiting, start_digests(*trees)))
+
+    monkeypatch.setattr(store, "start_digests", late)
+    params, checkpoints = random_params(), Checkpoints(str(tmp_path), keep=2, keep_every_steps=0)
+    checkpoints.save(1, params, None, dataclasses.replace(lineage_of(params, step=1), digests={}))
+    assert checkpoints.steps() == []
+    computed.set()
+    checkpoints.close()
+    assert read_lineage(checkpoints.path(1)) == lineage_of(params, step=1)
 
 
 def test_every_layer_of_a_stacked_leaf_is_one_chunk(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from prts_jax.checkpoint.layout import matrices_file, read_lineage
 from prts_jax.cli import grow, run
+from prts_jax.cli.family_tree import draw
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.operators import make_map
@@ -37,7 +38,9 @@ def test_it_grows_by_learned_matrices_and_keeps_them(source, matrices, tmp_path,
     flags = ["--operator=learned", "--factor=2", f"--matrices={matrices}"]
     assert grow.main([source, f"--target={target}", *flags]) == 0
     assert "strongest of mixed layers" in capsys.readouterr().out
-    (digest,) = read_lineage(str(target)).matrices
+    lineage = read_lineage(str(target))
+    assert f"learned in {matrices}: cost unknown" in draw(str(target), lineage)
+    (digest,) = lineage.matrices
     again = [*flags[:2], f"--matrices={matrices_file(str(target), digest)}"]
     assert grow.main([source, f"--target={tmp_path / 'again'}", *again]) == 0
     first = stored_params(target)

@@ -124,7 +124,7 @@ def test_missing_small_or_damaged_tokenizers_are_refused(tmp_path: Path, lineage
     with pytest.raises(UserError, match="has 22 entries and the model 10; name the model's own"):
         tokenizer_of("c", small)
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(UserError, match="tokenizer.model: is no tokenizer: it has no pieces"):
+    with pytest.raises(UserError, match="tokenizer.model: is empty; fetch it again"):
         tokenizer_of("c", small, str(tmp_path / "tokenizer.model"))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is JSON but no tokenizer"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prts_jax.cli import convert as convert_command
-from prts_jax.cli import generate, grow
+from prts_jax.cli import data, generate, grow, train
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.evaluate.logits_check import load_params
 from prts_jax.evaluate.tokenizer import open_tokenizer
@@ -118,3 +118,33 @@ def test_grown_and_exported(
     assert after == pytest.approx(perplexity(theirs, tokens), rel=1e-4)
     before = perplexity(their_logits(model, tokens), tokens)
     assert (after == pytest.approx(before, rel=1e-4)) == preserving
+
+
+def test_a_grown_model_trains_on_a_store_of_its_own_tokenizer(
+    smol: tuple[Path, Any, np.ndarray], tmp_path: Path
+) -> None:
+    """The walk of docs/smollm2.md: the export has the tokenizer, with the same ids."""
+    import transformers
+
+    root, _, _ = smol
+    (tmp_path / "text/train").mkdir(parents=True)
+    (tmp_path / "text/train/play.txt").write_text(a_play())
+    cache = ["cache", "--format=text", f"--input={tmp_path / 'text'}", "--workers=1"]
+    stores = tmp_path / "stores"
+    assert data.main([*cache, f"--tokenizer={root / 'hf'}", f"--output={stores}"]) == 0
+    grown, run, out = (str(tmp_path / name) for name in ("grown", "run", "out"))
+    flags = ["--operator=block_expansion", "--every=15", f"--source={root / 'ours'}"]
+    assert grow.main([*flags, f"--target={grown}"]) == 0
+    config = Path(__file__).parents[2] / "configs" / "continued.py"
+    argv = [f"--config={config}:{grown},{stores},2", f"--workdir={run}"]
+    small = ["compute.dtype=float32", "data.length=32", "data.batch=2"]
+    assert train.main([*argv, *(f"--config.{one}" for one in small)]) == 0
+    losses = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    assert all(row["loss"] < 6 for row in losses if "loss" in row)
+    assert (
+        convert_command.main(["--from=orbax", "--to=hf", f"--source={run}", f"--target={out}"]) == 0
+    )
+    text = "Enter the king. <|im_start|> 1599 é"
+    ours, theirs = (transformers.AutoTokenizer.from_pretrained(one) for one in (out, root / "hf"))
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    assert ours.eos_token_id == theirs.eos_token_id

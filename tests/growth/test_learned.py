@@ -188,10 +188,27 @@ def test_the_digest_is_of_the_values():
 
 def test_matrices_survive_their_file():
     matrices = with_random_matrices(make_map(SOURCE, None, "learned", factor=2)).matrices
+    learning = {"run": "runs/a", "tokens": 3, "flops": 1.5, "flops_6nd": 2.0}
+    matrices = Matrices.of(matrices.arrays, learning)
     read = Matrices.from_bytes(matrices.to_bytes(), "here")
-    assert read == matrices
+    assert (read, read.learning) == (matrices, learning)
     for name, array in matrices.arrays.items():
         np.testing.assert_array_equal(read.arrays[name], array)
+
+
+def test_a_file_of_an_older_version_has_an_unknown_cost():
+    data = Matrices.of({"depth/layers/mlp/up": np.eye(2, dtype=np.float32)}).to_bytes()
+    assert Matrices.from_bytes(data, "a.npz").learning == {"run": "a.npz", "cost": "unknown"}
+
+
+@pytest.mark.parametrize(
+    "learning", [["x"], {"run": "a"}, {"run": "a", "tokens": -1, "flops": 1, "flops_6nd": 1}]
+)
+def test_a_damaged_cost_is_refused(learning):
+    data = Matrices.of({"depth/layers/mlp/up": np.eye(2, dtype=np.float32)}, {"run": ""})
+    data = dataclasses.replace(data, learning=learning).to_bytes()
+    with pytest.raises(UserError, match="here: the cost of learning is damaged"):
+        Matrices.from_bytes(data, "here")
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY"])

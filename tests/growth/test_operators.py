@@ -30,6 +30,16 @@ def test_what_an_operator_does_not_take_is_refused(operator, factor, layers, mes
         make_map(SOURCE, None, operator, factor, layers)
 
 
+def test_inherited_options_that_an_operator_does_not_take_are_ignored():
+    inherited = {"gate_steps": 5, "block": 2, "options": "own=1", "seed": 3}
+    given = make_map(SOURCE, None, "stack", 2, inherited=inherited.keys(), **inherited)
+    assert given == make_map(SOURCE, None, "stack", 2)
+    noisy = make_map(SOURCE, None, "stack", 2, inherited=["seed"], seed=3, noise=0.1)
+    assert noisy == make_map(SOURCE, None, "stack", 2, seed=3, noise=0.1)
+    with pytest.raises(UserError, match="has a key of its own"):
+        make_map(SOURCE, None, "stack", 2, inherited=["options"], options="block=1")
+
+
 MIRROR = """
 import dataclasses
 from prts_jax.growth.map import GrowthMap

@@ -15,6 +15,7 @@ from prts_jax.train import loop
 from prts_jax.train.step import make_train_step
 from tests.growth.on_disk.growing import stream
 from tests.train import tiny
+from tests.train.interrupting import Killed, call_during_step, kill
 from tests.train.one_step import NO_CLIP, make_batch, start
 from tests.train.tiny import assert_same, curve, read_lines, stored_params
 
@@ -127,16 +128,9 @@ def test_killed_while_gates_open_the_run_is_the_same_to_the_bit(
     base, opened, configure, tmp_path, monkeypatch, killed
 ):
     config = configure(**GATED, init__grow_from=str(base.workdir), checkpoint__every_steps=1)
-    original = loop._Run._advance
-
-    def dying(self, lineage):
-        if lineage.step == killed:
-            raise KeyboardInterrupt
-        return original(self, lineage)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_advance", dying)
-        with pytest.raises(KeyboardInterrupt):
+        call_during_step(patch, killed, kill)
+        with pytest.raises(Killed):
             loop.train(config, str(tmp_path))
     loop.train(config, str(tmp_path))
     assert_same(stored_params(tmp_path), stored_params(opened))

@@ -1,12 +1,15 @@
 """What becomes of grown parameters once they are trained (the paper's operators, App. A)."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from prts_jax import tree
+from prts_jax.checkpoint.layout import resolve
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
@@ -16,6 +19,7 @@ from prts_jax.model.initialise import init_params
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import TrainState, fresh_state
 from prts_jax.train.step import make_train_step
+from tests.conftest import ROOT, prts_environment
 from tests.train import tiny
 from tests.train.one_step import make_batch
 
@@ -25,6 +29,7 @@ WIDER = dataclasses.replace(
     **{axis: 2 * getattr(tiny.MODEL, axis) for axis in ("embed", "mlp", "heads", "kv_heads")},
 )
 CONFIG = tiny.run_config(optimizer__clip=0.0)
+PROGRAM = "tests.train.programs.grow_on_an_uneven_mesh"
 
 
 def trained(growth_map: GrowthMap, steps: int) -> tuple[dict, TrainState]:
@@ -100,3 +105,17 @@ def test_even_copies_stay_equal_and_uneven_ones_part():
                     leaves[path].take([copy[which] for copy in copies], axis=at) for which in (0, 1)
                 )
                 assert (first == second).all() == equal, (weights, path, axis)
+
+
+@pytest.mark.slow
+def test_growth_on_a_mesh_that_does_not_divide_the_sources_heads_equals_that_on_one_device(base):
+    done = subprocess.run(
+        [sys.executable, "-m", PROGRAM, resolve(str(base.workdir))],
+        cwd=ROOT,
+        env=prts_environment(4, None),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]

@@ -126,9 +126,27 @@ def test_a_file_of_matrices_grows_as_they_did_when_they_were_learned(
     given = wide_and_deep | {"init__growth__matrices": matrices_file(path, digest)}
     lines = run(tmp_path / "given", **given)
     learned = tiny.read_lines(learned_run)
-    assert lines[0]["validation_loss"] == learned[0]["validation_loss"]
-    assert lines[0]["tokens"] == learned[0]["tokens"] - STEPS * 8 * 16  # nothing was trained
-    assert "learning" not in lines[0]["growth"]
+    for key in ("validation_loss", "tokens", "flops", "flops_6nd"):
+        assert lines[0][key] == learned[0][key], key
+    assert lines[0]["position"] == learned[0]["position"] - STEPS * 8 * 16  # no data was read here
+    booked = {"run": str(learned_run), **learned[0]["growth"]["learning"]}
+    assert lines[0]["growth"]["learning"] == booked
+    path = resolve(str(tmp_path / "given"))
+    assert f"learned in {learned_run} for {STEPS} steps" in draw(path, read_lineage(path))
+    assert read_matrices(matrices_file(path, digest)).learning == booked
+
+
+def test_the_cost_of_matrices_is_booked_once_in_a_lineage(learned_run):
+    lineage = read_lineage(resolve(str(learned_run)))
+    record = lineage.growth[-1]
+    (matrices,) = lineage.matrices.values()
+    again = lineage.grown(dataclasses.replace(record.map, matrices=matrices), {})
+    assert (again.tokens, again.flops) == (lineage.tokens, lineage.flops)
+    assert again.growth[-1].learning == {"run": str(learned_run), "cost": "counted before"}
+    elsewhere = dataclasses.replace(lineage, growth=())
+    for _ in range(2):
+        elsewhere = elsewhere.grown(dataclasses.replace(record.map, matrices=matrices), {})
+    assert elsewhere.flops == lineage.flops + record.learning["flops"]
 
 
 def test_a_finished_learning_is_resumed_from_not_repeated(run, tmp_path, wide_and_deep, capsys):
@@ -180,7 +198,7 @@ def test_a_diverged_learning_says_so_and_writes_nothing(run, tmp_path, wide_and_
 
 @pytest.mark.slow
 def test_eight_devices_learn_what_one_does(base, stores, run_prts, tmp_path, wide_and_deep):
-    """Every axis that is split on a mesh is also one that widens."""
+    """Every axis that the mesh splits widens, and the source's 2 key heads do not divide by 4."""
     flags = [*stores.flags()]
     for key, value in wide_and_deep.items():
         values = {key: value}
@@ -190,7 +208,7 @@ def test_eight_devices_learn_what_one_does(base, stores, run_prts, tmp_path, wid
                 for name in ("layers", "embed", "mlp", "heads", "kv_heads")
             }
         flags += [f"--config.{name.replace('__', '.')}={v}" for name, v in values.items()]
-    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=4")
     run_prts("train", *flags, f"--workdir={tmp_path / 'one'}")
     run_prts("train", *flags, *mesh, f"--workdir={tmp_path / 'eight'}", devices=8)
     one, eight = (tiny.read_lines(tmp_path / name)[0] for name in ("one", "eight"))

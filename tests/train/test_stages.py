@@ -16,6 +16,7 @@ from prts_jax.model.counts import training_flops_per_token
 from prts_jax.train import loop
 from prts_jax.train.stages import remaining_stages
 from tests.train import tiny
+from tests.train.interrupting import Killed, call_during_step, kill, kill_before_stage
 from tests.train.tiny import assert_same, curve, read_lines, stored_params
 
 STEP_TOKENS = 8 * 16
@@ -26,7 +27,12 @@ GRADUAL = [
     {"steps": 3, "model": {"layers": 2}},
     {"steps": 3, "init": LAST, "schedule": {"peak": 1e-3}},
 ]
-CHANGES = {"model": tiny.deeper(4), "growth__stages": GRADUAL, "checkpoint__every_steps": 5}
+CHANGES = {
+    "model": tiny.deeper(4),
+    "growth__stages": GRADUAL,
+    "checkpoint__every_steps": 5,
+    "init__growth__gate_steps": 7,  # for operators that open gates; these do not, and inherit it
+}
 
 
 def flops_per_step(layers: int) -> int:
@@ -100,36 +106,23 @@ def test_stages_are_what_runs_grown_one_from_another_are(undisturbed, run, tmp_p
     assert_same(stored_params(tmp_path / "four"), stored_params(undisturbed))
 
 
-class Killed(Exception):
-    pass
-
-
-def kill_at(monkeypatch, step: int, what: str) -> None:
-    """Makes the run die when `what` (a method of the loop) is called at a step of the lineage."""
-    original = getattr(loop._Run, what)
-
-    def dying(self, *arguments):
-        if self.lineage.step == step:
-            raise Killed
-        return original(self, *arguments)
-
-    monkeypatch.setattr(loop._Run, what, dying)
-
-
 @pytest.mark.parametrize(
-    ("step", "what"),
+    "step",
     [
-        (4, "_advance"),  # the line of growth is written; no checkpoint of the stage yet
-        pytest.param(6, "_finish", marks=pytest.mark.slow),  # between two stages
-        pytest.param(8, "_advance", marks=pytest.mark.slow),
+        4,  # the line of growth is written; no checkpoint of the stage yet
+        pytest.param("between stages", marks=pytest.mark.slow),
+        pytest.param(8, marks=pytest.mark.slow),
     ],
 )
 def test_killed_in_any_stage_the_run_is_the_same_to_the_bit(
-    undisturbed, configure, tmp_path, monkeypatch, step, what
+    undisturbed, configure, tmp_path, monkeypatch, step
 ):
     config = configure(**CHANGES)
     with monkeypatch.context() as patch:
-        kill_at(patch, step, what)
+        if step == "between stages":
+            kill_before_stage(patch, 2)
+        else:
+            call_during_step(patch, step, kill)
         with pytest.raises(Killed):
             loop.train(config, str(tmp_path))
     assert not (tmp_path / "DONE").exists()
@@ -144,15 +137,8 @@ def test_stopped_in_any_stage_the_run_is_the_same_to_the_bit(
     undisturbed, configure, tmp_path, monkeypatch, step
 ):
     config = configure(**CHANGES)
-    advance = loop._Run._advance
-
-    def stopping(self, lineage):
-        if lineage.step == step - 1:
-            signal.raise_signal(signal.SIGTERM)
-        return advance(self, lineage)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_advance", stopping)
+        call_during_step(patch, step - 1, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {step} and saved"):
             loop.train(config, str(tmp_path))
     assert complete_steps(str(tmp_path / "checkpoints"))[-1] == step
@@ -203,7 +189,7 @@ def test_a_stage_may_train_only_what_is_new_and_is_charged_for_that(
     keep = dataclasses.replace(config.checkpoint, keep_every_steps=1)
     config = dataclasses.replace(config, checkpoint=keep)
     with monkeypatch.context() as patch:
-        kill_at(patch, 4, "_advance")
+        call_during_step(patch, 4, kill)
         with pytest.raises(Killed):
             loop.train(config, str(tmp_path))
     loop.train(config, str(tmp_path))
@@ -225,7 +211,7 @@ def test_a_stage_may_train_only_what_is_new_and_is_charged_for_that(
     assert list(spent) == [*whole, *[frozen * STEP_TOKENS] * 3, flops_per_step(4)]
 
 
-@pytest.mark.parametrize("killed", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("killed", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_may_begin_with_no_layers(configure, tmp_path, monkeypatch, killed):
     stages = [
         {"steps": 2, "model": {"layers": 0}},
@@ -233,8 +219,7 @@ def test_a_run_may_begin_with_no_layers(configure, tmp_path, monkeypatch, killed
     ]
     config = configure(growth__stages=stages, checkpoint__every_steps=1)
     with monkeypatch.context() as patch:
-        kill_at(patch, killed, "_validate" if killed == 1 else "_advance")
-        patch.setattr(loop, "_due", lambda step, every: True)
+        call_during_step(patch, killed, kill)
         with pytest.raises(Killed):
             loop.train(config, str(tmp_path))
     loop.train(config, str(tmp_path))
@@ -298,6 +283,24 @@ def test_what_a_later_stage_cannot_do_is_refused_before_the_first(
     with pytest.raises(UserError, match=message):
         loop.train(configure(growth__stages=stages), str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+@pytest.mark.parametrize("operator", ["stack", "learned", "interpolate", "split", "random_width"])
+def test_settings_that_a_stage_inherits_and_its_operator_does_not_take_are_ignored(
+    configure, tmp_path, operator
+):
+    inherited = {
+        f"init__growth__{key}": value
+        for key, value in {"gate_steps": 5, "block": 2, "drop": 1, "options": "own=1"}.items()
+    }
+    model = {"embed": 64} if operator in ("split", "random_width") else {"layers": 4}
+    stage = {"steps": 1, "model": model, "init": {"growth": {"operator": operator}}}
+    config = configure(growth__stages=[{"steps": 1}, stage], **inherited)
+    assert len(remaining_stages(config, str(tmp_path))) == 2
+    stage["init"]["growth"]["block"] = 2
+    config = configure(growth__stages=[{"steps": 1}, stage], **inherited)
+    with pytest.raises(UserError, match=rf"block: is 2, but the operator '{operator}' takes no"):
+        remaining_stages(config, str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Any number of hosts sees one global batch, and epochs are whole whoever read which part."""
 
+import hashlib
 import os
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from data_pipelines.batches.loader import EvalBatches, TrainBatches
 from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
+from data_pipelines.store.checksums import BLOCK, Digests
+from data_pipelines.store.fields import INDEX_DIGEST, index_digest
 from data_pipelines.store.store import TokenStore, fingerprint, read_index
 from data_pipelines.store.writer import write_json
 
@@ -140,8 +144,23 @@ def enormous(make_store: MakeStore) -> TokenStore:
         "tokens": tokens,
         "documents": 2000,
         "tokens_per_source": [tokens // 2, tokens // 2],
+        "documents_per_source": [1000, 1000],
     }
-    write_json(folder / "index.json", {**index, "fingerprint": fingerprint(index)})
+    index |= {"tokens": tokens, "documents": 2000}
+    hole = np.full(2 * tokens // BLOCK, zlib.crc32(bytes(BLOCK)), "<u4").tobytes()
+    crcs = [hole]
+    for content in (
+        bytes(2 * tokens % BLOCK),
+        (folder / "shard-00000.ends").read_bytes(),
+        (folder / "shard-00000.sources").read_bytes(),
+    ):
+        digests = Digests()
+        digests.update(content)
+        crcs.append(digests.crcs)
+    (folder / "checksums").write_bytes(b"".join(crcs))
+    index["checksums"]["sha256"] = hashlib.sha256(b"".join(crcs)).hexdigest()
+    index["fingerprint"] = fingerprint(index)
+    write_json(folder / "index.json", {**index, INDEX_DIGEST: index_digest(index)})
     return TokenStore.open(folder)
 
 

@@ -35,6 +35,7 @@ def test_one_file_becomes_one_shard_and_nothing_is_lost(inputs: Path, tmp_path: 
     assert store.sources == ("odd", "even")
     assert sorted(contents(tmp_path / "store")) == [
         ".lock",
+        "checksums",
         "index.json",
         *(f"shard-0000{i}.{part}" for i in range(3) for part in ("ends", "sources", "tokens")),
         "tokenizer.model",

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from data_pipelines.store.fields import INDEX_DIGEST, index_digest
 from data_pipelines.store.statistics import BINS_PER_OCTAVE, statistics
 from data_pipelines.store.store import TokenStore
 
@@ -14,7 +15,9 @@ def store_with_bytes(make_store: MakeStore) -> Path:
     index = json.loads(path.read_bytes())
     index["shards"][0]["bytes_per_source"] = [20, 3]
     index["shards"][1]["bytes_per_source"] = [0, 27]
-    path.write_text(json.dumps(index | {"rows": 5, "bad": {"empty_text": 1}}))
+    index["shards"][0] |= {"rows": 5, "bad": {"empty_text": [3]}}
+    index |= {"rows": 5, "bad": {"empty_text": 1}}
+    path.write_text(json.dumps(index | {INDEX_DIGEST: index_digest(index)}))
     return Path(store.directory)
 
 

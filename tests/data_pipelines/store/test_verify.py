@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.store.fields import INDEX_DIGEST, index_digest
 from data_pipelines.store.store import TokenStore, fingerprint
 from data_pipelines.store.verify import verify
 from prts_jax.errors import UserError
@@ -22,9 +23,10 @@ def folder(make_store: MakeStore) -> Path:
 
 
 def change_index(folder: Path, **changes: object) -> None:
-    """Changes the index so that it still matches its own fingerprint."""
+    """Changes the index so that it still matches its own fingerprint and digest."""
     index = json.loads((folder / "index.json").read_bytes()) | changes
     index["fingerprint"] = fingerprint(index)
+    index[INDEX_DIGEST] = index_digest(index)
     (folder / "index.json").write_text(json.dumps(index))
 
 
@@ -62,14 +64,18 @@ def test_every_fault_is_reported(folder: Path):
 
 def test_wrong_counts_with_right_digests_are_found(folder: Path):
     index = json.loads((folder / "index.json").read_bytes())
-    index["shards"][0]["tokens_per_source"] = [2, 2]
-    change_index(folder, shards=index["shards"], tokens=7)
+    index["shards"][0]["tokens_per_source"] = [2, 1]
+    change_index(folder, shards=index["shards"])
+    with pytest.raises(UserError, match="counts 4 tokens of shard-00000, its sets 3"):
+        verify(folder)
+    index["shards"][0] |= {"tokens_per_source": [2, 2], "documents_per_source": [0, 2]}
+    change_index(folder, shards=index["shards"])
     actual: list[str] = []
     with pytest.raises(UserError, match="2 faults"):
         verify(folder, report=actual.append)
     assert actual == [
-        "the index counts 7 tokens, its shards 6",
         "shard-00000.sources gives [3, 1] tokens per source",
+        "shard-00000.sources gives [1, 1] documents per source",
     ]
 
 

@@ -1,0 +1,135 @@
+"""The parts of a stage that stay the same while it trains: data, teacher, metrics, costs."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from data_pipelines.batches.loader import TrainBatches
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.store import Checkpoints
+from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.evaluate.perplexity import make_evaluator
+from prts_jax.mesh import axis_size
+from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
+from prts_jax.paths import as_path, write_atomically
+from prts_jax.train.batches import batch_at, evaluation_batches
+from prts_jax.train.distill import Teacher, load_teacher
+from prts_jax.train.freezing import frozen_layers
+from prts_jax.train.metrics import MetricsLog, TerminalLine
+from prts_jax.train.progress import Costs
+from prts_jax.train.record import Recorder
+from prts_jax.train.stages import Stage
+from prts_jax.train.start import Start
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a stage that stay the same while it trains.
+
+    Attributes:
+      log: receives the lines of metrics; None on all processes but the first.
+      check_lock: raises an error if another process has taken over the workdir's lock.
+    """
+
+    stage: Stage
+    workdir: str
+    mesh: jax.sharding.Mesh
+    batches: TrainBatches
+    checkpoints: Checkpoints
+    check_lock: Callable[[], None]
+    optimizer: Any
+    model: ModelConfig
+    frozen: tuple[int, ...] | None
+    teacher: Teacher | None
+    costs: Costs
+    evaluate: Any
+    terminal: TerminalLine
+    log: MetricsLog | None
+    recorder: Recorder
+
+    @property
+    def config(self) -> RunConfig:
+        """Config of the stage."""
+        return self.stage.config
+
+    def batch(self, origin: Lineage, step: int) -> dict[str, jax.Array]:
+        """Returns the batch of a step of the stage; its data begin at the origin's position."""
+        data = self.config.data
+        position = origin.position + (step - origin.stage_step) * data.batch * data.length
+        return batch_at(self.mesh, self.batches, position)
+
+    @property
+    def teacher_params(self) -> Any:
+        """Parameters of the teacher; None without one."""
+        return self.teacher.params if self.teacher else None
+
+
+def set_up(
+    stage: Stage,
+    workdir: str,
+    mesh: jax.sharding.Mesh,
+    batches: TrainBatches,
+    checkpoints: Checkpoints,
+    optimizer: Any,
+    start: Start,
+    check_lock: Callable[[], None],
+) -> Setup:
+    """Loads the teacher, opens the metrics and writes config.json."""
+    config, lineage, length = stage.config, start.lineage, stage.config.data.length
+    frozen = frozen_layers(config, lineage)
+    costs = Costs(
+        training_flops_per_token(start.model, start.declarations, length, frozen),
+        six_n_d_per_token(start.declarations),
+    )
+    teacher = load_teacher(lineage.teacher, start.model, mesh, length)
+    if teacher:
+        checkpoints.protect(teacher.path)  # a resume needs it
+        costs = Costs(
+            costs.flops + teacher.flops_per_token, costs.six_n_d + teacher.six_n_d_per_token
+        )
+    validation = evaluation_batches(config, axis_size(mesh, "batch"), batches.store)
+    evaluate = None
+    if validation is not None:
+        evaluate = make_evaluator(start.model, config.compute, validation, mesh)
+    terminal = TerminalLine(config.train.steps, jax.process_index() > 0, stage.name)
+    log = None
+    if jax.process_index() == 0:
+        restored = lineage.step if start.resumed else None
+        log = MetricsLog(workdir, restored, config.logging.tensorboard)
+        resolved = to_dict(dataclasses.replace(config, model=start.model))
+        write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
+    recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
+    return Setup(
+        stage=stage,
+        workdir=workdir,
+        mesh=mesh,
+        batches=batches,
+        checkpoints=checkpoints,
+        check_lock=check_lock,
+        optimizer=optimizer,
+        model=start.model,
+        frozen=frozen,
+        teacher=teacher,
+        costs=costs,
+        evaluate=evaluate,
+        terminal=terminal,
+        log=log,
+        recorder=recorder,
+    )
+
+
+def announce(setup: Setup, start: Start) -> None:
+    """Tells the user where the stage starts."""
+    say = setup.terminal.say
+    say(
+        f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
+        f"{start.lineage.step}, mesh {dict(setup.mesh.shape)}, {jax.process_count()} process(es)"
+    )
+    if setup.log is not None and setup.log.lost:
+        say(f"{setup.log.lost}; the key gap_after marks them")
+    if start.growth_map is not None:
+        say(str(start.growth_map))
