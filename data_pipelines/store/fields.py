@@ -204,7 +204,7 @@ def _sums(index: Mapping[str, Any]) -> Problems:
 def _shard_sums(shard: Mapping[str, Any], sets: int) -> Problems:
     name = shard["name"]
     for key in ("tokens", "documents", "bytes"):
-        counts = shard.get(f"{key}_per_source")
+        counts: Any = shard.get(f"{key}_per_source")
         if not counts and key != "tokens":
             continue  # not recorded
         if len(counts) != sets:

@@ -211,7 +211,9 @@ def _train(
         position = lineage.position + step * data.batch * data.length
         return batch_at(mesh, batches, position)
 
-    compiled = compile_together(learn_step, state, source, batch_of(0))
+    compiled = compile_together(
+        learn_step, state, source, batch_of(0), tpu_flags=config.compute.tpu_flags
+    )
     losses: list[jax.Array] = []
     with contextlib.closing(prefetch(batch_of, 0, steps)) as stream:
         for step, batch in enumerate(stream, start=1):

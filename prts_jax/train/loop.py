@@ -207,7 +207,10 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
         gates=opening.at if opening else None,
     )
     with setup.recorder.paused():
-        compiled = compile_together(step, progress.state, batch, setup.teacher_params)
+        flags = setup.config.compute.tpu_flags
+        compiled = compile_together(
+            step, progress.state, batch, setup.teacher_params, tpu_flags=flags
+        )
     gated = ", gates opening" if opening else ""
     setup.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s{gated}")
     return compiled

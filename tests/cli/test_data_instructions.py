@@ -126,7 +126,9 @@ def test_a_bad_row_is_one_line_with_its_place(run_prts: Callable[..., Any], tmp_
 def test_bad_instruction_input_is_refused(prepare: Prepare, words: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"--length=1: give at least 2"):
         prepare(ANSWERS, "--length=1")
-    with pytest.raises(UserError, match=r"no tokenizer in .*tokenizer\.json and no tokenizer\.model"):
+    with pytest.raises(
+        UserError, match=r"no tokenizer in .*tokenizer\.json and no tokenizer\.model"
+    ):
         prepare(ANSWERS, tokenizer=tmp_path)
     (words / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="does not say which token ends a document"):
