@@ -131,7 +131,7 @@ class BlockChecked(_Checked):
             if self._checked[number + index]:
                 continue
             offset = index * self._block
-            if zlib.crc32(memoryview(content[offset : offset + self._block])) != self._crcs[number + index]:
+            if zlib.crc32(content[offset : offset + self._block].data) != self._crcs[number + index]:
                 raise self._damaged(
                     name,
                     f"does not match its checksum between bytes {first * self._block + offset:,} "
@@ -208,6 +208,6 @@ class DigestChecked(_Checked):
     def _compare(self, name: str, parts: Iterable[np.ndarray]) -> None:
         digest = hashlib.sha256()
         for part in parts:
-            digest.update(memoryview(part))
+            digest.update(part.data)
         if digest.hexdigest() != self._digests[name]:
             raise self._damaged(name, f"({self._sizes[name]:,} bytes) does not match its digest")

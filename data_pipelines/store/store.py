@@ -128,7 +128,7 @@ def open_checked(directory: str | os.PathLike[str], index: Mapping[str, Any]) ->
             )
     if recorded:
         crcs = files.whole(CHECKSUMS, CRC_DTYPE, count)
-        if hashlib.sha256(memoryview(crcs)).hexdigest() != recorded["sha256"]:
+        if hashlib.sha256(crcs.data).hexdigest() != recorded["sha256"]:
             raise UserError(
                 f"damaged token store: {folder}/{CHECKSUMS} does not match its digest; copy that "
                 "file again, or delete the store and cache again"
