@@ -24,6 +24,7 @@ from prts_jax.checkpoint.tokenizer import special_ids_of
 from prts_jax.config import DataConfig, ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
+from prts_jax.evaluate.store_tokenizer import check_store_tokenizer
 from prts_jax.growth.map import GrowthMap
 from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
@@ -147,6 +148,7 @@ def begin(
     if config.init.grow_from or config.init.start_from:
         path = checkpoint_store.resolve(config.init.grow_from or config.init.start_from)
         lineage = checkpoint_store.read_lineage(path)
+        _check_tokenizer(config, batches, path, lineage, allow_change)
         checkpoints.carry_tokenizer(path)
         config = restore_norm_epsilon(config, lineage)
         if config.init.grow_from:
@@ -424,6 +426,22 @@ def _check_names(allow_change: Collection[str], config: RunConfig) -> None:
             close = same_end or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else "--print_config shows them all"
             raise UserError(f"--allow_change={key}: no such key; {hint}")
+
+
+def _check_tokenizer(
+    config: RunConfig,
+    batches: TrainBatches,
+    path: str,
+    lineage: Lineage,
+    allow_change: Collection[str],
+) -> None:
+    """Checks that a store on which a checkpoint may train has the checkpoint's tokenizer.
+
+    `data_position` refuses all other stores, and the start of fine-tuning has a check of its own.
+    """
+    may_differ = not lineage.store or "data.store" in allow_change
+    if may_differ and not fine_tuning.begins(lineage, config.data):
+        check_store_tokenizer(path, lineage, batches.store)
 
 
 def _with_model(config: RunConfig, model: ModelConfig) -> dict[str, Any]:

@@ -441,3 +441,11 @@ def test_another_store_needs_leave(base, other_store, tmp_path):
     begun = grown(base, tmp_path, ("data.store",), data__train=other_store)
     assert begun.lineage.position == 0
     assert [change.key for change in begun.lineage.changes] == ["data.store"]
+
+
+@pytest.mark.parametrize("key", ["init__start_from", "init__grow_from"])
+def test_a_store_of_another_tokenizer_is_refused(base, tmp_path, key):
+    other = tiny.write_store(tmp_path / "other", 900, 7, tokenizer="1" * 64)
+    config = changed(base.config, data__train=str(other.directory), **{key: str(base.workdir)})
+    with pytest.raises(UserError, match=r"other: its tokens are of another tokenizer .*1{12}"):
+        start(config, tmp_path / "run", ("data.store",))
