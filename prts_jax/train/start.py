@@ -135,7 +135,7 @@ def begin(
         path = checkpoints.path(newest)
         with agreed():
             lineage = checkpoint_store.read_lineage(path)
-        checkpoints.carry_tokenizer(path)
+        checkpoints.carry_tokenizer(path, lineage)
         config = restore_norm_epsilon(config, lineage)
         if lineage.stage < stage:
             learning = _learning(
@@ -147,7 +147,7 @@ def begin(
         path = checkpoint_store.resolve(config.init.grow_from or config.init.start_from)
         lineage = checkpoint_store.read_lineage(path)
         _check_tokenizer(config, batches, path, lineage, allow_change)
-        checkpoints.carry_tokenizer(path)
+        checkpoints.carry_tokenizer(path, lineage)
         config = restore_norm_epsilon(config, lineage)
         if config.init.grow_from:
             learning = _learning(config, mesh, batches, allow_change, stopping, checkpoints.workdir)
