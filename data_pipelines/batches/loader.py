@@ -11,13 +11,15 @@ depends on differences of positions only. A target that starts a document has we
 another document's end would predict it.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from data_pipelines.batches.order import ReadOrder, check_rows, check_sizes
+from data_pipelines.batches.open_blocks import OpenBlocks
+from data_pipelines.batches.order import OPEN_TOKENS, ReadOrder, check_rows, check_sizes
 from data_pipelines.batches.permutation import permute
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
@@ -38,10 +40,12 @@ class TrainBatches:
     Attributes:
       store: the tokens.
       order: the order in which they are read.
+      open_tokens: tokens of the blocks that are interleaved.
     """
 
     store: TokenStore
     order: ReadOrder
+    open_tokens: int = OPEN_TOKENS
 
     def __post_init__(self) -> None:
         self._check_store()
@@ -69,7 +73,7 @@ class TrainBatches:
         return self.store.tokens // self.order.stride
 
     def keeps_position(self, position: int) -> bool:
-        """Whether a position counted at another length, with the same blocks, is valid here."""
+        """Whether a position counted at another length, with equal blocks and pieces, is valid."""
         return self.order.block > 0 and position % self.order.length == 0
 
     def tokens(self, position: int) -> int:
@@ -110,6 +114,9 @@ class TrainBatches:
         """
         stride, size = self.order.stride, self.order.length + 1
         starts = self.store_windows(consumed) * stride
+        if self.order.shuffle and self.order.block_pieces > 1:
+            blocks, offsets = np.divmod(starts, self.order.block)
+            return self._open_blocks.read(blocks, offsets, self.order.length)
         out = np.empty((2 + self.order.documents, len(starts), size), np.int32)
         # Windows that are neighbours in the store are read in one piece.
         runs = np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts) != stride) + 1)
@@ -130,13 +137,22 @@ class TrainBatches:
         epochs, windows = np.divmod(consumed, self.windows_per_epoch)
         if not self.order.shuffle:
             return windows
-        together = self.order.block_windows
-        blocks, within = np.divmod(windows, together)
+        count = self.windows_per_epoch // self.order.block_windows
+        blocks, within = self.order.spread(windows, count, self.open_tokens)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             key = f"{self.order.seed}/{epoch}/{self.store.fingerprint}"
-            blocks[here] = permute(blocks[here], self.windows_per_epoch // together, key)
-        return blocks * together + within
+            blocks[here] = permute(blocks[here], count, key)
+        return blocks * self.order.block_windows + within
+
+    @functools.cached_property
+    def _open_blocks(self) -> OpenBlocks:
+        order = self.order
+        count = self.windows_per_epoch // order.block_windows
+        together = order.apart(count, self.open_tokens) * order.block_pieces
+        opened_by_a_batch = -(-order.batch // order.block_windows) + 1
+        most = together + opened_by_a_batch
+        return OpenBlocks(self.store, order.block, most, order.documents)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,13 @@ class MixedBatches(TrainBatches):
 
     @functools.cached_property
     def _parts(self) -> tuple[TrainBatches, ...]:
-        return tuple(TrainBatches(self.store.only([name]), self.order) for name in self.weights)
+        total = sum(self.weights.values())
+        return tuple(
+            TrainBatches(
+                self.store.only([name]), self.order, int(self.open_tokens * weight / total)
+            )
+            for name, weight in self.weights.items()
+        )
 
     @functools.cached_property
     def _borders(self) -> tuple[Fraction, ...]:

@@ -8,6 +8,9 @@ import numpy as np
 
 from prts_jax.errors import UserError
 
+OPEN_TOKENS = 1 << 26
+"""Tokens of the blocks whose pieces are interleaved. A part of every order: it never changes."""
+
 
 @dataclass(frozen=True)
 class ReadOrder:
@@ -24,6 +27,9 @@ class ReadOrder:
         shuffles the windows. A block is read in one piece, which object storage needs, and a
         position stays exact when the length changes to another divisor of the block. Tokens after
         the last whole block are left out.
+      pieces: pieces into which a block is cut, at least this many if it has that many windows; the
+        pieces of all open blocks take turns (`spread`). 1: the windows of a block follow one
+        another, the order of versions without this field.
       documents: keeps documents apart: batches say where each begins.
       mixture: "" or "natural" for everything; "no_github"; sets ("A,B") in their natural shares;
         or shares of windows ("A=0.7,B=0.3").
@@ -37,6 +43,7 @@ class ReadOrder:
     shuffle: bool = True
     overlap: bool = True
     block: int = 0
+    pieces: int = 1
     documents: bool = False
     mixture: str = ""
     instructions: bool = False
@@ -47,6 +54,8 @@ class ReadOrder:
             raise UserError(
                 f"block={self.block} is not a multiple of length={self.length}: give one, or 0"
             )
+        if self.pieces < 1:
+            raise UserError(f"pieces={self.pieces}: give at least 1")
         if self.block and not self.overlap:
             raise UserError(
                 "block and overlap=False: disjoint windows cannot share blocks; drop one"
@@ -67,6 +76,47 @@ class ReadOrder:
     def block_windows(self) -> int:
         """Windows that stay together when the order is shuffled."""
         return max(self.block // self.length, 1)
+
+    @property
+    def block_pieces(self) -> int:
+        """Pieces of a block; each is a whole number of windows."""
+        windows = self.block_windows
+        least = min(self.pieces, windows)
+        return next(count for count in range(least, windows + 1) if windows % count == 0)
+
+    @property
+    def piece(self) -> int:
+        """Tokens of a piece; 0 without blocks."""
+        return self.block // self.block_pieces
+
+    def spread(
+        self, windows: np.ndarray, blocks: int, open_tokens: int = OPEN_TOKENS
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Maps an epoch's windows to the blocks, in their order of opening.
+
+        The epoch has as many turns as blocks. At each turn one block opens and all open blocks of
+        the right age give a piece: block b gives its piece j at turn b + j·apart, modulo the number
+        of blocks. So every piece comes once, any turn is known without those before it, and with
+        apart ≥ 1 a block takes part in one of `apart` turns until it is used up.
+
+        Args:
+          windows: numbers of windows in the epoch, int64.
+          blocks: number of blocks.
+          open_tokens: tokens of the open blocks together.
+
+        Returns:
+          The block of each window, and the number of earlier windows in it, both int64.
+        """
+        pieces = self.block_pieces
+        turns, within = np.divmod(windows, self.block_windows)
+        ages, within = np.divmod(within, self.block_windows // pieces)
+        opened = (turns - ages * self.apart(blocks, open_tokens)) % blocks
+        return opened, ages * (self.block_windows // pieces) + within
+
+    def apart(self, blocks: int, open_tokens: int = OPEN_TOKENS) -> int:
+        """Returns the turns from one piece of a block to its next."""
+        most = min(open_tokens // max(self.block, 1), blocks)
+        return max(most // self.block_pieces, 1)
 
     def consumed(self, position: int, start: int, stop: int) -> np.ndarray:
         """Returns how many of the run's windows precede each of some rows of a batch.

@@ -112,6 +112,8 @@ class Lineage:
       teacher: {"path", "digest"} of the checkpoint that the stage is distilled from; else {}.
       special_ids: of the imported model, or of the token store of the first run; None in
         checkpoints of older versions (`prts_jax.checkpoint.tokenizer.special_ids_of` reads both).
+      tokenizer: name → SHA-256 of the tokenizer's files in the checkpoint; {} without any, and in
+        checkpoints of older versions.
     """
 
     step: int
@@ -133,6 +135,7 @@ class Lineage:
     teacher: dict[str, Any] = field(default_factory=dict)
     special_ids: SpecialIds | None = None
     optimizer_digests: Digests = field(default_factory=dict)
+    tokenizer: dict[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -226,8 +229,9 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
-        if not self.optimizer_digests:
-            del values["optimizer_digests"]
+        for key in ("optimizer_digests", "tokenizer"):
+            if not values[key]:
+                del values[key]
         return {"format": FORMAT, **values}
 
     @classmethod

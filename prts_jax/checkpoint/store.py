@@ -32,7 +32,7 @@ from prts_jax.checkpoint.layout import (
 )
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
-from prts_jax.checkpoint.tokenizer import read_tokenizer
+from prts_jax.checkpoint.tokenizer import check_tokenizer, file_digests, read_tokenizer
 from prts_jax.declaration import LAYERS, Declaration
 from prts_jax.errors import StorageError, UserError, first_line, storage_errors
 from prts_jax.paths import as_path, is_remote, sync, sync_all
@@ -113,17 +113,22 @@ class Checkpoints:
         self._keep_every_steps = keep_every_steps
         self._protected: set[int] = set()
         self._saving: int | None = None
-        self._tokenizer: dict[str, Callable[[], bytes]] = {}
+        self._tokenizer: dict[str, bytes] = {}
         with all_processes(), storage_errors(f"{self._directory}: cannot be used"):
             if jax.process_index() == 0:
                 as_path(self._directory).mkdir(parents=True, exist_ok=True)
                 remove_unfinished(self._directory)
         self._checkpointer = _checkpointer()
 
-    def carry_tokenizer(self, checkpoint: str) -> None:
-        """Writes the tokenizer of a checkpoint, if it has one, into those saved from now on."""
-        files = read_tokenizer(f"{checkpoint}/{TOKENIZER}")
-        self._tokenizer = {name: functools.partial(bytes, held) for name, held in files.items()}
+    def carry_tokenizer(self, checkpoint: str, lineage: Lineage) -> None:
+        """Writes the tokenizer of a checkpoint, if it has one, into those saved from now on.
+
+        Raises:
+          DamagedError: its files are not what the lineage records.
+        """
+        with agreed():
+            check_tokenizer(checkpoint, lineage)
+            self._tokenizer = read_tokenizer(f"{checkpoint}/{TOKENIZER}")
 
     def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
         """Starts to save a checkpoint in the background; every process calls it.
@@ -135,8 +140,8 @@ class Checkpoints:
           step: the lineage's step; names the directory.
           params: nested dict of arrays.
           optimizer: any tree of arrays.
-          lineage: its digests are replaced by those of `params` and `optimizer`, which their
-            devices compute meanwhile.
+          lineage: its digests are replaced by those of the tokenizer, and of `params` and
+            `optimizer`, which their devices compute meanwhile.
 
         Raises:
           UserError: the step is already saved.
@@ -146,6 +151,7 @@ class Checkpoints:
         if step in layout.contents(self._directory).steps:
             raise UserError(f"{self.path(step)}: exists already; a step is saved once")
         of_params, of_optimizer = start_digests(params, optimizer)
+        lineage = dataclasses.replace(lineage, tokenizer=file_digests(self._tokenizer))
 
         def with_digests() -> Lineage:
             return dataclasses.replace(
@@ -380,7 +386,7 @@ def _save_args(
     optimizer: Any,
     lineage: Lineage,
     complete: Callable[[], Lineage],
-    tokenizer: Mapping[str, Callable[[], bytes]],
+    tokenizer: Mapping[str, bytes],
 ) -> _SyncedSave:
     """Returns what Orbax saves; `complete` returns the lineage with its digests."""
     items = {
@@ -393,7 +399,9 @@ def _save_args(
         files = {f"{digest}.npz": m.to_bytes for digest, m in lineage.matrices.items()}
         items[MATRICES] = _FilesSave(files)
     if tokenizer:
-        items[TOKENIZER] = _FilesSave(tokenizer)
+        items[TOKENIZER] = _FilesSave(
+            {name: functools.partial(bytes, held) for name, held in tokenizer.items()}
+        )
     return _SyncedSave(**items)
 
 

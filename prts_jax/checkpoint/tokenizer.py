@@ -1,6 +1,10 @@
 """Tokenizer files stored with a checkpoint, and the special ids of its model."""
 
+import hashlib
+from collections.abc import Mapping
+
 from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.damage import DamagedError, reading
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.paths import as_path
 from prts_jax.special_ids import SpecialIds, from_values, of_tokenizer, read_json
@@ -56,6 +60,32 @@ def carry_tokenizer(source: str, target: str) -> list[str]:
     for name, contents in files.items():
         (as_path(target) / name).write_bytes(contents)
     return list(files)
+
+
+def file_digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns name → SHA-256 of files, as `Lineage.tokenizer` records them."""
+    return {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
+
+
+def check_tokenizer(checkpoint: str, lineage: Lineage) -> None:
+    """Compares the tokenizer's files in a checkpoint with their digests in the lineage.
+
+    Raises:
+      DamagedError: a file is missing or is not what was saved (names it). Checkpoints of older
+        versions have no digests.
+      StorageError: a file cannot be read.
+    """
+    for name, digest in lineage.tokenizer.items():
+        file = f"{checkpoint}/{layout.TOKENIZER}/{name}"
+        with reading(checkpoint, layout.TOKENIZER, file):
+            contents = as_path(file).read_bytes()
+        if file_digests({name: contents})[name] != digest:
+            raise DamagedError(
+                checkpoint,
+                layout.TOKENIZER,
+                f"{file}: is not what was saved (its SHA-256 differs); copy it from where the "
+                "model came from, or use another checkpoint",
+            )
 
 
 def special_ids_of(path: str, lineage: Lineage) -> SpecialIds:

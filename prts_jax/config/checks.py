@@ -56,6 +56,7 @@ def check_model(model: ModelConfig, where: str = "config.model") -> None:
 _AT_LEAST_ONE = (
     "data.length",
     "data.batch",
+    "data.pieces",
     "train.steps",
     "train.accumulation",
     "compute.loss_chunks",

@@ -70,6 +70,7 @@ class DataConfig:
     overlap: bool = True  # windows share one token; False: disjoint blocks as in the original
     mixture: str = ""  # empty: all sets; no_github; sets "A,B"; or shares of windows "A=0.7,B=0.3"
     block: int = 0  # tokens shuffled as one block, a multiple of length; 0: single windows
+    pieces: int = 32  # of a block, interleaved with other blocks'; 1: windows one after another
     documents: bool = False  # attention only within a document; False: across, as in the paper
     instructions: bool = False  # loss on answers only; needs a store of `prts data instructions`
     seed: int = 0

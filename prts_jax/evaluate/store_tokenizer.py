@@ -5,6 +5,7 @@ import hashlib
 from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.tokenizer import check_tokenizer
 from prts_jax.errors import UserError
 from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
 from prts_jax.paths import as_path
@@ -24,6 +25,7 @@ def check_store_tokenizer(checkpoint: str, lineage: Lineage, store: TokenStore) 
     Raises:
       UserError: the store has another tokenizer.
     """
+    check_tokenizer(checkpoint, lineage)
     folder = as_path(checkpoint) / layout.TOKENIZER
     carried = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     known = {hashlib.sha256(file.read_bytes()).hexdigest() for file in carried}

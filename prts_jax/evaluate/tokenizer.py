@@ -9,7 +9,7 @@ from typing import Any
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.tokenizer import special_ids_of
+from prts_jax.checkpoint.tokenizer import check_tokenizer, special_ids_of
 from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path
 from prts_jax.special_ids import foreign_form, other_forms
@@ -72,6 +72,8 @@ def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> Checkpoi
       UserError: there is none, its library is not installed, or the model's vocabulary is smaller.
     """
     carried = str(as_path(checkpoint) / layout.TOKENIZER)
+    if not asked:
+        check_tokenizer(checkpoint, lineage)
     folders = [asked] if asked else [carried, str(lineage.config["data"]["train"])]
     for folder in filter(None, folders):
         file = tokenizer_file(folder)

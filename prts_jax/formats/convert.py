@@ -21,7 +21,14 @@ from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths, digest_of, not_what_was_saved
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.tokenizer import carry_tokenizer, holds_tokenizer, special_ids_of
+from prts_jax.checkpoint.tokenizer import (
+    carry_tokenizer,
+    check_tokenizer,
+    file_digests,
+    holds_tokenizer,
+    read_tokenizer,
+    special_ids_of,
+)
 from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
@@ -155,6 +162,12 @@ def _tokenizer_folder(path: str, lineage: Lineage) -> str:
     return own if holds_tokenizer(own) or not store else str(store)
 
 
+def _check_tokenizer(source: ModelSource, tokenizer: str) -> None:
+    """Checks the files of a checkpoint's tokenizer before they are copied."""
+    if source.lineage is not None and not tokenizer:
+        check_tokenizer(source.path, source.lineage)
+
+
 def _held(dtype: str) -> str:
     """Returns the dtype in which a checkpoint holds imported values: float64 is rounded."""
     return "float32" if dtype == "float64" else dtype
@@ -179,6 +192,7 @@ def write_checkpoint(
     began = time.monotonic()
     target = str(as_path(target))
     declarations = declare(source.model)
+    _check_tokenizer(source, tokenizer)
     move = _Mover(target, source.model, lambda path, layer: "float32", progress)
     with new_checkpoint(target) as directory:
         digests: dict[str, list[str]] = {path: [] for path in declarations}
@@ -204,7 +218,8 @@ def write_checkpoint(
         lineage = _lineage(source, tokenizer)
         config = {**lineage.config, "model": to_dict(source.model)}
         complete = {path: tuple(layers) for path, layers in digests.items()}
-        lineage = dataclasses.replace(lineage, config=config, digests=complete)
+        held = file_digests(read_tokenizer(f"{directory}/{layout.TOKENIZER}"))
+        lineage = dataclasses.replace(lineage, config=config, digests=complete, tokenizer=held)
         layout.write_lineage(directory, lineage)
     return move.report(source, "orbax", began, carried)
 
@@ -242,6 +257,7 @@ def write_huggingface(
         raise UserError(f"{source.path}: has no layers, and transformers needs one; grow it first")
     if refusal := config_json.refusal(source.model):
         raise UserError(f"{source.path}: {refusal}; grow it to another shape")
+    _check_tokenizer(source, tokenizer)
     special_ids = _special_ids(source, tokenizer)
     target = str(as_path(target))
     declarations = declare(source.model)

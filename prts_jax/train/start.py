@@ -68,7 +68,7 @@ FREE_TO_CHANGE = (
 )
 """Prefixes of the keys that may change on resume without --allow_change."""
 
-DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block")
+DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block", "pieces")
 """Keys of `config.data` that determine the tokens at a position."""
 
 
@@ -137,7 +137,7 @@ def begin(
         path = checkpoints.path(newest)
         with agreed():
             lineage = checkpoint_store.read_lineage(path)
-        checkpoints.carry_tokenizer(path)
+        checkpoints.carry_tokenizer(path, lineage)
         config = restore_norm_epsilon(config, lineage)
         if lineage.stage < stage:
             learning = _learning(
@@ -149,7 +149,7 @@ def begin(
         path = checkpoint_store.resolve(config.init.grow_from or config.init.start_from)
         lineage = checkpoint_store.read_lineage(path)
         _check_tokenizer(config, batches, path, lineage, allow_change)
-        checkpoints.carry_tokenizer(path)
+        checkpoints.carry_tokenizer(path, lineage)
         config = restore_norm_epsilon(config, lineage)
         if config.init.grow_from:
             learning = _learning(config, mesh, batches, allow_change, stopping, checkpoints.workdir)
@@ -347,9 +347,9 @@ def data_position(
     """Returns the data position from which a run continues after a checkpoint.
 
     Reading continues at the next token if the order is the checkpoint's, or if only the length
-    differs and the data are shuffled in blocks that are multiples of both lengths. Any other change
-    of the order (length, seed, shuffle, mixture …) starts a new epoch. Another store needs
-    `--allow_change=data.store` and is read from its start.
+    differs and the data are shuffled in blocks whose pieces are the same number of tokens at both
+    lengths. Any other change of the order (length, seed, shuffle, mixture …) starts a new epoch.
+    Another store needs `--allow_change=data.store` and is read from its start.
 
     Returns:
       (position in tokens, message for the user, changes for the lineage).
@@ -373,19 +373,32 @@ def data_position(
         change = lineage.change_record("data.store", lineage.store, fingerprint)
         return 0, "data start at the beginning of another store", (change,)
     after = dataclasses.asdict(config.data)
-    before = {**dataclasses.asdict(DataConfig()), **lineage.config["data"]}
-    changed = [key for key in DATA_ORDER if before[key] != after[key]]
+    before = {**dataclasses.asdict(DataConfig()), **_data_config(lineage)}
+    # A mixture without shares only selects sets, and the equal fingerprint covers that.
+    mixture = before["mixture"] if "=" in before["mixture"] else ""
+    order = ReadOrder.of(before, mixture=mixture)
+    same_pieces = order.piece == batches.order.piece
+    changed = [
+        key
+        for key in DATA_ORDER
+        if before[key] != after[key] and not (key == "pieces" and same_pieces)
+    ]
     changes = tuple(
         lineage.change_record(f"data.{key}", before[key], after[key]) for key in changed
     )
-    if not changed or (changed == ["length"] and batches.keeps_position(lineage.position)):
+    same_order = same_pieces and batches.keeps_position(lineage.position)
+    if not changed or (changed == ["length"] and same_order):
         return lineage.position, f"data go on at token {lineage.position:,}", changes
-    # A mixture without shares only selects sets, and the equal fingerprint covers that.
-    mixture = before["mixture"] if "=" in before["mixture"] else ""
-    old = train_batches(batches.store, ReadOrder.of(before, mixture=mixture))
+    old = train_batches(batches.store, order)
     epochs = -(-lineage.position // (old.windows_per_epoch * old.order.length))
     note = f"data.{changed[0]} changed, so data start epoch {epochs + 1} in a new order"
     return epochs * batches.windows_per_epoch * batches.order.length, note, changes
+
+
+def _data_config(lineage: Lineage) -> dict[str, Any]:
+    """Returns `config.data` of a checkpoint; older versions read a block's windows in a row."""
+    data = lineage.config["data"]
+    return {"pieces": 1, **data} if data.get("block") else data
 
 
 def config_changes(
@@ -399,7 +412,7 @@ def config_changes(
     Raises:
       UserError: a key or the store changed and is not in `allow_change`.
     """
-    before = tree.flatten(lineage.config)
+    before = tree.flatten({**lineage.config, "data": _data_config(lineage)})
     after = tree.flatten(to_dict(config))
     pairs = {
         path.replace("/", "."): (before.get(path, value), value) for path, value in after.items()

@@ -26,7 +26,13 @@ from prts_jax.model.counts import training_flops_per_token
 from prts_jax.special_ids import SpecialIds
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.stages import remaining_stages
-from prts_jax.train.start import Start, begin, data_position, restore_norm_epsilon
+from prts_jax.train.start import (
+    Start,
+    begin,
+    config_changes,
+    data_position,
+    restore_norm_epsilon,
+)
 from tests.growth.on_disk.growing import grow_checkpoint
 from tests.train import tiny
 from tests.train.tiny import assert_same, changed, stored_params
@@ -409,20 +415,44 @@ def test_another_order_begins_a_new_epoch(base, tmp_path, change, position):
 
 def test_in_blocks_another_length_goes_on_at_the_next_token(base, stores):
     begun = start(base.config, base.workdir)
-    data = {**begun.lineage.config["data"], "block": 64}
+    data = {**begun.lineage.config["data"], "block": 64, "pieces": 1}
     lineage = dataclasses.replace(begun.lineage, config={**begun.lineage.config, "data": data})
     store = TokenStore.open(stores.train)
 
-    def position(length: int, at: int) -> int:
-        config = changed(base.config, data__length=length, data__block=64)
-        batches = TrainBatches(store, ReadOrder(length, 8, seed=0, block=64))
+    def position(length: int, at: int, **order: int) -> int:
+        keys = {f"data__{key}": value for key, value in order.items()}
+        config = changed(base.config, data__length=length, data__block=64, **keys)
+        batches = TrainBatches(store, ReadOrder(length, 8, seed=0, block=64, **order))
         there = dataclasses.replace(lineage, position=at)
-        found, _, changes = data_position(there, config, batches, ())
-        assert [change.key for change in changes] == ["data.length"]
-        return found
+        actual, _, changes = data_position(there, config, batches, ())
+        assert changes[0].key == "data.length"
+        return actual
 
-    assert position(32, 768) == 768
-    assert position(64, 768 + 16) == 3999 // 64 * 64  # within a window of 64: the next epoch
+    assert position(32, 768, pieces=1) == 768
+    assert position(64, 768, pieces=32) == 768  # a block of one window has one piece
+    assert position(32, 768, pieces=2) == 3999 // 64 * 64  # pieces of 32, not of 64
+    assert position(64, 768 + 16, pieces=1) == 3999 // 64 * 64  # within a window of 64
+
+
+def test_a_run_of_an_older_version_does_not_change_the_order_of_its_blocks(base, stores):
+    """It read a block's windows in a row; now that needs pieces=1, and 32 are the default."""
+    begun = start(base.config, base.workdir)
+    data = {**begun.lineage.config["data"], "block": 64}
+    del data["pieces"]
+    lineage = dataclasses.replace(
+        begun.lineage, config={**begun.lineage.config, "data": data}, position=768
+    )
+    store = TokenStore.open(stores.train)
+    same = changed(base.config, data__block=64, data__pieces=1)
+    assert config_changes(lineage, same, store.fingerprint, ()) == ()
+    batches = TrainBatches(store, ReadOrder(16, 8, seed=0, block=64))
+    assert data_position(lineage, same, batches, ())[0] == 768
+
+    new = changed(base.config, data__block=64)
+    with pytest.raises(UserError, match=r"config.data.pieces: was 1 .* is now 32; set it back"):
+        config_changes(lineage, new, store.fingerprint, ())
+    batches = TrainBatches(store, ReadOrder(16, 8, seed=0, block=64, pieces=32))
+    assert data_position(lineage, new, batches, ())[0] == 3999 // 64 * 64
 
 
 def test_shares_of_sets_that_change_begin_an_epoch(base, stores):

@@ -12,7 +12,12 @@ from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import check_space, new_checkpoint
 from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS
 from prts_jax.checkpoint.lineage import Digests
-from prts_jax.checkpoint.tokenizer import carry_tokenizer
+from prts_jax.checkpoint.tokenizer import (
+    carry_tokenizer,
+    check_tokenizer,
+    file_digests,
+    read_tokenizer,
+)
 from prts_jax.errors import UserError
 from prts_jax.growth.on_disk import reference
 from prts_jax.growth.on_disk.plan import GrowthPlan, LeafPlan
@@ -156,6 +161,7 @@ def _write(execution: Execution, progress: Progress | None) -> reference.Linked:
     by_reference = execution.mode == "reference"
     shared = reference.shared_bytes(work) if by_reference else None
     linked = reference.Linked()
+    check_tokenizer(work.source, work.lineage)
     with new_checkpoint(work.target) as directory:
         if shared is not None:
             reference.link(work, shared, directory)
@@ -184,12 +190,13 @@ def _describe(work: GrowthPlan, directory: str) -> None:
 
 def _finish(work: GrowthPlan, directory: str, digests: Mapping[str, Digests]) -> None:
     """Copies the tokenizer and writes the lineage, which makes the checkpoint complete."""
-    tokenizers = (f"{where}/{layout.TOKENIZER}" for where in (work.source, directory))
-    carry_tokenizer(*tokenizers)
+    source, target = (f"{where}/{layout.TOKENIZER}" for where in (work.source, directory))
+    carry_tokenizer(source, target)
     lineage = work.lineage.grown(
         work.growth_map, digests[PARAMS], optimizer_digests=digests[OPTIMIZER]
     )
-    layout.write_lineage(directory, lineage)
+    carried = file_digests(read_tokenizer(target))
+    layout.write_lineage(directory, dataclasses.replace(lineage, tokenizer=carried))
 
 
 def _peak_memory() -> int:
