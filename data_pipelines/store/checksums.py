@@ -131,7 +131,8 @@ class BlockChecked(_Checked):
             if self._checked[number + index]:
                 continue
             offset = index * self._block
-            if zlib.crc32(content[offset : offset + self._block].data) != self._crcs[number + index]:
+            block = content[offset : offset + self._block]
+            if zlib.crc32(block.data) != self._crcs[number + index]:
                 raise self._damaged(
                     name,
                     f"does not match its checksum between bytes {first * self._block + offset:,} "
