@@ -122,7 +122,11 @@ def test_small_files_are_carried_along(tmp_path: Path) -> None:
     convert.write_checkpoint(open_hf(tmp_path / "hf"), str(tmp_path / "orbax"))
     source = convert.open_checkpoint(str(tmp_path / "orbax"))
     report = convert.write_huggingface(source, str(tmp_path / "back"))
-    assert set(report.tokenizer) == {"tokenizer.json", "generation_config.json"}
+    assert set(report.tokenizer) == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    }
     assert (tmp_path / "back" / "tokenizer.json").read_text() == '{"model": {}}'
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config["eos_token_id"] == 2  # as in the source; generation_config.json comes first
