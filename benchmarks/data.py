@@ -4,8 +4,9 @@
     python benchmarks/data.py [--tokenizer=tokenizer.model] [--seconds=160]
 
 Preparing: `prts data cache`'s work on a file (decompress, parse, tokenize, write, hash) against
-SentencePiece alone on the same texts, on one core; and two workers against one. Reading: batches
-in several orders against a memory map read from begin to end, seqio's cached tasks and Grain.
+the tokenizer's library alone on the same texts, on one core; and two workers against one. Reading:
+batches in several orders against a memory map read from begin to end, seqio's cached tasks and
+Grain.
 Steps: see `data_steps.py`. Contenders take turns, so that a change of the machine's speed meets
 them all; a figure is the median of its turns, with the lowest and the highest.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+import tokenizers
 from numpy.lib.stride_tricks import sliding_window_view
 from other_readers import grain_over_memory_map, seqio_cached
 
@@ -91,21 +93,31 @@ def shakespeare(
 
 
 def preparing(tokenizer_file: Path, folder: Path, seconds: float) -> None:
-    """Native caching against SentencePiece alone."""
+    """Native caching against the tokenizer's library alone, in one process."""
     task = shakespeare(tokenizer_file, files=2)
     texts = [document.text for file in task.files for document in read_documents(file)]
-    processor = sentencepiece.SentencePieceProcessor(model_proto=task.tokenizer.model)
     turn = iter(range(10**9))
+    if task.tokenizer.file == "tokenizer.json":
+        tokenizer = tokenizers.Tokenizer.from_buffer(task.tokenizer.model)
+        library = "Tokenizer.encode_batch alone"
 
-    def raw() -> int:
-        return sum(len(processor.encode(text)) for text in texts)
+        def raw() -> int:
+            encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+            return sum(len(one.ids) for one in encoded)
+
+    else:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=task.tokenizer.model)
+        library = "SentencePiece alone"
+
+        def raw() -> int:
+            return sum(len(processor.encode(text)) for text in texts)
 
     def cached() -> int:
         directory = folder / f"turn{next(turn)}"
         return cache(task, directory, lambda line: None).tokens
 
-    rates = race({"SentencePiece alone": raw, "prts data cache, one worker": cached}, seconds)
-    show("Preparing, million tokens per CPU-second", rates, "SentencePiece alone")
+    rates = race({library: raw, "prts data cache, one worker": cached}, seconds)
+    show("Preparing, million tokens per CPU-second", rates, library)
 
 
 def workers(tokenizer_file: Path, folder: Path, seconds: float) -> None:

@@ -108,7 +108,7 @@ class FastEncoder:
         parts = [list(split_before_words(text)) if self.splits else [text] for text in texts]
         flat = [part for of_text in parts for part in of_text]
         try:
-            encoded = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+            encoded = iter(self._tokenizer.encode_batch(flat, add_special_tokens=False))
         except Exception as error:  # the library has no class of its own for errors
             raise UserError(
                 f"the tokenizer cannot encode a text ({first_line(error)}); give another"

@@ -23,7 +23,7 @@ PIECE_CHARACTERS = 1 << 14
 SPACES = (" ", "▁")  # SentencePiece writes a space as the second
 
 # Texts of one call of an encoder: enough for its threads, and little memory.
-BATCH_CHARACTERS = 1 << 18
+BATCH_CHARACTERS = 1 << 21
 
 
 class Encoder(Protocol):

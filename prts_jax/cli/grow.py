@@ -16,6 +16,7 @@ from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.progress import Progress
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.errors import UserError
+from prts_jax.formats.config_json import refusal as refusal_of_transformers
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_disk import grow
@@ -100,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         help="compute both models on a batch after the growth (of this token store, else of the "
         "checkpoint's own, else of random tokens), print the largest logit difference and both "
         "losses; exit code 1 if a function-preserving growth changed more than rounding does. "
-        "Holds one whole model in memory at a time, of the source two",
+        "Holds one whole model in memory at a time",
     )
     command.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"
@@ -154,9 +155,9 @@ def _grow_verified(execution: grow.Execution, arguments: argparse.Namespace) -> 
     # Before anything is grown: a wrong store or a damaged source shall leave nothing behind.
     batch = agreement.choose_batch(work.lineage, arguments.verify)
     keeps = work.growth_map.function_preserving()
-    before = agreement.apply(work.source, batch, reorder=keeps)
+    before = agreement.apply(work.source, batch)
     report = grow.execute(execution, Progress("grow"))
-    after = agreement.apply(work.target, batch)
+    after = agreement.apply(work.target, batch, rounding=keeps)
     verified = agreement.compare(before, after, batch, work.growth_map)
     _print(report, work, arguments.json, verified)
     if verified.holds:
@@ -182,6 +183,8 @@ def _print(
         print(json.dumps(report.to_json() | more, allow_nan=False))
         return
     print(work.growth_map)
+    if refusal := refusal_of_transformers(work.growth_map.target):
+        print(f"prts grow: {refusal}: the grown model cannot be exported", file=sys.stderr)
     print(f"{work.target}: {growth_text.report_text(report)}")
     if verified is not None:
         print(growth_text.agreement_text(verified))

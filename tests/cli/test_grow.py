@@ -187,7 +187,7 @@ def test_a_store_that_cannot_be_read_is_refused_before_anything_grows(source, tm
 def test_a_function_that_was_to_be_kept_and_was_not_ends_in_exit_code_1(
     source, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(agreement, "tolerance", lambda before: -1.0)
+    monkeypatch.setattr(agreement, "tolerance", lambda before, after: -1.0)
     kept = ["--operator=zero", "--factor=2", "--verify"]
     assert run(grow.main, [source, f"--target={tmp_path / 'kept'}", *kept], "grow") == 1
     captured = capsys.readouterr()

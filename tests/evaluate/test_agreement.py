@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,16 +15,21 @@ from prts_jax.errors import UserError
 from prts_jax.evaluate.agreement import (
     LENGTH,
     MARGIN,
+    MOST,
     ROWS,
     TOLERANCE,
     Agreement,
     apply,
     choose_batch,
     compare,
+    outputs_of,
     tolerance,
 )
+from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map
-from prts_jax.model.architecture import logits
+from prts_jax.model.architecture import declare, logits
+from prts_jax.model.initialise import standard_deviation
+from prts_jax.model.inputs import Gates
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params, write_source
 from tests.growth.on_disk.growing import stream
 from tests.train.tiny import write_store
@@ -124,13 +130,80 @@ def test_nan_and_infinity_are_null_in_json():
     assert not found.holds
 
 
-def test_tolerance_grows_with_the_rounding_of_the_source(source):
+def test_tolerance_follows_from_the_rounding_of_the_grown_model(source):
     batch = choose_batch(with_data())
-    calm = apply(source[0], batch, reorder=True)
-    assert 0 < calm.reordered < 1e-3 * np.abs(calm.logits).max()  # rounding, and no more
-    wild = dataclasses.replace(calm, reordered=1e-3)
-    assert tolerance(wild) == pytest.approx(MARGIN * 1e-3 / np.abs(calm.logits).max())
-    assert tolerance(apply(source[0], batch)) == TOLERANCE
+    calm = apply(source[0], batch, rounding=True)
+    largest = np.abs(calm.logits).max()
+    assert 0 < calm.rounding < 1e-3 * largest  # rounding, and no more
+    assert tolerance(calm, dataclasses.replace(calm, rounding=1e-4 * largest)) == pytest.approx(
+        MARGIN * 1e-4
+    )
+    assert tolerance(calm, dataclasses.replace(calm, rounding=largest)) == MOST
+    assert tolerance(calm, dataclasses.replace(calm, rounding=0.0)) == TOLERANCE
+
+
+def with_two_heads_swapped(leaves):
+    queries = leaves["layers/attention/q"]
+    return {"layers/attention/q": queries[:, :, jnp.array([1, 0, *range(2, queries.shape[2])])]}
+
+
+def with_a_layer_zeroed(leaves):
+    return {"layers/mlp/down": leaves["layers/mlp/down"].at[1].set(0)}
+
+
+def with_a_leaf_off_by_1_percent(leaves):
+    return {"layers/mlp/up": leaves["layers/mlp/up"] * 1.01}
+
+
+@pytest.mark.parametrize(
+    ("layers", "size", "operator", "options", "detected"),
+    [
+        (30, 1.0, "split", {"weights": "uneven"}, 3),
+        (3, 0.4, "split", {"pair_noise": 1.0}, 3),
+        (3, 0.1, "split", {"pair_noise": 1.0}, 1),
+        (3, 1.0, "zero_width", {}, 3),
+    ],
+    ids=["uneven halves in 30 layers", "noise on small weights", "on tiny weights", "zero width"],
+)
+def test_a_right_map_uses_a_third_of_the_tolerance_and_a_wrong_one_exceeds_it(
+    layers, size, operator, options, detected
+):
+    model = dataclasses.replace(MODEL, layers=layers)
+    params = {
+        path: leaf
+        if path.endswith("norm")
+        else leaf * size * standard_deviation(declare(model)[path], layers, "paper")
+        for path, leaf in tree.flatten(random_params(declare(model))).items()
+    }
+    widths = "embed=32,heads=8,kv_heads=4,mlp=48"
+    growth_map = make_map(model, None, operator, widths=widths, **options)
+    declared = declare(growth_map.target)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    grown = tree.flatten(
+        grow_params(
+            tree.unflatten(params),
+            growth_map,
+            declared,
+            tree.unflatten(dict.fromkeys(declared, here)),
+        )
+    )
+    batch = choose_batch(with_data())
+    before = outputs_of(params, model, batch, Gates())
+    after = outputs_of(dict(grown), growth_map.target, batch, Gates(), rounding=True)
+    right = compare(before, after, batch, growth_map)
+    assert right.relative_difference <= 0.3 * right.allowed
+
+    def share_used(leaves, target=growth_map.target):
+        wrong = outputs_of(dict(leaves), target, batch, Gates())
+        wrong = dataclasses.replace(wrong, rounding=after.rounding)
+        return compare(before, wrong, batch, growth_map).relative_difference / right.allowed
+
+    changes = (with_two_heads_swapped, with_a_layer_zeroed, with_a_leaf_off_by_1_percent)
+    for change in changes[:detected]:  # noise on tiny weights amplifies rounding beyond the others
+        assert share_used(grown | change(grown)) > 1.5, change.__name__
+    if operator == "zero_width":
+        target = dataclasses.replace(growth_map.target, norm_eps=model.norm_eps)
+        assert share_used(grown, target) > 1.5
 
 
 def test_a_broken_model_exceeds_the_tolerance(source, tmp_path):
