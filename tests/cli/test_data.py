@@ -124,9 +124,9 @@ def test_bad_rows_end_in_their_line_or_are_left_out_and_shown(
         data.main(["stats", store, f"--histogram={tmp_path}/none/x.png"])
 
     (tmp_path / "validation" / "shard-00000.sources").write_bytes(bytes(62))
-    with pytest.raises(UserError, match="has 2 faults, the first: .*sources does not match"):
+    with pytest.raises(UserError, match="has 3 faults, the first: .*sources does not match"):
         data.main(["verify", store])
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
 
 
 @pytest.mark.parametrize("missing", ["seqio", "tensorflow", "sentencepiece", "zstandard"])

@@ -138,4 +138,4 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
 def test_a_checkpoint_without_parameters_is_damaged(grown, tmp_path, capsys):
     (tmp_path / "grown" / "params" / "_METADATA").unlink()
     assert run(inspect.main, [grown], "inspect") == 2
-    assert "_METADATA: is missing or damaged" in capsys.readouterr().err
+    assert "_METADATA: cannot be read" in capsys.readouterr().err
