@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -157,6 +158,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--vocab, --shard_gb: must be above 0; leave them out for the defaults")
     if arguments.verify not in ("", "weights", "logits"):
         raise UserError(f"--verify={arguments.verify}: is none of weights, logits; name one")
+    source, target = (os.path.realpath(path) for path in (arguments.source, arguments.target))
+    if target.startswith(f"{source}{os.sep}"):
+        raise UserError(
+            f"--target={arguments.target}: lies inside the source; name a directory outside it"
+        )
 
 
 def _convert(arguments: argparse.Namespace, source: ModelSource) -> ConversionReport:

@@ -205,3 +205,16 @@ def test_an_existing_target_is_kept(
     assert run(convert.main, argv(folder, tmp_path / "out"), "convert") == 2
     assert "exists already" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("target", ["hf/out", "hf/deep/out", "link/out", "other/../hf/out"])
+def test_a_target_inside_the_source_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    before = sorted(folder.rglob("*"))
+    assert run(convert.main, argv(folder, tmp_path / target), "convert") == 2
+    error = capsys.readouterr().err
+    assert "lies inside the source" in error
+    assert error.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
