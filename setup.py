@@ -35,6 +35,7 @@ CORE = [
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pyyaml>=6",
     "tensorboardX>=2.6",
     "tensorstore>=0.1.86",
 ]
