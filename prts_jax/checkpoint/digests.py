@@ -92,9 +92,13 @@ def _start_named(leaves: Mapping[str, Any]) -> Started:
 def _start(leaves: Mapping[str, Any], stacked: Mapping[str, bool]) -> Started:
     # One program for each shape: parameters and the optimizer's moments share theirs.
     replicated = _replicated(leaves.values())
-    sums = {
-        path: _digest_function(stacked[path], replicated)(leaf) for path, leaf in leaves.items()
-    }
+    sums = {}
+    for path, leaf in leaves.items():
+        sums[path] = _digest_function(stacked[path], replicated)(leaf)
+        if jax.default_backend() == "cpu" and jax.device_count() > 1:
+            # CPU devices run programs at once, and collectives of two programs can wait for each
+            # other for ever; accelerators run one program after another.
+            sums[path].block_until_ready()
 
     def wait() -> dict[str, tuple[str, ...]]:
         return {
