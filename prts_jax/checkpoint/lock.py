@@ -85,7 +85,8 @@ def _lock_file(path: Path) -> int:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # removed since mkdir; or a directory that cannot exist
+        except (FileExistsError, FileNotFoundError):
+            # Another process created or removed a directory meanwhile, or it cannot exist at all.
             if attempt == 99:
                 raise
             continue

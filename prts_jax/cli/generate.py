@@ -100,7 +100,8 @@ def main(argv: Sequence[str]) -> int:
         generator = Generator(loaded.params, loaded.model, loaded.compute, tokenizer.pieces)
         rows = generator.stream([ids], min(room, arguments.tokens), tokenizer.ends, sampling)
         printer = _Printer(prompt, quiet=arguments.json)
-        text_of = partial(tokenizer.continuation, ids)
+        # An answer to an instruction is a text of its own, as in training.
+        text_of = partial(tokenizer.continuation, [] if arguments.instruction else ids)
         tokens = _print_all((int(row[0]) for row in rows), tokenizer.ends, text_of, printer)
     seconds = time.monotonic() - began
     if arguments.json:

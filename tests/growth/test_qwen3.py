@@ -155,8 +155,10 @@ def test_a_qwen3_is_imported_trained_grown_and_exported(tmp_path, capsys):
 def test_refusals_are_one_line_and_exit_code_two(tmp_path, capsys, change, message):
     from transformers import Qwen3Config
 
-    (tmp_path / "config.json").write_text(json.dumps(Qwen3Config().to_dict() | change))
-    argv = ["--from=hf", f"--source={tmp_path}", "--to=orbax", f"--target={tmp_path / 'out'}"]
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(Qwen3Config().to_dict() | change))
+    argv = ["--from=hf", f"--source={source}", "--to=orbax", f"--target={target}"]
     assert main(["convert", *argv]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
