@@ -1,6 +1,7 @@
 """Who may import whom: the lines that keep growth free of frameworks and training of TensorFlow."""
 
 import ast
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def imported_modules(nodes: Iterator[ast.AST], path: Path) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """All imports of a file, those inside functions included."""
     return set(imported_modules(ast.walk(ast.parse(path.read_text())), path))
@@ -184,6 +186,15 @@ def test_growth_takes_arrays_and_declarations_only(path: Path):
 def test_launching_needs_the_standard_library_only(path: Path):
     theirs = {module.split(".")[0] for module in imports(path)} - {"prts_jax"}
     assert theirs <= sys.stdlib_module_names
+
+
+def test_test_files_import_helper_modules_and_no_test_file():
+    for path in sorted(ROOT.glob("tests/**/*.py")):
+        for module in imports(path):
+            parts = module.split(".")
+            assert not any(part.startswith("test_") for part in parts), (
+                f"{name_of(path)} imports {module}: move what they share into a helper module"
+            )
 
 
 def loaded_after(code: str, *modules: str) -> set[str]:

@@ -22,6 +22,7 @@ from prts_jax.tree import flatten
 from tests.checkpoint.tiny import DECLARED, MODEL, abstract, lineage_of, random_params, write_source
 from tests.gcs import fake_gcs, gcs_server
 from tests.growth.on_disk import growing
+from tests.train.tiny import stored_params
 
 __all__ = ["fake_gcs", "gcs_server"]  # fixtures
 
@@ -69,7 +70,7 @@ def test_the_rest_of_a_killed_save_does_not_count_and_is_written_anew(fake_gcs):
     (epath.Path(parent) / "1" / "commit_success.txt").unlink()  # as a kill would leave it
     (epath.Path(parent) / "1.saving").write_text("")
     again = saved(parent)
-    assert (again.newest(), names(parent)) == (None, [])
+    assert (again.latest(), names(parent)) == (None, [])
     assert saved(parent, 1).steps() == [1]
     assert names(parent) == ["1"]
 
@@ -118,9 +119,7 @@ def test_growth_streams_between_object_stores_and_disks(fake_gcs, tmp_path):
         path: np.asarray(leaf)[[0, 1, 2, 0, 1, 2, 0, 1, 2]] if DECLARED[path].stacked else leaf
         for path, leaf in flatten(params).items()
     }
-    from tests.growth.on_disk.test_stream import read
-
-    for path, leaf in read(f"{fake_gcs}/nine").items():
+    for path, leaf in stored_params(f"{fake_gcs}/nine").items():
         np.testing.assert_array_equal(leaf, mesh_free[path], err_msg=path)
     with pytest.raises(UserError, match="exists already"):
         growing.stream(f"{fake_gcs}/six", f"{fake_gcs}/nine", again)

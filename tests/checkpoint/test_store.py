@@ -45,7 +45,7 @@ from tests.checkpoint.tiny import (
     write_source,
 )
 from tests.growth.on_disk import growing
-from tests.growth.on_disk.test_stream import read
+from tests.train.tiny import stored_params
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -425,4 +425,4 @@ def test_two_processes_save_and_restore_together(tmp_path):
         assert report == {"digests": True, "restored exactly": True, "steps": [2, 3]}
     growth_map = make_map(MODEL, None, "stack", 2, "")
     growing.link(f"{tmp_path}/checkpoints/3", str(tmp_path / "grown"), growth_map)
-    assert read(str(tmp_path / "grown"))  # compares the digests
+    assert stored_params(tmp_path / "grown")  # compares the digests

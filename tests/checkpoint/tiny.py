@@ -1,5 +1,6 @@
 """A tiny model with random parameters, and a checkpoint of it."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.store import save_checkpoint
+from prts_jax.checkpoint.store import Checkpoints, save_checkpoint
 from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.model.architecture import declare
@@ -19,6 +21,7 @@ from prts_jax.tree import unflatten
 
 MODEL = ModelConfig(vocab=48, layers=3, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24)
 DECLARED = declare(MODEL)
+ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(mu_dtype=jnp.bfloat16))
 
 
 def random_params(
@@ -66,6 +69,20 @@ def write_source(path: str | Path) -> dict[str, Any]:
     params = random_params()
     save_checkpoint(str(path), params, lineage_of(params))
     return params
+
+
+def save_with_optimizer(
+    directory: str | Path, transform: optax.GradientTransformation = ADAMW
+) -> tuple[str, Any]:
+    """Saves a checkpoint as a run does; returns its path and a state of distinct numbers."""
+    params = random_params()
+    rng = np.random.default_rng(3)
+    state = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(1, 9, leaf.shape), leaf.dtype), transform.init(params)
+    )
+    with contextlib.closing(Checkpoints(str(directory), keep=1, keep_every_steps=0)) as checkpoints:
+        checkpoints.save(7, params, state, lineage_of(params))
+        return checkpoints.path(7), state
 
 
 def edit_lineage(file: Path, **changes: Any) -> None:

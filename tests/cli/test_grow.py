@@ -9,8 +9,7 @@ from prts_jax.checkpoint.layout import read_lineage
 from prts_jax.cli import grow, run
 from prts_jax.evaluate import agreement
 from prts_jax.growth.on_disk import reference
-from tests.checkpoint.tiny import write_source
-from tests.growth.on_disk.test_optimizer import save
+from tests.checkpoint.tiny import save_with_optimizer, write_source
 from tests.train.tiny import write_store
 
 CONFIG = """
@@ -71,7 +70,7 @@ def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):
 
 
 def test_an_optimizers_state_is_grown_beside_shared_parameters_and_named(tmp_path, capsys):
-    path, _ = save(tmp_path / "checkpoints")
+    path, _ = save_with_optimizer(tmp_path / "checkpoints")
     argv = [f"--source={path}", f"--target={tmp_path / 'grown'}", "--factor=2", "--optimizer=copy"]
     assert grow.main([*argv, "--dry_run"]) == 0
     assert "of optimizer state, which cannot be shared" in capsys.readouterr().out

@@ -1,7 +1,8 @@
-"""Growth of a checkpoint into another, in one call."""
+"""Growth of a checkpoint into another in one call, and growth of arrays in NumPy."""
 
 from prts_jax.growth.on_disk.grow import choose, execute
 from prts_jax.growth.on_disk.plan import plan
+from tests.checkpoint.tiny import DECLARED
 
 
 def grow_checkpoint(source, target, growth_map, mode="auto", *, progress=None, optimizer="reset"):
@@ -14,3 +15,11 @@ def stream(source, target, growth_map, **options):
 
 def link(source, target, growth_map):
     return grow_checkpoint(source, target, growth_map, "reference")
+
+
+def grown_in_numpy(values, layers, declarations=DECLARED):
+    """Returns the layers by index, and the other arrays as they are."""
+    return {
+        path: value[list(layers)] if declarations[path].stacked else value
+        for path, value in values.items()
+    }

@@ -1,6 +1,5 @@
 """An optimizer's state grown on disk: what growth on the mesh gives, bit for bit, or nothing."""
 
-import contextlib
 import os
 import shutil
 
@@ -13,23 +12,22 @@ import pytest
 from prts_jax.checkpoint import commit
 from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.layout import read_lineage
-from prts_jax.checkpoint.store import Checkpoints, has_optimizer, restore_optimizer, restore_params
+from prts_jax.checkpoint.store import has_optimizer, restore_optimizer, restore_params
 from prts_jax.errors import StorageError, UserError
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import grow_optimizer
 from prts_jax.model.architecture import declare
 from prts_jax.tree import named_leaves, unflatten
 from tests.checkpoint.tiny import (
+    ADAMW,
     MODEL,
     abstract,
     flip_byte,
-    lineage_of,
-    random_params,
+    save_with_optimizer,
     write_source,
 )
 from tests.growth.on_disk.growing import grow_checkpoint
 
-ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(mu_dtype=jnp.bfloat16))
 MAPS = {
     "stack": ("stack", {"factor": 2}),
     "a list": ("layers", {"layers": "0,1,1,2,2"}),
@@ -40,24 +38,9 @@ MAPS = {
 }
 
 
-def filled(state):
-    """The same tree, every leaf with numbers of its own."""
-    rng = np.random.default_rng(3)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(1, 9, leaf.shape), leaf.dtype), state)
-
-
-def save(folder, transform=ADAMW):
-    """Saves a checkpoint with an optimizer's state as a run does; returns path and state."""
-    params = random_params()
-    state = filled(transform.init(params))
-    with contextlib.closing(Checkpoints(str(folder), keep=1, keep_every_steps=0)) as checkpoints:
-        checkpoints.save(7, params, state, lineage_of(params))
-        return checkpoints.path(7), state
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("runs") / "checkpoints")
+    return save_with_optimizer(tmp_path_factory.mktemp("runs") / "checkpoints")
 
 
 def zeros(declarations):
@@ -100,8 +83,8 @@ def test_parameters_grow_by_any_mode_and_moments_are_counted(source, tmp_path, m
         leaf.nbytes * (2 if "layers/" in name else 1) for name, leaf in named_leaves(state).items()
     )
     assert report.bytes_written - without.bytes_written == moments
-    assert has_optimizer(grown)
-    assert not has_optimizer(bare)
+    assert has_optimizer(grown, read_lineage(grown))
+    assert not has_optimizer(bare, read_lineage(bare))
 
 
 @pytest.mark.parametrize("mode", ["reference", "stream"])
@@ -117,7 +100,7 @@ def test_a_disk_too_small_for_the_moments_is_said_before_anything_is_written(
 
 @pytest.mark.parametrize("mode", ["reference", "stream"])
 def test_a_damaged_moment_leaves_nothing_behind(tmp_path, mode):
-    path, _ = save(tmp_path / "checkpoints")
+    path, _ = save_with_optimizer(tmp_path / "checkpoints")
     largest = max(
         (
             os.path.join(folder, file)
@@ -135,8 +118,12 @@ def test_a_damaged_moment_leaves_nothing_behind(tmp_path, mode):
 
 def test_what_cannot_be_copied_is_refused_before_anything_is_written(tmp_path):
     write_source(tmp_path / "without")
-    factored, _ = save(tmp_path / "factored", optax.adafactor(1e-3, min_dim_size_to_factor=4))
-    scheduled, _ = save(tmp_path / "scheduled", optax.adamw(optax.constant_schedule(1e-3)))
+    factored, _ = save_with_optimizer(
+        tmp_path / "factored", optax.adafactor(1e-3, min_dim_size_to_factor=4)
+    )
+    scheduled, _ = save_with_optimizer(
+        tmp_path / "scheduled", optax.adamw(optax.constant_schedule(1e-3))
+    )
     growth_map = make_map(MODEL, None, "stack", 2)
     for path, message in (
         (str(tmp_path / "without"), "holds no optimizer state to copy"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.lock import workdir_lock
+from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.on_disk import reference
@@ -25,21 +26,13 @@ from prts_jax.growth.on_disk.stream import stream_memory
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten
-from tests.checkpoint.tiny import MODEL, flip_byte, write_source
+from tests.checkpoint.tiny import MODEL, flip_byte, lineage_of, random_params, write_source
 from tests.growth.on_disk import growing
-from tests.growth.on_disk.test_stream import assert_same, read
-from tests.growth.on_disk.test_stream import reference as grown_in_numpy
+from tests.growth.on_disk.growing import grown_in_numpy
+from tests.train.tiny import assert_same, stored_params
 
 PROGRAMS = Path(__file__).parent / "programs"
 STACK = make_map(MODEL, None, "stack", 2, "")
-
-
-@pytest.fixture
-def source(tmp_path):
-    """A checkpoint, and its parameters as NumPy arrays by path."""
-    params = write_source(tmp_path / "source")
-    values = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    return str(tmp_path / "source"), values
 
 
 def contents(directory):
@@ -58,7 +51,7 @@ def test_it_gives_the_streamed_checkpoint_and_leaves_the_source_alone(source, tm
     report = growing.link(path, str(tmp_path / "linked"), growth_map)
     assert contents(path) == before
     growing.stream(path, str(tmp_path / "streamed"), growth_map)
-    linked = read(str(tmp_path / "linked"))  # through Orbax; compares the digests
+    linked = stored_params(tmp_path / "linked")  # through Orbax; compares the digests
     assert_same(linked, grown_in_numpy(values, growth_map.layers))
     assert read_lineage(str(tmp_path / "linked")) == read_lineage(str(tmp_path / "streamed"))
     assert arrays.describe(str(tmp_path / "linked")).keys() == values.keys()
@@ -85,7 +78,7 @@ def test_it_outlives_its_source_and_grows_again(source, tmp_path):
     growing.link(str(tmp_path / "six"), str(tmp_path / "nine"), again)
     shutil.rmtree(tmp_path / "six")
     expected = grown_in_numpy(grown_in_numpy(values, STACK.layers), again.layers)
-    assert_same(read(str(tmp_path / "nine")), expected)
+    assert_same(stored_params(tmp_path / "nine"), expected)
 
 
 def test_a_streamed_checkpoint_can_be_shared_and_a_shared_one_streamed(source, tmp_path):
@@ -98,7 +91,7 @@ def test_a_streamed_checkpoint_can_be_shared_and_a_shared_one_streamed(source, t
     expected = values
     for growth_map in (once, twice, thrice):
         expected = grown_in_numpy(expected, growth_map.layers)
-    assert_same(read(str(tmp_path / "thirteen")), expected)
+    assert_same(stored_params(tmp_path / "thirteen"), expected)
 
 
 @settings(
@@ -132,7 +125,7 @@ def test_a_damaged_value_is_found_by_whoever_restores_it(source, tmp_path):
     flip_byte(Path(path), values["layers/mlp/gate"][2].tobytes())
     growing.link(path, str(tmp_path / "grown"), STACK)
     with pytest.raises(UserError, match="layers/mlp/gate, layer 2: is not what was saved"):
-        read(str(tmp_path / "grown"))
+        stored_params(tmp_path / "grown")
 
 
 def test_damage_in_what_is_read_back_is_found_and_nothing_is_left(source, tmp_path, monkeypatch):
@@ -165,7 +158,7 @@ def test_layers_that_are_stored_together_are_streamed_with_a_word_on_memory(
     assert "pieces of 3 layers" in report.reason
     assert report.reason in caplog.text
     numpy = {path: np.asarray(leaf) for path, leaf in values.items()}
-    assert_same(read(str(tmp_path / "grown")), grown_in_numpy(numpy, STACK.layers))
+    assert_same(stored_params(tmp_path / "grown"), grown_in_numpy(numpy, STACK.layers))
 
 
 def test_what_streaming_takes_counts_the_layers_that_are_read_together(tmp_path, monkeypatch):
@@ -199,7 +192,7 @@ def test_a_file_system_without_links_is_streamed_to(source, tmp_path, monkeypatc
     assert [child.name for child in tmp_path.iterdir()] == ["source"]
     report = growing.grow_checkpoint(path, str(tmp_path / "grown"), STACK)
     assert os.strerror(code) in report.reason
-    assert_same(read(str(tmp_path / "grown")), grown_in_numpy(values, STACK.layers))
+    assert_same(stored_params(tmp_path / "grown"), grown_in_numpy(values, STACK.layers))
 
 
 def test_what_else_cannot_be_shared_is_said_before_anything_is_written(source, tmp_path):
@@ -234,7 +227,7 @@ def test_zero_outputs_are_streamed(source, tmp_path):
     with pytest.raises(reference.CannotReferenceError, match="zero makes layers with zero outputs"):
         growing.link(path, str(tmp_path / "grown"), growth_map)
     growing.grow_checkpoint(path, str(tmp_path / "grown"), growth_map)
-    grown = read(str(tmp_path / "grown"))
+    grown = stored_params(tmp_path / "grown")
     assert not grown["layers/mlp/down"][1::2].any()
     np.testing.assert_array_equal(grown["layers/mlp/up"], values["layers/mlp/up"].repeat(2, 0))
 
@@ -274,14 +267,11 @@ def test_killed_after_any_stage_it_leaves_no_checkpoint_and_runs_again(source, t
     assert not target.exists()
     assert not is_complete(str(tmp_path / ".grown.growing"))
     growing.link(path, str(target), STACK)
-    assert_same(read(str(target)), grown_in_numpy(values, STACK.layers))
+    assert_same(stored_params(target), grown_in_numpy(values, STACK.layers))
     assert sorted(child.name for child in tmp_path.iterdir()) == ["grown", "source"]
 
 
 def test_a_tied_model_with_one_layer_grows(tmp_path):
-    from prts_jax.checkpoint.store import save_checkpoint
-    from tests.checkpoint.tiny import lineage_of, random_params
-
     model = ModelConfig(
         vocab=48, layers=1, embed=16, heads=4, kv_heads=1, head_dim=4, mlp=24, tied=True
     )
@@ -292,4 +282,4 @@ def test_a_tied_model_with_one_layer_grows(tmp_path):
     growing.link(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
     values = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     expected = grown_in_numpy(values, growth_map.layers, declarations)
-    assert_same(read(str(tmp_path / "grown")), expected)
+    assert_same(stored_params(tmp_path / "grown"), expected)

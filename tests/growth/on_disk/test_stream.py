@@ -16,7 +16,7 @@ from prts_jax.checkpoint import arrays, commit
 from prts_jax.checkpoint.digests import digests
 from prts_jax.checkpoint.layout import is_complete, read_lineage
 from prts_jax.checkpoint.lock import workdir_lock
-from prts_jax.checkpoint.store import restore_params, save_checkpoint
+from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.config import ModelConfig
 from prts_jax.errors import StorageError, UserError
 from prts_jax.growth.on_disk import plan
@@ -34,53 +34,23 @@ from tests.checkpoint.tiny import (
     write_source,
 )
 from tests.growth.on_disk import growing
+from tests.growth.on_disk.growing import grown_in_numpy
+from tests.train.tiny import assert_same, stored_params
 
 PROGRAMS = Path(__file__).parent / "programs"
-
-
-@pytest.fixture
-def source(tmp_path):
-    """A checkpoint, and its parameters as NumPy arrays by path."""
-    params = write_source(tmp_path / "source")
-    values = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    return str(tmp_path / "source"), values
-
-
-def reference(values, layers, declarations=DECLARED):
-    """Growth in NumPy: index the layers, keep the rest."""
-    return {
-        path: value[list(layers)] if declarations[path].stacked else value
-        for path, value in values.items()
-    }
-
-
-def read(path):
-    declarations = declare(read_lineage(path).model)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = {
-        name: jax.ShapeDtypeStruct(declaration.shape, declaration.dtype, sharding=sharding)
-        for name, declaration in declarations.items()
-    }
-    return flatten(restore_params(path, unflatten(wanted), declarations))
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for path in expected:
-        np.testing.assert_array_equal(np.asarray(found[path]), expected[path], err_msg=path)
 
 
 @pytest.mark.parametrize("notation", ["123*4", "1-23*3-3", "0,0,1,1,2,2", "0:3,2:3", "0,0,0"])
 def test_streamed_on_the_mesh_and_numpy_agree_bit_for_bit(source, tmp_path, notation):
     path, values = source
     growth_map = make_map(MODEL, None, "layers", 0, notation)
-    expected = reference(values, growth_map.layers)
+    expected = grown_in_numpy(values, growth_map.layers)
     growing.stream(path, str(tmp_path / "grown"), growth_map)
-    assert_same(read(str(tmp_path / "grown")), expected)  # verifies the digests as well
+    assert_same(stored_params(tmp_path / "grown"), expected)  # verifies the digests as well
     shardings = dict.fromkeys(values, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     targets = declare(growth_map.target)
     on_mesh = grow_params(unflatten(values), growth_map, targets, shardings)
-    assert_same(flatten(on_mesh), expected)
+    assert_same(on_mesh, expected)
 
 
 @pytest.mark.parametrize(
@@ -96,17 +66,17 @@ def test_zero_outputs_are_written_and_digested_on_the_mesh_and_streaming(
 ):
     path, values = source
     growth_map = make_map(MODEL, None, operator, **options)
-    expected = reference(values, growth_map.layers)
+    expected = grown_in_numpy(values, growth_map.layers)
     for name in ("layers/attention/o", "layers/mlp/down"):
         expected[name][list(growth_map.zeroed)] = 0
     report = growing.stream(path, str(tmp_path / "grown"), growth_map)
     assert report.bytes_written == sum(value.nbytes for value in expected.values())
     assert report.bytes_read == sum(value.nbytes for value in values.values())
-    assert_same(read(str(tmp_path / "grown")), expected)  # verifies the digests as well
+    assert_same(stored_params(tmp_path / "grown"), expected)  # verifies the digests as well
     targets = declare(growth_map.target)
     shardings = dict.fromkeys(values, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     on_mesh = grow_params(unflatten(values), growth_map, targets, shardings)
-    assert_same(flatten(on_mesh), expected)
+    assert_same(on_mesh, expected)
     assert digests(on_mesh, targets) == read_lineage(str(tmp_path / "grown")).digests
 
 
@@ -130,7 +100,7 @@ def test_width_and_new_layers_stream_to_what_the_mesh_makes(tmp_path, operator, 
     targets = declare(growth_map.target)
     shardings = dict.fromkeys(targets, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     on_mesh = flatten(grow_params(params, growth_map, targets, shardings))
-    streamed = read(str(tmp_path / "grown"))  # verifies the digests as well
+    streamed = stored_params(tmp_path / "grown")  # verifies the digests as well
     assert read_lineage(str(tmp_path / "grown")).model == growth_map.target
     assert report.bytes_written == sum(leaf.nbytes for leaf in streamed.values())
     for path, leaf in on_mesh.items():
@@ -171,7 +141,7 @@ def test_rows_of_large_layers_are_what_the_whole_layer_would_be(
     targets = declare(growth_map.target)
     shardings = dict.fromkeys(targets, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     on_mesh = flatten(grow_params(params, growth_map, targets, shardings))
-    for path, leaf in read(str(tmp_path / "rows")).items():  # verifies the digests as well
+    for path, leaf in stored_params(tmp_path / "rows").items():  # verifies the digests as well
         np.testing.assert_allclose(leaf, on_mesh[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 
@@ -184,7 +154,7 @@ def test_large_layers_are_stored_in_chunks_that_bound_the_memory(tmp_path, monke
     report = growing.grow_checkpoint(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
     assert report.mode == "reference"
     values = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-    assert_same(read(str(tmp_path / "grown")), reference(values, growth_map.layers))
+    assert_same(stored_params(tmp_path / "grown"), grown_in_numpy(values, growth_map.layers))
 
 
 def test_layers_grow_from_none(tmp_path):
@@ -194,7 +164,7 @@ def test_layers_grow_from_none(tmp_path):
     save_checkpoint(str(tmp_path / "source"), params, lineage_of(params, model, declarations))
     growth_map = make_map(model, MODEL, "random")
     growing.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
-    streamed = read(str(tmp_path / "grown"))
+    streamed = stored_params(tmp_path / "grown")
     fresh = flatten(init_params(DECLARED, 3, "paper", 0))
     np.testing.assert_array_equal(streamed["head"], flatten(params)["head"])
     np.testing.assert_allclose(streamed["layers/mlp/up"], fresh["layers/mlp/up"], rtol=1e-6)
@@ -219,8 +189,8 @@ def test_a_tied_model_grows(tmp_path):
     growth_map = make_map(model, None, "stack", 3, "")
     growing.stream(str(tmp_path / "source"), str(tmp_path / "grown"), growth_map)
     values = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    expected = reference(values, growth_map.layers, declarations)
-    assert_same(read(str(tmp_path / "grown")), expected)
+    expected = grown_in_numpy(values, growth_map.layers, declarations)
+    assert_same(stored_params(tmp_path / "grown"), expected)
 
 
 def test_the_lineage_goes_on(source, tmp_path):
@@ -240,7 +210,8 @@ def test_a_grown_checkpoint_grows_again(source, tmp_path):
     growing.stream(path, str(tmp_path / "six"), twice)
     growing.stream(str(tmp_path / "six"), str(tmp_path / "nine"), again)
     assert_same(
-        read(str(tmp_path / "nine")), reference(reference(values, twice.layers), again.layers)
+        stored_params(tmp_path / "nine"),
+        grown_in_numpy(grown_in_numpy(values, twice.layers), again.layers),
     )
 
 
@@ -252,7 +223,7 @@ def test_leaves_stored_in_pieces_are_grown_piece_by_piece(tmp_path, monkeypatch)
     growth_map = make_map(MODEL, None, "stack", 2, "")
     growing.stream(str(path), str(tmp_path / "grown"), growth_map)
     values = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-    assert_same(read(str(tmp_path / "grown")), reference(values, growth_map.layers))
+    assert_same(stored_params(tmp_path / "grown"), grown_in_numpy(values, growth_map.layers))
 
 
 def test_the_report_counts_bytes_of_values(source, tmp_path):
@@ -356,7 +327,7 @@ def test_a_killed_growth_leaves_no_checkpoint_and_runs_again(source, tmp_path):
     assert not is_complete(str(tmp_path / ".grown.growing"))
     growth_map = make_map(MODEL, None, "stack", 4, "")
     growing.stream(path, str(target), growth_map)
-    assert_same(read(str(target)), reference(values, growth_map.layers))
+    assert_same(stored_params(target), grown_in_numpy(values, growth_map.layers))
     assert sorted(child.name for child in tmp_path.iterdir()) == ["grown", "source"]
 
 
