@@ -271,18 +271,9 @@ def start_distributed(
     """
     # Decides nothing where there are accelerators; on CPUs nothing else works across processes.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    peers.check_flags(coordinator, processes, process)
     if coordinator:
-        if processes < 1 or not 0 <= process < processes:
-            raise UserError(
-                "--coordinator: needs --processes=N and --process=0…N-1 as well; "
-                f"got {processes} and {process}"
-            )
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UserError(f"--coordinator={coordinator}: is not HOST:PORT; add process 0's port")
         _join(f"{processes} processes at {coordinator}", coordinator, processes, process)
-    elif process >= 0:
-        raise UserError("--process: only with --coordinator=HOST:PORT; leave it out")
     elif multihost:
         os.environ.setdefault("JAX_COORDINATOR_PORT", COORDINATOR_PORT)
         _join("the other hosts of this slice")

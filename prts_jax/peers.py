@@ -1,7 +1,8 @@
 """Watch over the other processes of a job: one that dies ends the others in seconds.
 
 A collective waits for a dead process for minutes, and JAX then aborts. Here every process counts up
-a key in JAX's coordination service; one whose count stands still is taken for dead.
+a key in JAX's coordination service; one whose count stands still is taken for dead. The service
+runs in process 0: where that dies, JAX may abort first, see `prts_jax.cli.guard`.
 """
 
 import os
@@ -10,6 +11,8 @@ import threading
 import time
 from typing import Any
 
+from prts_jax.errors import UserError
+
 BEAT_SECONDS = 2.0
 """Seconds between two counts of a process."""
 
@@ -17,6 +20,31 @@ DEAD_SECONDS = 20.0
 """Seconds without a count after which a process is taken for dead."""
 
 EXIT_RESUMABLE = 75
+
+
+def check_flags(coordinator: str, processes: int, process: int) -> None:
+    """Checks the arguments that say how to join the other processes.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "".
+      processes: number of processes; 0: not given.
+      process: index of this one; -1: not given.
+
+    Raises:
+      UserError: an incomplete set, or an address that is not HOST:PORT.
+    """
+    if not coordinator:
+        if process >= 0:
+            raise UserError("--process: only with --coordinator=HOST:PORT; leave it out")
+        return
+    if processes < 1 or not 0 <= process < processes:
+        raise UserError(
+            "--coordinator: needs --processes=N and --process=0…N-1 as well; "
+            f"got {processes} and {process}"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"--coordinator={coordinator}: is not HOST:PORT; add process 0's port")
 
 
 def watch(client: Any, processes: int, process: int) -> None:
@@ -46,8 +74,8 @@ def _watch(client: Any, processes: int, process: int) -> None:
         try:
             client.key_value_set(f"prts_jax/alive/{process}", str(count), allow_overwrite=True)
             counts = dict(client.key_value_dir_get("prts_jax/alive"))
-        except Exception:  # the service runs in process 0
-            _end("process 0 does not answer")
+        except Exception:  # the service is gone
+            _end(f"process 0 of {processes} does not answer")
         now = time.monotonic()
         for key, value in counts.items():
             name = key.rpartition("/")[2]
@@ -56,7 +84,8 @@ def _watch(client: Any, processes: int, process: int) -> None:
             if seen.get(name, ("", 0.0))[0] != value:
                 seen[name] = value, now
             elif now - seen[name][1] > DEAD_SECONDS:
-                _end(f"process {name} of {processes} does not answer")
+                silence = f"for {DEAD_SECONDS:.0f} s"
+                _end(f"process {name} of {processes} does not answer {silence}")
         count += 1
         time.sleep(BEAT_SECONDS)
 
@@ -68,7 +97,7 @@ def leave(client: Any, process: int) -> None:
 
 def _end(reason: str) -> None:
     print(
-        f"prts train: {reason} for {DEAD_SECONDS:.0f} s; start the same command on all hosts, "
+        f"prts train: {reason}; start the same command on all hosts, "
         "the run resumes from its last checkpoint",
         file=sys.stderr,
         flush=True,

@@ -6,8 +6,10 @@ import re
 import sys
 from collections.abc import Sequence
 
+from prts_jax import peers
 from prts_jax.cli import config_flags, run
 from prts_jax.cli.arguments import OneLineParser, add_host_flags
+from prts_jax.cli.guard import guard
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 
@@ -37,8 +39,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; its flags are in `parser` and `prts_jax.cli.config_flags`."""
     config_arguments, others = config_flags.split(argv)
-    flags = parser()
-    options = flags.parse_args(others)
+    options = parser().parse_args(others)
+    peers.check_flags(options.coordinator, options.processes, options.process)
+    if options.coordinator or options.multihost:
+        code = guard()
+        if code is not None:
+            return code
     config = config_flags.load(config_arguments)
     if options.print_config:
         print(json.dumps(to_dict(config), indent=2))
@@ -47,7 +53,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir: is missing; give the run's directory, --workdir=DIR")
     import jax
 
-    from prts_jax import peers
     from prts_jax.checkpoint.commit import refuse_inside_checkpoint
     from prts_jax.mesh import start_distributed
     from prts_jax.train.loop import train

@@ -230,3 +230,16 @@ def test_a_mistake_ends_both_processes(workdirs, stores, start_two, start_prts):
     errors = [process.communicate(timeout=400)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], errors
     assert f"process {holder.pid} is writing there" in errors[0]
+
+
+def test_process_0_killed_ends_the_other_in_one_line(workdirs, stores, start_two):
+    """JAX's coordination service dies with process 0; its client aborts the other process."""
+    workdir = workdirs / "killed"
+    flags = (*TWO_BY_FOUR, "--config.train.steps=100000", f"--workdir={workdir}")
+    killed, left = start_two(*stores.flags(), *flags)
+    wait_for_lines(workdir, 1)
+    killed.kill()
+    *_, line = left.communicate(timeout=60)[1].splitlines()
+    assert left.returncode == 75
+    expected = r"prts train: process 0( of 2)? does not answer; start the same command .*"
+    assert re.fullmatch(expected, line)
