@@ -78,7 +78,11 @@ class TrainBatches:
 
     def tokens(self, position: int) -> int:
         """Returns the number of inputs of the global batch at a position, padding excluded."""
-        return self.order.batch * self.order.length
+        return self.inputs(self.order.consumed(position, 0, self.order.batch))
+
+    def inputs(self, consumed: np.ndarray) -> int:
+        """Returns the number of inputs in windows, by their number in the run, without padding."""
+        return len(consumed) * self.order.length
 
     def rows(self, position: int, start: int, stop: int) -> Batch:
         """Returns rows [start, stop) of the global batch at a position.
@@ -95,7 +99,10 @@ class TrainBatches:
         Raises:
           UserError: the position is not between two windows (it was counted at another length).
         """
-        consumed = self.order.consumed(position, start, stop)
+        return self.take(self.order.consumed(position, start, stop))
+
+    def take(self, consumed: np.ndarray) -> Batch:
+        """Returns windows by their number in the run: arrays [n, length], as `rows`."""
         tokens, sources, *offsets = self.windows(consumed)
         batch = {
             "tokens": tokens[:, :-1],
@@ -131,6 +138,12 @@ class TrainBatches:
                 else:
                     out[kind, run] = sliding_window_view(array, size)[::stride]
         return out
+
+    def starts(self, consumed: np.ndarray) -> list[tuple[TokenStore, int]]:
+        """Returns the store of each of the run's windows, and the window's first token in it."""
+        return [
+            (self.store, int(window) * self.order.stride) for window in self.store_windows(consumed)
+        ]
 
     def store_windows(self, consumed: np.ndarray) -> np.ndarray:
         """Maps the run's windows to windows of the store; int64, the same shape."""

@@ -58,18 +58,17 @@ class PackedBatches(TrainBatches):
             )
         super()._check_store()
 
-    def rows(self, position: int, start: int, stop: int) -> Batch:
-        """Implements `TrainBatches.rows`."""
-        batch = super().rows(position, start, stop)
-        rows = self.store_windows(self.order.consumed(position, start, stop))
-        spans = [(int(row) * self.order.stride + 1, self.order.length) for row in rows]
-        answers = np.array(self.store.read_answers(spans)).reshape(len(spans), self.order.length)
-        return batch | {"loss_weights": batch["loss_weights"] * answers}
+    def take(self, consumed: np.ndarray) -> Batch:
+        """Implements `TrainBatches.take`."""
+        batch = super().take(consumed)
+        spans = [(start + 1, self.order.length) for _, start in self.starts(consumed)]
+        answers = np.array(self.store.read_answers(spans), bool)
+        weights = batch["loss_weights"] * answers.reshape(len(spans), self.order.length)
+        return batch | {"loss_weights": weights}
 
-    def tokens(self, position: int) -> int:
-        """Implements `TrainBatches.tokens`; exact on every host, whichever rows it reads."""
-        rows = self.store_windows(self.order.consumed(position, 0, self.order.batch))
-        return int(self._row_tokens[rows].sum())
+    def inputs(self, consumed: np.ndarray) -> int:
+        """Implements `TrainBatches.inputs`; exact on every host, whichever rows it reads."""
+        return int(self._row_tokens[self.store_windows(consumed)].sum())
 
     @functools.cached_property
     def _row_tokens(self) -> np.ndarray:

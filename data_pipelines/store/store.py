@@ -48,6 +48,7 @@ INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
 TOKENIZER_FILES = (TOKENIZER, "tokenizer.json")
 PADDING = "padding"
+SEPARATOR = ";"  # of several stores in `config.data.train`; see `several.py`
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
 ANSWER_DTYPE = np.dtype("u1")
@@ -87,6 +88,11 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
         if problem := next(fields.type_problems(index), ""):
             raise UserError(f"damaged index: {path}: {problem}; {remedy}")
     except FileNotFoundError as error:
+        if SEPARATOR in os.fspath(directory):
+            raise UserError(
+                f"{os.fspath(directory)!r} names several stores, and only config.data.train takes "
+                "several; name one"
+            ) from error
         raise UserError(
             f"no finished token store: {directory}; make it with `prts data cache`"
         ) from error

@@ -62,13 +62,15 @@ class MeshConfig:
 class DataConfig:
     """Token stores of a run and the order in which they are read."""
 
-    train: str = ""  # directory of the token store to train on
+    train: str = ""  # directory of the token store, or of several with shares "DIR,0.7;DIR,0.3"
     validation: str = ""  # directory of the validation token store; empty: no validation
     length: int = 2048  # sequence length in tokens
     batch: int = 1024  # sequences per step over all hosts
     shuffle: bool = True
     overlap: bool = True  # windows share one token; False: disjoint blocks as in the original
-    mixture: str = ""  # empty: all sets; no_github; sets "A,B"; or shares of windows "A=0.7,B=0.3"
+    # Empty: all sets; no_github; sets "A,B"; or shares of windows "A=0.7,B=0.3". For several
+    # stores, one for each: "no_github;A=0.7,B=0.3".
+    mixture: str = ""
     block: int = 0  # tokens shuffled as one block, a multiple of length; 0: single windows
     pieces: int = 32  # of a block, interleaved with other blocks'; 1: windows one after another
     documents: bool = False  # attention only within a document; False: across, as in the paper

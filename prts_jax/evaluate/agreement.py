@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.batches.loader import EvalBatches
+from data_pipelines.store.several import store_shares
 from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
@@ -156,7 +157,7 @@ def choose_batch(lineage: Lineage, store: str = "") -> Batch:
     length = min(LENGTH, data["length"])
     if store:
         return _read(store, lineage.model, length)
-    for directory in filter(None, (data["validation"], data["train"])):
+    for directory in filter(None, (data["validation"], *store_shares(data["train"]))):
         try:
             return _read(directory, lineage.model, length)
         except UserError:  # moved, or on another machine
@@ -192,7 +193,7 @@ def apply(checkpoint: str, batch: Batch, rounding: bool = False) -> Outputs:
         for path, leaf in declarations.items()
     }
     params = checkpoint_store.restore_params(
-        checkpoint, tree.unflatten(abstract), declarations, verify=True
+        checkpoint, tree.unflatten(abstract), declarations, lineage=lineage
     )
     leaves = tree.flatten(params)
     del params  # `outputs_of` replaces leaf by leaf: two whole models may not fit

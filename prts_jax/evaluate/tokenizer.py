@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipelines.store.several import store_shares
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import check_tokenizer, special_ids_of
@@ -74,7 +75,7 @@ def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> Checkpoi
     carried = str(as_path(checkpoint) / layout.TOKENIZER)
     if not asked:
         check_tokenizer(checkpoint, lineage)
-    folders = [asked] if asked else [carried, str(lineage.config["data"]["train"])]
+    folders = [asked] if asked else [carried, *store_shares(lineage.config["data"]["train"])]
     for folder in filter(None, folders):
         file = tokenizer_file(folder)
         if file:

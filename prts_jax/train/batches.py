@@ -9,6 +9,7 @@ from data_pipelines.batches.loader import EvalBatches, TrainBatches
 from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.batches.packed import check_packed, eval_batches
+from data_pipelines.store.several import Stores, open_stores
 from data_pipelines.store.store import TokenStore
 from prts_jax.config import RunConfig
 from prts_jax.errors import UserError
@@ -17,7 +18,7 @@ from prts_jax.mesh import axis_size, make_mesh
 
 
 def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
-    """Opens the training store of a stage.
+    """Opens the training store of a stage, or its stores.
 
     Args:
       config: config of the stage.
@@ -29,7 +30,10 @@ def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
     """
     data = config.data
     if not data.train:
-        raise UserError("config.data.train: is empty; give the directory of a token store")
+        raise UserError(
+            "config.data.train: is empty; give the directory of a token store, or several "
+            "with shares, as in 'DIR,0.7;DIR,0.3'"
+        )
     micro_rows = batch_parts * config.train.accumulation
     if data.batch % micro_rows:
         raise UserError(
@@ -38,7 +42,9 @@ def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
             f"{micro_rows}"
         )
     order = ReadOrder.of(dataclasses.asdict(data))
-    return train_batches(_open_store(data.train, config), order)
+    stores = open_stores(data.train)
+    _check_vocabulary(stores, config)
+    return train_batches(stores, order)
 
 
 def batch_at(mesh: Mesh, batches: TrainBatches, position: int) -> dict[str, jax.Array]:
@@ -74,7 +80,8 @@ def evaluation_batches(
             f"config.evaluation.batch: {rows} does not divide among {batch_parts} data-parallel "
             f"devices; make it a multiple of {batch_parts}"
         )
-    store = _open_store(data.validation, config)
+    store = TokenStore.open(data.validation)
+    _check_vocabulary(store, config)
     if store.tokenizer != trained_on.tokenizer:
         raise UserError(
             f"config.data.validation: the tokens of {data.validation} are of another "
@@ -95,11 +102,9 @@ def check_batches(config: RunConfig) -> None:
     evaluation_batches(config, parts, training_batches(config, parts).store)
 
 
-def _open_store(directory: str, config: RunConfig) -> TokenStore:
-    store = TokenStore.open(directory)
+def _check_vocabulary(store: TokenStore | Stores, config: RunConfig) -> None:
     if store.vocab_size > config.model.vocab:
         raise UserError(
             f"config.model.vocab: {config.model.vocab} is less than the {store.vocab_size} "
-            f"entries of the tokenizer of {directory}; raise it, or give another store"
+            f"entries of the tokenizer of {store.directory}; raise it, or give another store"
         )
-    return store

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection
 
+from data_pipelines.store.several import store_shares
 from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
@@ -53,6 +54,7 @@ def tokenizers_of(lineage: Lineage, path: str) -> set[str]:
     if carried:
         return {hashlib.sha256(file.read_bytes()).hexdigest() for file in carried}
     try:
-        return {read_index(lineage.config["data"]["train"])["tokenizer_sha256"]}
+        first = next(iter(store_shares(lineage.config["data"]["train"])))
+        return {read_index(first)["tokenizer_sha256"]}
     except UserError:  # the store no longer exists
         return set()

@@ -30,6 +30,8 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
         vocab_size: int = 100,
         sources: Sequence[str] = ("a", "b"),
         layout: str = "mixed",
+        eos_id: int = 2,
+        tokenizer: str = "0",
     ) -> TokenStore:
         folder = tmp_path_factory.mktemp("store")
         entries = []
@@ -50,9 +52,9 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
             )
         write_index(
             folder,
-            identity={"task": "t", "split": "train", "tokenizer_sha256": "0", "inputs": []},
+            identity={"task": "t", "split": "train", "tokenizer_sha256": tokenizer, "inputs": []},
             vocab_size=vocab_size,
-            eos_id=2,
+            eos_id=eos_id,
             sources=sources,
             shards=entries,
             layout=layout,

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batches.loader import TrainBatches
-from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.mixture import MixedBatches, train_batches
 from data_pipelines.batches.open_blocks import OpenBlocks
 from data_pipelines.batches.order import OPEN_TOKENS, ReadOrder
 from data_pipelines.store.store import TokenStore
@@ -88,7 +88,7 @@ def test_any_rows_at_any_step_are_those_of_a_reader_of_single_windows(
         fresh = train_batches(store, order).rows(step * batch * 4, 0, batch)
         for name, array in batches.rows(step * batch * 4, start, batch).items():
             np.testing.assert_array_equal(array, fresh[name][start:])
-    parts = batches._parts if "=" in mixture else [batches]
+    parts = batches.parts if isinstance(batches, MixedBatches) else [batches]
     for part in parts:
         consumed = np.arange(20, 20 + batch)
         windows = part.windows(consumed)
