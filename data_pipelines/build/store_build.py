@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from data_pipelines.chat.packing import Packing, pack
+from data_pipelines.store.fields import parse
 from data_pipelines.store.files import open_files
 from data_pipelines.store.store import INDEX, file_sizes, read_index
 from data_pipelines.store.writer import (
@@ -169,9 +170,14 @@ class Build:
         if plan.exists():
             # Plans of older versions lack the keys that were added later.
             added = {key: self.identity[key] for key in ("vocab_size", "eos_id")}
-            self._check_same(
-                {"layout": "mixed", **added, **json.loads(plan.read_bytes())}, self.identity
-            )
+            try:
+                planned = parse(plan.read_bytes())
+            except ValueError as error:
+                raise UserError(
+                    f"damaged plan: {plan}: {error}; delete the folder {self.directory} and start "
+                    "again"
+                ) from error
+            self._check_same({"layout": "mixed", **added, **planned}, self.identity)
         else:
             write_json(plan, self.identity)
         for name in (f"{PLAN}.*", f"{INDEX}.*", "shard-*"):

@@ -54,7 +54,7 @@ def test_killed_and_resumed_the_run_is_the_same_to_the_bit(
 
 
 def test_another_share_or_store_is_refused_on_resume(
-    configure: Configure, two: str, undisturbed: Path, stores
+    configure: Configure, two: str, undisturbed: Path, stores, tmp_path: Path
 ):
     refused = (
         two.replace("0.7", "0.6"),
@@ -67,4 +67,4 @@ def test_another_share_or_store_is_refused_on_resume(
             train(config, str(undisturbed))
     config = configure(data__train=two, data__block=32, data__validation=two)
     with pytest.raises(UserError, match="only config.data.train takes several"):
-        train(config, str(undisturbed))
+        train(config, str(tmp_path))

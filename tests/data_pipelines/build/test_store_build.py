@@ -62,3 +62,11 @@ def test_plan_and_records_of_a_build_killed_at_its_end_are_removed(task: LineTas
         (tmp_path / "store" / name).write_text("{}")
     cache(task, tmp_path / "store", silent)
     assert {file.name for file in (tmp_path / "store").iterdir()} == names
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"layout": NaN}'])
+def test_a_damaged_plan_is_one_line_with_the_remedy(task: LineTask, tmp_path: Path, content: bytes):
+    Build.of(task, str(tmp_path / "store"), Rules()).begin()
+    (tmp_path / "store" / "plan.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged plan: .*plan\.json: .*; delete the folder"):
+        cache(task, tmp_path / "store", silent)
