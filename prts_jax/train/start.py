@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
+from data_pipelines.store.several import short_fingerprint
+from data_pipelines.store.store import SEPARATOR
 from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.damage import DamagedError, agreed
@@ -367,15 +369,17 @@ def data_position(
             key = "train" if mixture == config.data.mixture else "mixture"
             raise UserError(
                 f"config.data.{key}: {getattr(config.data, key)!r} is not what the checkpoint was "
-                f"trained on (fingerprint {fingerprint[:12]}, not {lineage.store[:12]}); set it "
-                "back, or pass --allow_change=data.store to start from its beginning"
+                f"trained on (fingerprint {short_fingerprint(fingerprint)}, not "
+                f"{short_fingerprint(lineage.store)}); set it back, or pass "
+                "--allow_change=data.store to start from its beginning"
             )
         change = lineage.change_record("data.store", lineage.store, fingerprint)
         return 0, "data start at the beginning of another store", (change,)
     after = dataclasses.asdict(config.data)
     before = {**dataclasses.asdict(DataConfig()), **_data_config(lineage)}
     # A mixture without shares only selects sets, and the equal fingerprint covers that.
-    mixture = before["mixture"] if "=" in before["mixture"] else ""
+    entries = before["mixture"].split(SEPARATOR)
+    mixture = SEPARATOR.join(entry if "=" in entry else "" for entry in entries)
     order = ReadOrder.of(before, mixture=mixture)
     same_pieces = order.piece == batches.order.piece
     changed = [

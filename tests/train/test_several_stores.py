@@ -61,6 +61,8 @@ def test_another_share_or_store_is_refused_on_resume(
         two.partition(",")[0],
         two.partition(";")[0] + f";{stores.train},0.3",
     )
+    with pytest.raises(UserError, match=r"fingerprint \w{12}=2/3,\w{12}=1/3, not \w{12}=7/10,"):
+        train(configure(data__train=refused[0], data__block=32), str(undisturbed))
     for train_on in refused:
         config = configure(data__train=train_on, data__block=32, train__steps=7)
         with pytest.raises(UserError, match=r"config\.data\.train: .* is not what the checkpoint"):
