@@ -83,8 +83,8 @@ def test_parameters_grow_by_any_mode_and_moments_are_counted(source, tmp_path, m
         leaf.nbytes * (2 if "layers/" in name else 1) for name, leaf in named_leaves(state).items()
     )
     assert report.bytes_written - without.bytes_written == moments
-    assert has_optimizer(grown, read_lineage(grown))
-    assert not has_optimizer(bare, read_lineage(bare))
+    assert has_optimizer(grown)
+    assert not has_optimizer(bare)
 
 
 @pytest.mark.parametrize("mode", ["reference", "stream"])
@@ -101,15 +101,10 @@ def test_a_disk_too_small_for_the_moments_is_said_before_anything_is_written(
 @pytest.mark.parametrize("mode", ["reference", "stream"])
 def test_a_damaged_moment_leaves_nothing_behind(tmp_path, mode):
     path, _ = save_with_optimizer(tmp_path / "checkpoints")
-    largest = max(
-        (
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(f"{path}/optimizer")
-            for file in files
-        ),
-        key=os.path.getsize,
-    )
-    os.truncate(largest, os.path.getsize(largest) // 2)
+    for folder, _, files in os.walk(f"{path}/optimizer"):
+        if os.path.basename(folder) == "d":  # the values; which file holds which varies
+            for file in files:
+                os.truncate(os.path.join(folder, file), os.path.getsize(f"{folder}/{file}") // 2)
     growth_map = make_map(MODEL, None, "stack", 2)
     with pytest.raises(UserError, match="cannot be read; files are missing or damaged"):
         grow_checkpoint(path, str(tmp_path / "grown"), growth_map, mode, optimizer="copy")
