@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from data_pipelines.build.extension import Base
 from data_pipelines.chat.packing import Packing, pack
 from data_pipelines.store.fields import parse
 from data_pipelines.store.files import open_files
-from data_pipelines.store.store import INDEX, file_sizes, read_index
+from data_pipelines.store.store import INDEX, MAX_SETS, file_sizes, read_index
 from data_pipelines.store.writer import (
     TEMPORARY,
     Encoded,
@@ -76,6 +77,7 @@ class Rules:
       layout: "mixed" or "by_set".
       packing: packing of examples into rows; None for documents one after another.
       digests: input file → SHA-256 that it must have; empty if none is expected.
+      extends: folder of a finished store whose shards come first; "" for none.
     """
 
     skip_bad: bool = False
@@ -83,6 +85,7 @@ class Rules:
     layout: str = "mixed"
     packing: Packing | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    extends: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
@@ -101,21 +104,33 @@ class Build:
       directory: the store's folder, local or gs://.
       rules: rules for bad rows and the order of documents.
       sizes: bytes of each input file.
+      base: the store whose shards come first; None for none.
     """
 
     task: FileTask
     directory: str
     rules: Rules
     sizes: Sequence[int]
+    base: Base | None = None
 
     @classmethod
     def of(cls, task: FileTask, directory: str | os.PathLike[str], rules: Rules) -> "Build":
         """Returns the build of a task, with the sizes of its files.
 
         Raises:
-          UserError: a file is not there.
+          UserError: a file is not there, or it cannot extend the store that `rules` names.
         """
-        return cls(task, os.fspath(directory), rules, input_sizes(task.files))
+        build = cls(task, os.fspath(directory), rules, input_sizes(task.files))
+        if not rules.extends:
+            return build
+        if as_path(rules.extends) == as_path(directory):
+            raise UserError(
+                f"--extend={rules.extends}: is the --output too; give another --output, because a "
+                "finished store never changes"
+            )
+        identity = build.identity
+        base = Base.open(rules.extends, identity, identity["inputs"], build.sizes)
+        return dataclasses.replace(build, base=base)
 
     @property
     def _folder(self) -> epath.Path:
@@ -128,8 +143,8 @@ class Build:
             "task": self.task.name,
             "split": self.task.split,
             "tokenizer_sha256": self.task.tokenizer.sha256,
-            "sources": list(self.task.sources),
-            "inputs": relative_names(self.task.files),
+            "sources": list(self._sources),
+            "inputs": self._inputs,
             "layout": self.rules.layout,
             # tokenizer.json may leave them to the files beside it, and the end id to a flag.
             "vocab_size": self.task.tokenizer.vocab_size,
@@ -138,7 +153,30 @@ class Build:
         if self.rules.packing is not None:
             # Only packed stores have it: the first stores' indices had no such key.
             identity["packing"] = dataclasses.asdict(self.rules.packing)
+        if self.base is not None:
+            identity["inputs"] = [*self.base.inputs(), *self._inputs]
+            identity["extends"] = self.base.fingerprint
         return identity
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        return relative_names(self.task.files)
+
+    @cached_property
+    def _sources(self) -> tuple[str, ...]:
+        """The names of the sets: those of the base, then the task's others."""
+        of_base = () if self.base is None else self.base.sources
+        sources = tuple(dict.fromkeys([*of_base, *self.task.sources]))
+        if len(sources) > MAX_SETS:
+            raise UserError(
+                f"{len(sources)} sets in {self.directory}: a store has at most {MAX_SETS}"
+            )
+        return sources
+
+    @property
+    def _first(self) -> int:
+        """The number of the first shard that is made from an input file."""
+        return 0 if self.base is None else self.base.shards
 
     def finished(self) -> dict[str, Any] | None:
         """Returns the index of the finished store, or None.
@@ -149,14 +187,15 @@ class Build:
         if not (self._folder / INDEX).exists():
             return None
         index = {"layout": "mixed", **read_index(self.directory)}  # the first stores had no other
-        sizes = [shard["source_bytes"] for shard in index["shards"]]
+        own = index["shards"][self._first :]
+        sizes = [shard["source_bytes"] for shard in own]
         existing = {**index, "input sizes": sizes}
         wanted = {**self.identity, "input sizes": list(self.sizes)}
         if self.rules.digests:
-            existing["checked digests"] = [s.get("source_sha256") for s in index["shards"]]
+            existing["checked digests"] = [s.get("source_sha256") for s in own]
             wanted["checked digests"] = [self._digest(file) for file in self.task.files]
         self._check_same(existing, wanted)
-        self._check_fraction([Shard.from_json(shard) for shard in index["shards"]])
+        self._check_fraction([Shard.from_json(shard) for shard in own])
         return index
 
     def begin(self) -> None:
@@ -183,6 +222,8 @@ class Build:
         for name in (f"{PLAN}.*", f"{INDEX}.*", "shard-*"):
             for leftover in self._folder.glob(f"{name}{TEMPORARY}"):
                 leftover.unlink()
+        if self.base is not None:
+            self.base.adopt(self._folder)
         tokenizer = self.task.tokenizer
         for name, content in {tokenizer.file: tokenizer.model, **tokenizer.beside}.items():
             (self._folder / name).write_bytes(content)
@@ -199,7 +240,7 @@ class Build:
         return self.rules.digests.get(file, "")
 
     def _record(self, index: int) -> epath.Path:
-        return self._folder / f"shard-{index:05d}.json"
+        return self._folder / f"shard-{self._first + index:05d}.json"
 
     def kept(self, index: int) -> Shard | None:
         """Returns a whole shard written before from the same file and as strictly, or None.
@@ -237,7 +278,8 @@ class Build:
             expected digest.
         """
         file, record = self.task.files[index], self._record(index)
-        packing, tokenizer, sources = self.rules.packing, self.task.tokenizer, self.task.sources
+        packing, tokenizer, sources = self.rules.packing, self.task.tokenizer, self._sources
+        ids = {number: sources.index(name) for number, name in enumerate(self.task.sources)}
         rows, lost, bad = 0, 0, dict[str, list[int]]()
 
         def good() -> Iterator[Encoded]:
@@ -245,7 +287,8 @@ class Build:
             for row in self.task.documents(index):
                 rows += 1
                 if not isinstance(row, Fault):
-                    yield row
+                    # The writer refuses a source that the task does not have.
+                    yield row._replace(source=ids.get(row.source, -1)) if self.base else row
                 elif self.rules.skip_bad:
                     bad.setdefault(row.kind, []).append(row.line)
                     lost += row.lost_bytes
@@ -258,7 +301,7 @@ class Build:
         shard = write_shard(
             self._folder,
             record.stem,
-            self.identity["inputs"][index],
+            self._inputs[index],
             self.sizes[index],
             pack(good(), packing, len(sources) - 1, tokenizer.eos_id) if packing else good(),
             tokenizer.vocab_size,
@@ -287,8 +330,8 @@ class Build:
             identity=self.identity,
             vocab_size=self.task.tokenizer.vocab_size,
             eos_id=self.task.tokenizer.eos_id,
-            sources=self.task.sources,
-            shards=shards,
+            sources=self._sources,
+            shards=[*self.base.entries(len(self._sources)), *shards] if self.base else shards,
             layout=self.rules.layout,
         )
         self.clear()

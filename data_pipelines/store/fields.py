@@ -172,6 +172,7 @@ _INDEX: dict[str, tuple[Check, bool]] = {
     "truncated": (_count, False),
     "shards": (_list(_section(_SHARD)), True),
     "checksums": (_section({"block": (_positive, True), "sha256": (_digest, True)}), False),
+    "extends": (_digest, False),
     INDEX_DIGEST: (_digest, False),
     "fingerprint": (_digest, True),
 }

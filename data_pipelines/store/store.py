@@ -52,6 +52,7 @@ SEPARATOR = ";"  # of several stores in `config.data.train`; see `several.py`
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
 ANSWER_DTYPE = np.dtype("u1")
+MAX_SETS = 256  # a source id is a byte
 OPEN_DESCRIPTIONS = 128  # shards whose document ends stay open
 
 

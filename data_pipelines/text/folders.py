@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from data_pipelines.store.store import MAX_SETS
 from data_pipelines.text.inputs import glob_files
 from data_pipelines.text.lines import Damage, compression, pieces
 from data_pipelines.text.native import NativeTask, RowReader
@@ -20,7 +21,6 @@ from data_pipelines.text.rows import MAX_LINE_BYTES, Document, Fault, Fields, re
 from data_pipelines.text.tokenizer import load_tokenizer
 from prts_jax.errors import UserError
 
-MAX_SETS = 256  # a source id is a byte
 SPLITS = ("train", "validation")
 ENDINGS = {
     "text": (".txt", ".md"),

@@ -14,6 +14,7 @@ from prts_jax.cli import data_flags, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path
 
 CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in tokenizer_config.json
 
@@ -58,7 +59,7 @@ def _cache(arguments: argparse.Namespace) -> None:
             cache.cache(
                 task,
                 directory,
-                rules=_rules(arguments, layout=_layout(arguments, task), digests=digests),
+                rules=_task_rules(arguments, split, task, digests),
                 workers=arguments.workers,
             )
         )
@@ -75,9 +76,27 @@ def _beam(arguments: argparse.Namespace) -> None:
                 task,
                 directory,
                 arguments.pipeline_options,
-                rules=_rules(arguments, layout=_layout(arguments, task), digests=digests),
+                rules=_task_rules(arguments, split, task, digests),
             )
         )
+
+
+def _task_rules(arguments: argparse.Namespace, split: str, task: Any, digests: Any) -> Any:
+    """Returns the rules of a split's store."""
+    extends = _extended(arguments, split)
+    layout = _layout(arguments, task)
+    if extends and not arguments.layout:
+        layout = _data_module("store.store").read_index(extends).get("layout", "mixed")
+    return _rules(arguments, layout=layout, digests=digests, extends=extends)
+
+
+def _extended(arguments: argparse.Namespace, split: str) -> str:
+    """Returns the folder of the store that a split's new one extends, or ""."""
+    if not arguments.extend:
+        return ""
+    of_split = os.path.join(arguments.extend, split)
+    is_store = (as_path(arguments.extend) / "index.json").exists()
+    return str(arguments.extend) if is_store else of_split
 
 
 def _layout(arguments: argparse.Namespace, task: Any) -> str:

@@ -244,6 +244,13 @@ def _add_input(parser: Parser) -> None:
         help="end unless the splits have N files, or exactly those of a list as sha256sum writes "
         "it, paths below --input, with these digests",
     )
+    _add_path(
+        parser,
+        "--extend",
+        "finished store, or the folder of its splits, whose shards begin the new one; the input "
+        "then holds new files alone (same task, tokenizer and layout)",
+        required=False,
+    )
     parser.add_argument(
         "--module",
         action="append",
