@@ -13,6 +13,7 @@ import re
 import select
 import signal
 import sys
+import time
 
 from prts_jax.cli import EXIT_RESUMABLE
 
@@ -23,9 +24,11 @@ _CLIENT = re.compile(
 """Start of a message of JAX's coordination client that announces its end, as absl logs it."""
 
 _HELD_SECONDS = 5.0
-"""Silence after which messages that no abort has followed are shown."""
+"""Time after which messages that no abort has followed are shown."""
 
-_HELD_BYTES = 1 << 20
+_OURS = b"prts "
+"""Start of the lines that this project writes about a run's end."""
+
 _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _AGAIN = "start the same command on all hosts, the run resumes from its last checkpoint"
 
@@ -76,27 +79,29 @@ def _die_with(parent: int) -> None:
 def _copy(source: int) -> bytes:
     """Copies a pipe to standard error until its end, line by line.
 
+    From a message of the coordination client on, all lines but our own are held back; after
+    `_HELD_SECONDS` without an abort they are shown.
+
     Returns:
-      The coordination client's messages at the end, and all that came after the first: not copied.
+      The lines held at the end, and an unfinished one: not copied.
     """
-    line, held = b"", b""
+    line, held, since = b"", b"", 0.0
     while True:
-        if not select.select([source], [], [], _HELD_SECONDS)[0]:
-            _write(held + line)
-            line, held = b"", b""
+        ready = select.select([source], [], [], _HELD_SECONDS)[0]
+        if held and time.monotonic() - since > _HELD_SECONDS:
+            held = _write(held)
+        if not ready:
+            line = _write(line)
             continue
         if not (text := os.read(source, 1 << 16)):
             return held + line if held else _write(line)
-        *lines, line = (line + text).splitlines(keepends=True) or [b""]
-        if line.endswith(b"\n"):
-            lines, line = [*lines, line], b""
+        *lines, line = (line + text).split(b"\n")
         for complete in lines:
-            if held or _CLIENT.match(complete):
-                held += complete
-            else:
-                _write(complete)
-        if len(held) > _HELD_BYTES:
-            held = _write(held)
+            if complete.startswith(_OURS) or not (held or _CLIENT.match(complete)):
+                _write(complete + b"\n")
+                continue
+            since = since if held else time.monotonic()
+            held += complete + b"\n"
 
 
 def _write(text: bytes) -> bytes:

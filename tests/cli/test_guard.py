@@ -38,7 +38,10 @@ def start(program: str) -> subprocess.Popen[str]:
             id="JAX's abort",
         ),
         pytest.param(
-            f"say({ABORT!r}.strip()); say('named'); os._exit(75)", 75, "", id="a named process"
+            f"say({ABORT!r}.strip()); say('prts train: process 3 …'); os._exit(75)",
+            75,
+            "prts train: process 3 …\n",
+            id="a named process",
         ),
         pytest.param(
             "say('E1129 02:46:37.07 1 coordination_service_agent.cc:9] x'); sys.exit(1)",
@@ -59,6 +62,16 @@ def test_the_parent_ends_as_its_child_does(program, code, error):
     process = start(program)
     assert process.communicate(timeout=60)[1] == error
     assert process.returncode == code
+
+
+def test_lines_after_a_warning_are_shown_while_the_run_goes_on():
+    """A run that prints every half second never falls silent, so silence cannot end the wait."""
+    warning = "say('W1129 02:46:37.07 1 distributed.cc:9] slow')\n"
+    process = start(f"{warning}for _ in range(14): time.sleep(0.5); say('step')\ntime.sleep(60)")
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("W1129")
+    assert process.stderr.readline() == "step\n"
+    process.kill()
 
 
 def test_sigterm_reaches_the_child_and_a_killed_parent_takes_it_along():
