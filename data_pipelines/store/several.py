@@ -93,6 +93,15 @@ def store_shares(train: str) -> dict[str, Fraction]:
     return {folder: share / total for folder, share in shares.items()}
 
 
+def first_store(train: str) -> str:
+    """Returns the first store that `config.data.train` names; its tokenizer is that of all.
+
+    Raises:
+      UserError: as `store_shares`.
+    """
+    return next(iter(store_shares(train)))
+
+
 def parse_share(text: str) -> Fraction:
     """Returns a share exactly: 0.7, 7e-1 or 7/10; 0 if the text is no such number."""
     if len(text) > 40 or re.search(r"e[+-]?\d{3}", text, re.IGNORECASE):

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from data_pipelines.store.several import store_shares
+from data_pipelines.store.several import first_store
 from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
@@ -33,7 +33,7 @@ def check_store_tokenizer(checkpoint: str, lineage: Lineage, store: TokenStore) 
     trained_on = _trained_on(lineage)
     if store.tokenizer in known | {trained_on}:
         return
-    train = next(iter(store_shares(lineage.config["data"]["train"])))
+    train = first_store(lineage.config["data"]["train"])
     ours = tokenizer_file(str(folder)) or (tokenizer_file(train) if trained_on else "")
     theirs = tokenizer_file(store.directory)
     if not trained_on and not (ours and theirs):
@@ -53,8 +53,7 @@ def _trained_on(lineage: Lineage) -> str:
     if lineage.row_length is None:
         return ""
     try:
-        first = next(iter(store_shares(lineage.config["data"]["train"])))
-        return str(read_index(first)["tokenizer_sha256"])
+        return str(read_index(first_store(lineage.config["data"]["train"]))["tokenizer_sha256"])
     except UserError:
         return ""
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Collection
 
-from data_pipelines.store.several import store_shares
+from data_pipelines.store.several import first_store
 from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
@@ -54,7 +54,6 @@ def tokenizers_of(lineage: Lineage, path: str) -> set[str]:
     if carried:
         return {hashlib.sha256(file.read_bytes()).hexdigest() for file in carried}
     try:
-        first = next(iter(store_shares(lineage.config["data"]["train"])))
-        return {read_index(first)["tokenizer_sha256"]}
+        return {read_index(first_store(lineage.config["data"]["train"]))["tokenizer_sha256"]}
     except UserError:  # the store no longer exists
         return set()
