@@ -47,7 +47,7 @@ def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, jax.Sh
 
 
 def lower_train_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowers the train step of a config; `jax.set_mesh(mesh)` must hold.
+    """Lowers the train step of a config; its mesh must hold, see `use_mesh`.
 
     Raises:
       UserError: the mesh does not divide the model.

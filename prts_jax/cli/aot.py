@@ -109,6 +109,7 @@ def _compile(config: RunConfig, source: Any, topology: Any, evaluation: bool) ->
 
 def _search(config: RunConfig, topology: Any, as_json: bool) -> int:
     from prts_jax.aot.run import REMATS, candidates, mfu_bound, search
+    from prts_jax.mesh import mesh_sizes
 
     tensors = [size for size in (1, 2, 4, 8) if config.model.kv_heads % size == 0]
     tried = candidates(config, (1, 2, 4, 8, 16), REMATS, tensors)
@@ -123,7 +124,7 @@ def _search(config: RunConfig, topology: Any, as_json: bool) -> int:
         {
             "rows_per_device": candidate.rows,
             "remat": candidate.remat,
-            "mesh": dataclasses.asdict(candidate.mesh),
+            "mesh": mesh_sizes(candidate.mesh),
             "hbm_bytes_per_device": result.hbm_bytes["total"],
             "estimated_seconds": result.estimated_seconds,
             "mfu_bound": mfu_bound(changed, result, topology),

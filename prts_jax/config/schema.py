@@ -53,9 +53,15 @@ class ComputeConfig:
 class MeshConfig:
     """Number of devices along each mesh axis; one may be -1 for the remaining devices."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # copies of the parameters, each for a part of the batch
+    fsdp: int = -1  # splits parameters and batch
+    sequence: int = 1  # splits the positions of a sequence; keys and values are gathered
+    tensor: int = 1  # splits heads, MLP and vocabulary, and positions between layers
+    rules: str = ""  # changed sharding rules: "vocab=fsdp+tensor,embed=none", see prts_jax.mesh
+    # When micro-batches' gradients are exchanged: once a step, which needs whole gradients and
+    # weights on each device, or each micro_batch; auto: once a step where that takes a third of
+    # the device's memory at most.
+    reduce_gradients: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,5 +230,6 @@ CHOICES = {
     "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),
     "train.trainable": ("all", "new"),
+    "mesh.reduce_gradients": ("auto", "step", "micro_batch"),
     "init.growth.optimizer": ("reset", "copy"),
 }
