@@ -51,11 +51,14 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Number of devices along each mesh axis; one may be -1 for the remaining devices."""
+    """Number of devices along each mesh axis, one of them -1 for the remaining ones, and rules."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # copies of the parameters, each for a part of the batch
+    fsdp: int = -1  # splits parameters and batch
+    sequence: int = 1  # splits the positions of a sequence; keys and values are gathered
+    tensor: int = 1  # splits heads, MLP and vocabulary, and positions between layers
+    # Changes of prts_jax.config.rules, such as "vocab=fsdp+tensor,embed=none".
+    rules: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

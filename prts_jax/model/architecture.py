@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig, nearest
-from prts_jax.declaration import Declaration
+from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.mesh import constrain
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
@@ -72,6 +72,23 @@ def _declaration(box: Declared) -> Declaration:
     )
 
 
+def in_compute_dtype(
+    params: Mapping[str, Any], model: ModelConfig, compute: ComputeConfig
+) -> dict[str, Any]:
+    """Returns the parameters of matrix products in the dtype of activations; norms stay float32.
+
+    Cast before the scan over layers, their gradients leave it in this dtype as well: as precise
+    as products make them, and half of the memory.
+    """
+    declarations, dtype = declare(model), jnp.dtype(compute.dtype)
+    return tree.unflatten(
+        {
+            path: leaf if declarations[path].kind is Kind.NORM else leaf.astype(dtype)
+            for path, leaf in tree.flatten(params).items()
+        }
+    )
+
+
 def logits(
     params: Mapping[str, Any],
     tokens_BxS: jax.Array,
@@ -97,6 +114,7 @@ def logits(
       [B, S, vocab] float32: position s scores the token at s + 1.
     """
     module = architecture(model).module(model, compute, frozen)
+    params = in_compute_dtype(params, model, compute)
     out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]
         {"params": params}, tokens_BxS, documents, gates, None
     )
@@ -120,6 +138,7 @@ def losses(
     positions never exist at once. Arguments are those of `logits`.
     """
     module = architecture(model).module(model, compute, frozen)
+    params = in_compute_dtype(params, model, compute)
     out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]
         {"params": params}, tokens_BxS, documents, gates, None, targets_BxS
     )
@@ -166,6 +185,6 @@ def empty_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: 
       length: largest number of positions of a row.
     """
     shape = (model.layers, batch, model.kv_heads, length, model.head_dim)
-    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
+    axes = ("layers", "batch", "kv_heads", "keys", "head_dim")
     zeros = constrain(jnp.zeros(shape, jnp.dtype(compute.dtype)), axes)
     return Cache(zeros, zeros)

@@ -5,14 +5,15 @@ group, D head_dim. Keys and values stay grouped: repeating them costs bandwidth 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prts_jax.errors import UserError
-from prts_jax.mesh import partition_spec
+from prts_jax.mesh import axis_size, constrain, partition_spec
 
 SPLASH_BLOCKS = (512, 256, 128)
 """Tiles of the splash kernels, best first: a length takes the first that divides it."""
@@ -30,10 +31,12 @@ def causal_attention(
     precision: jax.lax.Precision,
     segment_ids_BxS: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes softmax(q kᵀ / √D) v over earlier positions, with the softmax in float32.
+    """Computes softmax(q kᵀ) v over earlier positions, with the softmax in float32.
+
+    Where the mesh splits positions, a device has its part of the queries and all keys and values.
 
     Args:
-      q_BxHxSxD: queries; head h reads key/value head h // (H / K).
+      q_BxHxSxD: queries divided by √D; head h reads key/value head h // (H / K).
       k_BxKxSxD: keys.
       v_BxKxSxD: values.
       implementation: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": splash on TPU where it
@@ -46,24 +49,40 @@ def causal_attention(
       [B, H, S, D] in the dtype of `q`.
 
     Raises:
-      UserError: "splash" cannot tile the length.
+      UserError: "splash" cannot tile the length, or "cudnn" does not get whole sequences.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else axis_size(mesh, "length")
     if implementation == "auto":
-        best = on_tpu(q_BxHxSxD.shape[2], q_BxHxSxD.dtype.name)
+        best = on_tpu(q_BxHxSxD.shape[2] // shards, q_BxHxSxD.dtype.name)
         implementation = best if jax.default_backend() == "tpu" else "xla"
+    by_key = ("batch", "kv_heads", "keys", "head_dim")
+    k_BxKxSxD, v_BxKxSxD = constrain(k_BxKxSxD, by_key), constrain(v_BxKxSxD, by_key)
     if implementation == "splash":
         return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
     if implementation == "cudnn":
+        if shards > 1:
+            raise UserError(
+                "config.compute.attention: cudnn takes whole sequences, and config.mesh splits "
+                f"them among {shards} devices; choose 'xla', or config.mesh.sequence=1"
+            )
         out = _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
         return checkpoint_name(out, ATTENTION)
     seen = jnp.tril(jnp.ones((q_BxHxSxD.shape[2],) * 2, bool))
     if segment_ids_BxS is not None:
         seen = seen & _same_segment(segment_ids_BxS)[:, None, None]
-    return checkpoint_name(_xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision, seen), ATTENTION)
+    out = _xla(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, precision, seen)
+    # Backward its cotangent would otherwise be split as the stream between layers is.
+    return checkpoint_name(constrain(out, ("batch", "heads", "length", "head_dim")), ATTENTION)
 
 
 def on_tpu(length: int, dtype: str) -> str:
-    """Returns the implementation that "auto" chooses on a TPU: splash where it takes the shape."""
+    """Returns the implementation that "auto" chooses on a TPU: splash where it takes the shape.
+
+    Args:
+      length: positions of a sequence on one device.
+      dtype: of the activations.
+    """
     return "splash" if length % SPLASH_BLOCKS[-1] == 0 and dtype != "float32" else "xla"
 
 
@@ -77,7 +96,7 @@ def cached_attention(
     """Computes attention of some tokens to the cached keys and values of all tokens up to them.
 
     Args:
-      q_BxHxSxD: queries; head h reads key/value head h // (H / K).
+      q_BxHxSxD: queries divided by √D; head h reads key/value head h // (H / K).
       k_BxKxTxD: keys by position.
       v_BxKxTxD: values by position.
       positions_BxS: int32, the position of each query, which reads keys 0 to its position.
@@ -108,7 +127,7 @@ def _xla(
     q_BxKxGxSxD = q_BxHxSxD.reshape(batch, groups, heads // groups, length, head_dim)
     scores = jnp.einsum(
         "bkgsd,bktd->bkgst",
-        q_BxKxGxSxD * jnp.asarray(head_dim**-0.5, q_BxHxSxD.dtype),
+        q_BxKxGxSxD,
         k_BxKxSxD,
         precision=precision,
         preferred_element_type=jnp.float32,
@@ -134,61 +153,84 @@ def _splash(
     _, heads, length, head_dim = q_BxHxSxD.shape
     groups = k_BxKxSxD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
-    tensor = 1 if mesh.empty else mesh.shape["tensor"]
+    tensor, shards = (1, 1) if mesh.empty else (axis_size(mesh, x) for x in ("kv_heads", "length"))
     if groups % tensor:  # of a teacher, whose heads every device computes
-        tensor, axis = 1, "features"
+        tensor, query_axis, key_axis = 1, "features", "features"
     else:
-        axis = "heads"
-    block = next((size for size in SPLASH_BLOCKS if length % size == 0), 0)
-    if not block:
-        raise UserError(
-            f"config.compute.attention: splash takes lengths that are multiples of 128, not "
-            f"{length}; choose another length, or 'auto'"
-        )
-    # By the compiler's count of bundles larger tiles pay at length 4096 and head_dim 128.
-    forward = 1024 if length >= 4096 and length % 1024 == 0 and head_dim >= 128 else block
-    sizes = splash_attention_kernel.BlockSizes(
-        block_q=forward,
-        block_kv=forward,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
-    )
+        query_axis, key_axis = "heads", "kv_heads"
     mask = splash_attention_mask.MultiHeadMask(
         [splash_attention_mask.CausalMask((length, length)) for _ in range(heads // groups)]
     )
-    kernel = splash_attention_kernel.make_splash_mqa_single_device(
-        mask=mask, block_sizes=sizes, residual_checkpoint_name=ATTENTION
+    kernel = splash_attention_kernel.make_splash_mqa(
+        mask=mask,
+        block_sizes=_splash_tiles(length, length // shards, head_dim),
+        residual_checkpoint_name=ATTENTION,
+        head_shards=1,
+        q_seq_shards=shards,
     )
 
     def attend(
+        kernel: Any,
         q_BxHxSxD: jax.Array,
-        k_BxKxSxD: jax.Array,
-        v_BxKxSxD: jax.Array,
-        *segment_ids_BxS: jax.Array,
+        k_BxKxTxD: jax.Array,
+        v_BxKxTxD: jax.Array,
+        *segment_ids: jax.Array,
     ) -> jax.Array:
-        batch, local_heads = q_BxHxSxD.shape[:2]
+        batch, local_heads, positions = q_BxHxSxD.shape[:3]
         local_groups = groups // tensor
         q_BxKxGxSxD = q_BxHxSxD.reshape(
-            batch, local_groups, local_heads // local_groups, length, head_dim
+            batch, local_groups, local_heads // local_groups, positions, head_dim
         )
-        scaled = q_BxKxGxSxD * jnp.asarray(head_dim**-0.5, q_BxHxSxD.dtype)
-        segments = [splash_attention_kernel.SegmentIds(ids, ids) for ids in segment_ids_BxS]
+        segments = [splash_attention_kernel.SegmentIds(*segment_ids)] if segment_ids else []
         by_group = jax.vmap(kernel, in_axes=(0, 0, 0, *[None for _ in segments]))
-        out = jax.vmap(by_group)(scaled, k_BxKxSxD, v_BxKxSxD, *segments)
+        out = jax.vmap(by_group)(q_BxKxGxSxD, k_BxKxTxD, v_BxKxTxD, *segments)
         return out.reshape(q_BxHxSxD.shape)
 
-    by_heads: PartitionSpec = partition_spec(("batch", axis, "length", "head_dim"))
-    arrays, specs = [q_BxHxSxD, k_BxKxSxD, v_BxKxSxD], [by_heads, by_heads, by_heads]
+    arrays = [q_BxHxSxD, k_BxKxSxD, v_BxKxSxD]
+    by_key: tuple[str, ...] = ("batch", key_axis, "keys", "head_dim")
+    axes = [("batch", query_axis, "length", "head_dim"), by_key, by_key]
     if segment_ids_BxS is not None:
-        arrays.append(segment_ids_BxS)
-        specs.append(partition_spec(("batch", "length")))
+        arrays += [segment_ids_BxS, segment_ids_BxS]
+        axes += [("batch", "length"), ("batch", "keys")]
     if mesh.empty:
-        return attend(*arrays)
-    return jax.shard_map(attend, in_specs=tuple(specs), out_specs=by_heads, check_vma=False)(
-        *arrays
+        return attend(kernel, *arrays)
+    specs = [partition_spec(each) for each in axes]
+    by_positions = NamedSharding(mesh, PartitionSpec(None, partition_spec(("length",))[0]))
+    return jax.shard_map(
+        attend,
+        in_specs=(kernel.manual_sharding_spec(by_positions), *specs),
+        out_specs=specs[0],
+        check_vma=False,
+    )(kernel, *arrays)
+
+
+def _splash_tiles(keys: int, queries: int, head_dim: int) -> Any:
+    """Returns the tiles of the splash kernels for so many keys and queries on a device.
+
+    Raises:
+      UserError: no tile divides both.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    def tile(positions: int, largest: int = SPLASH_BLOCKS[0]) -> int:
+        return next((n for n in (largest, *SPLASH_BLOCKS) if positions % n == 0), 0)
+
+    if not tile(queries):
+        raise UserError(
+            f"config.compute.attention: splash takes multiples of 128 positions on a device, not "
+            f"{queries}; choose another length, or 'auto'"
+        )
+    # By the compiler's count of bundles larger tiles pay at length 4096 and head_dim 128.
+    forward = 1024 if keys >= 4096 and head_dim >= 128 else SPLASH_BLOCKS[0]
+    return splash_attention_kernel.BlockSizes(
+        block_q=tile(queries, forward),
+        block_kv=tile(keys, forward),
+        block_kv_compute=tile(keys),
+        block_q_dkv=tile(queries),
+        # The kernel writes a partial sum of dq for each of these: fewer need less memory.
+        block_kv_dkv=tile(keys, 1024),
+        block_kv_dkv_compute=tile(keys),
+        use_fused_bwd_kernel=True,
     )
 
 
@@ -205,6 +247,7 @@ def _cudnn(
         k_BxKxSxD.swapaxes(1, 2),
         v_BxKxSxD.swapaxes(1, 2),
         mask=mask,
+        scale=1.0,
         is_causal=True,
         implementation="cudnn",
     )

@@ -18,7 +18,7 @@ from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.feed import prefetch
 from prts_jax.growth.gates import opening
-from prts_jax.mesh import axis_size, compile_together, make_mesh
+from prts_jax.mesh import axis_size, check_length, compile_together, use_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import check_batches, training_batches
@@ -84,15 +84,15 @@ def _train_stage(
 ) -> None:
     """Trains one stage to its end and frees its device memory on return."""
     config = stage.config
-    mesh = make_mesh(config.mesh)
-    batches = training_batches(config, axis_size(mesh, "batch"))
     keep = config.checkpoint
     with (
-        jax.set_mesh(mesh),
+        use_mesh(config.mesh) as mesh,
         contextlib.closing(
             Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
         ) as checkpoints,
     ):
+        check_length(mesh, config.data.length, config.compute.loss_chunks)
+        batches = training_batches(config, axis_size(mesh, "batch"))
         optimizer = make_optimizer(config.optimizer)
         start = begin(
             config, mesh, optimizer, batches, checkpoints, allow_change, stage.index, stopping

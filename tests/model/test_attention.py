@@ -29,7 +29,8 @@ def queries_keys_values(
         jnp.asarray(rng.normal(size=(batch, n, length, head_dim)), jnp.float32)
         for n in (heads, kv_heads, kv_heads)
     )
-    return 2 * q, k, v  # sharper than N(0, 1), so that a wrong scale shows
+    # Divided by √D, and sharper than N(0, 1), so that a wrong scale shows.
+    return 2 * q / head_dim**0.5, k, v
 
 
 def segments_of(batch: int, length: int) -> jax.Array:
@@ -45,14 +46,14 @@ def reference_attention(
 ) -> np.ndarray:
     """float64, one head and position at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    batch, heads, length, head_dim = q.shape
+    batch, heads, length, _ = q.shape
     group = heads // k.shape[1]
     out = np.zeros(q.shape)
     for b, h, s in np.ndindex(batch, heads, length):
         seen = np.arange(s + 1)
         if segment_ids is not None:
             seen = seen[np.asarray(segment_ids)[b, seen] == np.asarray(segment_ids)[b, s]]
-        scores = k[b, h // group, seen] @ q[b, h, s] / np.sqrt(head_dim)
+        scores = k[b, h // group, seen] @ q[b, h, s]
         weights = np.exp(scores - scores.max())
         out[b, h, s] = weights / weights.sum() @ v[b, h // group, seen]
     return out
@@ -75,8 +76,8 @@ def out_and_grads(
 def interpreted_splash(monkeypatch: pytest.MonkeyPatch) -> None:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
-    make = functools.partial(kernel.make_splash_mqa_single_device, interpret=True)
-    monkeypatch.setattr(kernel, "make_splash_mqa_single_device", make)
+    make = functools.partial(kernel.make_splash_mqa, interpret=True)
+    monkeypatch.setattr(kernel, "make_splash_mqa", make)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
@@ -161,10 +162,10 @@ def test_what_cudnn_is_given_means_causal_grouped_attention(
     asked = []
 
     def computed_by_xla(
-        *args: jax.Array, implementation: str, is_causal: bool, mask: jax.Array | None
+        *args: jax.Array, implementation: str, is_causal: bool, mask: jax.Array | None, scale: float
     ) -> jax.Array:
         asked.append(implementation)
-        return original(*args, implementation="xla", is_causal=is_causal, mask=mask)
+        return original(*args, implementation="xla", is_causal=is_causal, mask=mask, scale=scale)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", computed_by_xla)
     qkv = queries_keys_values(heads=6, kv_heads=2, length=17, head_dim=8)
