@@ -6,7 +6,7 @@ import contextvars
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from prts_jax.config import MeshConfig
 from prts_jax.config.rules import MESH_AXES, RULES, Rule, parse_rules
 from prts_jax.declaration import Declaration
 from prts_jax.errors import Interrupted, UserError, first_line
+from prts_jax.launch.accelerators import GENERATIONS
 
 _rules: contextvars.ContextVar[Mapping[str, Rule]] = contextvars.ContextVar("rules", default=RULES)
 
@@ -40,6 +41,15 @@ def sharding_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
         yield
     finally:
         _rules.reset(token)
+
+
+def rules_without(axes: Collection[str]) -> contextlib.AbstractContextManager[None]:
+    """Shards within the context as before, but not by these mesh axes."""
+    rules = {
+        axis: tuple(name for name in mesh_axes(axis) if name not in axes) or None
+        for axis in _rules.get()
+    }
+    return sharding_rules(rules)
 
 
 @contextlib.contextmanager
@@ -151,7 +161,7 @@ def _mesh(grid: Any, sizes: Mapping[str, int]) -> Mesh:
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def check_length(mesh: Mesh, length: int, loss_chunks: int) -> None:
+def check_length(mesh: Mesh | AbstractMesh, length: int, loss_chunks: int) -> None:
     """Raises UserError if the mesh and the chunks of the loss do not divide a sequence."""
     parts = axis_size(mesh, "length")
     if length % (parts * loss_chunks):
@@ -167,13 +177,22 @@ def axis_size(mesh: Mesh | AbstractMesh, axis: str) -> int:
     return math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
 
-def sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
+def device_bytes(device: jax.Device) -> int:
+    """Returns the memory of a device, which need not be there; 0 if unknown, as on CPUs."""
+    for generation in GENERATIONS.values():
+        if device.device_kind.startswith(generation.device_kinds):
+            return generation.hbm_bytes // generation.devices_per_chip
+    stats = device.memory_stats() if device.platform == "gpu" else None
+    return int((stats or {}).get("bytes_limit", 0))
+
+
+def sharding(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> NamedSharding:
     """Returns the sharding of an array with these logical axes."""
     return NamedSharding(mesh, partition_spec(axes))
 
 
 def param_shardings(
-    mesh: Mesh, declarations: Mapping[str, Declaration]
+    mesh: Mesh | AbstractMesh, declarations: Mapping[str, Declaration]
 ) -> dict[str, NamedSharding]:
     """Returns path → sharding of every parameter.
 
@@ -191,7 +210,9 @@ def param_shardings(
     return {path: sharding(mesh, d.axes) for path, d in declarations.items()}
 
 
-def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
+def abstract_params(
+    declarations: Mapping[str, Declaration], mesh: Mesh | AbstractMesh
+) -> dict[str, Any]:
     """Returns the parameters as nested shapes with shardings, without allocating them.
 
     Raises:
@@ -232,7 +253,7 @@ def _abstract(
     )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from data_pipelines.batches.loader import DOCUMENT_FIELDS, FIELDS
 from prts_jax.config import ModelConfig, RunConfig, to_dict
@@ -26,7 +26,7 @@ SOURCES = 7
 """Sets of SlimPajama, whose losses a step sums separately."""
 
 
-def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
+def abstract_state(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """Returns shapes and shardings of the training state of a config."""
     params = abstract_params(declare(config.model), mesh)
     optimizer = abstract_optimizer(make_optimizer(config.optimizer), params, mesh)
@@ -34,7 +34,9 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
     return TrainState(params, optimizer, step)
 
 
-def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    config: RunConfig, mesh: Mesh | AbstractMesh, rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and shardings of a batch: arrays [rows, length] by name."""
     names = FIELDS + DOCUMENT_FIELDS * config.data.documents
     by_rows = sharding(mesh, ("batch", "length"))
@@ -48,7 +50,7 @@ def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, jax.Sh
     }
 
 
-def for_tpu(config: RunConfig, mesh: Mesh) -> RunConfig:
+def for_tpu(config: RunConfig, mesh: Mesh | AbstractMesh) -> RunConfig:
     """Returns the config with the attention that "auto" chooses on a TPU."""
     if config.compute.attention != "auto":
         return config

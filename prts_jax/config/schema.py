@@ -59,6 +59,10 @@ class MeshConfig:
     tensor: int = 1  # splits heads, MLP and vocabulary, and positions between layers
     # Changes of prts_jax.config.rules, such as "vocab=fsdp+tensor,embed=none".
     rules: str = ""
+    # When the gradients of micro-batches are exchanged: once a step, which needs whole weights and
+    # gradients on each device, or each micro_batch; auto: once a step where both take at most a
+    # third of the device's memory. Along `data`, which splits no parameter, always once a step.
+    reduce_gradients: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +232,7 @@ CHOICES = {
     "schedule.kind": ("cosine", "wsd", "constant"),
     "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),
+    "mesh.reduce_gradients": ("auto", "step", "micro_batch"),
     "train.trainable": ("all", "new"),
     "init.growth.optimizer": ("reset", "copy"),
 }

@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from prts_jax.config import ModelConfig, RunConfig
-from prts_jax.model.architecture import declare, logits, losses
+from prts_jax.model.architecture import declare, in_compute_dtype, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
-from prts_jax.train.accumulation import Batch, sum_over_micro_batches
+from prts_jax.train.accumulation import (
+    Batch,
+    axes_summed_once,
+    gathered,
+    sum_over_micro_batches,
+)
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
 from prts_jax.train.optim import apply_updates, learning_rate
@@ -74,6 +79,10 @@ def make_train_step(
       gates: stage step → gates of the layers or widths added by the last growth; None: all open.
     """
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
+    mesh = jax.sharding.get_mesh()
+    apart: tuple[str, ...] = ()
+    if config.train.accumulation > 1 and not mesh.empty:
+        apart = axes_summed_once(config.mesh.reduce_gradients, mesh, declare(model))
 
     def summed_losses(
         params: Any, batch: Batch, teacher_params: Any, opened: Gates | None
@@ -104,11 +113,20 @@ def make_train_step(
     ) -> tuple[TrainState, StepMetrics]:
         opened = None if gates is None else gates(state.stage_step)
 
-        def gradient_of(micro: Batch) -> tuple[Any, Sums]:
-            gradient = jax.grad(summed_losses, has_aux=True)
-            return gradient(state.params, micro, teacher_params, opened)
+        weights = state.params
+        if apart:
+            weights = in_compute_dtype(weights, model, config.compute)
+            weights = gathered(weights, declare(model), apart)
 
-        gradient, sums = sum_over_micro_batches(gradient_of, batch, config.train.accumulation)
+        def gradient_of(micro: Batch) -> tuple[Any, Sums]:
+            gradient, sums = jax.grad(summed_losses, has_aux=True)(
+                weights, micro, teacher_params, opened
+            )
+            return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), sums
+
+        count = config.train.accumulation
+        gradient, sums = sum_over_micro_batches(gradient_of, batch, count, apart)
+        gradient = gathered(gradient, declare(model), ())
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
