@@ -39,33 +39,35 @@ def causal_attention(
       q_BxHxSxD: queries divided by √D; head h reads key/value head h // (H / K).
       k_BxKxSxD: keys.
       v_BxKxSxD: values.
-      implementation: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": splash on TPU where it
-        takes the shape (lengths that are multiples of 128), XLA elsewhere.
+      implementation: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": the accelerator's own where
+        it takes the shape, see `on_tpu` and `on_gpu`, and XLA elsewhere.
       precision: of the matrix products in the XLA implementation.
-      segment_ids_BxS: int32; a position attends to its own segment only; None: one segment.
-        cuDNN reads them as a mask of [B, 1, S, S], which costs memory.
+      segment_ids_BxS: int32; a position attends to its own segment only; None: one segment. The
+        positions of a segment follow one another.
 
     Returns:
       [B, H, S, D] in the dtype of `q`.
 
     Raises:
-      UserError: "splash" cannot tile the length, or "cudnn" does not get whole sequences.
+      UserError: "splash" or "cudnn" cannot take the shape.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else axis_size(mesh, "length")
     if implementation == "auto":
-        best = on_tpu(q_BxHxSxD.shape[2] // shards, q_BxHxSxD.dtype.name)
-        implementation = best if jax.default_backend() == "tpu" else "xla"
+        _, _, length, head_dim = q_BxHxSxD.shape
+        dtype, backend = q_BxHxSxD.dtype.name, jax.default_backend()
+        implementation = "xla"
+        if backend == "tpu":
+            implementation = on_tpu(length // shards, dtype)
+        elif backend == "gpu" and shards == 1:
+            capability = getattr(jax.local_devices()[0], "compute_capability", "0.0")
+            implementation = on_gpu(length, head_dim, dtype, capability)
     by_key = ("batch", "kv_heads", "keys", "head_dim")
     k_BxKxSxD, v_BxKxSxD = constrain(k_BxKxSxD, by_key), constrain(v_BxKxSxD, by_key)
     if implementation == "splash":
         return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
     if implementation == "cudnn":
-        if shards > 1:
-            raise UserError(
-                "config.compute.attention: cudnn takes whole sequences, and config.mesh splits "
-                f"them among {shards} devices; choose 'xla', or config.mesh.sequence=1"
-            )
+        _check_cudnn(q_BxHxSxD, shards)
         out = _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
         return checkpoint_name(out, ATTENTION)
     seen = jnp.tril(jnp.ones((q_BxHxSxD.shape[2],) * 2, bool))
@@ -84,6 +86,39 @@ def on_tpu(length: int, dtype: str) -> str:
       dtype: of the activations.
     """
     return "splash" if length % SPLASH_BLOCKS[-1] == 0 and dtype != "float32" else "xla"
+
+
+def on_gpu(length: int, head_dim: int, dtype: str, capability: str) -> str:
+    """Returns the implementation that "auto" chooses on a GPU: cuDNN's where it takes the shape.
+
+    Args:
+      length: positions of a sequence.
+      head_dim: of the model.
+      dtype: of the activations.
+      capability: compute capability of the GPU, such as "9.0".
+    """
+    taken = not cudnn_refuses(length, head_dim, dtype)
+    return "cudnn" if taken and float(capability) >= 9 else "xla"
+
+
+def cudnn_refuses(length: int, head_dim: int, dtype: str) -> str:
+    """Returns the reason why cuDNN's attention cannot take a shape; "" if it can."""
+    if dtype not in ("bfloat16", "float16"):
+        return f"cudnn computes in bfloat16 or float16, not {dtype}"
+    if head_dim % 8 or head_dim > 128:
+        return f"cudnn takes a head_dim that is a multiple of 8 up to 128, not {head_dim}"
+    if length % 2:
+        return f"cudnn takes even lengths, not {length}"
+    return ""
+
+
+def _check_cudnn(q_BxHxSxD: jax.Array, shards: int) -> None:
+    _, _, length, head_dim = q_BxHxSxD.shape
+    reason = cudnn_refuses(length, head_dim, q_BxHxSxD.dtype.name)
+    if shards > 1:
+        reason = f"cudnn takes whole sequences, and config.mesh splits them among {shards} devices"
+    if reason:
+        raise UserError(f"config.compute.attention: {reason}; choose 'auto' or 'xla'")
 
 
 def cached_attention(
@@ -234,6 +269,10 @@ def _splash_tiles(keys: int, queries: int, head_dim: int) -> Any:
     )
 
 
+SEGMENTS = 32
+"""Segments of a row that cuDNN's packed layout takes; its statistics need memory for each."""
+
+
 @functools.partial(jax.named_call, name="cudnn_attention")
 def _cudnn(
     q_BxHxSxD: jax.Array,
@@ -241,14 +280,67 @@ def _cudnn(
     v_BxKxSxD: jax.Array,
     segment_ids_BxS: jax.Array | None,
 ) -> jax.Array:
-    mask = None if segment_ids_BxS is None else _same_segment(segment_ids_BxS)[:, None]
-    out = jax.nn.dot_product_attention(
-        q_BxHxSxD.swapaxes(1, 2),
-        k_BxKxSxD.swapaxes(1, 2),
-        v_BxKxSxD.swapaxes(1, 2),
-        mask=mask,
-        scale=1.0,
-        is_causal=True,
-        implementation="cudnn",
+    q_BxSxHxD, k_BxSxKxD, v_BxSxKxD = (x.swapaxes(1, 2) for x in (q_BxHxSxD, k_BxKxSxD, v_BxKxSxD))
+    attend = functools.partial(
+        jax.nn.dot_product_attention, scale=1.0, is_causal=True, implementation="cudnn"
+    )
+    if segment_ids_BxS is None:
+        return attend(q_BxSxHxD, k_BxSxKxD, v_BxSxKxD).swapaxes(1, 2)
+    # A row with more segments than the packed layout takes needs a mask of [B, 1, S, S].
+    out: jax.Array = jax.lax.cond(
+        jnp.all(_segment_starts(segment_ids_BxS).sum(axis=1) <= SEGMENTS),
+        lambda q, k, v, ids: _cudnn_packed(q, k, v, *segment_layout(ids)),
+        lambda q, k, v, ids: attend(q, k, v, mask=_same_segment(ids)[:, None]),
+        *(q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, segment_ids_BxS),
     )
     return out.swapaxes(1, 2)
+
+
+def _segment_starts(segment_ids_BxS: jax.Array) -> jax.Array:
+    """Returns [B, S] bool: whether a position is the first of its segment."""
+    return segment_ids_BxS != jnp.pad(segment_ids_BxS, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+
+
+def segment_layout(segment_ids_BxS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns lengths [B, SEGMENTS] and offsets [B, SEGMENTS + 1] of segments, int32, filled by -1.
+
+    This is cuDNN's packed layout. Offsets are positions in a row. Rows have at most `SEGMENTS`.
+
+    >>> lengths, offsets = segment_layout(jnp.array([[4, 4, 4, 5, 6, 6]]))
+    >>> lengths[0, :4].tolist(), offsets[0, :4].tolist()
+    ([3, 1, 2, -1], [0, 3, 4, -1])
+    """
+    length = segment_ids_BxS.shape[1]
+    starts_BxS = _segment_starts(segment_ids_BxS)
+    offsets = jax.vmap(lambda starts: jnp.nonzero(starts, size=SEGMENTS + 1, fill_value=length)[0])(
+        starts_BxS
+    ).astype(jnp.int32)
+    lengths = offsets[:, 1:] - offsets[:, :-1]
+    offsets = jnp.where(offsets < length, offsets, -1)
+    return jnp.where(lengths > 0, lengths, -1), offsets
+
+
+def _cudnn_packed(
+    q_BxSxHxD: jax.Array,
+    k_BxSxKxD: jax.Array,
+    v_BxSxKxD: jax.Array,
+    lengths: jax.Array,
+    offsets: jax.Array,
+) -> jax.Array:
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    # jax computes the keys' offsets with the number of query heads (jax 0.10 to 0.12).
+    repeats = q_BxSxHxD.shape[2] // k_BxSxKxD.shape[2]
+    k_BxSxHxD, v_BxSxHxD = (jnp.repeat(x, repeats, axis=2) for x in (k_BxSxKxD, v_BxSxKxD))
+    out: jax.Array = cudnn.dot_product_attention(
+        q_BxSxHxD,
+        k_BxSxHxD,
+        v_BxSxHxD,
+        q_seqlen=lengths,
+        kv_seqlen=lengths,
+        q_offsets=offsets,
+        kv_offsets=offsets,
+        scale=1.0,
+        mask_type=cudnn.MaskType.PADDING_CAUSAL,
+    )
+    return out

@@ -1,12 +1,13 @@
 """Every implementation of attention against NumPy loops over heads and positions.
 
 The splash kernels are computed by Pallas' interpreter here and compiled for TPUs in
-test_compiled_for_tpu.py. cuDNN's attention needs a GPU: here its arguments are checked, and that it
-lowers to cuDNN's forward and backward calls.
+test_compiled_for_tpu.py. cuDNN's attention needs a GPU (benchmarks/gpu.py compares it there): here
+its arguments are checked, and that it lowers to cuDNN's forward and backward calls.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.model.attention import causal_attention
+from prts_jax.model.attention import SEGMENTS, causal_attention, on_gpu
 
 HIGHEST = jax.lax.Precision.HIGHEST
+
+BOTH_KERNELS = ["Softmax", "ScaleBiasSoftmax"]
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -153,32 +156,70 @@ def test_splash_refuses_lengths_that_it_cannot_tile(length: int) -> None:
         causal_attention(*qkv, "splash", HIGHEST)
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-def test_what_cudnn_is_given_means_causal_grouped_attention(
-    monkeypatch: pytest.MonkeyPatch, segmented: bool
-) -> None:
-    """jax computes the same call in XLA instead."""
-    original: Callable[..., jax.Array] = jax.nn.dot_product_attention
-    asked = []
+def as_bfloat16(qkv: Arrays) -> Arrays:
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv)
+    return q, k, v
 
-    def computed_by_xla(
-        *args: jax.Array, implementation: str, is_causal: bool, mask: jax.Array | None, scale: float
-    ) -> jax.Array:
-        asked.append(implementation)
-        return original(*args, implementation="xla", is_causal=is_causal, mask=mask, scale=scale)
+
+def packed_by_xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_seqlen: jax.Array,
+    kv_seqlen: jax.Array,
+    q_offsets: jax.Array,
+    kv_offsets: jax.Array,
+    scale: float,
+    mask_type: Any,
+) -> jax.Array:
+    """Computes what cuDNN documents for packed rows: [B, S, H, D], each segment by itself."""
+    assert (q_seqlen is kv_seqlen, q_offsets is kv_offsets, scale) == (True, True, 1.0)
+    assert mask_type.name == "PADDING_CAUSAL"
+    assert q.shape == k.shape == v.shape
+    assert q_offsets.shape[1] == q_seqlen.shape[1] + 1
+    starts, stops = q_offsets[:, :-1, None], q_offsets[:, :-1, None] + q_seqlen[:, :, None]
+    positions = jnp.arange(q.shape[1])
+    inside = (q_seqlen[:, :, None] > 0) & (positions >= starts) & (positions < stops)
+    together = jnp.einsum("bms,bmt->bst", inside, inside, preferred_element_type=jnp.int32) > 0
+    return jax.nn.dot_product_attention(q, k, v, mask=together[:, None], scale=1.0, is_causal=True)
+
+
+@pytest.mark.parametrize("rows", ["one document", "documents", "too many documents"])
+def test_what_cudnn_is_given_means_causal_grouped_attention(
+    monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    """jax computes the same calls in XLA instead, forward and backward."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    original: Callable[..., jax.Array] = jax.nn.dot_product_attention
+
+    def computed_by_xla(*args: jax.Array, implementation: str = "xla", **options: Any) -> jax.Array:
+        return original(*args, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", computed_by_xla)
-    qkv = queries_keys_values(heads=6, kv_heads=2, length=17, head_dim=8)
-    segment_ids = segments_of(batch=2, length=17) if segmented else None
-    out = causal_attention(*qkv, "cudnn", HIGHEST, segment_ids)
-    assert asked == ["cudnn"]
-    expected = reference_attention(*qkv, segment_ids)
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(cudnn, "dot_product_attention", packed_by_xla)
+    qkv = as_bfloat16(queries_keys_values(heads=6, kv_heads=2, length=2 * SEGMENTS + 2, head_dim=8))
+    segment_ids = {
+        "one document": None,
+        "documents": segments_of(batch=2, length=2 * SEGMENTS + 2),
+        "too many documents": jnp.tile(jnp.arange(2 * SEGMENTS + 2, dtype=jnp.int32) // 2, (2, 1)),
+    }[rows]
+    out, grads = out_and_grads("cudnn", qkv, segment_ids)
+    xla_out, xla_grads = out_and_grads("xla", qkv, segment_ids)
+    for ours, expected in zip((out, *grads), (xla_out, *xla_grads), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(expected, np.float32), rtol=0.05, atol=0.05
+        )
 
 
-@pytest.mark.parametrize(("segmented", "kind"), [(False, "Softmax"), (True, "ScaleBiasSoftmax")])
-def test_cudnn_lowers_for_gpus(monkeypatch: pytest.MonkeyPatch, segmented: bool, kind: str) -> None:
-    """As far as a machine without a GPU goes: jax checks the shapes and emits cuDNN's calls."""
+@pytest.mark.parametrize(("segmented", "kinds"), [(False, ["Softmax"]), (True, BOTH_KERNELS)])
+def test_cudnn_lowers_for_gpus(
+    monkeypatch: pytest.MonkeyPatch, segmented: bool, kinds: list[str]
+) -> None:
+    """As far as a machine without a GPU goes: jax checks the shapes and emits cuDNN's calls.
+
+    Rows of documents have the packed layout, and a mask where they hold too many.
+    """
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
@@ -192,5 +233,33 @@ def test_cudnn_lowers_for_gpus(monkeypatch: pytest.MonkeyPatch, segmented: bool,
     q, k = (jax.ShapeDtypeStruct((2, heads, 256, 64), jnp.bfloat16) for heads in (4, 2))
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
     module = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert module.count(f"@__cudnn$fmha{kind}(") == 1
-    assert module.count(f"@__cudnn$fmha{kind}Backward(") == 1
+    for kind in kinds:
+        assert module.count(f"@__cudnn$fmha{kind}(") == 1
+        assert module.count(f"@__cudnn$fmha{kind}Backward(") == 1
+    assert module.count("@__cudnn$fmha") == 2 * len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((256, 64), "float32", "bfloat16 or float16, not float32"),
+        ((256, 60), "bfloat16", "multiple of 8 up to 128, not 60"),
+        ((256, 136), "bfloat16", "multiple of 8 up to 128, not 136"),
+        ((255, 64), "bfloat16", "even lengths, not 255"),
+    ],
+)
+def test_cudnn_refuses_shapes_and_auto_then_takes_xla(
+    shape: tuple[int, int], dtype: str, reason: str
+) -> None:
+    length, head_dim = shape
+    q = jnp.ones((1, 2, length, head_dim), dtype)
+    with pytest.raises(UserError, match=rf"config\.compute\.attention: cudnn .*{reason}"):
+        causal_attention(q, q, q, "cudnn", HIGHEST)
+    assert on_gpu(length, head_dim, dtype, "9.0") == "xla"
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"), [("8.0", "xla"), ("9.0", "cudnn"), ("10.0", "cudnn")]
+)
+def test_auto_is_cudnn_from_compute_capability_9(capability: str, chosen: str) -> None:
+    assert on_gpu(2048, 64, "bfloat16", capability) == chosen

@@ -1,9 +1,13 @@
 """Micro-batches on a mesh: the step of one device, with gradients exchanged once a step."""
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+
+from tests.conftest import ROOT, prts_environment
 
 pytestmark = pytest.mark.slow
 
@@ -11,8 +15,17 @@ CASES = ("whole batch", "micro_batch", "step", "step with tensor")
 
 
 @pytest.fixture(scope="module")
-def report(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    return run_program("exchanges", devices=8)
+def report() -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.programs.exchanges"],
+        cwd=ROOT,
+        env=prts_environment(8, None),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
 
 
 def moved(report: dict[str, Any], case: str, *kinds: str) -> int:
