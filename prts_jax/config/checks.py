@@ -1,5 +1,6 @@
 """Checks of a config; each raises a one-line `UserError` that names the key."""
 
+from prts_jax.config.blocks import parse_splash_blocks
 from prts_jax.config.reading import get
 from prts_jax.config.rules import MESH_AXES, parse_rules
 from prts_jax.config.schema import DataConfig, ModelConfig, RunConfig
@@ -115,6 +116,7 @@ def check_numbers(config: RunConfig) -> None:
         if size < 1 and size != -1:
             raise UserError(f"config.mesh.{axis}: is {size}; it must be ≥ 1, or -1 for the rest")
     parse_rules(config.mesh.rules)
+    parse_splash_blocks(config.compute.splash_blocks)
 
 
 def check_combinations(config: RunConfig) -> None:

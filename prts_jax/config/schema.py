@@ -39,6 +39,9 @@ class ComputeConfig:
 
     dtype: str = "bfloat16"  # dtype of activations and matrix products: bfloat16 or float32
     attention: str = "auto"  # auto, xla, splash (TPU) or cudnn (GPU)
+    # Tiles of the splash kernels, such as "q=1024,kv=1024,kv_compute=512"; those not given and with
+    # "" all are chosen by length and head_dim. See prts_jax.config.blocks.
+    splash_blocks: str = ""
     # Kept for the backward pass: none (everything), dots (matrix products), minimal (q, k, v,
     # attention, gate and up), save_qkv (q, k, v, attention), offload (as minimal, in the host's
     # memory) or full (layer inputs only).

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
+from prts_jax.config.blocks import parse_splash_blocks
 from prts_jax.errors import UserError
 from prts_jax.mesh import axis_size, constrain, partition_spec
 
@@ -30,6 +31,7 @@ def causal_attention(
     implementation: str,
     precision: jax.lax.Precision,
     segment_ids_BxS: jax.Array | None = None,
+    splash_blocks: str = "",
 ) -> jax.Array:
     """Computes softmax(q kᵀ) v over earlier positions, with the softmax in float32.
 
@@ -44,6 +46,7 @@ def causal_attention(
       precision: of the matrix products in the XLA implementation.
       segment_ids_BxS: int32; a position attends to its own segment only; None: one segment. The
         positions of a segment follow one another.
+      splash_blocks: tiles of the splash kernels, see `parse_splash_blocks`.
 
     Returns:
       [B, H, S, D] in the dtype of `q`.
@@ -65,7 +68,7 @@ def causal_attention(
     by_key = ("batch", "kv_heads", "keys", "head_dim")
     k_BxKxSxD, v_BxKxSxD = constrain(k_BxKxSxD, by_key), constrain(v_BxKxSxD, by_key)
     if implementation == "splash":
-        return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
+        return _splash(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS, splash_blocks)
     if implementation == "cudnn":
         _check_cudnn(q_BxHxSxD, shards)
         out = _cudnn(q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, segment_ids_BxS)
@@ -179,6 +182,7 @@ def _splash(
     k_BxKxSxD: jax.Array,
     v_BxKxSxD: jax.Array,
     segment_ids_BxS: jax.Array | None,
+    blocks: str,
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
@@ -198,7 +202,7 @@ def _splash(
     )
     kernel = splash_attention_kernel.make_splash_mqa(
         mask=mask,
-        block_sizes=_splash_tiles(length, length // shards, head_dim),
+        block_sizes=_splash_tiles(length, length // shards, head_dim, blocks),
         residual_checkpoint_name=ATTENTION,
         head_shards=1,
         q_seq_shards=shards,
@@ -239,11 +243,11 @@ def _splash(
     )(kernel, *arrays)
 
 
-def _splash_tiles(keys: int, queries: int, head_dim: int) -> Any:
+def _splash_tiles(keys: int, queries: int, head_dim: int, blocks: str) -> Any:
     """Returns the tiles of the splash kernels for so many keys and queries on a device.
 
     Raises:
-      UserError: no tile divides both.
+      UserError: no tile divides both, or one that the config gives does not.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
@@ -257,16 +261,25 @@ def _splash_tiles(keys: int, queries: int, head_dim: int) -> Any:
         )
     # By the compiler's count of bundles larger tiles pay at length 4096 and head_dim 128.
     forward = 1024 if keys >= 4096 and head_dim >= 128 else SPLASH_BLOCKS[0]
-    return splash_attention_kernel.BlockSizes(
-        block_q=tile(queries, forward),
-        block_kv=tile(keys, forward),
-        block_kv_compute=tile(keys),
-        block_q_dkv=tile(queries),
+    tiles: Any = {
+        "block_q": tile(queries, forward),
+        "block_kv": tile(keys, forward),
+        "block_q_dkv": tile(queries),
         # The kernel writes a partial sum of dq for each of these: fewer need less memory.
-        block_kv_dkv=tile(keys, 1024),
-        block_kv_dkv_compute=tile(keys),
-        use_fused_bwd_kernel=True,
-    )
+        "block_kv_dkv": tile(keys, 1024),
+    } | parse_splash_blocks(blocks)
+    for block in ("block_kv", "block_kv_dkv"):
+        tiles.setdefault(f"{block}_compute", tile(tiles[block]))
+    for block, size in tiles.items():
+        whole = queries if "_q" in block else keys
+        if block.endswith("_compute"):
+            whole = tiles[block.removesuffix("_compute")]
+        if whole % size:
+            raise UserError(
+                f"config.compute.splash_blocks: {size} does not divide {whole} positions; choose a "
+                "divisor"
+            )
+    return splash_attention_kernel.BlockSizes(**tiles, use_fused_bwd_kernel=True)
 
 
 SEGMENTS = 32

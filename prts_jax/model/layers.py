@@ -239,7 +239,13 @@ class Attention(nn.Module):
         v_BxKxSxD = checkpoint_name(project(w_v, "kv_heads"), "value")
         if cache is None or positions_BxS is None:
             out_BxHxSxD = causal_attention(
-                q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision, segment_ids_BxS
+                q_BxHxSxD,
+                k_BxKxSxD,
+                v_BxKxSxD,
+                self.compute.attention,
+                precision,
+                segment_ids_BxS,
+                self.compute.splash_blocks,
             )
         else:
             cache = Cache(

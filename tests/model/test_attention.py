@@ -63,12 +63,12 @@ def reference_attention(
 
 
 def out_and_grads(
-    implementation: str, qkv: Arrays, segment_ids: jax.Array | None = None
+    implementation: str, qkv: Arrays, segment_ids: jax.Array | None = None, blocks: str = ""
 ) -> tuple[jax.Array, Arrays]:
     weights = jax.random.normal(jax.random.key(9), qkv[0].shape)
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = causal_attention(q, k, v, implementation, HIGHEST, segment_ids)
+        out = causal_attention(q, k, v, implementation, HIGHEST, segment_ids, blocks)
         return jnp.vdot(out, weights), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
@@ -147,6 +147,32 @@ def test_splash_and_its_gradients_equal_xla_for_every_tile(length: int) -> None:
     np.testing.assert_allclose(out, xla_out, rtol=1e-4, atol=1e-5)
     for grad, xla_grad in zip(grads, xla_grads, strict=True):
         np.testing.assert_allclose(grad, xla_grad, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.usefixtures("interpreted_splash")
+def test_tiles_of_the_config_change_nothing_but_time() -> None:
+    qkv = queries_keys_values(heads=2, kv_heads=1, length=256, head_dim=64, batch=1)
+    blocks = "q=128,kv=128,q_backward=128,kv_backward=256,kv_backward_compute=128"
+    out, grads = out_and_grads("splash", qkv, blocks=blocks)
+    xla_out, xla_grads = out_and_grads("xla", qkv)
+    for ours, expected in zip((out, *grads), (xla_out, *xla_grads), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("rows=128", "'rows' is unknown"),
+        ("q", "'q': is not a multiple of 128"),
+        ("q=100", "'q=100': is not a multiple of 128"),
+        ("kv=256,kv_compute=384", "kv_compute=384 does not divide kv=256"),
+        ("q=384", "384 does not divide 256 positions"),
+    ],
+)
+def test_mistakes_in_tiles_are_named(blocks: str, message: str) -> None:
+    q = jnp.ones((1, 2, 256, 64), jnp.bfloat16)
+    with pytest.raises(UserError, match=rf"config\.compute\.splash_blocks: .*{message}"):
+        causal_attention(q, q, q, "splash", HIGHEST, None, blocks)
 
 
 @pytest.mark.parametrize("length", [64, 200])
