@@ -24,6 +24,11 @@ TEXTS = {
         f"{paper_benchmarks.FLAG}: the paper's eight",
     ),
     "include_path": ("DIR", "folder with your own task files"),
+    "layers": (
+        "LIST",
+        "apply these layers in this order, without growing: '0:24,8:16' applies the middle twice, "
+        "'0:8,16:24' leaves it out",
+    ),
     "save": (
         "FILE",
         "write the results to a new file, with the score of every request, for --compare",
@@ -168,7 +173,7 @@ def _perplexity(
     from prts_jax.evaluate import data_loss
     from prts_jax.evaluate.loaded import load
 
-    loaded = load(checkpoint, arguments.dtype)
+    loaded = load(checkpoint, arguments.dtype, layers=arguments.layers)
     if arguments.text:
         data = data_loss.read_text(loaded, arguments.text, arguments.tokenizer)
     else:
@@ -202,6 +207,7 @@ def _tasks(
         arguments.batch,
         arguments.length,
         arguments.add_bos_token,
+        arguments.layers,
     )
     shots = None if arguments.shots < 0 else arguments.shots
     figures, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)

@@ -93,7 +93,7 @@ def _train_stage(
             Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
         ) as checkpoints,
     ):
-        optimizer = make_optimizer(config.optimizer)
+        optimizer = make_optimizer(config)
         start = begin(
             config, mesh, optimizer, batches, checkpoints, allow_change, stage.index, stopping
         )

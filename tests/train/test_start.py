@@ -53,9 +53,7 @@ def start(config, workdir, allow_change=()) -> Start:
     batches = TrainBatches(store, ReadOrder.of(dataclasses.asdict(data)))
     opened = Checkpoints(f"{workdir}/checkpoints", keep=2, keep_every_steps=0)
     with contextlib.closing(opened) as checkpoints, jax.set_mesh(mesh):
-        return begin(
-            config, mesh, make_optimizer(config.optimizer), batches, checkpoints, allow_change
-        )
+        return begin(config, mesh, make_optimizer(config), batches, checkpoints, allow_change)
 
 
 # Fresh

@@ -26,7 +26,7 @@ def grown(checkpoint: str, mesh: Mesh) -> dict[str, jax.Array]:
     config = tiny.run_config(
         model=model, init__growth__operator="split", init__growth__optimizer="copy"
     )
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
         lineage = read_lineage(checkpoint)
         ancestor = grow_from(config, mesh, optimizer, checkpoint, lineage, not_learned)
