@@ -123,6 +123,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--compare: reads saved results; leave out --checkpoint, --perplexity, --tasks, --save"
         )
+    if arguments.compare and arguments.layers:
+        raise UserError("--compare: reads saved results; leave out --layers")
     compared = max(len(arguments.compare), len(arguments.checkpoint))
     if arguments.compare and compared < 2:
         raise UserError("--compare: needs two files or more; differences are to the first")
@@ -164,7 +166,11 @@ def _evaluate(arguments: argparse.Namespace, checkpoint: str) -> Results:
     if arguments.tasks:
         figures["tasks"], of_tasks = _tasks(arguments, checkpoint)
         scores += of_tasks
-    return Results(one_line(PurePath(checkpoint).name), checkpoint, figures, tuple(scores))
+    label = one_line(PurePath(checkpoint).name)
+    if arguments.layers:
+        figures["layers"] = arguments.layers
+        label = f"{label}, layers {arguments.layers}"
+    return Results(label, checkpoint, figures, tuple(scores))
 
 
 def _perplexity(

@@ -4,8 +4,9 @@ Source: Jordan et al., "Muon: an optimizer for hidden layers" (2024), and Liu et
 2502.16982) for the scale that makes AdamW's learning rates and weight decay hold for it.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import optax
 from jax.sharding import AbstractMesh
 
 from prts_jax import tree
-from prts_jax.declaration import Declaration, Kind
+from prts_jax.declaration import STREAM, Declaration, Kind
 from prts_jax.mesh import partition_spec
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -45,78 +46,117 @@ def scale_by_muon(
 
     def update(momenta: Any, params: Any = None) -> Any:
         del params
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: orthogonalize(
-                leaf,
-                declarations[jax.tree_util.keystr(keys, simple=True, separator="/")],
-                dtype,
-            ),
-            momenta,
-        )
+        updates = orthogonalize(tree.named_leaves(momenta), declarations, dtype)
+        return jax.tree.unflatten(jax.tree.structure(momenta), list(updates.values()))
 
     return optax.chain(optax.trace(momentum, nesterov=True), optax.stateless(update))
 
 
-def orthogonalize(stack: jax.Array, declaration: Declaration, dtype: str) -> jax.Array:
+def orthogonalize(
+    stacks: Mapping[str, jax.Array], declarations: Mapping[str, Declaration], dtype: str
+) -> dict[str, jax.Array]:
     """Returns about U Vᵀ of each layer's matrix U S Vᵀ, times RMS · √(larger side).
 
-    The rows of a layer's matrix are the axes that the parameter contracts, its columns the others.
-    On a mesh the devices exchange blocks, so that each has whole matrices of a few layers, and
-    exchange them back: no device holds more than its share of the stack, padded to a multiple of
-    the devices. (Left to the compiler, each device gathers the whole stack.)
+    One side of a matrix has the axes that the parameter contracts, the other side the rest. On a
+    mesh the devices exchange blocks in `dtype`, so that each has a few whole matrices, and exchange
+    them back. All stacks of one shape are exchanged together, so that the devices share their
+    matrices evenly; no device holds more than its share of them, padded to a multiple of the
+    devices. (Left to the compiler, each device gathers whole stacks.)
 
     Args:
-      stack: [layers, …] with the axes of `declaration`.
-      declaration: of the parameter.
-      dtype: of the matrix products.
+      stacks: path → [layers, …] with the axes of the parameter's declaration.
+      declarations: path → declaration.
+      dtype: of the matrix products and the exchanged blocks.
 
     Returns:
-      Array of the same shape, dtype and sharding.
+      path → array of the same shape, dtype and sharding, in the same order.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return _of_whole_matrices(stack, declaration, dtype)
-    spec = partition_spec(declaration.axes)
-    own_layers = partial(_of_own_layers, declaration=declaration, dtype=dtype, mesh=mesh)
-    return jax.shard_map(own_layers, in_specs=spec, out_specs=spec, check_vma=False)(stack)
+        updates = {}
+        for path, stack in stacks.items():
+            matrices = _folded(stack, declarations[path], dtype)
+            updates[path] = _unfolded(_newton_schulz(matrices), stack, declarations[path])
+        return updates
+    specs = {path: partition_spec(declarations[path].axes) for path in stacks}
+    own = partial(_of_own_matrices, declarations=declarations, dtype=dtype, mesh=mesh)
+    return jax.shard_map(own, in_specs=(specs,), out_specs=specs, check_vma=False)(dict(stacks))
 
 
-def _of_own_layers(
-    block: jax.Array, declaration: Declaration, dtype: str, mesh: AbstractMesh
+def _sides(declaration: Declaration) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the axes of a matrix's rows and columns; the stream's are the rows.
+
+    The update of a transposed matrix is the transposed update, so either side may be the rows.
+    """
+    axes = declaration.axes
+    contracted = tuple(at for at, axis in enumerate(axes) if axis in declaration.contracts)
+    others = tuple(at for at in range(1, len(axes)) if at not in contracted)
+    return (others, contracted) if axes[others[0]] == STREAM else (contracted, others)
+
+
+def _folded(stack: jax.Array, declaration: Declaration, dtype: str) -> jax.Array:
+    """Returns [layers, rows, columns]."""
+    rows, columns = _sides(declaration)
+    sizes = [math.prod(stack.shape[at] for at in side) for side in (rows, columns)]
+    return stack.transpose(0, *rows, *columns).reshape(len(stack), *sizes).astype(dtype)
+
+
+def _unfolded(matrices: jax.Array, like: jax.Array, declaration: Declaration) -> jax.Array:
+    """Returns the inverse of `_folded`, times RMS · √(larger side)."""
+    rows, columns = _sides(declaration)
+    larger = max(math.prod(declaration.shape[at] for at in side) for side in (rows, columns))
+    order = (0, *rows, *columns)
+    moved = matrices.reshape([like.shape[at] for at in order])
+    update = moved.transpose([order.index(at) for at in range(like.ndim)]).astype(like.dtype)
+    return RMS * math.sqrt(larger) * update
+
+
+def _of_own_matrices(
+    blocks: Mapping[str, jax.Array],
+    declarations: Mapping[str, Declaration],
+    dtype: str,
+    mesh: AbstractMesh,
+) -> dict[str, jax.Array]:
+    """Orthogonalises a device's share of the matrices of which it holds a block each."""
+    groups: dict[Any, list[str]] = {}
+    for path, block in blocks.items():
+        spec, sides = partition_spec(declarations[path].axes), _sides(declarations[path])
+        # Only the first axis of a side is split: a head's dimension never is.
+        split = tuple(spec[side[0]] for side in sides)
+        shape = _folded(block, declarations[path], dtype).shape[1:]
+        groups.setdefault((split, shape), []).append(path)
+    updates: dict[str, jax.Array] = {}
+    for (split, _), paths in groups.items():
+        folded = [_folded(blocks[path], declarations[path], dtype) for path in paths]
+        update = _exchanged(jnp.concatenate(folded), split, mesh)
+        ends = list(itertools.accumulate(len(stack) for stack in folded))
+        for path, stack in zip(paths, jnp.split(update, ends[:-1]), strict=True):
+            updates[path] = _unfolded(stack, blocks[path], declarations[path])
+    return {path: updates[path] for path in blocks}
+
+
+def _exchanged(
+    stack: jax.Array, split: Sequence[str | tuple[str, ...] | None], mesh: AbstractMesh
 ) -> jax.Array:
-    """Orthogonalises a device's share of the layers of a stack of which it holds a block."""
-    spec = partition_spec(declaration.axes)
-    splits = [(at, names) for at, names in enumerate(spec) if at and names is not None]
-    used = {name for names in spec if names is not None for name in _tuple(names)}
+    """Exchanges blocks [matrices, rows, columns] for whole matrices, updates, exchanges back."""
+    splits = [(at, names) for at, names in enumerate(split, start=1) if names is not None]
+    used = {name for _, names in splits for name in _tuple(names)}
     copies = tuple(name for name in mesh.axis_names if name not in used)
-    layers, shares = len(block), math.prod(mesh.shape[n] for n in copies)
-    parts = shares * math.prod(mesh.shape[n] for _, names in splits for n in _tuple(names))
-    block = jnp.pad(block, ((0, -layers % parts), *[(0, 0)] * (block.ndim - 1)))
+    shares = math.prod(mesh.shape[name] for name in copies)
+    count, parts = len(stack), shares * math.prod(mesh.shape[name] for name in used)
+    stack = jnp.pad(stack, ((0, -count % parts), (0, 0), (0, 0)))
     for at, names in splits:
-        block = jax.lax.all_to_all(block, names, split_axis=0, concat_axis=at, tiled=True)
-    size = len(block) // shares
-    block = jax.lax.dynamic_slice_in_dim(block, jax.lax.axis_index(copies) * size, size)
-    block = _of_whole_matrices(block, declaration, dtype)
-    block = jax.lax.all_gather(block, copies, tiled=True)
+        stack = jax.lax.all_to_all(stack, names, split_axis=0, concat_axis=at, tiled=True)
+    size = len(stack) // shares
+    stack = jax.lax.dynamic_slice_in_dim(stack, jax.lax.axis_index(copies) * size, size)
+    stack = jax.lax.all_gather(_newton_schulz(stack), copies, tiled=True)
     for at, names in reversed(splits):
-        block = jax.lax.all_to_all(block, names, split_axis=at, concat_axis=0, tiled=True)
-    return block[:layers]
+        stack = jax.lax.all_to_all(stack, names, split_axis=at, concat_axis=0, tiled=True)
+    return stack[:count]
 
 
 def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
-
-
-def _of_whole_matrices(stack: jax.Array, declaration: Declaration, dtype: str) -> jax.Array:
-    axes = declaration.axes
-    rows = [at for at, axis in enumerate(axes) if at and axis in declaration.contracts]
-    columns = [at for at, axis in enumerate(axes) if at and axis not in declaration.contracts]
-    order = (0, *rows, *columns)
-    moved = stack.transpose(order)
-    shape = [math.prod(stack.shape[at] for at in side) for side in (rows, columns)]
-    update = _newton_schulz(moved.reshape(len(stack), *shape).astype(dtype)).astype(stack.dtype)
-    update = RMS * math.sqrt(max(shape)) * update
-    return update.reshape(moved.shape).transpose([order.index(at) for at in range(stack.ndim)])
 
 
 def _newton_schulz(x_LxMxN: jax.Array) -> jax.Array:

@@ -15,28 +15,51 @@ from prts_jax.declaration import Declaration, Kind
 from prts_jax.mesh import make_mesh, sharding
 from prts_jax.train.muon import orthogonalize
 
-SHAPE = (3, 16, 4, 8)
+LAYERS, EMBED, HEADS, HEAD_DIM = 3, 16, 4, 8
 QUERY = Declaration(
-    SHAPE, "float32", ("layers", "embed", "heads", "head_dim"), ("embed",), "linear", Kind.QUERY
+    (LAYERS, EMBED, HEADS, HEAD_DIM),
+    "float32",
+    ("layers", "embed", "heads", "head_dim"),
+    ("embed",),
+    "linear",
+    Kind.QUERY,
 )
+OUTPUT = Declaration(
+    (LAYERS, HEADS, HEAD_DIM, EMBED),
+    "float32",
+    ("layers", "heads", "head_dim", "embed"),
+    ("heads", "head_dim"),
+    "linear",
+    Kind.OUTPUT,
+)
+DECLARATIONS = {"o": OUTPUT, "q": QUERY}
 
 
 def main() -> None:
     """Runs the comparison."""
-    stack = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
-    alone = orthogonalize(stack, QUERY, "float32")
+    rng = np.random.default_rng(0)
+    stacks = {
+        path: jnp.asarray(rng.standard_normal(d.shape), jnp.float32)
+        for path, d in DECLARATIONS.items()
+    }
+    alone = orthogonalize(stacks, DECLARATIONS, "float32")
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
-    by_axes = sharding(mesh, QUERY.axes)
+    by_axes = {path: sharding(mesh, d.axes) for path, d in DECLARATIONS.items()}
     with jax.set_mesh(mesh):
-        sharded = jax.device_put(stack, by_axes)
-        program = jax.jit(lambda x: orthogonalize(x, QUERY, "float32")).lower(sharded).compile()
+        sharded = jax.device_put(stacks, by_axes)
+        step = jax.jit(lambda x: orthogonalize(x, DECLARATIONS, "float32"))
+        program = step.lower(sharded).compile()
         result = program(sharded)
-    np.testing.assert_allclose(np.asarray(result), np.asarray(alone), rtol=1e-4, atol=1e-5)
-    assert result.sharding.is_equivalent_to(by_axes, result.ndim), result.sharding
+    for path in DECLARATIONS:
+        np.testing.assert_allclose(
+            np.asarray(result[path]), np.asarray(alone[path]), rtol=1e-4, atol=1e-5
+        )
+        assert result[path].sharding.is_equivalent_to(by_axes[path], result[path].ndim)
     gathered = re.findall(r"f32\[([\d,]+)\]\S* (?:all-gather|all-to-all)\(", program.as_text())
     sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in gathered]
-    # Three layers, padded to eight: one matrix a device.
-    assert sizes and max(sizes) <= np.prod(SHAPE[1:]), gathered
+    # Both stacks are exchanged together: six matrices, padded to eight, one for each device.
+    assert max(sizes) <= EMBED * HEADS * HEAD_DIM, gathered
+    assert 1 <= len(gathered) <= 5, gathered
     print("equal")
 
 
