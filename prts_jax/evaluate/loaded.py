@@ -11,7 +11,7 @@ from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.formats.safetensors_files import INDEX, SINGLE
 from prts_jax.growth.gates import fold_current_gates
-from prts_jax.mesh import abstract_params, make_mesh
+from prts_jax.mesh import abstract_params_on_any_mesh, make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
@@ -57,15 +57,14 @@ def load(spec: str, dtype: str = "bfloat16", attention: str = "auto") -> LoadedM
       attention: implementation, see `ComputeConfig`.
 
     Raises:
-      UserError: the checkpoint is missing, damaged or has half-open gates of width, or the mesh
-        does not fit the devices.
+      UserError: the checkpoint is missing, damaged or has half-open gates of width.
     """
     path = _resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
     device_mesh = make_mesh(MeshConfig())
-    abstract = abstract_params(declarations, device_mesh)
-    params = checkpoint_store.restore_params(path, abstract, declarations)
+    abstract = abstract_params_on_any_mesh(declarations, device_mesh)
+    params = checkpoint_store.restore_params(path, abstract, declarations, lineage=lineage)
     params = fold_current_gates(params, lineage, declarations)
     compute = ComputeConfig(dtype=dtype, attention=attention)
     return LoadedModel(path, lineage, params, device_mesh, compute)
