@@ -7,10 +7,9 @@ import pytest
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.layout import resolve
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.errors import UserError
 from prts_jax.growth import operators
 from prts_jax.train import loop
-from prts_jax.train.origin import Origin, find_origin
+from prts_jax.train.origin import find_origin
 from prts_jax.train.stages import remaining_stages
 from tests.train import tiny
 from tests.train.tiny import changed
@@ -69,11 +68,7 @@ def test_a_growth_after_an_allowed_change_of_the_model_starts_from_the_changed_m
     assert grown.growth_map.source.norm_eps == 1e-3
 
 
-def test_growing_into_the_same_model_is_refused_and_a_next_stage_of_it_starts_unchanged(base):
-    config = changed(base.config, init__grow_from=str(base.workdir))
-    foreign = Origin("source", find_origin(base.config, str(base.workdir)).lineage, own=False)
-    with pytest.raises(UserError, match="already has 2 layers"):
-        remaining_stages(config, foreign)
+def test_a_next_stage_of_the_same_model_starts_unchanged(base):
     staged = changed(base.config, growth__stages=[{"steps": 6}, {"steps": 1}])
     (stage,) = remaining_stages(staged, find_origin(staged, str(base.workdir)))
     assert (stage.index, stage.growth_map) == (1, None)
