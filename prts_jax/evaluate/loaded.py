@@ -15,7 +15,7 @@ from prts_jax.errors import UserError
 from prts_jax.formats.safetensors_files import INDEX, SINGLE
 from prts_jax.growth.gates import fold_current_gates
 from prts_jax.growth.notation import parse_layers
-from prts_jax.mesh import abstract_params, make_mesh
+from prts_jax.mesh import abstract_params_on_any_mesh, make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
@@ -65,15 +65,15 @@ def load(
         left out or permuted; "" applies each once.
 
     Raises:
-      UserError: the checkpoint is missing, damaged or has half-open gates of width, the mesh does
-        not fit the devices, or `layers` is no list of the checkpoint's layers.
+      UserError: the checkpoint is missing, damaged or has half-open gates of width, or `layers`
+        is no list of the checkpoint's layers.
     """
     path = _resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
     device_mesh = make_mesh(MeshConfig())
-    abstract = abstract_params(declarations, device_mesh)
-    params = checkpoint_store.restore_params(path, abstract, declarations)
+    abstract = abstract_params_on_any_mesh(declarations, device_mesh)
+    params = checkpoint_store.restore_params(path, abstract, declarations, lineage=lineage)
     params = fold_current_gates(params, lineage, declarations)
     if layers:
         params, lineage = _selected(params, lineage, layers)
