@@ -95,7 +95,7 @@ def _lead(listener: socket.socket, me: Host, deadline: float) -> None:
 def _refusal(me: Host, other: Host, present: dict[int, tuple[Host, socket.socket]]) -> str:
     """Returns why a host may not join; "" where it may."""
     if (other.attempt, other.nonce) != (me.attempt, me.nonce):
-        older, newer = sorted((me, other), key=lambda host: host.attempt)
+        older, newer = (me, other) if other.attempt > me.attempt else (other, me)
         return (
             f"host {older.name} of {older.attempt_text} is refused: host {newer.name} runs "
             f"{newer.attempt_text}; delete the slice of {older.name}"
