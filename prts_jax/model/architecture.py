@@ -77,8 +77,7 @@ def in_compute_dtype(
 ) -> dict[str, Any]:
     """Returns the parameters of matrix products in the dtype of activations; norms stay float32.
 
-    Cast before the scan over layers, their gradients leave it in this dtype as well: as precise
-    as products make them, and half of the memory.
+    Their gradients then have this dtype as well, as precise as products make them.
     """
     declarations, dtype = declare(model), jnp.dtype(compute.dtype)
     return tree.unflatten(
@@ -114,7 +113,6 @@ def logits(
       [B, S, vocab] float32: position s scores the token at s + 1.
     """
     module = architecture(model).module(model, compute, frozen)
-    params = in_compute_dtype(params, model, compute)
     out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]
         {"params": params}, tokens_BxS, documents, gates, None
     )
@@ -138,7 +136,6 @@ def losses(
     positions never exist at once. Arguments are those of `logits`.
     """
     module = architecture(model).module(model, compute, frozen)
-    params = in_compute_dtype(params, model, compute)
     out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]
         {"params": params}, tokens_BxS, documents, gates, None, targets_BxS
     )

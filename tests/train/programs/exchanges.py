@@ -61,7 +61,7 @@ def random_batch(config: RunConfig) -> dict[str, jax.Array]:
 
 def step_of(config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
     """Returns the changes of the parameters in one step, and its collectives by kind."""
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     with use_mesh(config.mesh, jax.devices()[: 1 if config.mesh.fsdp == 1 else 8]) as mesh:
         declarations = declare(config.model)
         shardings = param_shardings(mesh, declarations)
