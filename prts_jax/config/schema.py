@@ -49,6 +49,8 @@ class ComputeConfig:
     loss_chunks: int = 1  # parts of a sequence whose logits are computed one after another
     # Options of XLA on TPUs, as NAME=VALUE,…; this one turns windowed einsum off.
     tpu_flags: str = "xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+    # Directory of compiled programs, which a restart reads: workdir, off, or a path.
+    compilation_cache: str = "workdir"
     scan: bool = True  # one compiled layer for all layers; False unrolls them
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -22,6 +23,7 @@ from prts_jax.mesh import axis_size, check_length, compile_together, use_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import check_batches, training_batches
+from prts_jax.train.compilation_cache import set_compilation_cache
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.origin import (
@@ -61,6 +63,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
         )
     with sigterm() as stopping, _lock(workdir) as check_lock:
         name_foreign_entries(workdir)
+        set_compilation_cache(config.compute.compilation_cache, workdir)
         while True:
             try:
                 return _train_stages(config, workdir, allow_change, stopping, check_lock)
@@ -154,7 +157,7 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
     origin = progress.lineage
     first, stop = origin.stage_step, setup.config.train.steps
     stream = prefetch(lambda step: setup.batch(origin, step), first, stop)
-    with contextlib.closing(stream):
+    with contextlib.closing(stream), _few_collections() as freeze:
         progress = _before_first_step(setup, progress)
         compiled = _compile(setup, progress, setup.batch(origin, first)) if first < stop else None
         setup.recorder.restart_clock()
@@ -163,6 +166,8 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
                 progress = dataclasses.replace(progress, opening=None)
                 compiled = _compile(setup, progress, batch)
             progress = _step(setup, compiled, progress, batch)
+            if progress.lineage.stage_step == first + 2:
+                freeze()
             # SIGTERM at the end of a stage also stops the run, unless the stage is the last.
             last = progress.lineage.stage_step == stop and setup.stage.is_last
             interrupted = stopping() and not last
@@ -170,6 +175,24 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
             if interrupted:
                 _stop_early(setup, progress.lineage)
     _finish(setup, progress.lineage)
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[Callable[[], None]]:
+    """Yields a function that exempts all objects so far from garbage collection.
+
+    A collection visits every object, some 10^6 after imports and compilation, and holds up the
+    dispatch of steps. At the end all objects are collected as before.
+    """
+
+    def freeze() -> None:
+        gc.collect()
+        gc.freeze()
+
+    try:
+        yield freeze
+    finally:
+        gc.unfreeze()
 
 
 def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.Array]) -> Progress:
