@@ -87,24 +87,7 @@ def test_a_loop_of_links_is_named(folder: Path) -> None:
     assert "tokenizer_config.json: cannot be read (Too many levels" in refusal(folder)
 
 
-ODD = (
-    None,
-    "x",
-    "",
-    -1,
-    0,
-    1,
-    1.5,
-    True,
-    [],
-    {},
-    [1],
-    10**30,
-    math.nan,
-    math.inf,
-    "\udcff",
-    "a\nb",
-)
+ODD = (None, "x", "", -1, 1.5, True, [], {}, [1], 10**30, math.nan, math.inf, "\udcff", "a\nb")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
@@ -114,6 +97,8 @@ def test_no_value_of_a_wrong_type_changes_the_model(architecture: str, tmp_path:
     keys = {*config, *config_json.ID_KEYS, "use_sliding_window"}
     for key in sorted(keys - {"tie_word_embeddings", "rms_norm_eps"}):
         for value in ODD:
+            if value is None and key in config_json.MAY_BE_NULL:
+                continue  # an absent key
             values = {**config, key: value}
             try:
                 assert config_json.read_config(values, "config.json") == model, (key, value)
