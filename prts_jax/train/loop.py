@@ -221,9 +221,8 @@ def _validate(setup: Setup, progress: Progress) -> tuple[Progress, dict[str, flo
     if setup.evaluate is None:
         return progress, {}
     with setup.recorder.paused():
-        metrics: dict[str, float] = setup.evaluate(
-            progress.state.params, progress.gates()
-        ).metrics()
+        result = setup.evaluate(progress.state.params, progress.gates())
+    metrics: dict[str, float] = result.metrics(setup.config.evaluation.blocks)
     evaluation = {"step": progress.lineage.step, **metrics}
     lineage = dataclasses.replace(progress.lineage, evaluation=evaluation)
     return dataclasses.replace(progress, lineage=lineage), metrics
