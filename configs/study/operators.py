@@ -25,14 +25,18 @@ def get_study(size: str = "cpu"):
     shallow = arms.base(c, "shallow", {"model.layers": c.model.layers // 4}, 0.1, peaks)
     halves = {f"model.{k}": c.model[k] // 2 for k in ("embed", "heads", "kv_heads", "mlp")}
     narrow = arms.base(c, "narrow", halves, 0.1, peaks)
-    c.init.growth.learn_steps = 4 if smoke else 40
-    depth = dict(list(DEPTH.items())[:2]) if smoke else DEPTH
-    width = dict(list(WIDTH.items())[:1]) if smoke else WIDTH
     grown = [
-        arms.grown(c, f"{operator}-{way}", base, {"init.growth.operator": operator}, peaks, loss)
-        for way, base, losses in (("depth", shallow, depth), ("width", narrow, width))
+        arms.grown(c, f"{operator}-{way}", base, _growth(operator), peaks, loss)
+        for way, base, losses in (("depth", shallow, DEPTH), ("width", narrow, WIDTH))
         for operator, loss in losses.items()
     ]
     title = "Which operator grows a model best at equal FLOPs? (arXiv 2405.15319, Figure 3)"
-    everything = (shallow, narrow, arms.scratch(c, 1.0, peaks, SCRATCH), *grown)
-    return Study(title, everything, seeds=(0, 1) if smoke else (0, 1, 2))
+    scratch = arms.scratch(c, 1.0, peaks, SCRATCH)
+    if smoke:
+        return Study(title, (shallow, scratch, *grown[:2]), seeds=(0, 1))
+    return Study(title, (shallow, narrow, scratch, *grown))
+
+
+def _growth(operator: str) -> dict[str, object]:
+    learning = {"init.growth.learn_steps": 40} if operator == "learned" else {}
+    return {"init.growth.operator": operator, **learning}
