@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each part may import itself and lower levels, never a higher one, nor another of its own level.
 LEVELS = {
     "cli": 10,
+    "study": 9.5,
     "report": 9,
     "aot": 9,
     "train": 8,

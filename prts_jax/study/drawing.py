@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from prts_jax.report.figures import (
     BASELINE_COLOUR,
     COLOURS,
+    FLOPS,
     HEIGHT_PIXELS,
     MARKERS,
     legend_name,
@@ -50,9 +51,11 @@ def over_flops(results: Results) -> Figure:
     figure = new_figure(HEIGHT_PIXELS)
     axes = figure.subplots()
     looks = _looks(results)
+    compared = [(arm, *_over_seeds(arm)) for arm in results.compared()]
+    size, unit = FLOPS.unit(max((float(flops[-1]) for _, flops, _ in compared), default=1.0))
     lows, highs, right = [], [], 0.0
-    for arm in results.compared():
-        flops, losses = _over_seeds(arm)
+    for arm, flops, losses in compared:
+        flops = flops / size
         colour, marker = looks[arm.name]
         mean = losses.mean(axis=0)
         name = legend_name(arm.name)
@@ -70,7 +73,7 @@ def over_flops(results: Results) -> Figure:
         axes.set_ylim(min(lows) - 0.05 * span, max(highs) + 0.05 * span)
         axes.set_xlim(0, 1.03 * right)
         axes.legend(loc="upper right", ncols=2, fontsize=9.5)
-    axes.set_xlabel("total FLOPs, the base's included")
+    axes.set_xlabel(f"total FLOPs, the base's included ({unit})")
     axes.set_ylabel("validation loss (nats / token)")
     axes.set_title("Validation loss over total FLOPs")
     return figure
@@ -108,8 +111,14 @@ def speedups(results: Results) -> Figure:
             axes.plot(ends, [at, at], color=colour, linewidth=2.2, zorder=3)
         axes.plot([100 * booked.mean], [at], marker=marker, color=colour, markersize=8, zorder=4)
         if sunk.mean is not None:
-            hollow = {"markerfacecolor": "white", "markersize": 6}
-            axes.plot([100 * sunk.mean], [at + 0.2], marker=marker, color=colour, **hollow)
+            axes.plot(
+                [100 * sunk.mean],
+                [at + 0.2],
+                marker=marker,
+                color=colour,
+                markerfacecolor="white",
+                markersize=6,
+            )
     axes.axvline(0, color=BASELINE_COLOUR, linewidth=1)
     axes.set_yticks(range(len(known)), [legend_name(arm.name) for arm, _, _ in known])
     axes.set_ylim(-0.6, max(len(known), 2) - 0.4)

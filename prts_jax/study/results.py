@@ -14,7 +14,7 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.paths import write_atomically
 from prts_jax.report.runs import Run, is_finite, read_run
 from prts_jax.study.design import Study, final_cells
-from prts_jax.study.statistics import Curve, Estimate, estimate, rank_agreement
+from prts_jax.study.statistics import METHOD, Curve, Estimate, estimate, rank_agreement
 
 BLOCK = "validation_block/"
 """Prefix of the metrics that hold the loss of one part of the validation text."""
@@ -122,8 +122,8 @@ class Results:
     def agreement(self) -> float | None:
         """Returns Kendall's τ between our mean losses and the published ones."""
         known = [arm for arm in self.compared() if arm.published is not None]
-        ours = [arm.mean_loss() for arm in known]
-        return rank_agreement(ours, [arm.published for arm in known])  # type: ignore[misc]
+        ours = [arm.mean_loss() or math.inf for arm in known]
+        return rank_agreement(ours, [arm.published or math.inf for arm in known])
 
     def probe(self, steps: int) -> float | None:
         """Returns Kendall's τ between the grown arms' losses after `steps` steps and at the end."""
@@ -135,6 +135,34 @@ class Results:
                 early.append(float(np.mean(known)))
                 late.append(arm.mean_loss() or math.inf)
         return rank_agreement(early, late)
+
+
+def as_json(results: Results, probe: int | None = None) -> dict[str, Any]:
+    """Returns the results as plain data without NaN: `arms`, `method`, `kendall_tau`, `probe`."""
+    arms = []
+    for arm in results.arms:
+        values: dict[str, Any] = {
+            "name": arm.name,
+            "kind": arm.kind,
+            "peak": arm.peak,
+            "parameters": arm.parameters,
+            "tokens_per_parameter": arm.tokens_per_parameter(),
+            "connection_rate": arm.connection_rate(),
+            "losses": [loss if math.isfinite(loss) else None for loss in arm.losses()],
+        }
+        if arm.kind == "grown" and arm.runs:
+            values["speedup"] = dataclasses.asdict(results.speedup(arm))
+            values["speedup_base_sunk"] = dataclasses.asdict(results.speedup(arm, sunk=True))
+        arms.append(values)
+    return {
+        "title": results.title,
+        "finished_only": results.finished_only,
+        "seeds": list(results.seeds),
+        "arms": arms,
+        "method": METHOD,
+        "kendall_tau": results.agreement(),
+        "probe": None if probe is None else {"steps": probe, "tau": results.probe(probe)},
+    }
 
 
 def loss_after(run: Run, steps: int) -> float | None:

@@ -136,8 +136,8 @@ def estimate(pairs: Sequence[tuple[Curve, Curve]], finished: bool, seed: int = 0
     for _ in range(SAMPLES):
         drawn = random.integers(blocks, size=blocks)
         seeds = random.integers(len(pairs), size=len(pairs))
-        sample = {int(at): speedup(*pairs[at], finished, drawn) for at in set(seeds)}
-        of_seeds = [sample[int(at)] for at in seeds]
+        sample = [speedup(scratch, method, finished, drawn) for scratch, method in pairs]
+        of_seeds = [sample[at] for at in seeds]
         reached = [value for value in of_seeds if value is not None]
         if len(reached) == len(of_seeds):
             means.append(float(np.mean(reached)))
