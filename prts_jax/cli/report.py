@@ -14,8 +14,6 @@ from prts_jax.report import figures, html, seeds, table
 from prts_jax.report.comparison import Comparison, as_json, compare
 from prts_jax.report.runs import read_seeds
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
-from prts_jax.study import pages
-from prts_jax.study import results as study_results
 from prts_jax.text_table import render
 
 TABLES = (table.run_table, table.source_table, table.speedup_table)
@@ -90,6 +88,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report_study(arguments: argparse.Namespace) -> int:
+    from prts_jax.study import pages  # SciPy takes half a second to load
+    from prts_jax.study import results as study_results
+
     if arguments.baseline is not None:
         raise UserError("--baseline: a study names its scratch arms itself; leave it out")
     results = study_results.read(arguments.study)
