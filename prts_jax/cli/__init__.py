@@ -50,8 +50,9 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name_of_library in ("absl", "gcsfs"):  # Orbax and gcsfs log errors that they also raise
-        logging.getLogger(name_of_library).setLevel(logging.CRITICAL)
+    # These log errors that they also raise, and asyncio those of Orbax's other threads.
+    for library in ("absl", "asyncio", "gcsfs"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     threading.excepthook = lambda failed: _say(name, _internal(name, failed.exc_value))
     try:
         try:
