@@ -103,7 +103,7 @@ def _train_stage(
             Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
         ) as checkpoints,
     ):
-        optimizer = make_optimizer(config.optimizer)
+        optimizer = make_optimizer(config)
         start = begin(stage, origin, mesh, optimizer, batches, checkpoints, allow_change, stopping)
         if _finished(workdir, start.lineage, stage):
             return

@@ -47,7 +47,7 @@ def other_store(tmp_path_factory) -> str:
 def start(config, workdir, allow_change=()) -> Start:
     origin = find_origin(config, str(workdir))
     stage, *_ = remaining_stages(config, origin)
-    mesh, data, optimizer = make_mesh(config.mesh), config.data, make_optimizer(config.optimizer)
+    mesh, data, optimizer = make_mesh(config.mesh), config.data, make_optimizer(config)
     store = TokenStore.open(data.train)
     batches = TrainBatches(store, ReadOrder.of(dataclasses.asdict(data)))
     opened = Checkpoints(f"{workdir}/checkpoints", keep=2, keep_every_steps=0)

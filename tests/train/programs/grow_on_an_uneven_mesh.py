@@ -30,7 +30,7 @@ def grown(checkpoint: str, mesh: Mesh) -> dict[str, jax.Array]:
     config = tiny.run_config(
         model=model, init__growth__operator="split", init__growth__optimizer="copy"
     )
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
         growth_map = make_map(origin.lineage.model, model, **to_dict(config.init.growth))
         start = grow_from(config, growth_map, origin, mesh, optimizer, not_learned)
