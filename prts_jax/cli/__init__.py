@@ -87,7 +87,7 @@ def _end(name: str, message: str, code: int) -> int:
 
 
 def _say(name: str, message: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # a closed pipe, or a log on the full disk
         print(f"{f'prts {name}'.strip()}: {one_line(message)}", file=sys.stderr, flush=True)
 
 
