@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -81,7 +83,9 @@ def checkpointer() -> ocp.AsyncCheckpointer:
         MATRICES: _FilesHandler(),
         TOKENIZER: _FilesHandler(),
     }
-    return ocp.AsyncCheckpointer(_SyncedHandler(**handlers))
+    # Where a thread of its own cannot make the directories, the others wait for 300 s.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(_SyncedHandler(**handlers), async_options=options)
 
 
 def save_args(
@@ -204,19 +208,25 @@ def _restoring(checkpoint: str, item: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_late_errors() -> Iterator[None]:
-    """Hides the errors that other reads and writes report after the first error of the block.
+    """Hides what other reads and writes report after the first error of the block.
 
-    Orbax has closed its event loop by then, and Python would print a traceback for each of them.
+    Orbax has closed its event loop by then. Python would print a traceback for each of them, and a
+    warning for each coroutine that was never awaited.
     """
     hook = sys.unraisablehook
 
     def ignore_late(late: Any) -> None:
-        if "Event loop is closed" not in str(late.exc_value):
+        coroutine = inspect.iscoroutine(late.object)
+        if not coroutine and "Event loop is closed" not in str(late.exc_value):
             hook(late)
 
     sys.unraisablehook = ignore_late
-    yield
-    sys.unraisablehook = hook  # after an error the others are still running
+    try:
+        yield
+    except BaseException:  # the others are still running: the hook stays
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        raise
+    sys.unraisablehook = hook
 
 
 def _compare(directory: str, wanted: Mapping[str, Any], stored_leaves: Mapping[str, Any]) -> None:
