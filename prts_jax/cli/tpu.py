@@ -5,7 +5,9 @@ Needs only the standard library and gcloud, so that `tpu_scripts/` work on any l
 
 import argparse
 import dataclasses
+import math
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -174,6 +176,10 @@ def _watch(
     job = _job(chosen, options, following)
     limits = babysit.Limits()
     if options.command == "babysit":
+        for flag in NUMBERS:
+            value = getattr(options, flag)
+            if not 0 <= value < math.inf or (flag == "poll" and value < 1):
+                raise UserError(f"--{flag}={value}: too small, or no number; give a positive one")
         limits = babysit.Limits(
             options.max_retries, options.max_hours, options.max_cost, options.price
         )
@@ -284,7 +290,10 @@ def _logs(chosen: Settings, options: argparse.Namespace, following: Sequence[str
 
 
 def _ssh(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
-    return _on_hosts(chosen, shlex.join(following), options.host or "0/0", options.dry_run)
+    host = options.host or "0/0"
+    if not re.fullmatch(r"all|[0-9]+/[0-9]+", host):
+        raise UserError(f"--host={host}: neither SLICE/HOST such as 0/3, nor all; change it")
+    return _on_hosts(chosen, shlex.join(following), host, options.dry_run)
 
 
 def _stop(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:

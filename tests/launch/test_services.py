@@ -189,6 +189,12 @@ def test_every_setting_is_explained_and_the_example_is_valid():
     assert slice_of(Settings(**example)).backend == "mig"
 
 
+def test_the_settings_of_the_docs_are_valid():
+    page = Path(__file__).parents[2].joinpath("docs/tpu.md").read_text()
+    example = tomllib.loads(page.partition("```toml\n")[2].partition("```")[0])
+    assert slice_of(Settings(**example)).hosts == 4
+
+
 @pytest.mark.parametrize(
     ("name", "state"),
     [

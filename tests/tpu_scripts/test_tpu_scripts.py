@@ -40,7 +40,7 @@ def script(tmp_path: Path) -> Call:
     (binaries / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
     for program in binaries.iterdir():
         program.chmod(0o755)
-    for program in ("bash", "dirname"):
+    for program in ("bash", "dirname", "sed"):
         (binaries / program).symlink_to(shutil.which(program) or program)
 
     def call(name: str, *args: str, gcloud: bool = True):
@@ -141,6 +141,21 @@ def test_a_startup_script_goes_from_run_to_create(script: Call, calls, tmp_path:
         "--node-prefix=grown-7b",
         "--metadata-from-file=startup-script=boot.sh",
     ]
+
+
+def test_the_recipe_is_babysitting_with_export_and_evaluation(script: Call, calls):
+    flags = [
+        "--accelerator=v6e-16",
+        "--project=p",
+        "--bucket=gs://bkt",
+        "--source=gs://bkt/c.tar.gz",
+    ]
+    stores = ["gs://bkt/train", "gs://bkt/validation"]
+    dry = script("recipe.sh", "configs/recipe.py:1.1b", *stores, *RESOURCE, *flags, "--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert "instance-groups managed create grown-7b-slice-0" in dry.stdout
+    assert script("recipe.sh", "configs/recipe.py:1.1b").returncode == 2
+    assert calls() == []
 
 
 REFUSALS = {
