@@ -37,8 +37,10 @@ FOUNDATIONS = {
     "ahead",
     "errors",
     "launch",
+    "local_lock",
     "paths",
     "processes",
+    "progress",
     "sizes",
     "special_ids",
     "peers",
@@ -53,7 +55,7 @@ OWNERS = {
     "tensorflow_datasets": ["data_pipelines/text/tasks.py", "data_pipelines/slimpajama/"],
     "apache_beam": ["data_pipelines/build/beam.py", "data_pipelines/slimpajama/"],
     "pyarrow": ["data_pipelines/text/parquet.py"],
-    "orbax": ["prts_jax/checkpoint/store.py"],
+    "orbax": ["prts_jax/checkpoint/items.py"],
     "flax": ["prts_jax/model/"],
 }
 # Only an extra installs these. The plain install trains, grows and reports without them.

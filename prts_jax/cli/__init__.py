@@ -51,8 +51,9 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name_of_library in ("absl", "gcsfs"):  # Orbax and gcsfs log errors that they also raise
-        logging.getLogger(name_of_library).setLevel(logging.CRITICAL)
+    # These log errors that they also raise, and asyncio those of Orbax's other threads.
+    for library in ("absl", "asyncio", "gcsfs"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     threading.excepthook = lambda failed: _say(name, _internal(name, failed.exc_value))
     try:
         try:
@@ -87,7 +88,7 @@ def _end(name: str, message: str, code: int) -> int:
 
 
 def _say(name: str, message: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # a closed pipe, or a log on the full disk
         print(f"{f'prts {name}'.strip()}: {one_line(message)}", file=sys.stderr, flush=True)
 
 
