@@ -118,6 +118,8 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 warmup_steps=st.integers(0, 10),
                 decay_start=st.integers(10, 20),
                 decay_end=st.integers(21, 10**6),
+                warmup=st.sampled_from(["", "2%", "30 steps"]),
+                decay=st.sampled_from(["", "10%", "1.5B tokens"]),
             ),
             train=section(TrainConfig, trainable=choice("train.trainable")),
         )
