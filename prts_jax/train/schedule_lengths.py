@@ -79,8 +79,8 @@ def resolve(schedule: ScheduleConfig, span: Span) -> ScheduleConfig:
 
 
 def decay_steps(text: str, end: int, tokens_per_step: int) -> int:
-    """Returns the steps of a decay that ends at step `end`."""
+    """Returns the steps of a decay that ends at step `end`; a share is at least one step."""
     number, unit = parse_length(text)
     if unit == "%":
-        return round(end * number / 100)
+        return max(round(end * number / 100), 1) if number else 0
     return math.ceil(number if unit == "steps" else number / tokens_per_step)
