@@ -4,10 +4,9 @@
 
 As in arXiv 2511.04981: 2% warm-up, one growth at 0.8 of the steps, the same rate before and after
 it, and a decay over the last 10%. A quarter of the layers trains for most of the run. The moments
-grow with the parameters. Other tips of the same trunk are branches, for example
-
-    prts train --config=configs/growth/wsd.py --workdir=runs/growth/wsd_at_1500 \\
-        --config.init.branch_from=runs/growth/wsd@1500 --config.schedule.decay='10%'
+grow with the parameters. Other tips of the same trunk are
+branches: the same command in another workdir with
+`--config.init.branch_from=runs/growth/wsd@1500`.
 """
 
 from prts_jax import config
