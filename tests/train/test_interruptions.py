@@ -14,7 +14,7 @@ from tests.train.tiny import assert_same, curve, read_lines, stored_params
 
 pytestmark = pytest.mark.slow
 
-STEPS = 400
+STEPS = 200
 EVERY = 5  # steps between checkpoints: most kills fall near a save
 LONG = (
     f"--config.train.steps={STEPS}",
@@ -61,11 +61,16 @@ def finish(run_prts, *arguments: str) -> None:
     assert run_prts("train", *arguments).returncode == 0
 
 
-def test_killed_at_random_moments_the_run_is_the_same_to_the_bit(
+def test_a_run_killed_before_its_first_checkpoint_and_at_random_moments_is_the_same_to_the_bit(
     undisturbed, workdirs, stores, run_prts, start_prts
 ):
     workdir, moments = workdirs / "killed", random.Random(2)
     arguments = (*stores.flags(), *LONG, f"--workdir={workdir}")
+    process = start_prts("train", *arguments)
+    wait_for_step(process, workdir, 0)
+    process.kill()
+    process.wait()
+    assert complete_steps(str(workdir / "checkpoints")) == []
     killed_after = []
     for round_ in range(5):
         process = start_prts("train", *arguments)
@@ -83,20 +88,6 @@ def test_killed_at_random_moments_the_run_is_the_same_to_the_bit(
 def read_complete(workdir: Path) -> int:
     """Returns how many whole lines a run has written."""
     return (workdir / "metrics.jsonl").read_text().count("\n")
-
-
-def test_killed_before_the_first_checkpoint_the_run_begins_again(
-    undisturbed, workdirs, stores, run_prts, start_prts
-):
-    workdir = workdirs / "killed early"
-    arguments = (*stores.flags(), *LONG, f"--workdir={workdir}")
-    process = start_prts("train", *arguments)
-    wait_for_step(process, workdir, 0)
-    process.kill()
-    process.wait()
-    assert complete_steps(str(workdir / "checkpoints")) == []
-    finish(run_prts, *arguments)
-    assert_same_run(workdir, undisturbed)
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_bit(
@@ -139,7 +130,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(workdirs, stores, run_prts,
     wait_for_step(first, workdir, read_complete(workdir) + 3)  # and the first goes on
 
 
-def test_on_another_number_of_devices_it_goes_on_to_rounding(
+def test_a_run_moved_to_other_numbers_of_devices_agrees_to_rounding(
     undisturbed, workdirs, stores, run_prts
 ):
     workdir = workdirs / "moved"
