@@ -5,6 +5,7 @@ a process with the fixtures `run_prts` and `start_prts`.
 """
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +16,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 XLA_FLAGS = (
-    # Tests spend most of their time compiling. Without LLVM's optimizations and without XLA's fusion
-    # emitters, a gradient of the model compiles in a quarter of the time.
+    # Tests spend most of their time compiling. Without LLVM's optimizations and XLA's fusion emitters
+    # a gradient of the model compiles in a fifth of the time.
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    # AVX has no fused multiply-add, which LLVM would use in one program and not in another: values
+    # that two programs compute alike would differ in their last bit.
+    *(["--xla_cpu_max_isa=AVX"] if platform.machine() == "x86_64" else []),
     # Virtual devices on few busy cores reach a collective late: XLA's default limits abort the
     # process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
