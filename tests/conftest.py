@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 XLA_FLAGS = (
-    # Tests spend most of their time compiling. Without LLVM's optimizations and XLA's fusion emitters
-    # a gradient of the model compiles in a fifth of the time.
+    # Tests spend most of their time compiling. Without LLVM's optimizations and XLA's fusion
+    # emitters a gradient of the model compiles in a fifth of the time.
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
@@ -29,6 +29,9 @@ XLA_FLAGS = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     "--xla_cpu_collective_timeout_seconds=600",
 )
+
+# libtpu reads XLA_FLAGS when it is loaded, and ends the process at a flag that it does not know.
+LIBTPU_FLAGS = " ".join(flag for flag in XLA_FLAGS if "fusion_emitters" not in flag)
 
 CPU_ONLY = {
     "JAX_PLATFORMS": "cpu",
@@ -50,6 +53,16 @@ for name, value in CPU_ONLY.items():
 # A torch built for CUDA brings Triton, whose library crashes a process that has TensorFlow loaded.
 # No test on a CPU needs it; commands never load torch and TensorFlow together.
 sys.modules["triton"] = None  # type: ignore[assignment]
+
+
+@pytest.fixture
+def flags_for_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test load libtpu in this process, whose CPU keeps its own flags."""
+    import jax
+
+    jax.devices()  # XLA reads the CPU's flags now, if it has not yet
+    monkeypatch.setenv("XLA_FLAGS", LIBTPU_FLAGS)
+
 
 StartPrts = Callable[..., subprocess.Popen[str]]
 RunPrts = Callable[..., subprocess.CompletedProcess[str]]

@@ -345,6 +345,6 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
             timeout=600,
         )
         peaks[factor] = int(process.stdout)
-    layer = (4 * 1024 * 1024 + 3 * 1024 * 2816) * 4
+    layer = (4 * 640 * 640 + 3 * 640 * 1728) * 4
     more_written = (8 - 2) * 4 * layer
     assert peaks[8] - peaks[2] < 0.15 * more_written
