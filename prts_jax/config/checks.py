@@ -69,6 +69,7 @@ _AT_LEAST_ZERO = (
     "evaluation.every_steps",
     "evaluation.tokens",
     "evaluation.batch",
+    "evaluation.blocks",
     "checkpoint.keep_every_steps",
     "checkpoint.keep_every_tokens",
     "optimizer.clip",
