@@ -21,12 +21,8 @@ from prts_jax.growth.gates import opening
 from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
-<<<<<<< HEAD
-from prts_jax.train.batches import check_batches, training_batches
-from prts_jax.train.curve import describe, warnings
-=======
 from prts_jax.train.batches import training_batches
->>>>>>> main
+from prts_jax.train.curve import describe, warnings
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.origin import (
@@ -82,13 +78,8 @@ def _train_stages(
 ) -> None:
     origin = find_origin(config, workdir)
     stages = remaining_stages(config, origin)
-<<<<<<< HEAD
     _say_schedules(stages)
-    for stage in stages[1:]:  # fail now, not when the stage begins
-        check_batches(stage.config)
-=======
     check_stores(stages, origin, allow_change)
->>>>>>> main
     for stage in stages:
         if stage is not stages[0]:
             origin = newest_origin(workdir)  # saved by the stage before

@@ -24,12 +24,8 @@ from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
 from prts_jax.special_ids import of_store
 from prts_jax.train.ancestor import grow_from, start_from
-<<<<<<< HEAD
-from prts_jax.train.changes import BRANCH_CHANGES, check_names, config_changes
-=======
 from prts_jax.train.batches import check_batches
-from prts_jax.train.changes import check_names, config_changes
->>>>>>> main
+from prts_jax.train.changes import BRANCH_CHANGES, check_names, config_changes
 from prts_jax.train.data_position import data_position
 from prts_jax.train.distill import choose_teacher, find_teacher
 from prts_jax.train.learn import Learn, Learned, learn
@@ -87,12 +83,9 @@ def begin(
     checkpoints.carry_tokenizer(origin.path, origin.lineage)
     if origin.is_of_stage(stage.index):
         return _resume(stage.config, origin, mesh, optimizer, batches, allow_change)
-<<<<<<< HEAD
+    check_tokenizer(stage.config, batches.store, origin, allow_change)
     if stage.config.init.branch_from:
         return _branch(stage.config, origin, mesh, optimizer, batches, allow_change)
-=======
-    check_tokenizer(stage.config, batches.store, origin, allow_change)
->>>>>>> main
     if origin.own:
         allow_change = ("data.store",)
     if stage.growth_map is None:
