@@ -82,10 +82,10 @@ class InstructionTask:
         )
         most = self.packing.length + 1
         if len(tokens) <= most:
-            return Encoded(tokens, source, answers=answers)
+            return Encoded(tokens, source, answers=answers, row=number)
         if self.packing.too_long == "refuse" or not answers[:most].any():
             return Fault("too_long", number, f"{len(tokens):,} tokens; a row has {most:,}")
-        return Encoded(tokens[:most], source, answers=answers[:most], truncated=True)
+        return Encoded(tokens[:most], source, answers=answers[:most], truncated=True, row=number)
 
 
 def open_instructions(

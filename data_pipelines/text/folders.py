@@ -281,4 +281,4 @@ def read_text(
     except UnicodeDecodeError as error:
         yield Fault("invalid_utf8", b"".join(content)[: error.start].count(b"\n") + 1, error.reason)
         return
-    yield Document(text, None) if text else Fault("empty_text", 1)
+    yield Document(text, None, 1) if text else Fault("empty_text", 1)

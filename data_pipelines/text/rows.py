@@ -66,10 +66,17 @@ SLIMPAJAMA_FIELDS = Fields()
 
 
 class Document(NamedTuple):
-    """One row: its text, and its set (`RedPajamaC4`, …; None if the row does not name it)."""
+    """One row of a file.
+
+    Attributes:
+      text: its text.
+      set_name: its set (`RedPajamaC4`, …); None if the row does not name it.
+      row: its line, or in parquet its row, from 1.
+    """
 
     text: str
     set_name: str | None
+    row: int
 
 
 class Fault(NamedTuple):
@@ -172,13 +179,13 @@ def document_of(row: Mapping[str, Any], number: int, fields: Fields) -> Document
     if not text:
         return Fault("empty_text", number)
     if fields.set is None:
-        return Document(text, None)
+        return Document(text, None, number)
     set_name = field_of(row, fields.set)
     if set_name is MISSING:
         return Fault("missing_set", number, fields.set)
     if not isinstance(set_name, str):
         return Fault("unknown_set", number, "not a string")
-    return Document(text, set_name)
+    return Document(text, set_name, number)
 
 
 def known_set(row: Document | Fault, number: int, sets: Collection[str] | None) -> Document | Fault:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prts_jax.cli import data_flags, run
+from prts_jax.cli import data_flags, data_show, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
@@ -43,6 +43,7 @@ def _parser() -> OneLineParser:
         (data_flags.add_import, _import),
         (data_flags.add_verify, _verify),
         (data_flags.add_stats, _stats),
+        (data_flags.add_show, data_show.show),
         (data_flags.add_tokenizer, _tokenizer),
     ):
         add(commands).set_defaults(run=run_command)

@@ -22,7 +22,7 @@ from prts_jax.train.freezing import frozen_layers
 from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
-from prts_jax.train.stages import Stage
+from prts_jax.train.stages import Stage, stage_file
 from prts_jax.train.start import Start
 
 
@@ -101,7 +101,9 @@ def set_up(
         restored = lineage.step if start.resumed else None
         log = MetricsLog(workdir, restored, config.logging.tensorboard)
         resolved = to_dict(dataclasses.replace(config, model=start.model))
-        write_atomically(as_path(workdir) / "config.json", json.dumps(resolved, indent=2))
+        names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
+        for name in names:
+            write_atomically(as_path(workdir) / name, json.dumps(resolved, indent=2))
     recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
     return Setup(
         stage=stage,
