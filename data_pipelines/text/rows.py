@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from data_pipelines.text.lines import Damage, numbered_lines
+from data_pipelines.text.arrays import numbered_rows
+from data_pipelines.text.lines import Damage
 from prts_jax.errors import UserError
 
 TEXT_FIELD = "text"
@@ -126,7 +127,7 @@ def read_rows(
     Raises:
       UserError: the file cannot be opened or read from the disk.
     """
-    for number, line in numbered_lines(path, max_line_bytes):
+    for number, line in numbered_rows(path, max_line_bytes):
         if isinstance(line, Damage):
             yield Fault.of(line, number)
         else:
