@@ -103,7 +103,7 @@ setup(
     ),
     package_data={
         "data_pipelines": ["shakespeare/**/*", "slimpajama/*"],
-        "prts_jax": ["py.typed", "launch/*.sh"],
+        "prts_jax": ["py.typed", "launch/*.sh", "launch/pins.txt"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

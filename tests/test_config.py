@@ -103,7 +103,14 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 ),
             ),
             distillation=section(DistillationConfig, teacher=st.just(""), weight=shares),
-            optimizer=section(OptimizerConfig, b1=shares, b2=shares),
+            optimizer=section(
+                OptimizerConfig,
+                kind=choice("optimizer.kind"),
+                decay=choice("optimizer.decay"),
+                b1=shares,
+                b2=shares,
+                momentum=shares,
+            ),
             schedule=section(
                 ScheduleConfig,
                 kind=choice("schedule.kind"),

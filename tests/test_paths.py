@@ -36,6 +36,12 @@ def test_other_schemes_are_refused_by_name(path, instead):
         as_path(path)
 
 
+@pytest.mark.parametrize("path", ["gs://", "gs:///run"])
+def test_an_address_without_a_bucket_is_refused_at_once(path):
+    with pytest.raises(UserError, match=f"{path}: names no bucket"):
+        as_path(path)
+
+
 @pytest.mark.parametrize(
     ("path", "remote"), [("gs://bucket/x", True), ("/gs/x", False), (Path("x"), False)]
 )

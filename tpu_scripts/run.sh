@@ -3,5 +3,4 @@
 #   tpu_scripts/run.sh --name=NAME --zone=ZONE --workdir=gs://BUCKET/RUN -- --config=FILE
 set -euo pipefail
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m prts_jax.cli.tpu run "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/tpu.sh" run "$@"

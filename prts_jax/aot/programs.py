@@ -27,7 +27,7 @@ SOURCES = 7
 def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
     """Returns shapes and shardings of the training state of a config."""
     params = abstract_params(declare(config.model), mesh)
-    optimizer = abstract_optimizer(make_optimizer(config.optimizer), params, mesh)
+    optimizer = abstract_optimizer(make_optimizer(config), params, mesh)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     return TrainState(params, optimizer, step)
 
@@ -52,7 +52,7 @@ def lower_train_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     Raises:
       UserError: the mesh does not divide the model.
     """
-    step = make_train_step(config.model, config, make_optimizer(config.optimizer), sources=SOURCES)
+    step = make_train_step(config.model, config, make_optimizer(config), sources=SOURCES)
     batch = abstract_batch(config, mesh, config.data.batch)
     return step.lower(abstract_state(config, mesh), batch, None)
 

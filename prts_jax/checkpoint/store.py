@@ -171,16 +171,6 @@ class Checkpoints:
         steps = self.steps()
         return steps[-1] if steps else None
 
-    def newest(self) -> int | None:
-        """Returns the step to resume; None if no save has finished.
-
-        Raises:
-          DamagedError: the newest checkpoint is not complete.
-          UserError: only damaged checkpoints are left, moved aside.
-        """
-        with agreed():
-            return layout.newest_step(self._directory)
-
     def steps(self) -> list[int]:
         """Returns all complete steps, oldest first."""
         return layout.complete_steps(self._directory)
@@ -258,6 +248,7 @@ def restore_params(
     abstract: Mapping[str, Any],
     declarations: Mapping[str, Declaration],
     verify: bool = True,
+    lineage: Lineage | None = None,
 ) -> dict[str, Any]:
     """Reads parameters directly into the given shardings, which may differ from the saved ones.
 
@@ -266,6 +257,7 @@ def restore_params(
       abstract: nested dict of `jax.ShapeDtypeStruct`, each with its sharding.
       declarations: path → declaration of the same parameters.
       verify: whether to compare digests of the values with those in the lineage.
+      lineage: of the checkpoint; None reads it.
 
     Returns:
       Nested dict of arrays.
@@ -277,7 +269,7 @@ def restore_params(
         and the layer).
       StorageError: the storage failed.
     """
-    lineage = read_lineage(path)
+    lineage = lineage or read_lineage(path)
     with agreed():
         params = unflatten(_restore(path, PARAMS, flatten(abstract), lineage))
     if verify:
@@ -317,17 +309,23 @@ def read_leaves(
     return {name: np.asarray(values[name]) for name in chosen}
 
 
-def has_optimizer(path: str) -> bool:
-    """Returns whether a checkpoint (a path from `resolve`) was saved with optimizer state."""
-    return bool(read_lineage(path).optimizer_digests) or as_path(f"{path}/{OPTIMIZER}").exists()
+def has_optimizer(path: str, lineage: Lineage) -> bool:
+    """Returns whether a checkpoint was saved with optimizer state.
+
+    Args:
+      path: returned by `resolve`.
+      lineage: of the checkpoint; those of older versions do not say.
+    """
+    return bool(lineage.optimizer_digests) or as_path(f"{path}/{OPTIMIZER}").exists()
 
 
-def restore_optimizer(path: str, abstract: Any) -> Any:
+def restore_optimizer(path: str, abstract: Any, lineage: Lineage | None = None) -> Any:
     """Reads optimizer state into the tree and the shardings of `abstract`.
 
     Args:
       path: returned by `resolve`.
       abstract: tree of `jax.ShapeDtypeStruct` with shardings: `jax.eval_shape(tx.init, …)`.
+      lineage: of the checkpoint; None reads it.
 
     Returns:
       A tree of the same structure, optax's tuples included.
@@ -338,8 +336,8 @@ def restore_optimizer(path: str, abstract: Any) -> Any:
         and the layer). Checkpoints of older versions have no digests of the optimizer's state.
       StorageError: the storage failed.
     """
-    lineage = read_lineage(path)
-    if not has_optimizer(path):
+    lineage = lineage or read_lineage(path)
+    if not has_optimizer(path, lineage):
         raise UserError(
             f"{path}: holds no optimizer state (a grown checkpoint has none by default); start a "
             "run from it with config.init.start_from, and config.init.growth.optimizer=reset"

@@ -18,8 +18,13 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses like argparse, but rejects `--flag=--`, which argparse reads as an empty list."""
+        """Parses like argparse, but rejects `--flag=--`, which argparse reads as an empty list.
+
+        Rejects null characters as well, which no path can hold.
+        """
         for argument in args or ():
+            if "\0" in argument:
+                self.error(f"argument {argument}: holds a null character")
             if argument.endswith("=--"):
                 self.error(f"argument {argument}: '--' is no value")
         return super().parse_known_args(args, namespace)

@@ -24,6 +24,11 @@ TEXTS = {
         f"{paper_benchmarks.FLAG}: the paper's eight",
     ),
     "include_path": ("DIR", "folder with your own task files"),
+    "layers": (
+        "LIST",
+        "apply these layers in this order, without growing: '0:24,8:16' applies the middle twice, "
+        "'0:8,16:24' leaves it out",
+    ),
     "save": (
         "FILE",
         "write the results to a new file, with the score of every request, for --compare",
@@ -118,6 +123,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--compare: reads saved results; leave out --checkpoint, --perplexity, --tasks, --save"
         )
+    if arguments.compare and arguments.layers:
+        raise UserError("--compare: reads saved results; leave out --layers")
     compared = max(len(arguments.compare), len(arguments.checkpoint))
     if arguments.compare and compared < 2:
         raise UserError("--compare: needs two files or more; differences are to the first")
@@ -159,7 +166,11 @@ def _evaluate(arguments: argparse.Namespace, checkpoint: str) -> Results:
     if arguments.tasks:
         figures["tasks"], of_tasks = _tasks(arguments, checkpoint)
         scores += of_tasks
-    return Results(one_line(PurePath(checkpoint).name), checkpoint, figures, tuple(scores))
+    label = one_line(PurePath(checkpoint).name)
+    if arguments.layers:
+        figures["layers"] = arguments.layers
+        label = f"{label}, layers {arguments.layers}"
+    return Results(label, checkpoint, figures, tuple(scores))
 
 
 def _perplexity(
@@ -168,7 +179,7 @@ def _perplexity(
     from prts_jax.evaluate import data_loss
     from prts_jax.evaluate.loaded import load
 
-    loaded = load(checkpoint, arguments.dtype)
+    loaded = load(checkpoint, arguments.dtype, layers=arguments.layers)
     if arguments.text:
         data = data_loss.read_text(loaded, arguments.text, arguments.tokenizer)
     else:
@@ -202,6 +213,7 @@ def _tasks(
         arguments.batch,
         arguments.length,
         arguments.add_bos_token,
+        arguments.layers,
     )
     shots = None if arguments.shots < 0 else arguments.shots
     figures, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)

@@ -5,7 +5,6 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
-from itertools import starmap
 from typing import Any
 
 import jax
@@ -13,10 +12,47 @@ import jax
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError
-from prts_jax.model.architecture import declare
 from prts_jax.planning.plan import DEFAULT_MFU, make_plan
 from prts_jax.report.table import flops, quantity
 from prts_jax.text_table import Table, render
+
+FLAGS: dict[str, tuple[str, Any, str]] = {
+    "params": ("N", None, "the target's parameters, such as 7e9 (default: the preset's)"),
+    "preset": (
+        "NAME",
+        "",
+        "the target's shape, such as llama2_7b or 24L2048H (default: nearest by parameters)",
+    ),
+    "length": ("N", 2048, "tokens of a sequence, for attention's FLOPs (default: %(default)s)"),
+    "hardware": ("TYPE", "", "a TPU slice, such as v5p-256; adds days"),
+    "mfu": (
+        "SHARE",
+        None,
+        "with --hardware: assumed share of the chips' peak FLOP/s "
+        f"(default: {DEFAULT_MFU}; better: the mfu in a run's metrics.jsonl)",
+    ),
+    "t_mix": (
+        "TOKENS",
+        None,
+        "mixing time under WSD, measured in a small run: growth at D − t_mix "
+        "(default: growth at 0.8·D, as in the study)",
+    ),
+    "saturation": (
+        "A,ALPHA1,ALPHA2,ALPHA3,E",
+        "",
+        "constants of the saturation law for your set-up, from the table of arXiv 2510.06548",
+    ),
+}
+"""Flag → metavar, default (None: a number) and help."""
+
+LABELS = {
+    "base_cost": "booked",
+    "growth_factor": "factor",
+    "wsd": "WSD",
+    "saturation": "law",
+    "counter_evidence": "against",
+}
+"""Part of the later work → its label in the text."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,28 +62,16 @@ def parser() -> argparse.ArgumentParser:
         description=(
             "Plan a run that grows once, by the guidelines of Stacking Your Transformers: tokens "
             "for the base (equation 4), its shape, FLOPs with and without growth, and the saving "
-            "that the paper would predict. Warns where the plan leaves the paper's measurements."
+            "that the paper would predict; then what later work says of it, with its sources. "
+            "Warns where the plan leaves the paper's measurements."
         ),
     )
-    add = parser.add_argument
-    help_params = "the target's parameters, such as 7e9 (default: the preset's)"
-    add("--params", type=float, metavar="N", help=help_params)
-    help_tokens = "tokens of the run from scratch, such as 2e12"
-    add("--tokens", type=float, metavar="D", required=True, help=help_tokens)
-    help_preset = (
-        "the target's shape, such as llama2_7b or 24L2048H (default: nearest by parameters)"
-    )
-    add("--preset", default="", metavar="NAME", help=help_preset)
-    help_length = "tokens of a sequence, for attention's FLOPs (default: %(default)s)"
-    add("--length", type=int, default=2048, help=help_length)
-    help_hardware = "a TPU slice, such as v5p-256; adds days"
-    add("--hardware", default="", metavar="TYPE", help=help_hardware)
-    help_mfu = (
-        "with --hardware: assumed share of the chips' peak FLOP/s "
-        f"(default: {DEFAULT_MFU}; better: the mfu in a run's metrics.jsonl)"
-    )
-    add("--mfu", type=float, help=help_mfu)
-    add("--json", action="store_true", help="print one JSON object")
+    tokens = "tokens of the run from scratch, such as 2e12"
+    parser.add_argument("--tokens", type=float, metavar="D", required=True, help=tokens)
+    for name, (metavar, default, text) in FLAGS.items():
+        kind = float if default is None else type(default)
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -63,13 +87,14 @@ def main(argv: Sequence[str]) -> int:
     # Shapes only: a plan must not take the accelerator of a run in progress.
     jax.config.update("jax_platforms", "cpu")
     plan = make_plan(
-        declare,
         tokens=arguments.tokens,
         params=arguments.params,
         preset_name=arguments.preset,
         length=arguments.length,
         hardware=arguments.hardware,
         mfu=DEFAULT_MFU if arguments.mfu is None else arguments.mfu,
+        t_mix=arguments.t_mix,
+        saturation=arguments.saturation,
     )
     print(json.dumps(plan, allow_nan=False) if arguments.json else as_text(plan))
     return 0
@@ -80,36 +105,50 @@ def as_text(plan: dict[str, Any]) -> str:
     saving, target, base, hardware = (plan[k] for k in ("saving", "target", "base", "hardware"))
     chosen = "" if target["preset_given"] else " (the nearest preset in parameters; see --preset)"
     least, most = saving["measured_range"]
-    before = {
-        "target": f"{target['preset']}{chosen}: {target['layers']} layers, {target['embed']} wide, "
-        f"{target['heads']} heads ({target['kv_heads']} kv) of {target['head_dim']}, mlp "
-        f"{target['mlp']}, vocabulary {target['vocab']}{', tied' if target['tied'] else ''}; "
-        f"{target['params'] / 1e9:.4g}B parameters",
-        "base": f"{base['layers']} layers, all else as the target; "
-        f"{base['params'] / 1e9:.4g}B parameters",
-        "growth": f"after {plan['growth_tokens'] / 1e9:.2f}B tokens, by stacking "
-        f"{plan['growth_factor']} times (equation 4 for N = {plan['params']:.4g}, "
-        f"C = 6·N·D = {flops(plan['compute'])})",
-        "saving": f"speed-up {saving['speedup']:.1%}, {saving['flops_saved']:.1%} fewer FLOPs at "
-        f"equal loss, the base's included: {saving['status']}. Basis: {saving['basis']}; the four "
-        f"measured sizes gave {least:.1%} to {most:.1%}",
-    }
-    after = [
-        (
+    lines = [
+        _line(
+            "target",
+            f"{target['preset']}{chosen}: {target['layers']} layers, {target['embed']} wide, "
+            f"{target['heads']} heads ({target['kv_heads']} kv) of {target['head_dim']}, mlp "
+            f"{target['mlp']}, vocabulary {target['vocab']}{', tied' if target['tied'] else ''}; "
+            f"{target['params'] / 1e9:.4g}B parameters",
+        ),
+        _line(
+            "base",
+            f"{base['layers']} layers, all else as the target; "
+            f"{base['params'] / 1e9:.4g}B parameters",
+        ),
+        _line(
+            "growth",
+            f"after {plan['growth_tokens'] / 1e9:.2f}B tokens, by stacking "
+            f"{plan['growth_factor']} times (equation 4 for N = {plan['params']:.4g}, "
+            f"C = 6·N·D = {flops(plan['compute'])})",
+        ),
+        _line(
+            "saving",
+            f"speed-up {saving['speedup']:.1%}, {saving['flops_saved']:.1%} fewer FLOPs at "
+            f"equal loss, the base's included: {saving['status']}. Basis: {saving['basis']}; the "
+            f"four measured sizes gave {least:.1%} to {most:.1%}",
+        ),
+        f"\n{render(_costs(plan))}\n",
+        _line(
             "FLOPs",
             f"matrix products and attention at length {plan['length']}; 6·N·D counts all "
             "parameters of the preset. The grown run's FLOPs follow from the predicted saving; "
             "with the FLOPs from scratch it could train for "
             f"{quantity(plan['tokens_after_growth']['equal_flops'])} tokens after growth, to a "
             "lower loss",
-        )
+        ),
     ]
     if hardware:
         tera = hardware["peak_flops_per_chip"] / 1e12
         mfu = f"an assumed MFU of {hardware['mfu']:.0%} (--mfu)"
-        after.append(("days", f"{hardware['chips']} chips of {tera:.0f} TFLOP/s at {mfu}"))
-    after += [("warning", warning) for warning in plan["warnings"]]
-    lines = [*starmap(_line, before.items()), "", render(_costs(plan)), "", *starmap(_line, after)]
+        lines.append(_line("days", f"{hardware['chips']} chips of {tera:.0f} TFLOP/s at {mfu}"))
+    lines += [_line("warning", warning) for warning in plan["warnings"]]
+    lines.append("\nLater work (source; range)")
+    for name, said in plan["later_work"].items():
+        text = f"{said['statement']} ({said['source']}; {said['range']})"
+        lines.append(_line(LABELS[name], text))
     return "\n".join(lines)
 
 

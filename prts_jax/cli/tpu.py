@@ -1,105 +1,143 @@
-"""`prts tpu create|setup|run|delete`: Cloud TPU slices by gcloud.
+"""`prts tpu create|setup|run|status|logs|ssh|stop|delete|babysit|doctor`: Cloud TPU by gcloud.
 
 Needs only the standard library and gcloud, so that `tpu_scripts/` work on any laptop.
 """
 
 import argparse
+import dataclasses
+import math
 import os
+import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prts_jax.cli import run
+from prts_jax.cli import EXIT_FAILED, run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.errors import UserError, without_credentials
-from prts_jax.launch import accelerators, slices, workers
+from prts_jax.errors import StorageError, UserError, without_credentials
+from prts_jax.launch import babysit, code, doctor, gcloud, rent, settings, workers
+from prts_jax.launch.settings import Settings
 
 SOURCE = {
-    "source": "this repository for the workers: gs://….tar.gz (`git archive`) or a git URL",
+    "source": "this repository for the hosts: gs://….tar.gz or a git URL (default: the working "
+    "tree, copied to the bucket)",
     "revision": "branch or tag of a git URL",
+    "extras": "extras of the package to install (default: tpu)",
 }
-TEXTS = {
-    "create": {
-        "runtime_version": "VM image (default: the generation's)",
-        "valid_until": "longest wait, such as 6h",
-        "service_account": "identity of the workers",
-        "network": "VPC network (default: the project's)",
-        "subnetwork": "VPC subnetwork (default: the project's)",
-        "startup_script": "file run by every worker at each boot; see `prts tpu run "
-        "--write_startup_script`",
-    },
+JOB = {"workdir": "the run's folder, gs://… (default: BUCKET/NAME)"}
+LAUNCH = SOURCE | JOB | {"after": "bash file that process 0 runs after the training"}
+TEXTS: dict[str, dict[str, str]] = {
+    "create": LAUNCH
+    | {"startup_script": "file run by every host at each boot, instead of arguments after --"},
     "setup": SOURCE,
-    "run": SOURCE
+    "run": LAUNCH
     | {
         "write_startup_script": "instead of starting now, write this file for `prts tpu create "
         "--startup_script`; it sets up from --source and trains at each boot",
     },
+    "status": JOB,
+    "logs": JOB | {"host": "part of a host's name (default: all hosts)"},
+    "ssh": {"host": "SLICE/HOST such as 0/3, or all (default: 0/0)"},
+    "stop": {},
     "delete": {},
+    "babysit": LAUNCH,
+    "doctor": {},
 }
 """Command → flag → help; the default is ""."""
 
-SUMMARIES = {
-    "create": "request slices, as a queued resource",
-    "setup": "install Python and this repository on all workers",
-    "run": "train on all workers, detached, with logs on GCS",
-    "delete": "delete the queued resource and its slices",
+NUMBERS = {
+    "max_retries": (10, "rent again at most N times in a row without an hour of activity"),
+    "max_hours": (0.0, "stop and delete after N hours (default: never)"),
+    "max_cost": (0.0, "stop and delete at this cost by --price (default: never)"),
+    "price": (0.0, "price of a chip for an hour"),
+    "poll": (60.0, "seconds between two looks (default: 60)"),
 }
+
+SUMMARIES = {
+    "create": "rent slices; with `-- TRAIN_ARGUMENTS…`, which train from their first boot on",
+    "setup": "install Python and this repository on all hosts",
+    "run": "train on all hosts, detached, with logs on GCS",
+    "status": "show the slices' state and the run's attempts",
+    "logs": "print the hosts' logs from the bucket",
+    "ssh": "open a shell on a host, or run a command after --",
+    "stop": "stop the run on all hosts, which saves; the slices stay",
+    "delete": "delete all that costs money; may be repeated",
+    "babysit": "rent, watch and rent again until the run is finished",
+    "doctor": "check project, quota, bucket, network and hosts",
+}
+
+FOLLOWED = {
+    "create": "TRAIN_ARGUMENTS…",
+    "run": "TRAIN_ARGUMENTS…",
+    "babysit": "TRAIN_ARGUMENTS…",
+    "ssh": "COMMAND…",
+}
+"""Commands that take arguments after `--`."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of `prts tpu`; each of its commands has its own flags."""
+    """Returns the parser of `prts tpu`; every command takes all settings as flags."""
     parser = OneLineParser(prog="prts tpu", description=__doc__.splitlines()[0])
     names = "|".join(SUMMARIES)
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
-    parsers = {}
     for name, summary in SUMMARIES.items():
-        command = parsers[name] = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("--name", required=True, help="the queued resource's name")
-        command.add_argument("--zone", required=True, help="such as us-central2-b")
-        command.add_argument("--project", default="", help="default: gcloud's setting")
-        command.add_argument("--dry_run", action="store_true", help="print the gcloud arguments")
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in FOLLOWED:
+            command.usage = f"prts tpu {name} [flags] [-- {FOLLOWED[name]}]"
+        command.add_argument("--dry_run", action="store_true", help="print the exact arguments")
         for flag, text in TEXTS[name].items():
             command.add_argument(f"--{flag}", default="", help=text)
-        if name != "delete":
-            addresses = "workers without external addresses (ssh by IAP)"
-            command.add_argument("--internal_ips", action="store_true", help=addresses)
-    types = "GENERATION-SIZE in gcloud's notation: " + ", ".join(accelerators.GENERATIONS)
-    parsers["create"].add_argument("--accelerator_type", required=True, help=types)
-    count = "number of slices; more than one: multi-slice"
-    parsers["create"].add_argument("--slices", type=int, default=1, help=count)
-    exclusive = parsers["create"].add_mutually_exclusive_group()
-    for value in slices.PROVISIONING[1:]:
-        exclusive.add_argument(f"--{value}", dest="provisioning", action="store_const", const=value)
-    parsers["create"].set_defaults(provisioning=slices.PROVISIONING[0])
-    parsers[
-        "run"
-    ].usage = "prts tpu run --name=… --zone=… --workdir=gs://… [flags] -- TRAIN_ARGUMENTS…"
-    parsers["run"].add_argument("--workdir", required=True, help="the run's folder, gs://…")
-    parsers["delete"].add_argument("--yes", action="store_true", help="do not ask for confirmation")
+        if name in ("create", "babysit"):
+            text = "delete the slices after a success, or a mistake in what was given"
+            command.add_argument("--delete_when_done", action="store_true", help=text)
+        if name == "babysit":
+            for flag, (number, text) in NUMBERS.items():
+                command.add_argument(f"--{flag}", type=type(number), default=number, help=text)
+        if name == "delete":
+            command.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+        _add_settings(command)
     return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("settings, each also in the file of --settings")
+    group.add_argument(
+        "--settings", default="", metavar="FILE", help=f"default: {settings.DEFAULT_FILE}, if any"
+    )
+    for field in dataclasses.fields(Settings):
+        text = settings.HELP[field.name]
+        if field.name == "provisioning":
+            exclusive = group.add_mutually_exclusive_group()
+            for value in settings.PROVISIONING[1:]:
+                exclusive.add_argument(
+                    f"--{value}", dest="provisioning", action="store_const", const=value, help=value
+                )
+        elif isinstance(field.default, bool):
+            group.add_argument(
+                f"--{field.name}", action="store_const", const=True, help=text, dest=field.name
+            )
+        else:
+            names = [f"--{field.name}"]
+            names += ["--accelerator_type"] if field.name == "accelerator" else []
+            kind = type(field.default)
+            group.add_argument(*names, type=kind, default=None, help=text, dest=field.name)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; see `prts tpu --help`.
 
     Raises:
-      UserError: invalid flags, gcloud is not installed, or a script is not writable.
+      UserError: invalid flags or settings, gcloud is not installed, or a script is not writable.
     """
-    own, train_arguments = _split(argv)
+    own, following = _split(argv)
     options = parser().parse_args(own)
-    if train_arguments and options.command != "run":
-        raise UserError("--: only `prts tpu run` takes arguments of `prts train`; leave them out")
-    resource = slices.QueuedResource(options.name, options.zone, options.project)
-    if options.command == "run" and options.write_startup_script:
-        script = workers.startup_script(_source(options), options.workdir, train_arguments)
-        return _write(options.write_startup_script, script, options.dry_run)
-    command = _gcloud_arguments(resource, options, train_arguments)
-    if options.dry_run:
-        print(without_credentials(shlex.join(command)))
-        return 0
-    return _execute(command)
+    if following and options.command not in FOLLOWED:
+        raise UserError(f"--: only {', '.join(FOLLOWED)} take arguments after it; leave them out")
+    flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
+    return _COMMANDS[options.command](settings.read(options.settings, flags), options, following)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -111,30 +149,206 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
-def _source(options: argparse.Namespace) -> workers.Source:
-    if not options.source:
-        raise UserError("--source is missing: workers install it; give gs://….tar.gz or a git URL")
-    return workers.Source(options.source, options.revision)
+def _source(options: argparse.Namespace, needed: bool = True) -> workers.Source | None:
+    if options.source:
+        return workers.Source(options.source, options.revision, options.extras or "tpu")
+    if needed:
+        raise UserError("--source is missing: hosts install it; give gs://….tar.gz or a git URL")
+    return None
 
 
-def _gcloud_arguments(
-    resource: slices.QueuedResource, options: argparse.Namespace, train_arguments: Sequence[str]
-) -> list[str]:
-    if options.command == "create":
-        fields = slices.Request.__dataclass_fields__
-        return slices.create(
-            resource, slices.Request(**{name: getattr(options, name) for name in fields})
-        )
-    if options.command == "setup":
-        return workers.setup(resource, _source(options), options.internal_ips)
-    if options.command == "run":
-        if options.source or options.revision:
+def _job(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> workers.Job:
+    after = ""
+    if options.after:
+        try:
+            after = Path(options.after).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                "--source: only with --write_startup_script; "
-                "install it with `prts tpu setup` and leave it out here"
-            )
-        return workers.run(resource, options.workdir, train_arguments, options.internal_ips)
-    return slices.delete(resource, without_asking=options.yes)
+                f"--after={options.after}: cannot be read ({error}); check it"
+            ) from error
+    workdir = options.workdir or chosen.folder
+    return workers.Job(workdir, tuple(following), slices=chosen.slices, after=after)
+
+
+def _watch(
+    chosen: Settings, options: argparse.Namespace, following: Sequence[str]
+) -> babysit.Watch:
+    job = _job(chosen, options, following)
+    limits = babysit.Limits()
+    if options.command == "babysit":
+        for flag in NUMBERS:
+            value = getattr(options, flag)
+            if not 0 <= value < math.inf or (flag == "poll" and value < 1):
+                raise UserError(f"--{flag}={value}: too small, or no number; give a positive one")
+        limits = babysit.Limits(
+            options.max_retries, options.max_hours, options.max_cost, options.price
+        )
+    if limits.cost and not limits.price:
+        raise UserError("--max_cost: needs --price, the price of a chip for an hour")
+    return babysit.Watch(
+        chosen,
+        job,
+        _source(options, needed=False),
+        lambda: _pack(job, gcloud.run, dry_run=False),
+        limits,
+        options.extras or "tpu",
+        options.delete_when_done,
+        getattr(options, "poll", 60.0),
+    )
+
+
+def _pack(job: workers.Job, runner: gcloud.Runner, dry_run: bool) -> str:
+    """Copies the working tree to the bucket, or prints the commands that do; returns its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        url, commands = code.pack(job.workdir, str(Path(folder) / "code.tar.gz"), runner)
+        for command in commands:
+            if dry_run:
+                print(gcloud.text(command))
+            elif (done := runner(command)).code:
+                raise StorageError(f"{url}: cannot be written ({done.reason}); start again")
+    return url
+
+
+def _create(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    script = options.startup_script
+    if script and following:
+        raise UserError("--startup_script: holds a command already; leave out what follows --")
+    if script and not Path(script).is_file():
+        raise UserError(
+            f"--startup_script={script}: no such file; "
+            "write one with `prts tpu run --write_startup_script=FILE`"
+        )
+    service, size = rent.SERVICES[settings.slice_of(chosen).backend], settings.slice_of(chosen)
+    if not following:
+        return _print_or_run(service.create(chosen, size, script), options.dry_run)
+    watch = _watch(chosen, options, following)
+    if options.dry_run:
+        return _print_launch(watch)
+    if options.delete_when_done:
+        last = service.delete(chosen, None, True)[0]
+        job = dataclasses.replace(watch.job, on_success=shlex.join(last))
+        watch = dataclasses.replace(watch, job=job)
+    if reason := babysit.launch(watch, gcloud.run, time.time()):
+        print(f"prts tpu: {reason}; `prts tpu delete` removes what is there", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"rented {chosen.name}; see `prts tpu status`, and `prts tpu babysit` to keep it alive")
+    return 0
+
+
+def _print_launch(watch: babysit.Watch) -> int:
+    """Prints what a launch runs; the start-up script is a temporary file there."""
+    if watch.source is None:
+        _pack(watch.job, gcloud.run, dry_run=True)
+    service, size = rent.service_of(watch.settings)
+    return _print_or_run(service.create(watch.settings, size, "startup.sh"), dry_run=True)
+
+
+def _setup(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    source = _source(options)
+    assert source is not None
+    return _on_hosts(chosen, workers.setup_command(source), "all", options.dry_run)
+
+
+def _run(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    job = _job(chosen, options, following)
+    if options.write_startup_script:
+        source = _source(options)
+        assert source is not None
+        script = workers.startup_script(source, job)
+        return _write(options.write_startup_script, script, options.dry_run)
+    if options.source or options.revision:
+        raise UserError(
+            "--source: only with --write_startup_script; "
+            "install it with `prts tpu setup` and leave it out here"
+        )
+    return _on_hosts(chosen, workers.run_command(job), "all", options.dry_run)
+
+
+def _status(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    service, size = rent.SERVICES[settings.slice_of(chosen).backend], settings.slice_of(chosen)
+    job = workers.Job(options.workdir or chosen.folder)
+
+    def show(command: gcloud.Command) -> gcloud.Result:
+        if options.dry_run:
+            print(gcloud.text(command))
+            return gcloud.Result(1, "", "not found")
+        return gcloud.run(command)
+
+    seen = service.describe(chosen, size, show)
+    lines = babysit.report(job, show)
+    if not options.dry_run:
+        print(f"{chosen.name}: {seen}", *lines, sep="\n")
+    return 0
+
+
+def _logs(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    workdir = (options.workdir or chosen.folder).rstrip("/")
+    pattern = f"*{options.host}*" if options.host else "*"
+    return _print_or_run(
+        [("gcloud", "storage", "cat", f"{workdir}/logs/{pattern}")], options.dry_run
+    )
+
+
+def _ssh(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    host = options.host or "0/0"
+    if not re.fullmatch(r"all|[0-9]+/[0-9]+", host):
+        raise UserError(f"--host={host}: neither SLICE/HOST such as 0/3, nor all; change it")
+    return _on_hosts(chosen, shlex.join(following), host, options.dry_run)
+
+
+def _stop(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    return _on_hosts(chosen, workers.stop_command(), "all", options.dry_run)
+
+
+def _delete(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    runner = None if options.dry_run else gcloud.run
+    code = 0
+    for service in rent.services_to_release(chosen):
+        for command in service.delete(chosen, runner, options.yes):
+            code = _print_or_run([command], options.dry_run) or code
+    return code
+
+
+def _babysit(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    watch = _watch(chosen, options, following)
+    if options.dry_run:
+        _print_launch(watch)
+        return _delete(chosen, argparse.Namespace(dry_run=True, yes=True), [])
+
+    def say(line: str) -> None:
+        print(without_credentials(line), flush=True)
+
+    return babysit.babysit(watch, gcloud.run, time.time, time.sleep, say)
+
+
+def _doctor(chosen: Settings, options: argparse.Namespace, following: Sequence[str]) -> int:
+    if options.dry_run:
+        return _print_or_run([check.command for check in doctor.checks(chosen)], dry_run=True)
+    findings = doctor.examine(chosen, gcloud.run)
+    for finding in findings:
+        print(finding)
+    return EXIT_FAILED if any(finding.fix for finding in findings) else 0
+
+
+_Command = Callable[[Settings, argparse.Namespace, Sequence[str]], int]
+_COMMANDS: dict[str, _Command] = {
+    "create": _create,
+    "setup": _setup,
+    "run": _run,
+    "status": _status,
+    "logs": _logs,
+    "ssh": _ssh,
+    "stop": _stop,
+    "delete": _delete,
+    "babysit": _babysit,
+    "doctor": _doctor,
+}
+
+
+def _on_hosts(chosen: Settings, command: str, host: str, dry_run: bool) -> int:
+    service, size = rent.service_of(chosen)
+    runner = None if dry_run else gcloud.run
+    return _print_or_run(service.on_hosts(chosen, size, runner, command, host), dry_run)
 
 
 def _write(path: str, script: str, dry_run: bool) -> int:
@@ -153,17 +367,14 @@ def _write(path: str, script: str, dry_run: bool) -> int:
     return 0
 
 
-def _execute(command: Sequence[str]) -> int:
-    print(f"+ {without_credentials(shlex.join(command))}", file=sys.stderr)
-    try:
-        code = subprocess.run(command, check=False).returncode
-    except FileNotFoundError as error:
-        raise UserError(
-            "gcloud: not on PATH; install the Google Cloud CLI, or use --dry_run"
-        ) from error
-    if code != 0:
-        print(f"prts tpu: gcloud ended with exit code {code}", file=sys.stderr)
-        return 1
+def _print_or_run(commands: Sequence[gcloud.Command], dry_run: bool) -> int:
+    """Prints commands, or runs them in view until one fails."""
+    for command in commands:
+        if dry_run:
+            print(gcloud.text(command))
+        elif code := gcloud.run_in_view(command):
+            print(f"prts tpu: {command[0]} ended with exit code {code}", file=sys.stderr)
+            return EXIT_FAILED
     return 0
 
 

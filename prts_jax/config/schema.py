@@ -80,12 +80,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with global-norm clipping and decoupled weight decay on all parameters."""
+    """AdamW or Muon, with global-norm clipping and decoupled weight decay."""
 
+    kind: str = "adamw"  # adamw, or muon for the linear maps of the layers (AdamW for the rest)
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+    momentum: float = 0.95  # of Muon
     weight_decay: float = 0.1
+    decay: str = "all"  # decayed parameters: all, or matrices (no norms and no embedding)
     clip: float = 1.0  # global norm; 0 turns clipping off
 
 
@@ -222,6 +225,8 @@ CHOICES = {
     "compute.dtype": ("bfloat16", "float32"),
     "compute.attention": ("auto", "xla", "splash", "cudnn"),
     "compute.remat": ("none", "dots", "minimal", "save_qkv", "offload", "full"),
+    "optimizer.kind": ("adamw", "muon"),
+    "optimizer.decay": ("all", "matrices"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),

@@ -193,7 +193,7 @@ def apply(checkpoint: str, batch: Batch, rounding: bool = False) -> Outputs:
         for path, leaf in declarations.items()
     }
     params = checkpoint_store.restore_params(
-        checkpoint, tree.unflatten(abstract), declarations, verify=True
+        checkpoint, tree.unflatten(abstract), declarations, lineage=lineage
     )
     leaves = tree.flatten(params)
     del params  # `outputs_of` replaces leaf by leaf: two whole models may not fit

@@ -26,7 +26,15 @@ from prts_jax.evaluate.scores import Scores, from_harness
 from prts_jax.evaluate.scoring import Scorer
 from prts_jax.evaluate.tokenizer import CheckpointTokenizer, tokenizer_of
 
-ARGUMENTS = ("checkpoint", "tokenizer", "dtype", "batch_size", "max_length", "add_bos_token")
+ARGUMENTS = (
+    "checkpoint",
+    "tokenizer",
+    "dtype",
+    "batch_size",
+    "max_length",
+    "add_bos_token",
+    "layers",
+)
 """Arguments of the model, for `--model_args`."""
 
 
@@ -42,6 +50,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         batch_size: int | str = 16,
         max_length: int | str = 0,
         add_bos_token: bool = False,
+        layers: str = "",
         device: Any = None,
         max_batch_size: Any = None,
         **unknown: Any,
@@ -56,6 +65,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
           max_length: most tokens of a row; 0 for the longest that the model allows.
           add_bos_token: puts the start token before every text that does not begin with it, as the
             harness's own model `hf` does with this argument.
+          layers: the layers to apply, see `prts_jax.evaluate.loaded.load`; "" for all in order.
           device: of the harness; ignored.
           max_batch_size: of the harness; ignored.
           **unknown: refused.
@@ -74,7 +84,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
             raise UserError(f"--model_args: dtype={dtype!r}: give {' or '.join(DTYPES)}")
         if not isinstance(add_bos_token, bool):
             raise UserError(f"--model_args: add_bos_token={add_bos_token!r}: give True or False")
-        self._loaded: LoadedModel = load(str(checkpoint), dtype)
+        self._loaded: LoadedModel = load(str(checkpoint), dtype, layers=str(layers))
         lineage = self._loaded.lineage
         self._tokenizer: CheckpointTokenizer = tokenizer_of(self._loaded.path, lineage, tokenizer)
         self._begin_texts = add_bos_token

@@ -1,17 +1,21 @@
 """The model of a checkpoint, restored onto a mesh for evaluation."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
+from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig, to_dict
 from prts_jax.errors import UserError
 from prts_jax.formats.safetensors_files import INDEX, SINGLE
 from prts_jax.growth.gates import fold_current_gates
-from prts_jax.mesh import abstract_params, make_mesh
+from prts_jax.growth.notation import parse_layers
+from prts_jax.mesh import abstract_params_on_any_mesh, make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
 
@@ -48,27 +52,45 @@ class LoadedModel:
         return self.lineage.length
 
 
-def load(spec: str, dtype: str = "bfloat16", attention: str = "auto") -> LoadedModel:
+def load(
+    spec: str, dtype: str = "bfloat16", attention: str = "auto", layers: str = ""
+) -> LoadedModel:
     """Restores a checkpoint onto all devices.
 
     Args:
       spec: a checkpoint's directory, or a run's workdir[@step].
       dtype: dtype of activations and matrix products.
       attention: implementation, see `ComputeConfig`.
+      layers: the layers to apply in order, as `prts_jax.growth.notation` reads them: repeated,
+        left out or permuted; "" applies each once.
 
     Raises:
-      UserError: the checkpoint is missing, damaged or has half-open gates of width, or the mesh
-        does not fit the devices.
+      UserError: the checkpoint is missing, damaged or has half-open gates of width, or `layers`
+        is no list of the checkpoint's layers.
     """
     path = _resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
     device_mesh = make_mesh(MeshConfig())
-    abstract = abstract_params(declarations, device_mesh)
-    params = checkpoint_store.restore_params(path, abstract, declarations)
+    abstract = abstract_params_on_any_mesh(declarations, device_mesh)
+    params = checkpoint_store.restore_params(path, abstract, declarations, lineage=lineage)
     params = fold_current_gates(params, lineage, declarations)
+    if layers:
+        params, lineage = _selected(params, lineage, layers)
     compute = ComputeConfig(dtype=dtype, attention=attention)
     return LoadedModel(path, lineage, params, device_mesh, compute)
+
+
+def _selected(params: Any, lineage: Lineage, layers: str) -> tuple[Any, Lineage]:
+    """Returns the parameters of a model of some of the layers, and a lineage with its depth."""
+    model = lineage.model
+    try:
+        selected = np.asarray(parse_layers(layers, model.layers))
+    except UserError as error:
+        raise UserError(f"--layers={layers}: {error}") from error
+    stacked = jax.tree.map(lambda leaf: leaf[selected], params["layers"])
+    config = lineage.config | {"model": to_dict(dataclasses.replace(model, layers=len(selected)))}
+    return params | {"layers": stacked}, dataclasses.replace(lineage, config=config)
 
 
 def _resolve(spec: str) -> str:

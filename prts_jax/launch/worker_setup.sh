@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Runs on every worker as root: installs Python, this repository and its packages in $PRTS_ROOT.
-# Variables: PRTS_ROOT; PRTS_SOURCE, a gs://….tar.gz or a git URL; PRTS_REVISION, a branch or tag.
+# Variables: PRTS_ROOT; PRTS_SOURCE, a gs://….tar.gz or a git URL; PRTS_REVISION, a branch or tag;
+# PRTS_EXTRAS, the package's extras.
 set -euo pipefail
 
 mkdir -p "$PRTS_ROOT"
@@ -26,7 +27,12 @@ esac
 rm -rf "$PRTS_ROOT/source"
 mv "$PRTS_ROOT/source.new" "$PRTS_ROOT/source"
 
-uv pip install --quiet --python "$PRTS_ROOT/venv/bin/python" --editable "$PRTS_ROOT/source[tpu]"
+pins=()
+if [ -f "$PRTS_ROOT/source/prts_jax/launch/pins.txt" ]; then
+  pins=(--constraint "$PRTS_ROOT/source/prts_jax/launch/pins.txt")
+fi
+uv pip install --quiet --python "$PRTS_ROOT/venv/bin/python" "${pins[@]}" \
+  --editable "$PRTS_ROOT/source[$PRTS_EXTRAS]"
 "$PRTS_ROOT/venv/bin/prts" --help >/dev/null
 echo "$(hostname): ready"
 flock --unlock 9

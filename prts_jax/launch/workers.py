@@ -1,4 +1,4 @@
-"""Scripts and gcloud arguments that set up and run workers, over ssh or at boot.
+"""Scripts that set up and run hosts, over ssh or at boot.
 
 The shell code is in `worker_setup.sh` and `worker_run.sh` beside this file; this module prepends
 variables and arguments.
@@ -10,24 +10,33 @@ from dataclasses import dataclass
 from importlib import resources
 
 from prts_jax.errors import UserError
-from prts_jax.launch.slices import QueuedResource
 
 ROOT = "/opt/prts_jax"
-"""Folder of the workers for Python, the source, its packages and logs."""
+"""Folder of the hosts for Python, the source, its packages and logs."""
 
 PAUSE_SECONDS = 30
-"""Pause between two attempts at a run."""
+"""Pause between two tries of a run on a host."""
+
+SETUP_TRIES = 5
+"""Tries of the set-up at boot, where the network or the package registry may not answer yet."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Source of the repository for workers: a gs://….tar.gz, or a git URL with a revision."""
+    """Source of the repository for hosts: a gs://….tar.gz, or a git URL with a revision.
+
+    Attributes:
+      url: of the archive or repository.
+      revision: branch or tag of a git URL.
+      extras: extras of the package to install, comma-separated.
+    """
 
     url: str
     revision: str = ""
+    extras: str = "tpu"
 
     def __post_init__(self) -> None:
-        """Raises UserError for a source that workers cannot fetch."""
+        """Raises UserError for a source that hosts cannot fetch."""
         if self.url.startswith("gs://"):
             if not self.url.endswith((".tar.gz", ".tgz")):
                 raise UserError(
@@ -42,84 +51,134 @@ class Source:
             )
 
 
-def setup_script(source: Source, root: str = ROOT) -> str:
-    """Returns the bash text that installs Python, the repository and its packages on a worker."""
-    variables = {
-        "PRTS_ROOT": root,
-        "PRTS_SOURCE": source.url,
-        "PRTS_REVISION": source.revision,
-    }
-    return _with_variables(variables, "worker_setup.sh")
+@dataclass(frozen=True)
+class Job:
+    """Training on all hosts, with the same command on each.
 
-
-def run_script(
-    workdir: str, arguments: Sequence[str], root: str = ROOT, pause_seconds: int = PAUSE_SECONDS
-) -> str:
-    """Returns the bash text that trains on a worker until the run is finished.
-
-    A run that fails or is stopped (exit code 75) restarts up to 20 times and resumes from its last
-    checkpoint; a user error (exit code 2) does not.
-
-    Args:
-      workdir: gs:// URL of the run; the workers' logs go to its folder `logs`.
+    Attributes:
+      workdir: gs:// URL of the run; logs go to its folder `logs`, results to `launch`.
       arguments: further arguments of `prts train`.
-      root: see `ROOT`.
-      pause_seconds: see `PAUSE_SECONDS`.
+      attempt: number of the launch; 0: not counted, and no result is written.
+      nonce: differs between two launches of the same number.
+      hosts: hosts of all slices; 0: as many as the metadata says.
+      slices: number of slices.
+      after: bash text that process 0 runs after the training; "" for none.
+      on_success: shell command that process 0 runs last of all after a success; "" for none.
 
     Raises:
       UserError: the workdir is not on GCS, or given twice.
     """
-    if not workdir.startswith("gs://"):
-        raise UserError(
-            f"--workdir={workdir}: workers share no disk; give a folder in a bucket, gs://…"
-        )
-    if any(argument.split("=")[0] == "--workdir" for argument in arguments):
-        raise UserError("--workdir: given twice; leave it out after the --")
+
+    workdir: str
+    arguments: tuple[str, ...] = ()
+    attempt: int = 0
+    nonce: str = ""
+    hosts: int = 0
+    slices: int = 1
+    after: str = ""
+    on_success: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks the workdir."""
+        if not self.workdir.startswith("gs://"):
+            raise UserError(
+                f"--workdir={self.workdir}: workers share no disk; give a folder in a bucket, gs://…"
+            )
+        if any(argument.split("=")[0] == "--workdir" for argument in self.arguments):
+            raise UserError("--workdir: given twice; leave it out after the --")
+
+    @property
+    def folder(self) -> str:
+        """Folder in the bucket for results and the state of `babysit`."""
+        return f"{self.workdir.rstrip('/')}/launch"
+
+    @property
+    def result(self) -> str:
+        """File in the bucket that the attempt's exit code is written to."""
+        return f"{self.folder}/result-{self.attempt}-{self.nonce}"
+
+
+def setup_script(source: Source, root: str = ROOT) -> str:
+    """Returns the bash text that installs Python, the repository and its packages on a host."""
     variables = {
         "PRTS_ROOT": root,
-        "PRTS_LOGS": f"{workdir.rstrip('/')}/logs",
-        "PRTS_PAUSE": str(pause_seconds),
+        "PRTS_SOURCE": source.url,
+        "PRTS_REVISION": source.revision,
+        "PRTS_EXTRAS": source.extras,
     }
-    return _with_variables(variables, "worker_run.sh", [f"--workdir={workdir}", *arguments])
+    return _with_variables(variables, "worker_setup.sh")
 
 
-def startup_script(source: Source, workdir: str, arguments: Sequence[str], root: str = ROOT) -> str:
-    """Returns a start-up script that sets up and trains at each boot of each worker.
+def run_script(job: Job, root: str = ROOT, pause_seconds: int = PAUSE_SECONDS) -> str:
+    """Returns the bash text that trains on a host until the run is finished.
+
+    A run that fails or is stopped (exit code 75) restarts up to 20 times and resumes from its last
+    checkpoint; a user error (exit code 2) does not.
+    """
+    variables = {
+        "PRTS_ROOT": root,
+        "PRTS_WORKDIR": job.workdir.rstrip("/"),
+        "PRTS_PAUSE": str(pause_seconds),
+        "PRTS_ATTEMPT": str(job.attempt or ""),
+        "PRTS_NONCE": job.nonce,
+        "PRTS_HOSTS": str(job.hosts or ""),
+        "PRTS_SLICES": str(job.slices),
+        "PRTS_AFTER": job.after,
+        "PRTS_ON_SUCCESS": job.on_success,
+    }
+    arguments = [f"--workdir={job.workdir}", *job.arguments]
+    return _with_variables(variables, "worker_run.sh", arguments)
+
+
+def startup_script(source: Source, job: Job, root: str = ROOT) -> str:
+    """Returns a start-up script that sets up and trains at each boot of each host.
 
     Replaced and restarted machines thus continue the run.
     """
-    setup = setup_script(source, root)
-    run = run_script(workdir, arguments, root)
-    return f"#!/usr/bin/env bash\nset -euo pipefail\n(\n{setup})\n{run}"
+    log = f'{root}/"$(hostname)"-setup.log'
+    logs = shlex.quote(f"{job.workdir.rstrip('/')}/logs/")
+    tell = f"echo 1 | gcloud storage cp --quiet - {shlex.quote(job.result)} || true; "
+    return (
+        "#!/usr/bin/env bash\nset -euo pipefail\n"
+        f"# Code: {source.url} {source.revision}\nmkdir -p {root}\n"
+        f"for try in $(seq {SETUP_TRIES}); do\n"
+        f"  if bash -c {shlex.quote(setup_script(source, root))} >>{log} 2>&1; then break; fi\n"
+        f"  gcloud storage cp --quiet {log} {logs} || true\n"
+        f'  if [ "$try" -eq {SETUP_TRIES} ]; then {tell if job.attempt else ""}exit 1; fi\n'
+        f"  sleep {PAUSE_SECONDS}\n"
+        f"done\n{run_script(job, root)}"
+    )
 
 
-def setup(resource: QueuedResource, source: Source, internal_ips: bool = False) -> list[str]:
-    """Returns the gcloud arguments that set up all workers of all slices."""
-    return _on_all_workers(resource, _as_root(setup_script(source)), internal_ips)
+def setup_command(source: Source) -> str:
+    """Returns the remote shell command that sets a host up."""
+    return _as_root(setup_script(source))
 
 
-def run(
-    resource: QueuedResource, workdir: str, arguments: Sequence[str], internal_ips: bool = False
-) -> list[str]:
-    """Returns the gcloud arguments that start training on all workers of all slices.
+def run_command(job: Job) -> str:
+    """Returns the remote shell command that starts training, detached.
 
-    The run is detached and the command returns at once: ssh shows output only when a command ends.
-
-    Raises:
-      UserError: see `run_script`.
+    The command returns at once, because ssh shows output only when a command ends.
     """
-    script = run_script(workdir, arguments, ROOT)
-    lock = f"{ROOT}/lock"
     launcher = (
         f"[ -x {ROOT}/venv/bin/prts ] || "
         '{ echo "$(hostname): not set up; run tpu_scripts/setup.sh" >&2; exit 1; }\n'
-        f"flock --nonblock {lock} true || "
+        f"flock --nonblock {ROOT}/lock true || "
         '{ echo "$(hostname): a run or set-up is in progress here" >&2; exit 1; }\n'
-        f"setsid --fork bash -c {shlex.quote(script)} </dev/null "
+        f"setsid --fork bash -c {shlex.quote(run_script(job, ROOT))} </dev/null "
         f'>>{ROOT}/"$(hostname)".log 2>&1\n'
         'echo "$(hostname): started"\n'
     )
-    return _on_all_workers(resource, _as_root(launcher), internal_ips)
+    return _as_root(launcher)
+
+
+def stop_command() -> str:
+    """Returns the remote shell command that stops the run: it saves and ends."""
+    return _as_root(
+        f"if flock --nonblock {ROOT}/lock true 2>/dev/null; then\n"
+        '  echo "$(hostname): nothing runs here"\n'
+        f'else\n  kill -TERM "$(cat {ROOT}/pid)"\n  echo "$(hostname): stopping"\nfi\n'
+    )
 
 
 def _with_variables(
@@ -133,9 +192,3 @@ def _with_variables(
 def _as_root(script: str) -> str:
     # As start-up scripts, so that both use the same files and locks.
     return f"sudo bash -c {shlex.quote(script)}"
-
-
-def _on_all_workers(resource: QueuedResource, command: str, internal_ips: bool) -> list[str]:
-    tunnel = ["--tunnel-through-iap"] if internal_ips else []
-    everywhere = ["--node=all", "--worker=all", *tunnel]
-    return [*resource.arguments("ssh"), *everywhere, f"--command={command}"]

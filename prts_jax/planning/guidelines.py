@@ -6,8 +6,7 @@ and the speed-ups of G_stack measured at four sizes.
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
@@ -17,8 +16,7 @@ GROWTH_FACTOR = 4
 from 24 copies and a 70B from 221."""
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """A speed-up that the paper measured: a base on `BASE_TOKENS`, stacked 4 times.
 
     Attributes:
@@ -33,11 +31,6 @@ class Measurement:
     tokens: float
     speedup: float
 
-    @property
-    def compute(self) -> float:
-        """6·N·D, the axis of the paper's figures."""
-        return 6 * self.params * self.tokens
-
 
 MEASURED = (
     Measurement("410M", 373.9e6, 400e9, 0.531),
@@ -50,8 +43,13 @@ MEASURED = (
 BASE_TOKENS = 10e9
 """Tokens of the base in every measured speed-up."""
 
-MEASURED_GROWTH_TOKENS = (1e9, 50e9)
-"""Range of base tokens in the paper's study of growth timing (410M and 1.1B)."""
+RANGES = {
+    "parameters": (MEASURED[0].params, MEASURED[3].params),
+    "tokens": (MEASURED[1].tokens, MEASURED[0].tokens),
+    "C = 6·N·D FLOPs": tuple(6 * m.params * m.tokens for m in (MEASURED[1], MEASURED[3])),
+    "growth tokens d": (1e9, 50e9),
+}
+"""Smallest and largest values measured; d in the study of growth timing (410M and 1.1B)."""
 
 ABOUT = 1.2
 """A size within this ratio counts as the paper's: its own counts of one model differ by as much,
@@ -92,7 +90,7 @@ def growth_timing(params: float, tokens: float) -> float:
     elif log_growth < 0:
         reason = "it would train the base on less than a token"
     if reason:
-        least, most = _measured_range("compute")
+        least, most = RANGES["C = 6·N·D FLOPs"]
         raise UserError(
             f"growth timing: for params={params:g} and tokens={tokens:g} equation 4 has no meaning "
             f"(C = 10^{log_c:.1f} FLOPs; {reason}); give a run nearer to those that the paper "
@@ -121,15 +119,12 @@ def predicted_saving(params: float, tokens: float) -> dict[str, Any]:
     Nothing is fitted: the four speed-ups differ by less than the runs they come from.
 
     Returns:
-      speedup, FLOPs from scratch / FLOPs grown − 1 at equal loss, base included; flops_saved, the
-      share 1 − 1 / (1 + speedup); status, "measured" if the paper has a run of about this size and
-      length, else "extrapolated"; basis, the measurement in a sentence; measured_range, the lowest
-      and highest speed-up that the paper measured.
+      speedup; flops_saved, the share 1 − 1 / (1 + speedup); status, "measured" if the paper has a
+      run of about this size and length, else "extrapolated"; basis, the measurement in a sentence;
+      measured_range, the lowest and highest speed-up that the paper measured.
     """
     nearest = min(MEASURED, key=lambda m: abs(math.log(m.params / params)))
-    is_measured = all(
-        1 / ABOUT <= ratio <= ABOUT for ratio in (params / nearest.params, tokens / nearest.tokens)
-    )
+    is_measured = _about(nearest.params, params) and _about(nearest.tokens, tokens)
     basis = (
         f"the paper measured {nearest.speedup:.1%} with its {nearest.name} against "
         f"{nearest.tokens / 1e9:,.0f}B tokens from scratch (base on {BASE_TOKENS / 1e9:.0f}B "
@@ -138,13 +133,18 @@ def predicted_saving(params: float, tokens: float) -> dict[str, Any]:
     if not is_measured:
         basis += f", the nearest in size; for {params:.3g} parameters on {tokens:.3g} tokens "
         basis += "this is extrapolated"
+    speedups = [measurement.speedup for measurement in MEASURED]
     return {
         "speedup": nearest.speedup,
         "flops_saved": 1 - 1 / (1 + nearest.speedup),
         "status": "measured" if is_measured else "extrapolated",
         "basis": basis,
-        "measured_range": _measured_range("speedup"),
+        "measured_range": (min(speedups), max(speedups)),
     }
+
+
+def _about(measured: float, planned: float) -> bool:
+    return 1 / ABOUT <= measured / planned <= ABOUT
 
 
 def outside_measurements(params: float, tokens: float, growth_tokens: float) -> list[str]:
@@ -155,15 +155,10 @@ def outside_measurements(params: float, tokens: float, growth_tokens: float) -> 
       tokens: D, tokens of the run from scratch.
       growth_tokens: d, tokens of the base.
     """
-    checked = (
-        ("parameters", params, _measured_range("params")),
-        ("tokens", tokens, _measured_range("tokens")),
-        ("C = 6·N·D FLOPs", 6 * params * tokens, _measured_range("compute")),
-        ("growth tokens d", growth_tokens, MEASURED_GROWTH_TOKENS),
-    )
+    values = (params, tokens, 6 * params * tokens, growth_tokens)
     lines = [
         f"{name}: {value:.3g} is outside what the paper measured, {least:.3g} to {most:.3g}"
-        for name, value, (least, most) in checked
+        for (name, (least, most)), value in zip(RANGES.items(), values, strict=True)
         if not least / ABOUT <= value <= most * ABOUT
     ]
     share, measured_share = growth_tokens / tokens, max(BASE_TOKENS / m.tokens for m in MEASURED)
@@ -173,8 +168,3 @@ def outside_measurements(params: float, tokens: float, growth_tokens: float) -> 
             f"base saw at most {measured_share:.0%}"
         )
     return lines
-
-
-def _measured_range(attribute: str) -> tuple[float, float]:
-    values = [getattr(measurement, attribute) for measurement in MEASURED]
-    return min(values), max(values)

@@ -1,29 +1,26 @@
 """A plan for a run that grows once: shapes, FLOPs, tokens and days, before anything is trained."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from prts_jax import config
-from prts_jax.config import ModelConfig
-from prts_jax.declaration import Declaration
+from prts_jax.config import ModelConfig, nearest, to_dict
 from prts_jax.errors import UserError
 from prts_jax.launch import accelerators
-from prts_jax.model.counts import count_parameters, six_n_d_per_token, training_flops_per_token
+from prts_jax.model.architecture import declare
+from prts_jax.model.counts import count_parameters, training_flops_per_token
 from prts_jax.model.presets import PRESETS, preset
-from prts_jax.planning import guidelines
+from prts_jax.planning import guidelines, later_work
 from prts_jax.planning.peaks import PEAK_FLOPS_PER_CHIP
 
 DEFAULT_MFU = 0.4
 """Assumed, not measured; a run's metrics.jsonl has its measured `mfu`."""
 
-SECONDS_PER_DAY = 86400
-
-Declare = Callable[[ModelConfig], Mapping[str, Declaration]]
-"""`prts_jax.model.architecture.declare`."""
+LONGEST = 1 << 30
+"""Longest sequence of a plan, in tokens: FLOPs of more would overflow."""
 
 
-def nearest_preset(params: float, declare: Declare) -> str:
+def nearest_preset(params: float) -> str:
     """Returns the Llama whose parameters are nearest by ratio, as the paper fitted its equations.
 
     Bases are no targets.
@@ -37,24 +34,26 @@ def nearest_preset(params: float, declare: Declare) -> str:
 
 
 def make_plan(
-    declare: Declare,
     tokens: float,
     params: float | None = None,
     preset_name: str = "",
     length: int = 2048,
     hardware: str = "",
     mfu: float = DEFAULT_MFU,
+    t_mix: float | None = None,
+    saturation: str = "",
 ) -> dict[str, Any]:
     """Plans a run that trains a base, stacks it once and trains the target.
 
     Args:
-      declare: `prts_jax.model.architecture.declare`.
       tokens: D, tokens of the run from scratch.
       params: N of equation 4; None for the preset's own count.
       preset_name: the target's shape; "" for the one with the nearest number of parameters.
       length: tokens of a training sequence, for attention's FLOPs.
       hardware: accelerator type, such as v5p-256; "" for none.
       mfu: assumed model FLOPs utilisation on it, in (0, 1].
+      t_mix: tokens of mixing time for growth under WSD; None if it is not measured.
+      saturation: constants of `prts_jax.planning.saturation`; "" if none are given.
 
     Returns:
       The object that `prts plan --json` prints. `flops` are of the preset's shape: `base`, `grown`
@@ -65,26 +64,41 @@ def make_plan(
       UserError: neither params nor a preset, an unknown preset or accelerator, a target whose
         layers cannot be divided by 4, or sizes at which equation 4 has no meaning.
     """
-    if length < 1:
-        raise UserError(f"--length={length}: a sequence has at least 1 token; try 2048")
+    if not 1 <= length <= LONGEST:
+        limit = "at least 1 token" if length < 1 else f"at most {LONGEST:,} tokens"
+        raise UserError(f"--length={length}: a sequence has {limit}; try 2048")
     if params is None:
         if not preset_name:
             raise UserError("--params is missing: the target's parameters; give it or a --preset")
         params = count_parameters(declare(preset(preset_name))).total
     growth_tokens = round(guidelines.growth_timing(params, tokens))
-    chosen = preset_name or nearest_preset(params, declare)
-    models = guidelines.base_model(preset(chosen)), preset(chosen)
-    base, target = (_shape(model, declare, length) for model in models)
-    six_n = [six_n_d_per_token(declare(model)) for model in models]
+    chosen = preset_name or nearest_preset(params)
+    target = _shape(preset(chosen), length)
+    base = _shape(guidelines.base_model(preset(chosen)), length)
     saving = guidelines.predicted_saving(params, tokens)
-    flops, after_growth = _flops(base, target, six_n, growth_tokens, tokens, saving["speedup"])
+    scratch = target["flops_per_token"] * tokens
+    grown = scratch / (1 + saving["speedup"])
+    base_flops = float(base["flops_per_token"] * growth_tokens)
+    after_growth = {
+        name: round((total - base_flops) / target["flops_per_token"])
+        for name, total in (("equal_loss", grown), ("equal_flops", scratch))
+    }
+    base_6nd = float(6 * base["params"] * growth_tokens)
+    flops = {
+        "base": base_flops,
+        "grown": grown,
+        "scratch": scratch,
+        "base_6nd": base_6nd,
+        "grown_6nd": base_6nd + 6 * target["params"] * after_growth["equal_loss"],
+        "scratch_6nd": 6 * target["params"] * tokens,
+    }
     warnings = guidelines.outside_measurements(params, tokens, growth_tokens)
     if abs(math.log(target["params"] / params)) > math.log(1.1):
         warnings.append(
             f"preset: {chosen} has {target['params']:.3g} parameters, not {params:.3g}; shapes and "
             "FLOPs are the preset's, growth timing and saving are not"
         )
-    return {
+    plan = {
         "growth_tokens": growth_tokens,
         "growth_factor": guidelines.GROWTH_FACTOR,
         "params": params,
@@ -99,50 +113,14 @@ def make_plan(
         "hardware": _hardware(hardware, mfu, flops) if hardware else None,
         "warnings": warnings,
     }
+    return plan | {"later_work": later_work.of_plan(plan, t_mix, saturation)}
 
 
-def _flops(
-    base: Mapping[str, Any],
-    target: Mapping[str, Any],
-    six_n: Sequence[int],
-    growth_tokens: int,
-    tokens: float,
-    speedup: float,
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Returns FLOPs of base, grown and scratch, and the tokens after growth.
-
-    Args:
-      base: from `_shape`.
-      target: from `_shape`.
-      six_n: 6·N of the base and of the target.
-      growth_tokens: tokens of the base.
-      tokens: D, tokens of the run from scratch.
-      speedup: predicted FLOPs of scratch over those of the grown run, minus one.
-    """
-    base_flops = float(base["flops_per_token"] * growth_tokens)
-    scratch_flops = target["flops_per_token"] * tokens
-    grown_flops = scratch_flops / (1 + speedup)
-    after_growth = {
-        name: round((total - base_flops) / target["flops_per_token"])
-        for name, total in (("equal_loss", grown_flops), ("equal_flops", scratch_flops))
-    }
-    base_6nd = float(six_n[0] * growth_tokens)
-    flops = {
-        "base": base_flops,
-        "grown": grown_flops,
-        "scratch": scratch_flops,
-        "base_6nd": base_6nd,
-        "grown_6nd": base_6nd + six_n[1] * after_growth["equal_loss"],
-        "scratch_6nd": six_n[1] * tokens,
-    }
-    return flops, after_growth
-
-
-def _shape(model: ModelConfig, declare: Declare, length: int) -> dict[str, Any]:
+def _shape(model: ModelConfig, length: int) -> dict[str, Any]:
     declarations = declare(model)
     count = count_parameters(declarations)
     return {
-        **config.to_dict(model),
+        **to_dict(model),
         "params": count.total,
         "non_embedding_params": count.non_embedding,
         "flops_per_token": training_flops_per_token(model, declarations, length),
@@ -156,13 +134,11 @@ def _hardware(name: str, mfu: float, flops: Mapping[str, float]) -> dict[str, An
     prefix = name.partition("-")[0]
     known = (*accelerators.GENERATIONS, *accelerators.ALIASES)
     if "-" in name and prefix not in known:
-        raise UserError(
-            f"--hardware={name}: {prefix!r} is unknown; {config.nearest(prefix, known)}"
-        )
+        raise UserError(f"--hardware={name}: {prefix!r} is unknown; {nearest(prefix, known)}")
     accelerator = accelerators.parse(name, flag="--hardware")
     generation = accelerator.generation.prefix
     peak = PEAK_FLOPS_PER_CHIP[generation]
-    per_day = accelerator.chips * peak * mfu * SECONDS_PER_DAY
+    per_day = accelerator.chips * peak * mfu * 86400
     return {
         "name": accelerator.name,
         "generation": generation,

@@ -139,7 +139,9 @@ def load_teacher(
         )
     declarations = declare(model)
     abstract = abstract_params_on_any_mesh(declarations, mesh)
-    params = checkpoint_store.restore_params(chosen["path"], abstract, declarations)
+    params = checkpoint_store.restore_params(
+        chosen["path"], abstract, declarations, lineage=lineage
+    )
     return Teacher(
         path=chosen["path"],
         model=model,

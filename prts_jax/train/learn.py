@@ -33,7 +33,7 @@ from prts_jax.model.inputs import documents_of
 from prts_jax.model.loss import token_losses
 from prts_jax.train.accumulation import Batch, sum_over_micro_batches
 from prts_jax.train.batches import batch_at
-from prts_jax.train.optim import apply_updates, make_optimizer
+from prts_jax.train.optim import adamw, apply_updates
 from prts_jax.train.state import TrainState, fresh_state
 from prts_jax.train.stopping import Stopping
 
@@ -201,7 +201,7 @@ def _train(
 ) -> tuple[TrainState, list[float]]:
     data, steps = config.data, config.init.growth.learn_steps
     declarations = declare(growth_map.target)
-    optimizer = make_optimizer(dataclasses.replace(config.optimizer, weight_decay=0.0))
+    optimizer = adamw(dataclasses.replace(config.optimizer, weight_decay=0.0))
     state = fresh_state(matrices_on_mesh(growth_map, declarations, mesh), optimizer, mesh)
     shardings = param_shardings(mesh, declarations)
     learn_step = make_learn_step(config, growth_map, declarations, optimizer, shardings)

@@ -24,10 +24,17 @@ from prts_jax.processes import all_processes
 from prts_jax.train.batches import check_batches, training_batches
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
+from prts_jax.train.origin import (
+    Origin,
+    find_origin,
+    leave_damaged,
+    name_foreign_entries,
+    newest_origin,
+)
 from prts_jax.train.progress import Progress, advance
 from prts_jax.train.setup import Setup, announce, set_up
 from prts_jax.train.stages import Stage, remaining_stages
-from prts_jax.train.start import begin, leave_damaged, name_foreign_entries
+from prts_jax.train.start import begin
 from prts_jax.train.step import make_train_step
 from prts_jax.train.stopping import Stopping, sigterm
 
@@ -68,15 +75,19 @@ def _train_stages(
     stopping: Stopping,
     check_lock: Callable[[], None],
 ) -> None:
-    stages = remaining_stages(config, workdir)
+    origin = find_origin(config, workdir)
+    stages = remaining_stages(config, origin)
     for stage in stages[1:]:  # fail now, not when the stage begins
         check_batches(stage.config)
     for stage in stages:
-        _train_stage(stage, workdir, allow_change, stopping, check_lock)
+        if stage is not stages[0]:
+            origin = newest_origin(workdir)  # saved by the stage before
+        _train_stage(stage, origin, workdir, allow_change, stopping, check_lock)
 
 
 def _train_stage(
     stage: Stage,
+    origin: Origin | None,
     workdir: str,
     allow_change: Collection[str],
     stopping: Stopping,
@@ -93,10 +104,8 @@ def _train_stage(
             Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
         ) as checkpoints,
     ):
-        optimizer = make_optimizer(config.optimizer)
-        start = begin(
-            config, mesh, optimizer, batches, checkpoints, allow_change, stage.index, stopping
-        )
+        optimizer = make_optimizer(config)
+        start = begin(stage, origin, mesh, optimizer, batches, checkpoints, allow_change, stopping)
         if _finished(workdir, start.lineage, stage):
             return
         setup = set_up(stage, workdir, mesh, batches, checkpoints, optimizer, start, check_lock)
@@ -197,7 +206,7 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
     began = time.perf_counter()
     opening = progress.opening
     step = make_train_step(
-        setup.model,
+        setup.config.model,
         setup.config,
         setup.optimizer,
         grown_at=progress.lineage.step - progress.lineage.stage_step,
@@ -279,7 +288,8 @@ def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:
 
 def _finish(setup: Setup, lineage: Lineage) -> None:
     """Waits for the last save and, after the last stage, writes DONE."""
-    setup.checkpoints.wait()
+    with all_processes():  # the next stage reads the checkpoint on all of them
+        setup.checkpoints.wait()
     if setup.log is None:
         return
     setup.log.close()

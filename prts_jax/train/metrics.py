@@ -4,7 +4,7 @@ import json
 import math
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prts_jax.errors import UserError, storage_errors
@@ -77,14 +77,23 @@ class MetricsLog:
     collected in a segment that `flush` writes.
     """
 
-    def __init__(self, workdir: str, after_step: int | None, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        workdir: str,
+        after_step: int | None,
+        tensorboard: bool,
+        check_lock: Callable[[], None] = lambda: None,
+    ) -> None:
         """Opens the log and drops lines after the restored step.
 
         Args:
           workdir: directory of the run.
           after_step: the restored step; lines of later steps are dropped. None drops all lines.
           tensorboard: whether to write `workdir/tensorboard` too.
+          check_lock: raises an error if another process has taken over the workdir's lock; called
+            before a file is replaced or a segment is stored.
         """
+        self._check_lock = check_lock
         self._workdir = workdir
         self._segment: list[str] = []
         self._segment_step = 0
@@ -106,7 +115,8 @@ class MetricsLog:
         return kept
 
     def _rewrite(self, kept: list[Line]) -> None:
-        """Replaces all lines by `kept`."""
+        """Replaces all lines by `kept`, unless another process has taken over the workdir."""
+        self._check_lock()
         text = "".join(json.dumps(line) + "\n" for line in kept)
         root = as_path(self._workdir)
         if not is_remote(self._workdir):
@@ -154,6 +164,7 @@ class MetricsLog:
     def flush(self) -> None:
         """Stores every line written so far; call it before a checkpoint is saved."""
         if self._segment:
+            self._check_lock()
             path = as_path(self._workdir) / "metrics" / _segment_name(self._segment_step)
             write_atomically(path, "".join(self._segment))
             self._segment = []

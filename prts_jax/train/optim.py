@@ -1,62 +1,60 @@
-"""AdamW and the learning rate, a function of the step that is not part of the optimizer."""
+"""The optimizers: AdamW, or Muon with AdamW for what is no matrix of a layer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from prts_jax.config import OptimizerConfig, ScheduleConfig
+from prts_jax import tree
+from prts_jax.config import OptimizerConfig, RunConfig
+from prts_jax.declaration import Declaration, Kind
+from prts_jax.model.architecture import declare
+from prts_jax.train import muon
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Returns AdamW: global-norm clipping, Adam moments, weight decay on every parameter.
+def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
+    """Returns the optimizer of a stage: clipping, moments, weight decay.
 
     The caller multiplies its updates by −learning_rate(step), so the optimizer state holds the
     moments and Adam's count, but no second count for the schedule.
 
-    Source: AdamW (arXiv 1711.05101) as in optax; like the paper, decays norms and embeddings too.
+    Args:
+      run: config of the stage; its model's declarations say which parameters are matrices.
+
+    Source: AdamW (arXiv 1711.05101) as in optax; Muon as in `prts_jax.train.muon`.
     """
+    config, declarations = run.optimizer, declare(run.model)
+    kinds = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.kind == "muon":
+        momenta = muon.scale_by_muon(declarations, config.momentum, run.compute.dtype)
+        parts = {"muon": momenta, "adam": kinds}
+        kinds = optax.partition(parts, muon.labels(declarations))
+    return _clipped_and_decayed(config, kinds, _decayed(config, declarations))
+
+
+def adamw(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Returns AdamW for any tree: global-norm clipping, Adam moments, decay of every leaf."""
+    return _clipped_and_decayed(config, optax.scale_by_adam(config.b1, config.b2, config.eps), None)
+
+
+def _clipped_and_decayed(
+    config: OptimizerConfig, moments: optax.GradientTransformation, decayed: Any
+) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay),
+        moments,
+        optax.add_decayed_weights(config.weight_decay, decayed),
     )
 
 
-def learning_rate(
-    config: ScheduleConfig, stage_step: jax.Array | int, grown_at: int = 0
-) -> jax.Array:
-    """Returns the learning rate of the step after `stage_step` steps of the stage.
-
-    A linear warm-up reaches `peak` at step `warmup_steps`. Then `kind` decides: "cosine" falls to
-    final · peak at `decay_end`; "wsd" is constant until `decay_start` and falls linearly to
-    final · peak at `decay_end`; "constant" stays at `peak`. After `decay_end` the rate is constant.
-
-    `after_growth` decides which steps count: "restart" counts all from the growth (Du et al.,
-    arXiv 2405.15319); "keep" counts all from the start of the lineage; "rewarm" counts the warm-up
-    from the growth and the rest from the start of the lineage, so the rate returns to the schedule
-    of a run without growth. Without growth the three are the same.
-
-    Args:
-      config: the schedule.
-      stage_step: integer, traced or not.
-      grown_at: step of the lineage at which the stage started.
-
-    Returns:
-      Scalar float32.
-    """
-    since_growth = jnp.asarray(stage_step, jnp.float32)
-    since_beginning = jnp.asarray(stage_step + grown_at, jnp.float32)
-    step = since_growth if config.after_growth == "restart" else since_beginning
-    warm = since_beginning if config.after_growth == "keep" else since_growth
-    warmup = jnp.minimum(1.0, (warm + 1) / max(config.warmup_steps, 1))
-    if config.kind == "constant":
-        return config.peak * warmup
-    begin = config.warmup_steps if config.kind == "cosine" else config.decay_start
-    progress = jnp.clip((step - begin) / (config.decay_end - begin), 0.0, 1.0)
-    decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.kind == "cosine" else 1 - progress
-    return config.peak * warmup * (config.final + (1 - config.final) * decay)
+def _decayed(config: OptimizerConfig, declarations: Mapping[str, Declaration]) -> Any:
+    """Returns a nested mask of the decayed parameters; None: all, as in the paper."""
+    if config.decay == "all":
+        return None
+    return tree.unflatten(
+        {path: d.kind not in (Kind.TABLE, Kind.NORM) for path, d in declarations.items()}
+    )
 
 
 def apply_updates(params: Any, updates: Any, rate: jax.Array) -> Any:

@@ -1,6 +1,5 @@
 """The parts of a stage that stay the same while it trains: data, teacher, metrics, costs."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,19 +10,20 @@ import jax
 from data_pipelines.batches.loader import TrainBatches
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
-from prts_jax.config import ModelConfig, RunConfig, to_dict
+from prts_jax.config import RunConfig, to_dict
 from prts_jax.evaluate.perplexity import make_evaluator
 from prts_jax.mesh import axis_size
+from prts_jax.model.architecture import declare
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.train.batches import batch_at, evaluation_batches
 from prts_jax.train.distill import Teacher, load_teacher
 from prts_jax.train.freezing import frozen_layers
 from prts_jax.train.metrics import MetricsLog, TerminalLine
+from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
 from prts_jax.train.stages import Stage, stage_file
-from prts_jax.train.start import Start
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Setup:
     checkpoints: Checkpoints
     check_lock: Callable[[], None]
     optimizer: Any
-    model: ModelConfig
     frozen: tuple[int, ...] | None
     teacher: Teacher | None
     costs: Costs
@@ -80,12 +79,13 @@ def set_up(
 ) -> Setup:
     """Loads the teacher, opens the metrics and writes config.json."""
     config, lineage, length = stage.config, start.lineage, stage.config.data.length
+    model, declarations = config.model, declare(config.model)
     frozen = frozen_layers(config, lineage)
     costs = Costs(
-        training_flops_per_token(start.model, start.declarations, length, frozen),
-        six_n_d_per_token(start.declarations),
+        training_flops_per_token(model, declarations, length, frozen),
+        six_n_d_per_token(declarations),
     )
-    teacher = load_teacher(lineage.teacher, start.model, mesh, length)
+    teacher = load_teacher(lineage.teacher, model, mesh, length)
     if teacher:
         checkpoints.protect(teacher.path)  # a resume needs it
         costs = Costs(
@@ -94,16 +94,16 @@ def set_up(
     validation = evaluation_batches(config, axis_size(mesh, "batch"), batches.store)
     evaluate = None
     if validation is not None:
-        evaluate = make_evaluator(start.model, config.compute, validation, mesh)
+        evaluate = make_evaluator(model, config.compute, validation, mesh)
     terminal = TerminalLine(config.train.steps, jax.process_index() > 0, stage.name)
     log = None
     if jax.process_index() == 0:
         restored = lineage.step if start.resumed else None
-        log = MetricsLog(workdir, restored, config.logging.tensorboard)
-        resolved = to_dict(dataclasses.replace(config, model=start.model))
+        log = MetricsLog(workdir, restored, config.logging.tensorboard, check_lock)
+        resolved = json.dumps(to_dict(config), indent=2)
         names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
         for name in names:
-            write_atomically(as_path(workdir) / name, json.dumps(resolved, indent=2))
+            write_atomically(as_path(workdir) / name, resolved)
     recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
     return Setup(
         stage=stage,
@@ -113,7 +113,6 @@ def set_up(
         checkpoints=checkpoints,
         check_lock=check_lock,
         optimizer=optimizer,
-        model=start.model,
         frozen=frozen,
         teacher=teacher,
         costs=costs,
@@ -126,9 +125,9 @@ def set_up(
 
 def announce(setup: Setup, start: Start) -> None:
     """Tells the user where the stage starts."""
-    say = setup.terminal.say
+    say, model = setup.terminal.say, setup.config.model
     say(
-        f"{start.how}: {start.model.layers} layers × {start.model.embed}, step "
+        f"{start.how}: {model.layers} layers × {model.embed}, step "
         f"{start.lineage.step}, mesh {dict(setup.mesh.shape)}, {jax.process_count()} process(es)"
     )
     if setup.log is not None and setup.log.lost:

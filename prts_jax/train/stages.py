@@ -1,27 +1,26 @@
-"""The stages of a run: selects the remaining ones and checks the growth between them."""
+"""The stages of a run: selects the remaining ones and plans the growth between them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prts_jax.checkpoint import layout
-from prts_jax.checkpoint.damage import agreed
-from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import (
     ModelConfig,
     RunConfig,
     inherited_growth_keys,
+    model_differences,
     stage_configs,
     to_dict,
 )
 from prts_jax.errors import UserError
-from prts_jax.growth.gates import opening
+from prts_jax.growth.gates import opening, refuse_shut
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import find, make_map
 from prts_jax.model.architecture import architecture
 from prts_jax.paths import as_path
 from prts_jax.train.freezing import layers_kept
-from prts_jax.train.start import epsilons_before_growth
+from prts_jax.train.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,18 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-      config: config of the stage; `train.steps` is its length.
+      config: config of the stage; `train.steps` is its length, `model` the trained model. After
+        exact growth in width the model has the norm epsilon that the growth scaled.
       index: index of the stage in the run, from 0, as in the lineage.
       count: number of stages of the run.
+      growth_map: the map from the previous model to the stage's; None if the stage does not begin
+        with growth, or has begun.
     """
 
     config: RunConfig
     index: int
     count: int
+    growth_map: GrowthMap | None = None
 
     @property
     def is_last(self) -> bool:
@@ -54,99 +57,144 @@ def stage_file(index: int) -> str:
     return f"config.stage_{index + 1}.json"
 
 
-def remaining_stages(config: RunConfig, workdir: str) -> tuple[Stage, ...]:
+def remaining_stages(config: RunConfig, origin: Origin | None) -> tuple[Stage, ...]:
     """Returns the remaining stages of a run, beginning with the one to resume.
 
-    The lineage of the newest checkpoint has the current stage and its step. The growth of later
-    stages is checked now, so that no stage fails after weeks of training: growth maps are made from
-    model shapes alone, without arrays.
+    The growth maps of all stages are made now, from model shapes alone, so that no stage fails
+    after weeks of training.
 
     Args:
       config: config of the run.
-      workdir: directory of the run; the caller holds its lock.
+      origin: result of `find_origin`.
 
     Returns:
       At least one stage; the last one if the run is finished.
 
     Raises:
-      UserError: the newest checkpoint is of a stage that the config does not have, or a growth is
-        impossible.
-      DamagedError: the newest checkpoint is damaged.
+      UserError: the origin is of a stage that the config does not have, or holds another model
+        than `init.start_from` needs; or a growth is impossible.
     """
     configs = stage_configs(config)
     for stage_config in configs:  # refuses unknown names, also where nothing grows
         architecture(stage_config.model)
         find(stage_config.init.growth.operator)
     stages = [Stage(stage, index, len(configs)) for index, stage in enumerate(configs)]
-    lineage = _newest_lineage(workdir)
-    current = 0 if lineage is None else lineage.stage
-    if current >= len(stages):
-        raise UserError(
-            f"config.growth.stages: the checkpoints in {workdir} are of stage {current + 1}, "
-            f"and the config has {len(stages)}; give the stages that the run began with"
-        )
-    stages = stages[current:]
-    if lineage is not None and lineage.stage_step >= stages[0].config.train.steps:
-        stages = stages[1:] or stages  # the current stage is finished
-    _check_growth(stages, lineage)
-    return tuple(stages)
-
-
-def _newest_lineage(workdir: str) -> Lineage | None:
-    checkpoints = str(as_path(workdir) / layout.CHECKPOINTS)
-    with agreed():
-        step = layout.newest_step(checkpoints)
-        return None if step is None else layout.read_lineage(f"{checkpoints}/{step}")
-
-
-def _check_growth(stages: Sequence[Stage], lineage: Lineage | None) -> None:
-    """Makes the growth map of every later stage from model shapes, and raises its errors."""
-    model = None if lineage is None else lineage.model
-    # Exact growth in width changes the norm's epsilon, but the config may have the old value.
-    epsilons = set() if lineage is None else epsilons_before_growth(lineage)
-    shut = 0  # steps until all gates are open, counted from the end of the previous stage
+    if origin is not None and origin.own:
+        lineage = origin.lineage
+        if lineage.stage >= len(stages):
+            raise UserError(
+                f"config.growth.stages: the checkpoints in {as_path(origin.path).parent} are of "
+                f"stage {lineage.stage + 1}, and the config has {len(stages)}; give the stages "
+                "that the run began with"
+            )
+        stages = stages[lineage.stage :]
+        if lineage.stage_step >= stages[0].config.train.steps:
+            stages = stages[1:] or stages  # the current stage is finished
+    planned = []
+    before = _before_first(origin)
     for stage in stages:
-        steps = stage.config.train.steps
-        if lineage is not None and lineage.stage == stage.index:
-            opens = opening(lineage)
-            shut = opens.end - steps if opens else 0
-            continue  # a resumed stage has already grown
-        if model is None and not stage.config.init.grow_from:
-            model = stage.config.model
-            if stage.config.train.trainable == "new" and not stage.config.init.start_from:
-                layers_kept(None)
-            continue
-        try:
-            growth_map = _growth_map(stage, model, epsilons)
-            if stage.config.train.trainable == "new":
-                layers_kept(growth_map)
-        except UserError as error:
-            where = f"config.growth.stages[{stage.index}]: " if stage.name else ""
-            raise UserError(f"{where}{error}") from error
-        if growth_map is not None:
-            if shut > 0:
-                raise UserError(
-                    f"config.growth.stages[{stage.index}]: the stage before it ends {shut} steps "
-                    "before the gates of its growth are open; lengthen it, or lower its "
-                    "init.growth.gate_steps"
-                )
-            epsilons.add(growth_map.source.norm_eps)
-            model = growth_map.target
-            shut = max((end for _, end in growth_map.gates.values()), default=0)
-        shut -= steps
+        with _named(stage):
+            stage = _plan(stage, before)
+        planned.append(stage)
+        before = _after(stage, before)
+    return tuple(planned)
 
 
-def _growth_map(
-    stage: Stage, source: ModelConfig | None, epsilons: Collection[float]
-) -> GrowthMap | None:
-    config = stage.config
-    if source is None:
-        lineage = layout.read_lineage(layout.resolve(config.init.grow_from))
-        source, epsilons = lineage.model, epsilons_before_growth(lineage)
-    target = config.model
-    if target.norm_eps in epsilons:
-        target = dataclasses.replace(target, norm_eps=source.norm_eps)
-    if source == target:
-        return None
-    inherited = inherited_growth_keys(config, stage.index)
-    return make_map(source, target, inherited=inherited, **to_dict(config.init.growth))
+@dataclass(frozen=True)
+class _Before:
+    """The end of the previous stage.
+
+    Attributes:
+      origin: the checkpoint there; None for one that the run will save, and before a fresh start.
+      model: its model; None before a fresh start.
+      epsilons: norm epsilons of the models that growth has replaced. Exact growth in width scales
+        the epsilon, and a config may still have the old value.
+      shut: number of further steps until all gates of its growth are open.
+    """
+
+    origin: Origin | None
+    model: ModelConfig | None
+    epsilons: frozenset[float]
+    shut: int
+
+
+def _before_first(origin: Origin | None) -> _Before:
+    if origin is None:
+        return _Before(None, None, frozenset(), 0)
+    lineage = origin.lineage
+    opens = opening(lineage)
+    return _Before(
+        origin,
+        lineage.model,
+        frozenset(record.map.source.norm_eps for record in lineage.growth),
+        opens.end - lineage.stage_step if opens else 0,
+    )
+
+
+def _plan(stage: Stage, before: _Before) -> Stage:
+    """Returns a stage with the model that it trains and its growth map."""
+    config, model, origin = stage.config, before.model, before.origin
+    if model is not None and config.model.norm_eps in before.epsilons:
+        restored = dataclasses.replace(config.model, norm_eps=model.norm_eps)
+        config = dataclasses.replace(config, model=restored)
+    stage = dataclasses.replace(stage, config=config)
+    if origin is not None and origin.is_of_stage(stage.index):
+        return stage  # resuming compares its model with the checkpoint's
+    starts = stage.index == 0 and bool(config.init.start_from)
+    if starts and origin is not None:
+        _check_same_model(config.model, origin)
+    # A first stage with `init.grow_from` must grow; later stages grow where the model differs.
+    grows = bool(config.init.grow_from) if stage.index == 0 else config.model != model
+    growth_map = _growth_map(stage, model, before) if grows and model is not None else None
+    if config.train.trainable == "new" and not starts:
+        layers_kept(growth_map)
+    if growth_map is not None:
+        config = dataclasses.replace(config, model=growth_map.target)
+    return dataclasses.replace(stage, config=config, growth_map=growth_map)
+
+
+def _growth_map(stage: Stage, source: ModelConfig, before: _Before) -> GrowthMap:
+    if before.origin is not None:
+        refuse_shut(before.origin.lineage, before.origin.path)
+    inherited = inherited_growth_keys(stage.config, stage.index)
+    growth = to_dict(stage.config.init.growth)
+    growth_map = make_map(source, stage.config.model, inherited=inherited, **growth)
+    if before.shut > 0:
+        raise UserError(
+            f"the stage before it ends {before.shut} steps before the gates of its growth are "
+            "open; lengthen it, or lower its init.growth.gate_steps"
+        )
+    return growth_map
+
+
+def _after(stage: Stage, before: _Before) -> _Before:
+    """Returns the end of a stage."""
+    steps, model, origin = stage.config.train.steps, stage.config.model, before.origin
+    if origin is not None and origin.is_of_stage(stage.index):
+        steps -= origin.lineage.stage_step
+    growth_map = stage.growth_map
+    if growth_map is None:
+        return _Before(None, model, before.epsilons, before.shut - steps)
+    opens = max((end for _, end in growth_map.gates.values()), default=0)
+    epsilons = before.epsilons | {growth_map.source.norm_eps}
+    return _Before(None, model, epsilons, opens - steps)
+
+
+@contextlib.contextmanager
+def _named(stage: Stage) -> Iterator[None]:
+    """Puts the stage in front of a user's error, in a run of several stages."""
+    try:
+        yield
+    except UserError as error:
+        if not stage.name:
+            raise
+        raise UserError(f"config.growth.stages[{stage.index}]: {error}") from error
+
+
+def _check_same_model(model: ModelConfig, origin: Origin) -> None:
+    """Refuses a config that starts from a checkpoint of another model."""
+    for name, ours, theirs in model_differences(model, origin.lineage.model):
+        raise UserError(
+            f"config.model.{name}: is {ours}, but {origin.path} has {theirs}; use the "
+            "checkpoint's, or init.grow_from to grow it"
+        )

@@ -14,7 +14,8 @@ from prts_jax.model.loss import loss_by_source, token_losses
 from prts_jax.train.accumulation import Batch, sum_over_micro_batches
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
-from prts_jax.train.optim import apply_updates, learning_rate
+from prts_jax.train.optim import apply_updates
+from prts_jax.train.schedule import learning_rate
 from prts_jax.train.state import TrainState
 
 Sums = dict[str, jax.Array]

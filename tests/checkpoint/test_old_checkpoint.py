@@ -20,7 +20,7 @@ from prts_jax.cli import convert, grow, inspect
 from prts_jax.config import ModelConfig, OptimizerConfig
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
-from prts_jax.train.optim import make_optimizer
+from prts_jax.train.optim import adamw
 from tests.checkpoint.tiny import abstract, random_params
 
 BASE = ModelConfig(vocab=48, layers=2, embed=8, heads=2, kv_heads=1, head_dim=4, mlp=16)
@@ -47,7 +47,7 @@ def assert_same(found: Any, expected: Any) -> None:
 def test_parameters_and_optimizer_restore(workdir: str, params: Any) -> None:
     path = resolve(workdir)
     assert_same(restore_params(path, abstract(params), declare(STACK.target)), params)
-    state = make_optimizer(OptimizerConfig()).init(params)
+    state = adamw(OptimizerConfig()).init(params)
     rng = np.random.default_rng(2)
     moments = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype) if leaf.ndim else 2, state

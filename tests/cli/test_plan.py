@@ -42,6 +42,9 @@ def test_the_text_names_measurements_and_assumptions(capsys):
     assert "the paper measured 54.6% with its 7B against 300B tokens" in text
     assert "128 chips of 459 TFLOP/s at an assumed MFU of 40% (--mfu)" in text
     assert "warning tokens: 2e+12 is outside what the paper measured" in text
+    assert "of up to 1.1B parameters" in text
+    assert "286 tokens per parameter: above 20 the gain fades and a factor of 2 is advised" in text
+    assert "(marin-community/marin #7838; a 46B mixture of experts" in text
     assert max(map(len, out.splitlines())) <= 100
 
 
@@ -87,6 +90,9 @@ def test_the_documented_output_is_the_output(capsys):
         (["--preset=lama2_7b", "--tokens=2e12"], "did you mean 'llama2_7b'?"),
         (["--params=7e9", "--tokens=2e12", "--hardware=v5pp-8"], "did you mean 'v5p'?"),
         (["--params=7e9", "--tokens=2e12", "--mfu=0.4"], "--mfu: says nothing without --hardware"),
+        (["--params=7e9", "--tokens=2e12", "--t_mix=2e12"], "--t_mix=2e+12: tokens, above 0"),
+        (["--params=7e9", "--tokens=2e12", "--saturation=1"], "five constants of at least 0"),
+        (["--params=7e9", "--tokens=2e12", "--length=9999999999"], "at most 1,073,741,824 tokens"),
         (["--params=7e9", "--tokens=2e12", "--factor=24"], "unrecognized arguments: --factor=24"),
     ],
 )

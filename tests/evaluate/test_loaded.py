@@ -1,5 +1,8 @@
 """A checkpoint that is loaded computes what it computed where it was trained."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,3 +48,31 @@ def test_a_hugging_face_folder_is_refused_with_the_convert_command(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is a model of Hugging Face; import it first: prts conv"):
         load(str(tmp_path))
+
+
+def applied_by_hand(checkpoint, layers):
+    """The logits of the layers, one after another, each as a model of one layer."""
+    loaded = load(str(checkpoint), dtype="float32", attention="xla")
+    stacked = loaded.params["layers"]
+    picked = jax.tree.map(lambda leaf: jnp.stack([leaf[layer] for layer in layers]), stacked)
+    model = dataclasses.replace(loaded.model, layers=len(layers))
+    return logits(loaded.params | {"layers": picked}, TOKENS, model, loaded.compute)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("0:3,1:3", [0, 1, 2, 1, 2]), ("0:1,2:3", [0, 2]), ("2:3,0:1,1:2", [2, 0, 1])],
+    ids=["looped", "one removed", "permuted"],
+)
+def test_a_list_of_layers_is_applied_in_its_order(source, text, layers):
+    loaded = load(source, dtype="float32", attention="xla", layers=text)
+    assert loaded.model.layers == len(layers)
+    of_list = logits(loaded.params, TOKENS, loaded.model, loaded.compute)
+    np.testing.assert_array_equal(of_list, applied_by_hand(source, layers))
+    assert not np.array_equal(of_list, logits_of(source))
+
+
+@pytest.mark.parametrize("text", ["0:9", "x", "2:2"])
+def test_a_list_of_other_layers_is_refused(source, text):
+    with pytest.raises(UserError, match="--layers="):
+        load(source, layers=text)

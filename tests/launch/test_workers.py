@@ -10,7 +10,6 @@ import pytest
 
 from prts_jax.errors import UserError
 from prts_jax.launch import workers
-from prts_jax.launch.slices import QueuedResource
 
 WORKDIR = "gs://bucket/run"
 
@@ -21,11 +20,13 @@ FAKES = {
           */worker-network-endpoints)
             printf '%s' "${ENDPOINTS-unknown:8470:10.0.0.1,unknown:8470:10.0.0.2}" ;;
           */tpu-env) printf "TYPE: 'V5P'\\n%s" "${TPU_ENV-}" ;;
+          */agent-worker-number) printf '%s' "${WORKER-0}" ;;
           *) exit 22 ;;
         esac""",
     "gcloud": """
         echo "gcloud $*" >>"$TRACE"
-        if [ "$1 $2" = "storage cat" ]; then cat "$ARCHIVE"; fi""",
+        if [ "$1 $2" = "storage cat" ]; then cat "$ARCHIVE"; fi
+        if [ "$1 $2 $4" = "storage cp -" ]; then echo "wrote $(cat)" >>"$TRACE"; fi""",
     "git": 'echo "git $*" >>"$TRACE"; mkdir -p "${@: -1}"',
     "uv": """
         echo "uv $*" >>"$TRACE"
@@ -47,6 +48,12 @@ echo 'step 1'
 count=$(grep -c '^prts' "$TRACE")
 read -ra codes <<<"${CODES-}"
 exit "${codes[count - 1]:-0}"
+"""
+
+# Stands for the handshake: `python -m prts_jax.launch.handshake COORDINATOR HOSTS PROCESS`.
+PYTHON = """#!/usr/bin/env bash
+echo "python $*, attempt ${PRTS_ATTEMPT-}" >>"$TRACE"
+exit "${MEETING-0}"
 """
 
 
@@ -85,13 +92,14 @@ def root(tmp_path: Path) -> str:
     folder = tmp_path / "root"
     (folder / "source").mkdir(parents=True)
     (folder / "venv/bin").mkdir(parents=True)
-    (folder / "venv/bin/prts").write_text(PRTS)
-    (folder / "venv/bin/prts").chmod(0o755)
+    for name, text in (("prts", PRTS), ("python", PYTHON)):
+        (folder / "venv/bin" / name).write_text(text)
+        (folder / "venv/bin" / name).chmod(0o755)
     return str(folder)
 
 
-def run_script(root: str, *arguments: str) -> str:
-    return workers.run_script(WORKDIR, arguments, root, pause_seconds=0)
+def run_script(root: str, *arguments: str, **job) -> str:
+    return workers.run_script(workers.Job(WORKDIR, arguments, **job), root, pause_seconds=0)
 
 
 def trained(trace: list[str]) -> list[str]:
@@ -103,15 +111,53 @@ def test_a_run_joins_all_hosts_on_the_open_port(worker, root):
     assert done.returncode == 0, done.stderr
     assert trained(trace) == [
         f"prts train --workdir={WORKDIR} --config=configs/x.py --config.data.path=a b "
-        f"--multihost --processes=2 in {root}/source with port 8476"
+        f"--coordinator=10.0.0.1:8476 --processes=2 --process=0 in {root}/source with port 8476"
     ]
+    assert trace[0] == "python -m prts_jax.launch.handshake 10.0.0.1:8476 2 0, attempt "
 
 
 def test_a_multi_slice_run_counts_the_hosts_of_all_slices(worker, root):
-    _, trace = worker(
-        run_script(root), TPU_ENV="MEGASCALE_NUM_SLICES: '4'\nMEGASCALE_SLICE_ID: '1'"
-    )
-    assert "--processes=8" in trained(trace)[0]
+    slices = "MEGASCALE_NUM_SLICES: '4'\nMEGASCALE_SLICE_ID: '1'\n"
+    slices += "MEGASCALE_COORDINATOR_ADDRESS: '10.9.0.1:8080'"
+    _, trace = worker(run_script(root), TPU_ENV=slices, WORKER="1")
+    assert "--coordinator=10.9.0.1:8476 --processes=8 --process=3" in trained(trace)[0]
+
+
+def test_slices_of_compute_engine_find_process_0_by_the_bucket(worker, root, tmp_path):
+    (tmp_path / "bin/hostname").write_text("#!/bin/sh\necho grown-slice-1-x7y8\n")
+    (tmp_path / "address").write_text("10.7.0.1\n")
+    (tmp_path / "archive").write_text("10.7.0.1\n")
+    script = run_script(root, attempt=3, nonce="ab", slices=2)
+    _, trace = worker(script, ARCHIVE=str(tmp_path / "address"), WORKER="1")
+    assert "--coordinator=10.7.0.1:8476 --processes=4 --process=3" in trained(trace)[0]
+    assert any(f"storage cat {WORKDIR}/launch/coordinator-3-ab" in line for line in trace)
+    (tmp_path / "bin/hostname").write_text("#!/bin/sh\necho grown-slice-0-x7y8\n")
+    _, trace = worker(script)
+    assert "wrote 10.0.0.1" in trace
+
+
+def test_a_part_of_a_slice_does_not_train(worker, root):
+    done, trace = worker(run_script(root, hosts=4))
+    assert done.returncode == 75
+    assert trained(trace) == []
+    assert "expected 4 hosts, 2 seen" in Path(root, "worker-0.log").read_text()
+    done, trace = worker(run_script(root, attempt=2, nonce="x"), MEETING="2")
+    assert (done.returncode, trained(trace)) == (2, [])
+    assert f"gcloud storage cp --quiet - {WORKDIR}/launch/result-2-x" in trace
+    assert "wrote 2" in trace
+
+
+def test_what_follows_the_training_runs_once_on_process_0(worker, root):
+    job = {"attempt": 1, "nonce": "x", "after": 'echo "after $PRTS_WORKDIR" >>"$TRACE"'}
+    done, trace = worker(run_script(root, **job, on_success='echo deleted >>"$TRACE"'))
+    assert done.returncode == 0
+    assert f"after {WORKDIR}" in trace
+    assert trace[-1] == "deleted"
+    assert "wrote 0" in trace
+    _, trace = worker(run_script(root, **job), WORKER="1")
+    assert not any(line.startswith(("after", "wrote")) for line in trace)
+    done, trace = worker(run_script(root, **job | {"after": "exit 3"}))
+    assert done.returncode == 3
 
 
 def test_a_single_host_does_not_run_distributed(worker, root):
@@ -186,6 +232,12 @@ def test_set_up_installs_an_archive_into_a_new_environment(worker, tmp_path):
             f"--editable {root}/source[tpu]"
         )
     assert not any(line.startswith("uv venv") for line in trace), "the environment is created once"
+    pins = tmp_path / "tree/prts_jax/launch/pins.txt"
+    pins.parent.mkdir(parents=True)
+    pins.write_text("jax==0.10.2\n")
+    subprocess.run(["tar", "-czf", archive, "-C", tmp_path / "tree", "."], check=True)
+    _, trace = worker(script, ARCHIVE=str(archive))
+    assert f"--constraint {root}/source/prts_jax/launch/pins.txt" in trace[-1]
 
 
 def test_a_broken_archive_leaves_the_old_source(worker, root, tmp_path):
@@ -203,17 +255,22 @@ def test_a_start_up_script_sets_up_from_git_and_then_trains(worker, root):
     source = workers.Source("https://example.com/prts_jax.git", "v1.0")
     Path(root, "venv/bin/python").write_text("#!/bin/sh\n")
     Path(root, "venv/bin/python").chmod(0o755)
-    done, trace = worker(workers.startup_script(source, WORKDIR, ["--config=x.py"], root))
+    job = workers.Job(WORKDIR, ("--config=x.py",))
+    done, trace = worker(workers.startup_script(source, job, root))
     assert done.returncode == 0, done.stderr
     assert trace[0] == (f"git clone --quiet --depth=1 --branch=v1.0 {source.url} {root}/source.new")
     assert len(trained(trace)) == 1
 
 
 def test_a_start_up_script_does_not_train_after_a_failed_set_up(worker, root):
-    script = workers.startup_script(workers.Source("gs://b/x.tar.gz"), WORKDIR, [], root)
+    job = workers.Job(WORKDIR, attempt=4, nonce="x")
+    script = workers.startup_script(workers.Source("gs://b/x.tar.gz"), job, root)
     done, trace = worker(script, ARCHIVE="/nowhere")
     assert done.returncode != 0
     assert trained(trace) == []
+    assert sum("storage cat" in line for line in trace) == workers.SETUP_TRIES
+    assert any(f"worker-0-setup.log {WORKDIR}/logs/" in line for line in trace)
+    assert "wrote 1" in trace, "babysit learns of it"
 
 
 @pytest.mark.parametrize(
@@ -231,18 +288,17 @@ def test_a_source_that_workers_cannot_fetch_is_refused(url, revision, named):
 
 def test_a_workdir_outside_a_bucket_or_given_twice_is_refused():
     with pytest.raises(UserError, match="gs://"):
-        workers.run_script("/tmp/run", [])
+        workers.Job("/tmp/run")
     with pytest.raises(UserError, match="twice"):
-        workers.run_script(WORKDIR, ["--workdir=gs://bucket/other"])
+        workers.Job(WORKDIR, ("--workdir=gs://bucket/other",))
 
 
 def test_the_ssh_command_starts_a_detached_run(worker, root, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ROOT", root)
-    resource = QueuedResource("grown-7b", "us-central2-b")
-    *_, command = workers.run(resource, WORKDIR, ["--config=configs/it's.py"])
+    command = workers.run_command(workers.Job(WORKDIR, ("--config=configs/it's.py",)))
     (tmp_path / "bin/sudo").write_text('#!/bin/sh\nexec "$@"\n')
     (tmp_path / "bin/sudo").chmod(0o755)
-    done, trace = worker(command.removeprefix("--command="))
+    done, trace = worker(command)
     assert (done.returncode, done.stdout) == (0, "worker-0: started\n"), done.stderr
     deadline = time.monotonic() + 20
     while not any(line.startswith("gcloud storage cp") for line in trace):
@@ -256,7 +312,7 @@ def test_the_ssh_command_names_a_worker_without_set_up(worker, tmp_path, monkeyp
     monkeypatch.setattr(workers, "ROOT", str(tmp_path / "nothing"))
     (tmp_path / "bin/sudo").write_text('#!/bin/sh\nexec "$@"\n')
     (tmp_path / "bin/sudo").chmod(0o755)
-    *_, command = workers.run(QueuedResource("grown-7b", "us-central2-b"), WORKDIR, [])
-    done, _ = worker(command.removeprefix("--command="))
+    command = workers.run_command(workers.Job(WORKDIR))
+    done, _ = worker(command)
     assert done.returncode == 1
     assert done.stderr == "worker-0: not set up; run tpu_scripts/setup.sh\n"

@@ -1,6 +1,5 @@
 """Plans against hand arithmetic."""
 
-import functools
 import json
 import math
 from typing import Any
@@ -10,18 +9,15 @@ import pytest
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 from prts_jax.launch.accelerators import GENERATIONS
-from prts_jax.model import architecture
 from prts_jax.model.presets import preset
 from prts_jax.planning.guidelines import GROWTH_FACTOR
 from prts_jax.planning.peaks import PEAK_FLOPS_PER_CHIP
 from prts_jax.planning.plan import make_plan, nearest_preset
 
-declare = functools.cache(architecture.declare)
-
 
 @pytest.fixture(scope="module")
 def llama2_7b() -> dict[str, Any]:
-    return make_plan(declare, tokens=2e12, preset_name="llama2_7b", hardware="v5p-256", mfu=0.5)
+    return make_plan(tokens=2e12, preset_name="llama2_7b", hardware="v5p-256", mfu=0.5)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +31,7 @@ def llama2_7b() -> dict[str, Any]:
     ],
 )
 def test_the_nearest_preset_is_a_target(params, name):
-    assert nearest_preset(params, declare) == name
+    assert nearest_preset(params) == name
 
 
 def test_flops_equal_hand_arithmetic(llama2_7b: dict[str, Any]):
@@ -69,13 +65,12 @@ def test_the_grown_run_includes_its_base_and_has_the_predicted_speedup(llama2_7b
 def test_params_default_to_the_presets_count(llama2_7b: dict[str, Any]):
     assert llama2_7b["params"] == 6_738_415_616
     assert llama2_7b["target"]["preset_given"]
-    assert make_plan(declare, tokens=2e12, params=7e9)["growth_tokens"] > llama2_7b["growth_tokens"]
+    assert make_plan(tokens=2e12, params=7e9)["growth_tokens"] > llama2_7b["growth_tokens"]
 
 
 def test_a_longer_context_adds_attention_flops_only():
     short, long = (
-        make_plan(declare, tokens=1e11, preset_name="paper_1.1b", length=length)
-        for length in (2048, 8192)
+        make_plan(tokens=1e11, preset_name="paper_1.1b", length=length) for length in (2048, 8192)
     )
     assert long["flops"]["scratch"] - short["flops"]["scratch"] == pytest.approx(
         3 * 24 * 2 * 2048 * (8192 - 2048) * 1e11
@@ -94,7 +89,7 @@ def test_a_longer_context_adds_attention_flops_only():
     ],
 )
 def test_days_are_flops_over_peak_times_mfu(hardware, chips, peak):
-    plan = make_plan(declare, tokens=1e11, preset_name="paper_1.1b", hardware=hardware, mfu=0.25)
+    plan = make_plan(tokens=1e11, preset_name="paper_1.1b", hardware=hardware, mfu=0.25)
     assert plan["hardware"]["chips"] == chips
     per_second = chips * peak * 0.25
     for part in ("base", "grown", "scratch"):
@@ -107,7 +102,7 @@ def test_every_generation_has_a_peak():
 
 
 def test_a_plan_within_the_measured_range_has_no_warnings():
-    plan = make_plan(declare, tokens=300e9, preset_name="paper_7b")
+    plan = make_plan(tokens=300e9, preset_name="paper_7b")
     assert plan["warnings"] == []
     assert plan["saving"]["status"] == "measured"
 
@@ -123,7 +118,7 @@ def test_a_plan_within_the_measured_range_has_no_warnings():
     ],
 )
 def test_a_plan_outside_the_measured_range_has_warnings(params, tokens, preset_name, starts):
-    warnings = make_plan(declare, tokens, params, preset_name)["warnings"]
+    warnings = make_plan(tokens, params, preset_name)["warnings"]
     for warning, start in zip(warnings, starts, strict=True):
         assert warning.startswith(start)
 
@@ -151,4 +146,4 @@ def test_a_plan_can_be_written_as_json(llama2_7b: dict[str, Any]):
 )
 def test_make_plan_refuses_invalid_arguments(arguments, message):
     with pytest.raises(UserError, match=message):
-        make_plan(declare, tokens=1e12, **arguments)
+        make_plan(tokens=1e12, **arguments)

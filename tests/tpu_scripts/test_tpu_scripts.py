@@ -15,11 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
 RESOURCE = ("--name=grown-7b", "--zone=us-central2-b")
 
-FAKE_GCLOUD = f"""#!{sys.executable} -S
-import json, os, sys
-with open(os.environ["GCLOUD_CALLS"], "a") as calls:
-    calls.write(json.dumps(["gcloud", *sys.argv[1:]]) + "\\n")
-sys.exit(int(os.environ.get("GCLOUD_EXIT_CODE", "0")))
+FAKE_GCLOUD = f"""#!/bin/sh
+PYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} -S \\
+  {shlex.quote(str(ROOT / "tests/launch/fake_gcloud.py"))} "$@"
 """
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,10 +26,8 @@ Call = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def calls(tmp_path: Path) -> Callable[[], list[list[str]]]:
     """The argument lists that gcloud was called with."""
-    log = tmp_path / "gcloud_calls"
-    return lambda: (
-        [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    )
+    cloud = tmp_path / "cloud"
+    return lambda: json.loads(cloud.read_text()).get("calls", []) if cloud.exists() else []
 
 
 @pytest.fixture
@@ -44,10 +40,10 @@ def script(tmp_path: Path) -> Call:
     (binaries / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
     for program in binaries.iterdir():
         program.chmod(0o755)
-    for program in ("bash", "dirname"):
+    for program in ("bash", "dirname", "sed"):
         (binaries / program).symlink_to(shutil.which(program) or program)
 
-    def call(name: str, *args: str, gcloud_exit_code: int = 0, gcloud: bool = True):
+    def call(name: str, *args: str, gcloud: bool = True):
         if not gcloud:
             (binaries / "gcloud").unlink()
         return subprocess.run(
@@ -56,8 +52,7 @@ def script(tmp_path: Path) -> Call:
             env={
                 "PATH": str(binaries),
                 "HOME": str(tmp_path),
-                "GCLOUD_CALLS": str(tmp_path / "gcloud_calls"),
-                "GCLOUD_EXIT_CODE": str(gcloud_exit_code),
+                "FAKE_CLOUD": str(tmp_path / "cloud"),
             },
             capture_output=True,
             text=True,
@@ -84,17 +79,21 @@ def test_create_requests_a_queued_resource(script: Call, calls):
 
 
 def test_delete_forces_and_lets_gcloud_ask(script: Call, calls):
-    assert script("delete.sh", *RESOURCE, "--project=my-project").returncode == 0
-    assert script("delete.sh", *RESOURCE, "--yes").returncode == 0
+    v4 = "--accelerator_type=v4-8"
+    for flags in (["--project=my-project"], ["--yes"], ["--yes"]):
+        assert script("create.sh", *RESOURCE, v4).returncode == 0 or flags == ["--yes"]
+        assert script("delete.sh", *RESOURCE, v4, *flags).returncode == 0
+    assert script("delete.sh", *RESOURCE, v4).returncode == 0, "may be repeated"
     delete = ["gcloud", "compute", "tpus", "queued-resources", "delete", "grown-7b"]
-    assert calls() == [
+    assert [call for call in calls() if "delete" in call] == [
         [*delete, "--zone=us-central2-b", "--project=my-project", "--force"],
+        [*delete, "--zone=us-central2-b", "--force", "--quiet"],
         [*delete, "--zone=us-central2-b", "--force", "--quiet"],
     ]
 
 
 COMMANDS = {
-    "create.sh": ["--accelerator_type=v5p-128"],
+    "create.sh": ["--accelerator_type=v5litepod-16"],
     "setup.sh": ["--source=gs://bucket/prts_jax.tar.gz"],
     "run.sh": ["--workdir=gs://bucket/run", "--", "--config=configs/a b.py", "--config.seed=1"],
     "delete.sh": [],
@@ -102,13 +101,16 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_dry_run_prints_the_exact_gcloud_arguments(script: Call, calls, name: str):
-    dry = script(name, *RESOURCE, "--dry_run", *COMMANDS[name])
+def test_dry_run_prints_the_exact_gcloud_arguments(script: Call, calls, tmp_path, name: str):
+    exists = [] if name == "create.sh" else ["request grown-7b"]
+    (tmp_path / "cloud").write_text(json.dumps({"resources": exists}))
+    arguments = ["--backend=queued", *COMMANDS[name]]
+    dry = script(name, *RESOURCE, "--dry_run", *arguments)
     assert dry.returncode == 0, dry.stderr
     assert calls() == []
-    wet = script(name, *RESOURCE, *COMMANDS[name])
+    wet = script(name, *RESOURCE, *arguments)
     assert wet.returncode == 0, wet.stderr
-    assert calls() == [shlex.split(dry.stdout)]
+    assert calls()[-1] == shlex.split(dry.stdout)
 
 
 @pytest.mark.parametrize("name", ["setup.sh", "run.sh"])
@@ -132,7 +134,7 @@ def test_a_startup_script_goes_from_run_to_create(script: Call, calls, tmp_path:
     text = (tmp_path / "boot.sh").read_text()
     assert text.startswith("#!/usr/bin/env bash\n")
     assert "--workdir=gs://bucket/run '--config=configs/a b.py' --config.seed=1" in text
-    arguments = ["--accelerator_type=v6e-256", "--slices=2", "--startup_script=boot.sh"]
+    arguments = ["--accelerator_type=v5litepod-256", "--slices=2", "--startup_script=boot.sh"]
     assert script("create.sh", *RESOURCE, *arguments).returncode == 0
     assert calls()[0][-3:] == [
         "--node-count=2",
@@ -141,8 +143,24 @@ def test_a_startup_script_goes_from_run_to_create(script: Call, calls, tmp_path:
     ]
 
 
+def test_the_recipe_is_babysitting_with_export_and_evaluation(script: Call, calls):
+    flags = [
+        "--accelerator=v6e-16",
+        "--project=p",
+        "--bucket=gs://bkt",
+        "--source=gs://bkt/c.tar.gz",
+    ]
+    stores = ["gs://bkt/train", "gs://bkt/validation"]
+    dry = script("recipe.sh", "configs/recipe.py:1.1b", *stores, *RESOURCE, *flags, "--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert "instance-groups managed create grown-7b-slice-0" in dry.stdout
+    assert script("recipe.sh", "configs/recipe.py:1.1b").returncode == 2
+    assert calls() == []
+
+
 REFUSALS = {
     "unknown generation": ("create.sh", ["--accelerator_type=v9-8"], "v9"),
+    "a newer generation without its hosts": ("create.sh", ["--accelerator=v9-8"], "--machine_type"),
     "a name that gcloud does not use": (
         "create.sh",
         ["--accelerator_type=v5e-16"],
@@ -216,10 +234,12 @@ def test_a_missing_gcloud_is_a_user_error(script: Call):
     assert "Google Cloud CLI" in done.stderr
 
 
-def test_a_failure_of_gcloud_is_exit_code_1(script: Call):
-    done = script("delete.sh", *RESOURCE, gcloud_exit_code=3)
+def test_a_failure_of_gcloud_is_exit_code_1(script: Call, tmp_path: Path):
+    (tmp_path / "cloud").write_text('{"failures": [["create", "QUOTA_EXCEEDED: ask for more", 1]]}')
+    done = script("create.sh", *RESOURCE, "--accelerator_type=v4-8")
     assert done.returncode == 1
-    assert "exit code 3" in done.stderr
+    assert "QUOTA_EXCEEDED" in done.stderr
+    assert "exit code 1" in done.stderr
 
 
 def test_scripts_are_executable():

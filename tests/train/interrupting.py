@@ -6,6 +6,7 @@ import pytest
 
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.train import loop
+from prts_jax.train.stages import Stage
 
 
 class Killed(Exception):
@@ -32,7 +33,7 @@ def kill_before_stage(patch: pytest.MonkeyPatch, index: int) -> None:
     """Ends the run when a stage begins; the stage before it is saved."""
     begin = loop.begin
 
-    def killing(*arguments: object) -> object:
-        return kill() if index in arguments else begin(*arguments)  # type: ignore[arg-type]
+    def killing(stage: Stage, *arguments: object) -> object:
+        return kill() if stage.index == index else begin(stage, *arguments)  # type: ignore[arg-type]
 
     patch.setattr(loop, "begin", killing)

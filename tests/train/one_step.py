@@ -37,7 +37,7 @@ def uneven_weights(rows: int = 8, length: int = 16) -> np.ndarray:
 
 def start(config):
     """Returns the initial state and the jitted step of the tiny model."""
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     params = init_params(declare(tiny.MODEL), tiny.MODEL.layers, "paper", seed=0)
     mesh = make_mesh(config.mesh)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

@@ -78,7 +78,7 @@ def one_step(weight, teacher_seed=1, **changes):
     config = tiny.run_config(optimizer__clip=0.0, distillation__weight=weight, **changes)
     mesh = make_mesh(config.mesh)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     state = fresh_state(jax.device_put(params_of(0), whole), optimizer, mesh)
     step = make_train_step(tiny.MODEL, config, optimizer, teacher=tiny.MODEL)
     state, metrics = step(

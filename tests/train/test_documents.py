@@ -80,7 +80,7 @@ def means(losses: list[tuple[int, float]]) -> tuple[float, dict[str, float]]:
 def test_a_steps_loss_is_that_of_the_documents_alone(store, alone):
     config = tiny.run_config(optimizer__clip=0.0, train__accumulation=2)
     mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     params = jax.device_put(
         fresh_params(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     )

@@ -99,7 +99,7 @@ def test_so_is_a_steps_loss_however_the_answers_lie_among_its_rows(
     rows = packed.tokens // (LENGTH + 1)
     batch_size = rows // accumulation * accumulation
     config = tiny.run_config(train__accumulation=accumulation, data__batch=batch_size)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     batches = PackedBatches(packed, packed_order(LENGTH, batch_size, seed=0))
     batch = {k: jnp.asarray(v) for k, v in batches.rows(0, 0, batch_size).items()}
     counts = np.asarray(batch["loss_weights"]).sum(1)

@@ -77,7 +77,7 @@ def test_frozen_parameters_and_their_moments_stay_to_the_bit(tied):
     config = tiny.run_config(optimizer__weight_decay=0.5, train__accumulation=2)
     growth_map = grown_map("stack", dataclasses.replace(tiny.MODEL, tied=tied))
     params, mesh = grown_params(growth_map, config)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     state = fresh_state(params, optimizer, mesh)
     # As if the moments had grown too.
     moments = jax.tree.map(lambda leaf: leaf + 1, state.optimizer)

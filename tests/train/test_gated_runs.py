@@ -85,7 +85,7 @@ def test_a_step_behind_open_gates_is_a_step_without():
     growth_map = make_map(tiny.deeper(1), tiny.MODEL, "random", gate_steps=3)
     state, plain = start(config)
     gates = Opening(growth_map, before=3).at
-    optimizer = loop.make_optimizer(config.optimizer)
+    optimizer = loop.make_optimizer(config)
     gated = make_train_step(tiny.MODEL, config, optimizer, gates=gates)
     copy = jax.tree.map(lambda leaf: leaf.copy(), state)
     found, metrics = gated(copy, make_batch())

@@ -40,7 +40,7 @@ def trained(growth_map: GrowthMap, steps: int) -> tuple[dict, TrainState]:
     params = init_params(declarations[source], source.layers, "paper", 0, shardings[source])
     params = grow_params(params, growth_map, declarations[target], shardings[target])
     before = host(params)
-    optimizer = make_optimizer(CONFIG.optimizer)
+    optimizer = make_optimizer(CONFIG)
     state = fresh_state(params, optimizer, mesh)
     step = make_train_step(target, CONFIG, optimizer)
     for _ in range(steps):

@@ -53,7 +53,7 @@ def test_a_config_grows_the_quickstarts_base_by_the_operator_of_its_name(spec):
 
 @pytest.mark.parametrize("spec", STAGED, **by_name)
 def test_the_growth_of_every_stage_can_be(spec, tmp_path):
-    stages = remaining_stages(config_flags.load_file(spec), str(tmp_path))
+    stages = remaining_stages(config_flags.load_file(spec), None)
     assert len(stages) > 1
     assert stages[-1].config.model.layers == 8
 

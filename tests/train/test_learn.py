@@ -22,7 +22,7 @@ from prts_jax.model.architecture import declare
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.train import learn
 from prts_jax.train.learn import make_learn_step, matrices_on_mesh
-from prts_jax.train.optim import make_optimizer
+from prts_jax.train.optim import adamw
 from prts_jax.train.state import fresh_state
 from tests.train import tiny
 
@@ -177,7 +177,7 @@ def test_accumulated_micro_batches_learn_the_same(configure):
     for accumulation in (1, 4):
         config = configure(train__accumulation=accumulation)
         mesh = make_mesh(config.mesh)
-        optimizer = make_optimizer(config.optimizer)
+        optimizer = adamw(config.optimizer)
         state = fresh_state(matrices_on_mesh(growth_map, declarations, mesh), optimizer, mesh)
         step = make_learn_step(
             config, growth_map, declarations, optimizer, param_shardings(mesh, declarations)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError
 from prts_jax.train import metrics
 from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops, read_metrics
 
@@ -51,6 +51,23 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(workdir):
     again.close()
     assert steps(workdir) == [0, 1, 2, 3, 4]
     assert [line["note"] for line in read_metrics(workdir)] == ["first"] * 3 + ["second"] * 2
+
+
+def test_a_lost_lock_leaves_the_metrics_of_the_new_holder(tmp_path, monkeypatch):
+    def lost():
+        raise StorageError("another process has taken this lock")
+
+    monkeypatch.setattr(metrics, "is_remote", lambda path: True)
+    log = MetricsLog(str(tmp_path), None, tensorboard=False)
+    write(log, 0, 1)
+    log.close()
+    with pytest.raises(StorageError, match="another process"):
+        MetricsLog(str(tmp_path), 0, tensorboard=False, check_lock=lost)
+    log._check_lock = lost
+    write(log, 2)
+    with pytest.raises(StorageError, match="another process"):
+        log.close()
+    assert steps(str(tmp_path)) == [0, 1]
 
 
 def test_a_fresh_run_drops_everything(workdir):

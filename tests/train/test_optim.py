@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from prts_jax.config import OptimizerConfig, ScheduleConfig
-from prts_jax.train.optim import apply_updates, learning_rate, make_optimizer
+from prts_jax.train.optim import adamw, apply_updates
+from prts_jax.train.schedule import learning_rate
 
 SHAPES = {"matrix": (5, 3), "norm": (7,)}
 RATES = [1e-2, 3e-2, 2e-2, 1e-2, 5e-3, 1e-3]
@@ -24,7 +25,7 @@ def gradients(scale: float) -> list[dict[str, np.ndarray]]:
 
 
 def train(config: OptimizerConfig, start, grads) -> dict[str, np.ndarray]:
-    optimizer = make_optimizer(config)
+    optimizer = adamw(config)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), start)
     state = optimizer.init(params)
     for rate, grad in zip(RATES, grads, strict=True):

@@ -14,6 +14,7 @@ from prts_jax.errors import Interrupted, UserError
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.train import loop
+from prts_jax.train.origin import newest_origin
 from prts_jax.train.stages import remaining_stages
 from tests.train import tiny
 from tests.train.interrupting import Killed, call_during_step, kill, kill_before_stage
@@ -236,7 +237,7 @@ def test_stages_to_come_may_change_and_the_one_that_is_trained_may_not(configure
     stages = [{"steps": 2, "model": {"layers": 1}}, {"steps": 1}]
     loop.train(configure(growth__stages=stages[:1]), str(tmp_path))
     longer = configure(growth__stages=stages)
-    (stage,) = remaining_stages(longer, str(tmp_path))
+    (stage,) = remaining_stages(longer, newest_origin(str(tmp_path)))
     assert (stage.index, stage.config.train.steps, stage.config.model.layers) == (1, 1, 2)
     stages[0] = {"steps": 3, "model": {"layers": 1}, "optimizer": {"b1": 0.8}}
     with pytest.raises(UserError, match=r"config\.optimizer\.b1: was 0\.9 in the checkpoint"):
@@ -296,11 +297,11 @@ def test_settings_that_a_stage_inherits_and_its_operator_does_not_take_are_ignor
     model = {"embed": 64} if operator in ("split", "random_width") else {"layers": 4}
     stage = {"steps": 1, "model": model, "init": {"growth": {"operator": operator}}}
     config = configure(growth__stages=[{"steps": 1}, stage], **inherited)
-    assert len(remaining_stages(config, str(tmp_path))) == 2
+    assert len(remaining_stages(config, None)) == 2
     stage["init"]["growth"]["block"] = 2
     config = configure(growth__stages=[{"steps": 1}, stage], **inherited)
     with pytest.raises(UserError, match=rf"block: is 2, but the operator '{operator}' takes no"):
-        remaining_stages(config, str(tmp_path))
+        remaining_stages(config, None)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_settings_that_a_stage_inherits_and_its_operator_does_not_take_are_ignor
 )
 def test_unknown_names_are_refused_in_a_run_without_growth(configure, tmp_path, key, message):
     with pytest.raises(UserError, match=message):
-        remaining_stages(configure(**{key: "gpt"}), str(tmp_path))
+        remaining_stages(configure(**{key: "gpt"}), None)
 
 
 @pytest.mark.slow

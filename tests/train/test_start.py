@@ -24,15 +24,12 @@ from prts_jax.mesh import make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.special_ids import SpecialIds
+from prts_jax.train.changes import config_changes
+from prts_jax.train.data_position import data_position
 from prts_jax.train.optim import make_optimizer
+from prts_jax.train.origin import Origin, Start, find_origin
 from prts_jax.train.stages import remaining_stages
-from prts_jax.train.start import (
-    Start,
-    begin,
-    config_changes,
-    data_position,
-    restore_norm_epsilon,
-)
+from prts_jax.train.start import begin
 from tests.growth.on_disk.growing import grow_checkpoint
 from tests.train import tiny
 from tests.train.tiny import assert_same, changed, stored_params
@@ -48,14 +45,14 @@ def other_store(tmp_path_factory) -> str:
 
 
 def start(config, workdir, allow_change=()) -> Start:
-    mesh, data = make_mesh(config.mesh), config.data
+    origin = find_origin(config, str(workdir))
+    stage, *_ = remaining_stages(config, origin)
+    mesh, data, optimizer = make_mesh(config.mesh), config.data, make_optimizer(config)
     store = TokenStore.open(data.train)
     batches = TrainBatches(store, ReadOrder.of(dataclasses.asdict(data)))
     opened = Checkpoints(f"{workdir}/checkpoints", keep=2, keep_every_steps=0)
     with contextlib.closing(opened) as checkpoints, jax.set_mesh(mesh):
-        return begin(
-            config, mesh, make_optimizer(config.optimizer), batches, checkpoints, allow_change
-        )
+        return begin(stage, origin, mesh, optimizer, batches, checkpoints, allow_change)
 
 
 # Fresh
@@ -158,7 +155,7 @@ def test_leave_for_a_key_that_does_not_exist_is_refused(base):
 def test_a_change_by_leave_is_what_is_trained(base):
     config = changed(base.config, model__norm_eps=1e-3)
     begun = start(config, base.workdir, allow_change=("model.norm_eps",))
-    assert begun.model.norm_eps == 1e-3
+    assert begun.lineage.model.norm_eps == 1e-3
 
 
 def test_a_model_of_another_shape_is_refused_even_by_leave(base):
@@ -200,7 +197,7 @@ def test_growth_stacks_the_layers_and_forgets_the_optimizer(base, tmp_path):
         for path, leaf in stored_params(base.workdir).items()
     }
     assert_same(begun.state.params, expected)
-    assert begun.model == tiny.deeper(6)
+    assert begun.lineage.model == tiny.deeper(6)
     assert {float(abs(leaf).max()) for leaf in jax.tree.leaves(begun.state.optimizer)} == {0.0}
     assert int(begun.state.stage_step) == 0
     assert begun.lineage.special_ids == SpecialIds(ends=(2,))
@@ -275,11 +272,12 @@ def test_a_run_grown_wider_by_zero_resumes_with_the_config_that_grew_it(base, tm
         init__growth__operator="zero_width",
     )
     begun = start(config, tmp_path)
-    assert begun.model == dataclasses.replace(wide, norm_eps=tiny.MODEL.norm_eps / 2)
-    assert begun.lineage.model == begun.model
-    assert restore_norm_epsilon(config, begun.lineage).model == begun.model
+    model = dataclasses.replace(wide, norm_eps=tiny.MODEL.norm_eps / 2)
+    assert begun.lineage.model == model
+    origin = Origin("", begun.lineage, own=True)
+    assert remaining_stages(config, origin)[0].config.model == model
     other = changed(config, model=dataclasses.replace(wide, norm_eps=1e-3))
-    assert restore_norm_epsilon(other, begun.lineage) == other
+    assert remaining_stages(other, origin)[0].config == other
 
 
 @pytest.mark.parametrize(
@@ -363,10 +361,9 @@ def test_what_was_grown_wider_on_disk_is_started_from_and_grown_with_the_old_eps
     halved = growth_map.target.norm_eps
     assert halved == wide.norm_eps / 2
     config = changed(base.config, model=wide, init__start_from=grown)
-    assert start(config, tmp_path / "started").model.norm_eps == halved
+    assert start(config, tmp_path / "started").lineage.model.norm_eps == halved
     deeper = changed(base.config, model=dataclasses.replace(wide, layers=4), init__grow_from=grown)
-    (stage,) = remaining_stages(deeper, str(tmp_path / "deeper"))
-    assert start(stage.config, tmp_path / "deeper").model.norm_eps == halved
+    assert start(deeper, tmp_path / "deeper").lineage.model.norm_eps == halved
 
 
 def test_starting_from_another_shape_is_refused(base, tmp_path):

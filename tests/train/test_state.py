@@ -9,11 +9,11 @@ from prts_jax import tree
 from prts_jax.config import OptimizerConfig
 from prts_jax.mesh import abstract_params
 from prts_jax.model.architecture import declare
-from prts_jax.train.optim import make_optimizer
+from prts_jax.train.optim import adamw
 from prts_jax.train.state import abstract_optimizer
 from tests.train import tiny
 
-ADAM = make_optimizer(OptimizerConfig())
+ADAM = adamw(OptimizerConfig())
 
 
 def matrices(params):

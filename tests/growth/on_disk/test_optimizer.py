@@ -83,8 +83,8 @@ def test_parameters_grow_by_any_mode_and_moments_are_counted(source, tmp_path, m
         leaf.nbytes * (2 if "layers/" in name else 1) for name, leaf in named_leaves(state).items()
     )
     assert report.bytes_written - without.bytes_written == moments
-    assert has_optimizer(grown)
-    assert not has_optimizer(bare)
+    assert has_optimizer(grown, read_lineage(grown))
+    assert not has_optimizer(bare, read_lineage(bare))
 
 
 @pytest.mark.parametrize("mode", ["reference", "stream"])

@@ -12,25 +12,29 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prts_jax.checkpoint.layout import read_lineage
+from prts_jax.config import to_dict
+from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh
 from prts_jax.train.ancestor import grow_from
 from prts_jax.train.learn import Learned
 from prts_jax.train.optim import make_optimizer
+from prts_jax.train.origin import Origin
 from prts_jax.tree import named_leaves
 from tests.train import tiny
 
 
 def grown(checkpoint: str, mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the leaves of parameters and optimizer state, grown in width and depth."""
+    origin = Origin(checkpoint, read_lineage(checkpoint), own=False)
     model = dataclasses.replace(tiny.MODEL, layers=4, embed=64, heads=8, kv_heads=4)
     config = tiny.run_config(
         model=model, init__growth__operator="split", init__growth__optimizer="copy"
     )
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
-        lineage = read_lineage(checkpoint)
-        ancestor = grow_from(config, mesh, optimizer, checkpoint, lineage, not_learned)
-    return named_leaves(ancestor.state)
+        growth_map = make_map(origin.lineage.model, model, **to_dict(config.init.growth))
+        start = grow_from(config, growth_map, origin, mesh, optimizer, not_learned)
+    return named_leaves(start.state)
 
 
 def not_learned(growth_map, _, source) -> Learned:

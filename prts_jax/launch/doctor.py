@@ -1,0 +1,347 @@
+"""Checks of a project and its slices; each finding has the command that fixes it.
+
+A check is a gcloud command and a function from its output to a finding.
+"""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prts_jax.errors import UserError
+from prts_jax.launch import rent, status, workers
+from prts_jax.launch.gcloud import Command, Result, Runner
+from prts_jax.launch.settings import Settings, slice_of
+
+PORTS = (8080, 8471, 8476)
+"""TCP ports between hosts: Megascale, libtpu, JAX's coordinator."""
+
+_WRITERS = ("roles/storage.objectAdmin", "roles/storage.objectUser", "roles/storage.admin")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Outcome of a check: what it saw, and the command that fixes it ("" where all is well)."""
+
+    title: str
+    text: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        """Returns one line."""
+        fix = f"; fix: {self.fix}" if self.fix else ""
+        return f"{'FIX ' if self.fix else 'ok  '}{self.title}: {self.text}{fix}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A command and the meaning of its output: a text, and a fix or ""."""
+
+    title: str
+    command: Command
+    judge: Callable[[Result], tuple[str, str]]
+
+
+def checks(settings: Settings) -> list[Check]:
+    """Returns the checks that need no slice.
+
+    Raises:
+      UserError: see `slice_of`.
+    """
+    size = slice_of(settings)
+    project = (f"--project={settings.project}",) if settings.project else ()
+    flag = "".join(f" {word}" for word in project)
+    network = settings.network or "default"
+    bucket = settings.bucket.rstrip("/")
+    apis = ["compute", "storage", *(["tpu"] if size.backend == "queued" else [])]
+    service = "tpu" if size.backend == "queued" else "compute"
+    firewall = f"--filter=network~/{network}$ AND direction=INGRESS"
+    listed = [
+        Check(
+            "account",
+            ("gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"),
+            lambda r: (
+                r.stdout.strip() or "nobody is logged in",
+                "" if r.stdout.strip() else "gcloud auth login",
+            ),
+        ),
+        Check(
+            "APIs",
+            ("gcloud", "services", "list", "--enabled", "--format=value(config.name)", *project),
+            lambda r: _apis(r, apis, flag),
+        ),
+        Check(
+            "quota",
+            (
+                "gcloud",
+                "beta",
+                "quotas",
+                "info",
+                "list",
+                f"--service={service}.googleapis.com",
+                "--format=json",
+                *project,
+            ),
+            lambda r: _quota(r, settings, size.chips * settings.slices),
+        ),
+        Check(
+            "ports",
+            ("gcloud", "compute", "firewall-rules", "list", firewall, "--format=json", *project),
+            lambda r: _ports(r, network, flag),
+        ),
+    ]
+    if bucket:
+        listed.append(
+            Check(
+                "bucket",
+                ("gcloud", "storage", "buckets", "describe", bucket, "--format=json"),
+                lambda r: _bucket(r, bucket, settings.region),
+            )
+        )
+    if settings.service_account:
+        account = settings.service_account
+        listed.append(
+            Check(
+                "service account",
+                (
+                    "gcloud",
+                    "iam",
+                    "service-accounts",
+                    "describe",
+                    account,
+                    "--format=json",
+                    *project,
+                ),
+                lambda r: (
+                    (account, "")
+                    if r.code == 0
+                    else (
+                        r.reason,
+                        f"gcloud iam service-accounts create {account.partition('@')[0]}{flag}",
+                    )
+                ),
+            )
+        )
+        if bucket:
+            listed.append(
+                Check(
+                    "access",
+                    ("gcloud", "storage", "buckets", "get-iam-policy", bucket, "--format=json"),
+                    lambda r: _access(r, bucket, account),
+                )
+            )
+    return listed
+
+
+def examine(settings: Settings, run: Runner) -> list[Finding]:
+    """Runs all checks, those on hosts where slices run.
+
+    Raises:
+      UserError: see `slice_of`.
+    """
+    findings = [_python()]
+    for check in checks(settings):
+        findings.append(Finding(check.title, *check.judge(run(check.command))))
+    if not settings.bucket:
+        fix = 'set bucket = "gs://BUCKET" in the settings'
+        findings.append(Finding("bucket", "is not set", fix))
+    if not settings.service_account:
+        text = "not set: the hosts run as the project's default service account"
+        findings.append(Finding("service account", text))
+    service, size = rent.service_of(settings)
+    seen = service.describe(settings, size, run)
+    if seen.state == status.UNKNOWN:
+        findings.append(Finding("slices", seen.detail, "prts tpu status"))
+    elif seen.state != status.ACTIVE:
+        findings.append(Finding("slices", f"{seen}; hosts are not checked"))
+    else:
+        findings += _hosts(settings, run)
+    return findings
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("Python", f"{version} on this machine")
+
+
+def _json(result: Result) -> Any:
+    """Returns parsed output; None where the command failed or printed something else."""
+    try:
+        return json.loads(result.stdout) if result.code == 0 else None
+    except ValueError:
+        return None
+
+
+def _apis(result: Result, needed: list[str], flag: str) -> tuple[str, str]:
+    if result.code:
+        return result.reason, f"gcloud auth login && gcloud services list --enabled{flag}"
+    enabled = set(result.stdout.split())
+    # Cloud Storage's API has two names; either serves.
+    names = {f"{api}.googleapis.com" for api in needed}
+    missing = sorted(
+        names
+        - enabled
+        - ({"storage.googleapis.com"} if any("storage" in e for e in enabled) else set())
+    )
+    if missing:
+        return f"{', '.join(missing)} off", f"gcloud services enable {' '.join(missing)}{flag}"
+    return f"{', '.join(sorted(names))} on", ""
+
+
+def _quota(result: Result, settings: Settings, chips: int) -> tuple[str, str]:
+    """Judges the largest limit of this generation's quotas in this zone or region.
+
+    Google counts chips for v5e and later and cores before; a limit below the chips is too small in
+    both.
+    """
+    page = "open https://console.cloud.google.com/iam-admin/quotas and ask for more"
+    rows = _json(result)
+    if rows is None:
+        return f"cannot be read ({result.reason})", page
+    prefix = settings.accelerator.partition("-")[0]
+    word = {"v5litepod": "v5", "tpu7x": "7x"}.get(prefix, prefix)
+    preemptible = settings.provisioning in ("spot", "flex_start")
+    limits = [
+        int(info["details"]["value"])
+        for row in rows
+        if _is_ours(str(row.get("quotaId", "")), word, prefix == "v5litepod", preemptible)
+        for info in row.get("dimensionsInfos", [])
+        if str((info.get("details") or {}).get("value", "")).lstrip("-").isdigit()
+        and _is_here(info, settings)
+    ]
+    if not limits:
+        return f"no quota for {settings.accelerator} is listed in {settings.zone}", page
+    most = max(limits)
+    if 0 <= most < chips:
+        return f"{most} in {settings.zone}, {chips} chips are needed", page
+    return "unlimited" if most < 0 else f"{most} in {settings.zone}", ""
+
+
+def _is_ours(quota: str, word: str, lite: bool, preemptible: bool) -> bool:
+    name = quota.lower()
+    if "tpu" not in name or word not in name:
+        return False
+    return ("lite" in name) == lite and ("preemptible" in name) == preemptible
+
+
+def _is_here(info: dict[str, Any], settings: Settings) -> bool:
+    places = info.get("applicableLocations") or list((info.get("dimensions") or {}).values())
+    return not places or bool({settings.zone, settings.region, "global"} & set(places))
+
+
+def _bucket(result: Result, bucket: str, region: str) -> tuple[str, str]:
+    name = re.sub(r"[^a-z0-9-]", "-", bucket.removeprefix("gs://"))
+    create = f"gcloud storage buckets create gs://{name}-{region} --location={region}"
+    if result.absent:
+        return "does not exist", f"gcloud storage buckets create {bucket} --location={region}"
+    description = _json(result)
+    if description is None:
+        return result.reason, f"gcloud storage buckets describe {bucket}"
+    location = str(description.get("location", "")).lower()
+    if location != region:
+        return f"lies in {location}, the slices in {region}: slow, and each byte costs", create
+    return f"in {region}", ""
+
+
+def _access(result: Result, bucket: str, account: str) -> tuple[str, str]:
+    member = f"serviceAccount:{account}"
+    policy = _json(result) or {}
+    for binding in policy.get("bindings", []):
+        if binding.get("role") in _WRITERS and member in binding.get("members", []):
+            return f"{account} writes {bucket} ({binding['role']})", ""
+    grant = f"--member={member} --role={_WRITERS[0]}"
+    return (
+        f"{account} has no role on {bucket} that writes",
+        f"gcloud storage buckets add-iam-policy-binding {bucket} {grant}",
+    )
+
+
+def _ports(result: Result, network: str, flag: str) -> tuple[str, str]:
+    wanted = ",".join(f"tcp:{port}" for port in PORTS)
+    fix = (
+        f"gcloud compute firewall-rules create prts-tpu --network={network} --direction=INGRESS "
+        f"--allow={wanted} --source-ranges=10.0.0.0/8{flag}"
+    )
+    rules = _json(result)
+    if rules is None:
+        return result.reason, fix
+    closed = [port for port in PORTS if not any(_opens(rule, port) for rule in rules)]
+    if closed:
+        return f"{', '.join(map(str, closed))} closed between hosts in network {network}", fix
+    return f"{', '.join(map(str, PORTS))} open", ""
+
+
+def _opens(rule: dict[str, Any], port: int) -> bool:
+    if rule.get("disabled"):
+        return False
+    for allowed in rule.get("allowed") or []:
+        if allowed.get("IPProtocol") not in ("tcp", "all", "6"):
+            continue
+        ports = allowed.get("ports")
+        if not ports:
+            return True
+        for text in ports:
+            low, _, high = str(text).partition("-")
+            if int(low) <= port <= int(high or low):
+                return True
+    return False
+
+
+_PYTHON = f"{workers.ROOT}/venv/bin/python"
+_VERSIONS = 'import sys, jax; print(sys.version.split()[0], "jax", jax.__version__)'
+_PROBE = (
+    f"[ ! -x {_PYTHON} ] || v=$({_PYTHON} -c {shlex.quote(_VERSIONS)}); "
+    'echo "host $(hostname) ${v-}"'
+)
+
+_ALL_REDUCE = (
+    "import jax; jax.distributed.initialize(); import numpy as n; "
+    "from jax.experimental import multihost_utils as m; "
+    "print('sum', int(m.process_allgather(n.ones(1)).sum()), 'of', jax.process_count())"
+)
+
+
+def _hosts(settings: Settings, run: Runner) -> list[Finding]:
+    """Checks host count and Python of running hosts, and a sum over all where they are idle."""
+    service, size = rent.service_of(settings)
+    expected = size.hosts * settings.slices
+    again = f"prts tpu delete --name={settings.name} --zone={settings.zone}, then create it again"
+    try:
+        results = [run(c) for c in service.on_hosts(settings, size, run, _PROBE, "all")]
+    except UserError as error:
+        return [Finding("hosts", str(error), again)]
+    lines = [line for r in results for line in r.stdout.splitlines() if line.startswith("host ")]
+    findings = [
+        Finding(
+            "hosts", f"{len(lines)} of {expected} answer", "" if len(lines) == expected else again
+        )
+    ]
+    bare = [line.split()[1] for line in lines if len(line.split()) < 4]
+    if bare:
+        text = f"not set up: {', '.join(bare)}"
+        findings.append(Finding("Python of hosts", text, "prts tpu setup --source=…"))
+        return findings
+    versions = sorted({" ".join(line.split()[2:]) for line in lines})
+    text = "; ".join(versions)
+    findings.append(Finding("Python of hosts", text, again if len(versions) > 1 else ""))
+    if len(lines) == expected and size.backend == "queued":
+        findings.append(_all_reduce(settings, run, expected))
+    return findings
+
+
+def _all_reduce(settings: Settings, run: Runner, expected: int) -> Finding:
+    """Sums a one from each host. Only queued resources: their ssh reaches all hosts at once."""
+    service, size = rent.service_of(settings)
+    python = f"timeout 120 {_PYTHON} -c {shlex.quote(_ALL_REDUCE)}"
+    lock = f"flock --nonblock --conflict-exit-code 9 {workers.ROOT}/lock"
+    command = f"sudo JAX_COORDINATOR_PORT=8476 {lock} {python} || [ $? -eq 9 ] && echo busy"
+    output = "".join(run(c).stdout for c in service.on_hosts(settings, size, run, command, "all"))
+    if "busy" in output and "sum" not in output:
+        return Finding("all-reduce", "not run, a run is in progress")
+    sums = re.findall(r"sum (\d+) of (\d+)", output)
+    good = len(sums) == expected and set(sums) == {(str(expected), str(expected))}
+    text = f"{len(sums)} of {expected} hosts have the sum of all"
+    return Finding("all-reduce", text, "" if good else "prts tpu logs; check the ports above")
