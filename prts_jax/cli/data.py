@@ -15,6 +15,7 @@ from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
+from prts_jax.progress import report_to_stderr
 
 CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in tokenizer_config.json
 
@@ -180,7 +181,7 @@ def _name_left_out(folder: str | None, tasks: Iterable[Any]) -> None:
     except UserError as error:
         note = f"files that are not read cannot be named: {error}"
     if note:
-        _data_module("build.cache").report_to_stderr(note)
+        report_to_stderr(note)
 
 
 def _instructions(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.cli.progress import Progress
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.formats.config_json import refusal as refusal_of_transformers
@@ -24,6 +23,7 @@ from prts_jax.growth.on_disk.plan import GrowthPlan, plan
 from prts_jax.growth.operators import OPERATORS, make_map, option_help
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
+from prts_jax.progress import Progress
 
 if TYPE_CHECKING:
     from prts_jax.evaluate.agreement import Agreement

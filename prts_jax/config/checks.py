@@ -68,6 +68,7 @@ _AT_LEAST_ZERO = (
     "evaluation.every_steps",
     "evaluation.tokens",
     "evaluation.batch",
+    "evaluation.blocks",
     "checkpoint.keep_every_steps",
     "optimizer.clip",
     "optimizer.weight_decay",

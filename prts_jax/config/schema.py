@@ -166,6 +166,7 @@ class EvaluationConfig:
     every_steps: int = 1000  # 0: only at start and end
     tokens: int = 0  # tokens per validation; 0: the whole store
     batch: int = 0  # sequences per validation step; 0: as in training
+    blocks: int = 0  # equal parts of the validation text whose losses are logged too, for intervals
 
 
 @dataclasses.dataclass(frozen=True)
