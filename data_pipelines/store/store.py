@@ -189,7 +189,7 @@ class TokenStore:
         self.packed: int = index.get("packing", {}).get("length", 0)
         self._files = files
         self._names = [shard["name"] for shard in index["shards"]]
-        self._has_rows = ["rows" in shard["sha256"] for shard in index["shards"]]
+        self._has_rows = ["rows" in shard.get("sha256", ()) for shard in index["shards"]]
         self._shard_documents = [shard["documents"] for shard in index["shards"]]
         self._per_source = np.array(
             [shard["tokens_per_source"] for shard in index["shards"]], np.int64

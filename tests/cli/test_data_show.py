@@ -91,3 +91,19 @@ def test_a_batch_of_two_stores_is_what_the_trainer_reads(
 def test_odd_flags_are_refused(stores: Path, flags: list[str], message: str):
     with pytest.raises(UserError, match=message):
         data.main(["show", f"{stores}/web/train", *flags])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["verify", "STORE", "--workers=0"], "--workers=0: give at least 1"),
+        (["verify", "STORE", "--workers=-2"], "--workers=-2: give at least 1"),
+        (
+            ["cache", "--format=text", "--output=a", "--max_bad_fraction=nan"],
+            "argument --max_bad_fraction: nan is not a finite number",
+        ),
+    ],
+)
+def test_numbers_out_of_range_are_refused(stores: Path, command: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        data.main([str(stores / "web/train") if word == "STORE" else word for word in command])
