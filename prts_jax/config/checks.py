@@ -85,6 +85,8 @@ _AT_LEAST_ZERO = (
     "init.growth.noise",
     "init.growth.learn_steps",
     "init.growth.learn_rate",
+    "init.growth.new_rate",
+    "init.growth.new_rate_steps",
 )
 
 
