@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "models of Hugging Face and lit-gpt in, models for Hugging Face out",
     "inspect": "show what a checkpoint holds",
     "aot": "compile a config for TPUs without a TPU: memory, time, collectives",
+    "study": "train a grid of runs and say whether growth pays, with intervals",
     "plan": "when to grow, from what, and what it saves",
     "eval": "perplexity of a store or of text; benchmarks of lm-evaluation-harness",
     "generate": "continue a prompt",

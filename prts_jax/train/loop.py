@@ -204,6 +204,8 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
     """Compiles the step for batches of this shape; excludes the time from the rates."""
     began = time.perf_counter()
     opening = progress.opening
+    record = progress.lineage.growth_of_stage()
+    asymmetric = record is not None and record.optimizer == "asymmetric"
     step = make_train_step(
         setup.config.model,
         setup.config,
@@ -213,6 +215,7 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
         frozen=setup.frozen,
         teacher=setup.teacher.model if setup.teacher else None,
         gates=opening.at if opening else None,
+        asymmetric=record.map if record is not None and asymmetric else None,
     )
     with setup.recorder.paused():
         flags = setup.config.compute.tpu_flags
@@ -229,9 +232,8 @@ def _validate(setup: Setup, progress: Progress) -> tuple[Progress, dict[str, flo
     if setup.evaluate is None:
         return progress, {}
     with setup.recorder.paused():
-        metrics: dict[str, float] = setup.evaluate(
-            progress.state.params, progress.gates()
-        ).metrics()
+        result = setup.evaluate(progress.state.params, progress.gates())
+    metrics: dict[str, float] = result.metrics(setup.config.evaluation.blocks)
     evaluation = {"step": progress.lineage.step, **metrics}
     lineage = dataclasses.replace(progress.lineage, evaluation=evaluation)
     return dataclasses.replace(progress, lineage=lineage), metrics

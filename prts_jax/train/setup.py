@@ -12,6 +12,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.evaluate.perplexity import make_evaluator
+from prts_jax.growth.leaf_text import leaf_text
 from prts_jax.mesh import axis_size
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
@@ -23,7 +24,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
-from prts_jax.train.stages import Stage
+from prts_jax.train.stages import Stage, stage_file
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def set_up(
         restored = lineage.step if start.resumed else None
         log = MetricsLog(workdir, restored, config.logging.tensorboard, check_lock)
         resolved = json.dumps(to_dict(config), indent=2)
-        write_atomically(as_path(workdir) / "config.json", resolved)
+        names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
+        for name in names:
+            write_atomically(as_path(workdir) / name, resolved)
     recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
     return Setup(
         stage=stage,
@@ -132,3 +135,5 @@ def announce(setup: Setup, start: Start) -> None:
         say(f"{setup.log.lost}; the key gap_after marks them")
     if start.growth_map is not None:
         say(str(start.growth_map))
+        policy = setup.config.init.growth.optimizer
+        say("\n".join(leaf_text(start.growth_map, declare(start.growth_map.target), policy)))

@@ -55,8 +55,9 @@ def begin(
 
     There are four cases:
       1. The origin is a checkpoint of this stage: the stage resumes.
-      2. The stage has a growth map: parameters grown on the mesh, with a fresh optimizer state or,
-         if `init.growth.optimizer` is "copy", a grown one. The data continue at the next token.
+      2. The stage has a growth map: parameters grown on the mesh, with a fresh or, unless
+         `init.growth.optimizer` is "reset", a grown optimizer state. Data continue at the next
+         token.
       3. Any other origin: unchanged parameters; otherwise as 2.
       4. No origin: fresh parameters from `init.seed`.
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from prts_jax.config import ModelConfig, RunConfig
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.new_entries import new_parts
 from prts_jax.model.architecture import declare, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
@@ -15,7 +17,7 @@ from prts_jax.train.accumulation import Batch, sum_over_micro_batches
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
 from prts_jax.train.optim import apply_updates
-from prts_jax.train.schedule import learning_rate
+from prts_jax.train.schedule import learning_rate, new_entries_rate
 from prts_jax.train.state import TrainState
 
 Sums = dict[str, jax.Array]
@@ -55,6 +57,7 @@ def make_train_step(
     frozen: tuple[int, ...] | None = None,
     teacher: ModelConfig | None = None,
     gates: Callable[[jax.Array], Gates] | None = None,
+    asymmetric: GrowthMap | None = None,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
@@ -73,7 +76,10 @@ def make_train_step(
         trained.
       teacher: config of the teacher; None: no distillation.
       gates: stage step → gates of the layers or widths added by the last growth; None: all open.
+      asymmetric: the growth whose new entries have a learning rate of their own; None: all entries
+        have the same.
     """
+    new = None if asymmetric is None else new_parts(asymmetric, declare(model))
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
 
     def train_step(
@@ -91,7 +97,8 @@ def make_train_step(
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
-        params = apply_updates(state.params, updates, rate)
+        new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
+        params = apply_updates(state.params, updates, rate, new, new_rate)
         means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
         metrics = StepMetrics(
             loss_tokens=tokens,
