@@ -69,6 +69,7 @@ _AT_LEAST_ZERO = (
     "evaluation.tokens",
     "evaluation.batch",
     "checkpoint.keep_every_steps",
+    "train.max_skipped",
     "optimizer.clip",
     "optimizer.weight_decay",
     "schedule.warmup_steps",

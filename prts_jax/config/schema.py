@@ -182,6 +182,7 @@ class TrainConfig:
 
     steps: int = 1000  # steps of this run since its start or growth; see growth.stages
     accumulation: int = 1  # micro-batches per step
+    max_skipped: int = 10  # steps without a finite loss or gradient that a start may skip
     trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 
 

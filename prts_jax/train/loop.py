@@ -52,6 +52,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
     Raises:
       UserError: the config cannot be run.
       Interrupted: the process received SIGTERM; the state was saved.
+      DivergedError: more steps than `train.max_skipped` had no finite loss or gradient.
     """
     if is_complete(workdir):
         # The directory's own parameters would hide the checkpoints of a run inside it.
@@ -176,8 +177,8 @@ def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.
     """Dispatches a step and reads the metrics of the step before."""
     with jax.transfer_guard("disallow"):
         state, metrics = compiled(progress.state, batch, setup.teacher_params)
-    setup.recorder.dispatched(metrics)
     data, lineage = setup.config.data, progress.lineage
+    setup.recorder.dispatched(metrics, lineage.position)
     tokens = setup.batches.tokens(lineage.position)
     lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)
     return dataclasses.replace(progress, state=state, lineage=lineage)

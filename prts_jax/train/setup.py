@@ -102,7 +102,15 @@ def set_up(
         log = MetricsLog(workdir, restored, config.logging.tensorboard, check_lock)
         resolved = json.dumps(to_dict(config), indent=2)
         write_atomically(as_path(workdir) / "config.json", resolved)
-    recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
+    recorder = Recorder(
+        log,
+        terminal,
+        mesh.devices,
+        costs.flops,
+        lineage,
+        batches.store.sources,
+        config.train.max_skipped,
+    )
     return Setup(
         stage=stage,
         workdir=workdir,
