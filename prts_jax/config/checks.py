@@ -68,6 +68,7 @@ _AT_LEAST_ZERO = (
     "evaluation.every_steps",
     "evaluation.tokens",
     "evaluation.batch",
+    "checkpoint.every_minutes",
     "checkpoint.keep_every_steps",
     "train.max_skipped",
     "optimizer.clip",

@@ -155,6 +155,7 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every_steps: int = 1000
+    every_minutes: float = 0.0  # also at the next logged step after N minutes; 0: only by steps
     keep: int = 2  # newest checkpoints kept
     keep_every_steps: int = 0  # checkpoints at multiples of this step are never deleted; 0: none
 

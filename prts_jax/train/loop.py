@@ -192,7 +192,9 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
     evaluating = last or _due(step, config.evaluation.every_steps)
     # The step of the whole lineage names checkpoints and decides which are kept.
     saving = last or interrupted or _due(lineage.step, config.checkpoint.every_steps)
-    if evaluating or saving or _due(step, config.logging.every_steps):
+    logging = _due(step, config.logging.every_steps)
+    saving = saving or (logging and setup.save_clock.due())
+    if evaluating or saving or logging:
         setup.recorder.line_due(lineage)
     if evaluating or saving:
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
@@ -276,6 +278,7 @@ def _save(setup: Setup, progress: Progress) -> None:
     with setup.recorder.paused():
         state = progress.state
         setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage)
+    setup.save_clock.restart()
 
 
 def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:

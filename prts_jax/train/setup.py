@@ -23,6 +23,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
+from prts_jax.train.saving import SaveClock
 from prts_jax.train.stages import Stage
 
 
@@ -49,6 +50,7 @@ class Setup:
     terminal: TerminalLine
     log: MetricsLog | None
     recorder: Recorder
+    save_clock: SaveClock
 
     @property
     def config(self) -> RunConfig:
@@ -126,6 +128,7 @@ def set_up(
         terminal=terminal,
         log=log,
         recorder=recorder,
+        save_clock=SaveClock(config.checkpoint.every_minutes),
     )
 
 
