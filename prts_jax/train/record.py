@@ -53,7 +53,7 @@ class Recorder:
         self._peak = peak_flops(devices.flat[0].device_kind)
         self._unread: StepMetrics | None = None
         self._position = 0  # of the batch of the unread step
-        self._max_skipped, self._all_skipped = max_skipped, 0
+        self._max_skipped, self._all_skipped = max_skipped, list[int]()
         self._skipped: list[int] = []  # positions since the last line
         self._due: Lineage | None = None
         self._read: list[StepMetrics] = []  # since the last line
@@ -120,18 +120,20 @@ class Recorder:
 
     def _skip(self, metrics: StepMetrics) -> None:
         self._skipped.append(self._position)
-        self._all_skipped += 1
-        what = f"loss is {metrics.loss}, gradient norm {metrics.gradient_norm}"
-        if self._all_skipped > self._max_skipped:
+        self._all_skipped.append(self._position)
+        what = f"loss is {metrics.loss:.4g}, gradient norm {metrics.gradient_norm:.4g}"
+        if len(self._all_skipped) > self._max_skipped:
             raise DivergedError(self._diverged(what))
         self._terminal.say(
             f"step {self._step}: {what}; skipped, batch at position {self._position}"
         )
 
     def _diverged(self, what: str) -> str:
-        last = f", the last at positions {self._skipped[-3:]}" if self._skipped else ""
+        count, last = len(self._all_skipped), ""
+        if count:
+            last = f", the last at positions {self._all_skipped[-3:]}"
         return (
-            f"{what} at step {self._step}: training has diverged ({self._all_skipped} steps had no "
+            f"{what} at step {self._step}: training has diverged ({count} steps had no "
             f"finite gradient{last}); lower config.schedule.peak or lengthen warmup_steps, look at "
             "these batches, and begin again from a checkpoint before them "
             "(config.init.start_from) or in a new workdir"

@@ -149,7 +149,7 @@ def test_a_source_without_tokens_has_no_loss(run, tmp_path):
 
 def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(run, tmp_path):
     changes = {"schedule__peak": 1e38, "schedule__warmup_steps": 0, "train__max_skipped": 2}
-    with pytest.raises(DivergedError, match=r"is nan.* at step \d: training has diverged \(3"):
+    with pytest.raises(DivergedError, match=r"nan at step \d: training has diverged \(3"):
         run(tmp_path, **changes, checkpoint__every_steps=1)
     lines = read_lines(tmp_path)
     assert [line.get("skipped", 0) for line in lines][-2:] == [1, 1]

@@ -58,7 +58,7 @@ def test_skipped_steps_are_named_counted_and_left_out_of_the_means(sink, lineage
     (line,) = sink.lines
     assert (line["loss"], line["loss/text"]) == (3.0, 3.0)
     assert (line["skipped"], line["skipped_positions"]) == (1, [128])
-    assert sink.said == ["step 2: loss is nan, gradient norm 1.0; skipped, batch at position 128"]
+    assert sink.said == ["step 2: loss is nan, gradient norm 1; skipped, batch at position 128"]
     record.dispatched(metrics(1.0, norm=math.inf), 384)
     record.line_due(lineage)
     record.settle({})
