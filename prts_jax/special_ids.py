@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, storage_error
 from prts_jax.paths import as_path
 
 NAMES = ("bos_token", "eos_token", "pad_token")
@@ -71,7 +71,7 @@ def from_values(values: Mapping[str, Any], where: str) -> SpecialIds:
         key = f"{name}_id"
         value = values.get(key)
         listed = value if isinstance(value, list) and name == "eos_token" else [value]
-        if any(one is not None and type(one) is not int for one in listed):
+        if any(one is not None and not _is_id(one) for one in listed):
             raise UserError(f"{where}: {key} is {value!r:.80}; it must be a token id")
         stated.append(tuple(one for one in listed if one is not None and one >= 0))
     begin, ends, pad = stated
@@ -152,11 +152,18 @@ def _named(folder: Any, tokenizer: Mapping[str, Any] | None = None) -> SpecialId
         decoder = config.get("added_tokens_decoder", {})
         ids |= {_text(token): int(at) for at, token in decoder.items()}
         begin, end, pad = (ids.get(_text(config.get(name))) for name in NAMES)
+        if wrong := [one for one in (begin, end, pad) if one is not None and not _is_id(one)]:
+            raise ValueError(f"{wrong[0]!r:.40} is no token id")
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}: its tokenizer's files cannot be read ({error!r:.80}); copy them again"
         ) from error
     return SpecialIds(begin, () if end is None else (end,), pad)
+
+
+def _is_id(value: Any) -> bool:
+    """Returns whether a value is an int32, as token ids are; negative ones stand for none."""
+    return type(value) is int and abs(value) < 1 << 31
 
 
 def _text(token: Any) -> str:
@@ -168,14 +175,20 @@ def read_json(file: Any) -> dict[str, Any]:
     """Returns the object in a JSON file of a tokenizer; {} without the file.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or no JSON object, or cannot be read.
+      StorageError: the storage failed.
     """
     try:
-        return dict(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{file}: is damaged ({error!s:.80}); copy it again") from error
+    except OSError as error:
+        raise storage_error(f"{file}: cannot be read", error) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: is damaged (holds no JSON object); copy it again")
+    return values
 
 
 def _of_sentencepiece(content: bytes) -> SpecialIds:

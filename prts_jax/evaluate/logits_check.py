@@ -14,8 +14,13 @@ from prts_jax.formats.model_source import ModelSource, leaf_layers
 from prts_jax.model.architecture import declare, logits
 
 TOKENS = 64
-TOLERANCE = 1e-3
-"""Largest difference of equal models, relative to the largest logit."""
+TOLERANCE = 1e-4
+"""Largest difference of equal models, relative to the largest logit.
+
+Both compute in float32 whatever the dtype of the weights. Random Llamas of 2 to 32 layers and
+widths 16 to 1,024 differ by up to 2.3e-6 with weights as large as trained ones, and by up to 3.7e-5
+with weights six times as large; weights in bfloat16 make no difference.
+"""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import check_tokenizer, special_ids_of
 from prts_jax.errors import UserError, first_line
 from prts_jax.paths import as_path
-from prts_jax.special_ids import foreign_form, other_forms
+from prts_jax.special_ids import foreign_form, other_forms, read_json
 
 
 @dataclass(frozen=True)
@@ -156,15 +155,9 @@ def _config(file: str) -> dict[str, Any]:
     """Returns the tokenizer_config.json beside a tokenizer, or {}; its special tokens are strings.
 
     Raises:
-      UserError: it is no JSON object.
+      UserError: it is no JSON object, or cannot be read.
     """
-    config = as_path(file).parent / "tokenizer_config.json"
-    if not config.exists():
-        return {}
-    try:
-        values = dict(json.loads(config.read_text()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{config}: is damaged ({first_line(error)}); fetch it again") from error
+    values = read_json(as_path(file).parent / "tokenizer_config.json")
     return {
         name: value.get("content") if isinstance(value, dict) and name.endswith("_token") else value
         for name, value in values.items()

@@ -34,7 +34,7 @@ FIELDS = {
 }
 """Field of `ModelConfig` → required key of config.json."""
 
-_MAY_BE_NULL = ("num_key_value_heads", "head_dim")
+MAY_BE_NULL = ("num_key_value_heads", "head_dim")
 """Keys whose null is an absent key."""
 
 PER_LAYER = "layer_types"
@@ -88,7 +88,7 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     if missing:
         raise UserError(f"{where}: lacks {missing[0]}; fetch the model's own config.json")
     values = {**names.defaults, **values}
-    get = JsonValues(values, where, _MAY_BE_NULL)
+    get = JsonValues(values, where, MAY_BE_NULL)
     sizes: dict[str, Any] = {ours: get.integer(theirs) for ours, theirs in FIELDS.items()}
     _check_fixed(values, names, sizes["layers"], where)
     heads, embed = sizes["heads"], sizes["embed"]

@@ -8,7 +8,7 @@ keys need no permutation. Source: transformers 4.x and 5.x.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,9 @@ def open_model(folder: str) -> ModelSource:
         shape = layer_shape(declarations[path])
         if is_linear(declarations[path]):
             shape = (math.prod(shape) // declarations[path].fan_in, declarations[path].fan_in)
-        if tensor is not None:
+        if tensor is None:
+            _refuse_other_form(folder, name, stored)
+        else:
             safetensors_files.check_dtype(name, tensor)
         check_shape(folder, name, None if tensor is None else tensor.shape, shape)
     expected = {names(path, layer) for path, layer in leaf_layers(model)}
@@ -155,6 +157,22 @@ def _tie(
 def _same_values(one: StoredTensor, other: StoredTensor) -> bool:
     first, second = (tensor.read() for tensor in (one, other))
     return bool(np.array_equal(first.astype(np.float32), second.astype(np.float32)))
+
+
+def _refuse_other_form(folder: str, name: str, stored: Collection[str]) -> None:
+    """Raises UserError if a missing tensor is there quantized, adapted or under a wrapper."""
+    stem = name.removesuffix(".weight")
+    for other in stored:
+        if other.startswith(f"{stem}."):
+            raise UserError(
+                f"{folder}: {name}: is missing, but {other} is there: the model is quantized or "
+                "has an adapter; load it in the library that wrote it, undo or merge that, save it"
+            )
+        if other.endswith(f".{name}"):
+            raise UserError(
+                f"{folder}: {name}: is missing, but {other} is there: the model is wrapped in "
+                "another one; save the inner model alone"
+            )
 
 
 def _refuse_others(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from prts_jax.errors import UserError
-from prts_jax.formats.model_source import ModelSource, layer_shape
+from prts_jax.formats.model_source import ModelSource, layer_shape, leaf_layers
 from prts_jax.formats.safetensors_files import dtype_named
 from prts_jax.growth.gates import layer_factors, opening
 from prts_jax.model.architecture import declare
@@ -70,7 +70,9 @@ def rounded(source: ModelSource, dtype: str) -> ModelSource:
       source: the model.
       dtype: of the rounded values; "" or "float32" rounds nothing.
     """
-    if dtype in ("", "float32", source.dtype):
+    if dtype in ("", "float32") or all(
+        source.dtype_of(*leaf) == dtype for leaf in leaf_layers(source.model)
+    ):
         return source
 
     def read(leaf: str, layer: int | None) -> np.ndarray:

@@ -8,6 +8,7 @@ Source: https://huggingface.co/docs/safetensors, section "Format".
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ import ml_dtypes
 import numpy as np
 
 from prts_jax.ahead import one_ahead
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, escaped, storage_error
 from prts_jax.paths import as_path
+from prts_jax.special_ids import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -116,11 +118,10 @@ def open_folder(folder: str) -> dict[str, StoredTensor]:
             else "name the folder of a model saved as safetensors"
         )
         raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}; {advice}")
-    try:
-        where: dict[str, str] = dict(json.loads((root / INDEX).read_text())["weight_map"])
-        files = sorted({str(root / name) for name in where.values()})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{root / INDEX}: is damaged ({error!s:.80}); fetch it again") from error
+    where = read_json(root / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(map(_is_name, where.values())):
+        raise UserError(f"{root / INDEX}: weight_map names no files beside it; fetch it again")
+    files = sorted({str(root / name) for name in where.values()})
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         for name, tensor in read_header(file).items():
@@ -136,6 +137,10 @@ def open_folder(folder: str) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and "/" not in value and escaped(value) == value
+
+
 def read_header(path: str) -> dict[str, StoredTensor]:
     """Returns name → tensor of one file.
 
@@ -148,29 +153,59 @@ def read_header(path: str) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = dict(json.loads(file.read(length)))
+            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         header.pop("__metadata__", None)
         tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist; fetch what is missing of the model") from error
-    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
+    except OSError as error:
+        raise storage_error(f"{path}: cannot be read", error) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: is no whole safetensors file ({error}); fetch it again"
         ) from error
-    for name, tensor in tensors.items():
-        if tensor.start + tensor.nbytes > size:
-            raise UserError(f"{path}: is cut short: {name} lies beyond its end; fetch it again")
+    _check_layout(path, 8 + length, size, tensors)
     return tensors
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = Counter(name for name, _ in pairs)
+    if len(names) < len(pairs):
+        raise ValueError(f"{names.most_common(1)[0][0]!r:.80} is stated twice")
+    return dict(pairs)
+
+
+def _check_layout(path: str, start: int, size: int, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises UserError unless the tensors fill the file: no gap, no overlap, no bytes after them.
+
+    Args:
+      path: the file.
+      start: offset of the first value.
+      size: of the file, in bytes.
+      tensors: of its header.
+    """
+    for name, tensor in sorted(tensors.items(), key=lambda t: (t[1].start, t[1].nbytes)):
+        if tensor.start + tensor.nbytes > size:
+            raise UserError(f"{path}: is cut short: {name} lies beyond its end; fetch it again")
+        if tensor.start != start:
+            kind = "overlaps the tensor" if tensor.start < start else "leaves a gap to the tensor"
+            raise UserError(f"{path}: is damaged: {name} {kind} before it; fetch it again")
+        start += tensor.nbytes
+    if start != size:
+        raise UserError(
+            f"{path}: is damaged: {size - start} bytes follow its tensors; fetch it again"
+        )
+
+
 def _tensor(path: str, begin: int, entry: Mapping[str, Any]) -> StoredTensor:
-    dtype = (DTYPES | _OTHERS).get(entry["dtype"])
+    dtype = (DTYPES | _OTHERS).get(str(entry["dtype"]))
     if dtype is None:
         raise ValueError(f"dtype {entry['dtype']!r:.80} is unknown")
-    shape = tuple(int(size) for size in entry["shape"])
-    start, stop = (int(offset) for offset in entry["data_offsets"])
+    shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+    if any(type(size) is not int or size < 0 for size in (*shape, start, stop)):
+        raise ValueError("a size or an offset is no natural number")
     tensor = StoredTensor(path, shape, dtype, begin + start)
-    if stop - start != tensor.nbytes or start < 0:
+    if stop - start != tensor.nbytes:
         raise ValueError(f"offsets {start} to {stop} do not hold shape {list(shape)}")
     return tensor
 

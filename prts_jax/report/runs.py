@@ -83,6 +83,15 @@ class Run:
         """Returns the rows at which a stage of this run grew from its previous stage."""
         return [row for row in self.rows if row.get("growth") and row.get("previous_stage")]
 
+    def gaps(self) -> list[tuple[float, float]]:
+        """Returns the last step before and the first step after each gap of the metrics.
+
+        `prts_jax.train.metrics` marks the line after lost or damaged ones with `gap_after`.
+        """
+        return [
+            (row["gap_after"], row["step"]) for row in self.rows if is_finite(row.get("gap_after"))
+        ]
+
     def shape(self) -> str:
         """Returns the model's shape in the paper's notation, "24L2048H"; "" if not known yet."""
         return shape_name(self.config.get("model"))

@@ -102,9 +102,9 @@ def _state(run: Run) -> str:
     progress = run.progress()
     if not run.rows:
         return "no metrics yet"
-    if run.state == "finished" or progress is None:
-        return run.state
-    return f"{run.state} at {progress:.0%}"
+    whole = run.state == "finished" or progress is None
+    lost = [f"no metrics from step {number(a)} to {number(b)}" for a, b in run.gaps()]
+    return "; ".join([run.state if whole else f"{run.state} at {progress:.0%}", *lost])
 
 
 def _perplexity(run: Run) -> str:

@@ -1,7 +1,7 @@
 """`prts convert` and `prts inspect` of other formats, as a user and a program meet them."""
 
+import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,11 @@ import pytest
 
 from prts_jax.cli import convert, inspect, run
 from prts_jax.config import ModelConfig
-from prts_jax.formats.config_json import config_json, write_json
 from prts_jax.formats.convert import ConversionReport
-from prts_jax.formats.huggingface import tensor_name
-from prts_jax.formats.model_source import ModelSource, is_linear, layer_shape, leaf_layers
-from prts_jax.formats.safetensors_files import NewTensor, write_folder
-from prts_jax.model.architecture import declare
+from prts_jax.formats.model_source import ModelSource
 from tests.checkpoint.tiny import flip_byte, write_source
 from tests.conftest import RunPrts
-from tests.formats.foreign_models import save_transformers, shape
+from tests.formats.foreign_models import save_transformers, shape, transformers_model, write_plain
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -132,6 +128,50 @@ def test_verify_finds_a_value_that_the_disk_has_changed(
     assert f"{tmp_path / 'back'}: token_embedding: differs from {tmp_path / 'ours'}" in line
 
 
+@pytest.mark.parametrize("verify", ["weights", "logits"])
+def test_verify_finds_a_config_that_computes_otherwise(
+    folder: Path,
+    tmp_path: Path,
+    verify: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """config.json gets another RoPE base between writing and reading again; weights stay equal."""
+    write = convert.convert.write_huggingface
+
+    def altering(source: ModelSource, target: str, *more: Any) -> ConversionReport:
+        report = write(source, target, *more)
+        file = Path(target) / "config.json"
+        file.write_text(file.read_text().replace("10000.0", "9000.0"))
+        return report
+
+    monkeypatch.setattr(convert.convert, "write_huggingface", altering)
+    command = argv(folder, tmp_path / "back", f"--verify={verify}", "--json", to="hf")
+    assert run(convert.main, command, "convert") == 1
+    out, err = capsys.readouterr()
+    line = err.strip().splitlines()[-1]
+    expected = {"weights": "model.rope_theta (10000.0 and 9000.0)", "logits": "logits differ by up"}
+    assert expected[verify] in line
+    assert line.endswith("remove it and convert again")
+    assert json.loads(out)["tensors"] == 21
+
+
+def test_mixed_dtypes_rounded_to_one_have_equal_logits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    mixed = transformers_model(shape(), "bfloat16")
+    with torch.no_grad():
+        for name, parameter in mixed.named_parameters():
+            if "norm" in name:
+                parameter.data = parameter.data.float() * 1.001
+    mixed.save_pretrained(tmp_path / "hf")
+    command = argv(tmp_path / "hf", tmp_path / "back", "--dtype=bfloat16", "--json", to="hf")
+    assert run(convert.main, [*command, "--verify"], "convert") == 0
+    assert json.loads(capsys.readouterr().out)["largest_logit_difference"] < 1e-4
+
+
 def test_verify_finds_damage_in_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,30 +190,6 @@ def test_verify_finds_damage_in_a_checkpoint(
     assert f"{tmp_path / 'copy'}: layers/mlp/up, layer 1: is not what was saved" in line
 
 
-def write_large(folder: Path, layers: int) -> int:
-    """A Llama of transformers' form whose tensors have 4 MB at most; returns the bytes of all."""
-    model = ModelConfig(
-        vocab=1000, layers=layers, embed=512, heads=8, kv_heads=8, head_dim=64, mlp=2048
-    )
-    float32 = np.dtype(np.float32)
-
-    def tensor(leaf: str, layer: int | None) -> NewTensor:
-        declaration = declare(model)[leaf]
-        shape = layer_shape(declaration)
-        if is_linear(declaration):
-            shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
-        made = np.random.default_rng(layer or 0).standard_normal
-        return NewTensor(
-            tensor_name(model, leaf, layer), shape, float32, lambda: made(shape, float32)
-        )
-
-    folder.mkdir()
-    tensors = [tensor(leaf, layer) for leaf, layer in leaf_layers(model)]
-    write_folder(str(folder), tensors, 10**9, lambda count: None)
-    write_json(str(folder), "config.json", config_json(model, "float32", 64))
-    return sum(one.nbytes for one in tensors)
-
-
 @pytest.mark.slow
 def test_memory_is_for_some_tensors_whatever_the_models_size(
     tmp_path: Path, run_prts: RunPrts
@@ -185,11 +201,12 @@ def test_memory_is_for_some_tensors_whatever_the_models_size(
         rss: int = json.loads(found.stdout)["peak_rss_bytes"]
         return rss
 
+    large = ModelConfig(vocab=1000, embed=512, heads=8, kv_heads=8, head_dim=64, mlp=2048)
     sizes, there, back = [], [], []
     for layers in (1, 36):
         root = tmp_path / str(layers)
         root.mkdir()
-        sizes.append(write_large(root / "hf", layers))
+        sizes.append(write_plain(root / "hf", dataclasses.replace(large, layers=layers)))
         there.append(peak(root / "hf", root / "ours", "hf", "orbax"))
         back.append(peak(root / "ours", root / "back", "orbax", "hf"))
     more = sizes[1] - sizes[0]

@@ -1,5 +1,6 @@
 """Tiny models as other projects write them: transformers and lit-gpt."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,11 @@ import numpy as np
 
 from prts_jax import tree
 from prts_jax.config import ModelConfig
+from prts_jax.formats import safetensors_files
+from prts_jax.formats.config_json import config_json, write_json
+from prts_jax.formats.huggingface import tensor_name
+from prts_jax.formats.model_source import is_linear, layer_shape, leaf_layers
+from prts_jax.model.architecture import declare
 
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
 
@@ -108,6 +114,29 @@ def under_their_names(params: Any) -> dict[str, np.ndarray]:
                 values = values.reshape(values.shape[0], -1).T
             named[f"model.layers.{layer}.{theirs[ours]}.weight"] = values
     return {name: np.ascontiguousarray(values) for name, values in named.items()}
+
+
+def write_plain(
+    folder: Path, model: ModelConfig, dtype: str = "float32", shard_bytes: int = 10**9
+) -> int:
+    """Writes a model of transformers' form without its libraries; returns the bytes of all."""
+    folder.mkdir(parents=True)
+    held = safetensors_files.dtype_named(dtype)
+
+    def tensor(leaf: str, layer: int | None) -> safetensors_files.NewTensor:
+        declaration = declare(model)[leaf]
+        shape = layer_shape(declaration)
+        if is_linear(declaration):
+            shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
+        drawn = np.random.default_rng(layer or 0).standard_normal
+        name = tensor_name(model, leaf, layer)
+        make = lambda: drawn(shape, np.float32).astype(held)  # noqa: E731
+        return safetensors_files.NewTensor(name, shape, held, make)
+
+    tensors = [tensor(leaf, layer) for leaf, layer in leaf_layers(model)]
+    safetensors_files.write_folder(str(folder), tensors, shard_bytes, lambda count: None)
+    write_json(str(folder), "config.json", config_json(model, dtype, 64))
+    return sum(one.nbytes for one in tensors)
 
 
 def save_transformers(

@@ -73,6 +73,18 @@ def test_an_unfinished_run_has_not_reached_the_loss(tmp_path):
     assert common[1] == "the lowest of both"
 
 
+def test_a_gap_of_the_metrics_is_said_in_the_run_table(tmp_path):
+    workdir = write_run(tmp_path / "run", power_law(4.0, 2.0, 1e9))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    del lines[9:20]
+    lines[9] = lines[9].replace("{", '{"gap_after": 80, ', 1)  # as a resumed run writes it
+    (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    [run] = read_runs([str(workdir)])
+    assert run.gaps() == [(80, 200)]
+    [row] = table.run_table(compare([run])).rows
+    assert row[2] == "finished; no metrics from step 80 to 200"
+
+
 def test_tables_without_content_are_left_out(tmp_path):
     workdir = tmp_path / "new"
     workdir.mkdir()
