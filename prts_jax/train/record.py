@@ -134,8 +134,8 @@ class Recorder:
             last = f", the last at positions {self._all_skipped[-3:]}"
         return (
             f"{what} at step {self._step}: training has diverged ({count} steps had no "
-            f"finite gradient{last}); lower config.schedule.peak or lengthen warmup_steps, look at "
-            "these batches, and begin again from a checkpoint before them "
+            f"finite gradient{last}); lower config.schedule.peak or lengthen warmup_steps, see "
+            "these batches (`prts data show`), and begin again from a checkpoint before them "
             "(config.init.start_from) or in a new workdir"
         )
 

@@ -53,6 +53,11 @@ class Stage:
         return f"stage {self.index + 1} of {self.count}" if self.count > 1 else ""
 
 
+def stage_file(index: int) -> str:
+    """Returns the file in a workdir with the config of a stage; config.json has the newest's."""
+    return f"config.stage_{index + 1}.json"
+
+
 def remaining_stages(config: RunConfig, origin: Origin | None) -> tuple[Stage, ...]:
     """Returns the remaining stages of a run, beginning with the one to resume.
 
