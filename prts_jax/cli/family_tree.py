@@ -1,4 +1,4 @@
-"""A checkpoint's family tree in the terminal: its stages from the first, and what led to each."""
+"""A checkpoint's family tree as text: its stages of training, oldest first, and its growths."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from prts_jax.text_table import align
 
 
 def draw(path: str, lineage: Lineage) -> str:
-    """Returns the tree, oldest stage first: a dot a stage, with what led to it above.
+    """Returns the tree: a line for each stage, below the growth or fine-tuning that began it.
 
     Args:
-      path: of the checkpoint, for the first line.
-      lineage: of the checkpoint.
+      path: the checkpoint, named in the first line.
+      lineage: its lineage.
     """
     spans = training_spans(lineage)
     rows = [
@@ -47,6 +47,7 @@ def _shape(model: ModelConfig) -> str:
 
 
 def _growth(stage: TrainingSpan) -> list[str]:
+    """Returns the lines above a stage: its growth, its fine-tuning, or a bare trunk."""
     if stage.tuning:
         return ["│", "├─ fine-tuned on instructions", "│"]
     if stage.growth is None:
@@ -58,6 +59,7 @@ def _growth(stage: TrainingSpan) -> list[str]:
 
 
 def _learning(learning: dict[str, Any]) -> str:
+    """Returns the cost and the losses of learning a growth's matrices."""
     where = f" in {learning['run']}" if "run" in learning else ""
     if COST in learning:
         return f"learned{where}: cost {learning[COST]}"
