@@ -182,10 +182,10 @@ def read_json(file: Any) -> dict[str, Any]:
         values = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise UserError(f"{file}: is damaged ({error!s:.80}); copy it again") from error
     except OSError as error:
         raise storage_error(f"{file}: cannot be read", error) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is damaged ({error!s:.80}); copy it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: is damaged (holds no JSON object); copy it again")
     return values
