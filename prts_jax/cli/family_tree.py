@@ -4,6 +4,7 @@ from typing import Any
 
 from prts_jax.checkpoint.lineage import Lineage, TrainingSpan, training_spans
 from prts_jax.config import ModelConfig
+from prts_jax.errors import escaped
 from prts_jax.growth.matrices import COST
 from prts_jax.text_table import align
 
@@ -27,7 +28,7 @@ def draw(path: str, lineage: Lineage) -> str:
         for stage in spans
     ]
     lines = [
-        f"{path}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
+        f"{escaped(path)}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
         f"{lineage.tokens:,} tokens, {lineage.flops:.3e} FLOPs"
     ]
     for stage, row in zip(spans, align(rows), strict=True):
