@@ -36,6 +36,7 @@ CORE = [
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pyyaml>=6",
+    "scipy>=1.12",
     "tensorboardX>=2.6",
     "tensorstore>=0.1.86",
 ]

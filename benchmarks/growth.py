@@ -32,8 +32,8 @@ import numpy as np
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.digests import LayerDigest
+from prts_jax.checkpoint.items import CHUNK_BYTES
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.store import CHUNK_BYTES
 from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.growth.on_disk import grow

@@ -85,6 +85,8 @@ def storage_error(what: str, error: BaseException) -> UserError | StorageError:
     """
     code = os_code(error)
     http = [n for kind, n in _TENSORSTORE.findall(str(error)) if kind == "http_response"]
+    if isinstance(number := getattr(error, "code", None), int):  # gcsfs
+        http.append(str(number))
     if code and code > 0:
         reason = os.strerror(code)
     elif http:

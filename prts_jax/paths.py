@@ -9,7 +9,7 @@ os.environ["EPATH_USE_TF"] = "false"
 from etils import epath
 from fsspec.config import conf
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, storage_errors
 
 # gcsfs remembers listings and does not see what tensorstore or another host has written since.
 conf.setdefault("gcs", {})["use_listings_cache"] = False
@@ -46,14 +46,24 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Replaces a text file as a whole: readers see the old or the new content, never a part."""
+    """Replaces a text file as a whole: readers see the old or the new content, never a part.
+
+    Raises:
+      UserError: the path cannot be written.
+      StorageError: the disk is full, or the storage failed.
+    """
     target = as_path(path)
-    if is_remote(path):
-        target.write_text(text)
-        return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(target)
+    with storage_errors(f"{path}: cannot be written"):
+        if is_remote(path):
+            target.write_text(text)
+            return
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            temporary.write_text(text)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError
 from prts_jax.paths import as_path, is_remote, write_atomically
 
 
@@ -68,9 +68,10 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     write_atomically(path, "old")
     monkeypatch.setattr(type(as_path(path)), "replace", refuse)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(StorageError, match=r"config\.json: cannot be written \(full\)"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+    assert [other.name for other in tmp_path.iterdir()] == ["config.json"]
 
 
 def refuse(*arguments: object) -> None:

@@ -20,12 +20,14 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from data_pipelines.build.cache import locked, report_finished, report_to_stderr
+from data_pipelines.build.cache import report_finished
 from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard, write_json
 from prts_jax.errors import UserError
+from prts_jax.local_lock import local_lock
 from prts_jax.paths import as_path, is_remote
+from prts_jax.progress import report_to_stderr
 
 # Beam only warns of an unknown flag; here that is an error.
 logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
@@ -62,7 +64,7 @@ def cache(
     pipeline_options = parse_options(options)
     _refuse_unreachable(pipeline_options, [os.fspath(directory), *task.files])
     build = Build.of(task, directory, rules)
-    with contextlib.nullcontext() if is_remote(directory) else locked(directory):
+    with contextlib.nullcontext() if is_remote(directory) else local_lock(directory):
         if not report_finished(build, report):
             build.begin()
             _run(build, pipeline_options, report)

@@ -1,27 +1,17 @@
 """Builds a token store with the processes of this machine."""
 
-import fcntl
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 
-from data_pipelines.build.progress import Progress
 from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
 from data_pipelines.build.workers import results
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard
-from prts_jax.errors import UserError, one_line, storage_error
+from prts_jax.errors import UserError, storage_errors
+from prts_jax.local_lock import local_lock
 from prts_jax.paths import is_remote
-
-LOCK = ".lock"
-
-
-def report_to_stderr(line: str) -> None:
-    """Prints a line of progress to standard error; a closed pipe does not end the build."""
-    with suppress(BrokenPipeError):
-        print(one_line(line), file=sys.stderr, flush=True)
+from prts_jax.progress import Progress, report_to_stderr
 
 
 def cache(
@@ -60,34 +50,11 @@ def cache(
     # A finished store may lie on a read-only disk, where nothing can be locked.
     if report_finished(build, report):
         return TokenStore.open(directory)
-    with locked(directory):
+    with storage_errors(f"cannot write the store {directory}"), local_lock(directory):
         if not report_finished(build, report):
             build.begin()
             _fill(build, report, workers)
     return TokenStore.open(directory)
-
-
-@contextmanager
-def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Creates a local folder and locks it against other processes until the end of the block.
-
-    Raises:
-      UserError: the folder is forbidden or no folder, or another process is writing it.
-      StorageError: the disk is full or fails.
-    """
-    folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / LOCK, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another process is writing {folder}: wait for it or stop it"
-                ) from error
-            yield
-    except OSError as error:
-        raise storage_error(f"cannot write the store {folder}", error) from error
 
 
 def report_finished(build: Build, report: Callable[[str], None]) -> bool:
@@ -112,10 +79,18 @@ def _fill(build: Build, report: Callable[[str], None], workers: int) -> None:
     numbers = range(len(build.sizes))
     shards = {number: shard for number in numbers if (shard := build.kept(number)) is not None}
     missing = [number for number in numbers if number not in shards]
-    progress = Progress(f"{build.task.name}/{build.task.split}", build.sizes, missing, report)
+    title, files = f"{build.task.name}/{build.task.split}", len(numbers)
+    if shards:
+        report(f"{title}: {len(shards)} of {files} files were done before")
+    progress, to_read = Progress(title, report), sum(build.sizes[number] for number in missing)
+    read = tokens = bad = 0
     for number, shard in results(_write, build, missing, min(workers, len(missing) or 1)):
         shards[number] = shard
-        progress.add(shard)
+        read, tokens = read + shard.source_bytes, tokens + shard.tokens
+        bad += sum(len(lines) for lines in shard.bad.values())
+        counts = [f"file {len(shards)}/{files}", f"{tokens:,} tokens"]
+        counts += [f"{bad:,} bad rows left out"] if bad else []
+        progress(read, to_read, *counts, f"{progress.rate(tokens):,.0f} tokens/s")
     build.finish([shards[number] for number in numbers])
 
 

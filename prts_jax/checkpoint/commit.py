@@ -10,8 +10,9 @@ from pathlib import Path
 from etils import epath
 
 from prts_jax.checkpoint import layout
-from prts_jax.checkpoint.lock import LOCK_FILE, object_lock, remove_unused, workdir_lock
+from prts_jax.checkpoint.lock import object_lock
 from prts_jax.errors import StorageError, UserError, first_line, storage_errors
+from prts_jax.local_lock import LOCK_FILE, local_lock, remove_unused
 from prts_jax.paths import as_path, is_remote, sync, sync_all
 from prts_jax.sizes import format_bytes
 
@@ -102,7 +103,7 @@ def new_checkpoint(target: str) -> Iterator[str]:
     final = as_path(target)
     refuse_existing(target)
     temporary = final.parent / f".{final.name}.growing"
-    with workdir_lock(str(temporary)):
+    with local_lock(temporary):
         refuse_existing(target)
         try:
             with writing(target):

@@ -47,6 +47,8 @@ class GrowthRecord:
         is that run's workdir, and "cost" replaces the numbers where they are unknown or counted
         by an earlier growth of this lineage.
       evaluation: the last evaluation before the growth, as in `Lineage.evaluation`, or None.
+      optimizer: what became of the optimizer state, as in `init.growth.optimizer`; "" in
+        checkpoints of older versions.
     """
 
     at_step: int
@@ -55,6 +57,7 @@ class GrowthRecord:
     map: GrowthMap
     learning: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+    optimizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ class Lineage:
         digests: Digests,
         learning: Mapping[str, Any] | None = None,
         optimizer_digests: Mapping[str, tuple[str, ...]] | None = None,
+        optimizer: str = "reset",
     ) -> "Lineage":
         """Returns the lineage after growth, at the start of a new stage.
 
@@ -173,6 +177,7 @@ class Lineage:
           learning: of a map that this run learned: {"tokens", "flops", "flops_6nd"} and other
             values to record.
           optimizer_digests: of the grown optimizer state; None without one.
+          optimizer: what became of the optimizer state, for the record.
         """
         spent = dict(learning or self._cost_of_reuse(growth_map.matrices))
         record = GrowthRecord(
@@ -182,6 +187,7 @@ class Lineage:
             growth_map,
             spent or None,
             self.evaluation or None,
+            optimizer,
         )
         dense = growth_map.matrices
         learned = {dense.digest: dense} if dense is not None and dense.digest else {}
@@ -201,6 +207,12 @@ class Lineage:
             matrices={**self.matrices, **learned},
             teacher={},
         )
+
+    def growth_of_stage(self) -> GrowthRecord | None:
+        """Returns the growth with which the present stage began; None if it began without one."""
+        began = self.step - self.stage_step
+        grown = [record for record in self.growth if record.at_step == began]
+        return grown[-1] if grown else None
 
     def _cost_of_reuse(self, matrices: Matrices | None) -> Mapping[str, Any]:
         """Returns the cost of matrices that were learned earlier, to book in this lineage."""

@@ -1,25 +1,21 @@
 """Locks that allow one writer per directory or per object name.
 
-The kernel releases a local lock when its process ends. Object stores have no such locks: there the
-holder keeps rewriting an object.
+Object stores have no locks that end with their process: there the holder keeps rewriting an object.
 """
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import tensorstore as ts
 
 from prts_jax.checkpoint.arrays import files_below
 from prts_jax.errors import StorageError, UserError, storage_errors
-from prts_jax.paths import as_path, is_remote
-
-LOCK_FILE = ".lock"
+from prts_jax.local_lock import LOCK_FILE, local_lock
+from prts_jax.paths import is_remote
 
 REFRESH_SECONDS = 5.0
 """Seconds between rewrites of a lock by its holder."""
@@ -35,13 +31,8 @@ SETTLE_SECONDS = 0.5
 def workdir_lock(directory: str) -> Iterator[Callable[[], None]]:
     """Locks a directory while the block runs; who does not get the lock changes nothing.
 
-    On local disk the lock is the file `.lock`, locked by the kernel, which releases it when the
-    process ends: a killed process never blocks the next. If the block raises an error of one line
-    and wrote no file, the directories created for it are removed. On gs:// the lock is
-    `object_lock`.
-
     Args:
-      directory: local directory, created if missing; or gs:// address.
+      directory: local directory, see `local_lock`; or gs:// address, see `object_lock`.
 
     Yields:
       A function that raises `StorageError` if another process has taken the lock over.
@@ -54,76 +45,8 @@ def workdir_lock(directory: str) -> Iterator[Callable[[], None]]:
         with object_lock(f"{directory.rstrip('/')}/{LOCK_FILE}") as check:
             yield check
         return
-    path = Path(as_path(directory)) / LOCK_FILE
-    created = [folder for folder in path.parents if not folder.exists()]
-    with storage_errors(f"{directory}: cannot be written"):
-        descriptor = _lock_file(path)
-    try:
-        with storage_errors(f"{path}: cannot be written"):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
+    with local_lock(directory):
         yield lambda: None
-    except (UserError, StorageError):
-        if created:
-            remove_unused(path, created)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _lock_file(path: Path) -> int:
-    """Opens and locks a file and returns its descriptor; creates the file and its directories.
-
-    A process that gives up its new directory removes the file, perhaps between our steps: a lock
-    counts only if its file is still the one at `path`.
-
-    Raises:
-      UserError: another process holds the lock.
-      OSError: the file cannot be created.
-    """
-    for attempt in range(100):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileExistsError, FileNotFoundError):
-            # Another process created or removed a directory meanwhile, or it cannot exist at all.
-            if attempt == 99:
-                raise
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise UserError(
-                f"{path.parent}: process {holder} is writing there; wait for it, stop it, or "
-                "choose another directory"
-            ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-    raise UserError(f"{path.parent}: other processes start and end there; stop them, start again")
-
-
-def remove_unused(lock: Path, directories: Sequence[Path]) -> None:
-    """Removes new directories that hold no file but our lock, innermost first.
-
-    `rmdir` refuses a directory in which another process has created a file meanwhile.
-    """
-    below = list(lock.parent.rglob("*"))
-    if any(path != lock and not path.is_dir() for path in below):
-        return
-    lock.unlink(missing_ok=True)
-    empty = sorted((path for path in below if path.is_dir()), reverse=True)
-    with contextlib.suppress(OSError):
-        for directory in (*empty, *directories):
-            with contextlib.suppress(FileNotFoundError):
-                directory.rmdir()
 
 
 @contextlib.contextmanager

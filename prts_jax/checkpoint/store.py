@@ -1,41 +1,25 @@
-"""Saving and restoring checkpoints with Orbax: the only file that imports it."""
+"""Saving and restoring checkpoints."""
 
 import contextlib
 import dataclasses
-import functools
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
-from prts_jax.checkpoint.damage import agreed, reading
-from prts_jax.checkpoint.digests import (
-    check_digests,
-    check_paths,
-    digests,
-    optimizer_digests,
-    start_digests,
-)
-from prts_jax.checkpoint.layout import (
-    LINEAGE,
-    MATRICES,
-    OPTIMIZER,
-    PARAMS,
-    TOKENIZER,
-    read_lineage,
-    resolve,
-)
+from prts_jax.checkpoint.damage import agreed
+from prts_jax.checkpoint.digests import check_digests, digests, optimizer_digests, start_digests
+from prts_jax.checkpoint.items import checkpointer, read_tree, save_args, saving
+from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS, TOKENIZER, read_lineage, resolve
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
 from prts_jax.checkpoint.tokenizer import check_tokenizer, file_digests, read_tokenizer
-from prts_jax.declaration import LAYERS, Declaration
-from prts_jax.errors import StorageError, UserError, first_line, storage_errors
-from prts_jax.paths import as_path, is_remote, sync, sync_all
+from prts_jax.declaration import Declaration
+from prts_jax.errors import UserError, storage_errors
+from prts_jax.paths import as_path, is_remote, sync
 from prts_jax.processes import all_processes
 from prts_jax.tree import flatten, named_leaves, unflatten
 
@@ -49,50 +33,6 @@ __all__ = [
     "restore_params",
     "save_checkpoint",
 ]
-
-CHUNK_BYTES = 64 * 2**20
-"""Largest chunk of a leaf in bytes, so that growth reads large leaves in parts."""
-
-
-@dataclasses.dataclass
-class _FilesSave(ocp.args.CheckpointArgs):
-    """File name → function that the first process calls in the background for its contents."""
-
-    files: Mapping[str, Callable[[], bytes]] = dataclasses.field(repr=False)
-
-
-class _FilesHandler(ocp.AsyncCheckpointHandler):
-    """Writes `_FilesSave`; `prts_jax.checkpoint.layout` reads the files."""
-
-    async def async_save(self, directory: Any, args: _FilesSave) -> list[Any]:  # type: ignore[override]
-        async def write() -> None:
-            if jax.process_index() == 0:
-                for name, contents in args.files.items():
-                    (directory / name).write_bytes(contents())
-
-        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="files")]
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("saved in the background only")
-
-    def restore(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("read by prts_jax.checkpoint.layout")
-
-
-ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)(_FilesSave)
-
-
-class _SyncedHandler(ocp.CompositeCheckpointHandler):
-    """Writes all files through to the disk before Orbax renames or marks the checkpoint."""
-
-    def finalize(self, directory: Any) -> None:
-        super().finalize(directory)
-        sync_all(directory)
-
-
-@ocp.args.register_with_handler(_SyncedHandler, for_save=True, for_restore=True)
-class _SyncedSave(ocp.args.Composite):
-    """Arguments of `_SyncedHandler`: item → its arguments."""
 
 
 class Checkpoints:
@@ -118,7 +58,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 as_path(self._directory).mkdir(parents=True, exist_ok=True)
                 remove_unfinished(self._directory)
-        self._checkpointer = _checkpointer()
+        self._checkpointer = checkpointer()
 
     def carry_tokenizer(self, checkpoint: str, lineage: Lineage) -> None:
         """Writes the tokenizer of a checkpoint, if it has one, into those saved from now on.
@@ -158,8 +98,8 @@ class Checkpoints:
                 lineage, digests=of_params(), optimizer_digests=of_optimizer()
             )
 
-        arguments = _save_args(params, optimizer, lineage, with_digests, self._tokenizer)
-        with _storage_errors(f"checkpoint {self.path(step)}: could not be written"):
+        arguments = save_args(params, optimizer, lineage, with_digests, self._tokenizer)
+        with saving(f"checkpoint {self.path(step)}: could not be written"):
             self._saving = step
             with all_processes():
                 if jax.process_index() == 0:
@@ -194,7 +134,7 @@ class Checkpoints:
         Raises:
           StorageError: the save failed, e.g. on a full disk; earlier checkpoints stay complete.
         """
-        with _storage_errors(f"checkpoint in {self._directory}: could not be written"):
+        with saving(f"checkpoint in {self._directory}: could not be written"):
             self._checkpointer.wait_until_finished()
             if jax.process_index() > 0 or self._saving is None:
                 return
@@ -236,11 +176,11 @@ def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
     path = str(as_path(path))
     refuse_existing(path)
     with (
-        _storage_errors(f"checkpoint {path}: could not be written"),
-        contextlib.closing(_checkpointer()) as checkpointer,
+        saving(f"checkpoint {path}: could not be written"),
+        contextlib.closing(checkpointer()) as writer,
     ):
-        checkpointer.save(path, args=_save_args(params, None, lineage, lambda: lineage, {}))
-        checkpointer.wait_until_finished()
+        writer.save(path, args=save_args(params, None, lineage, lambda: lineage, {}))
+        writer.wait_until_finished()
 
 
 def restore_params(
@@ -293,20 +233,10 @@ def read_leaves(
     Raises:
       UserError: tree, shape or dtype on disk differ (names the leaf), or files cannot be read.
     """
-    directory = f"{path}/{PARAMS}"
-    handler = ocp.PyTreeCheckpointHandler()
-    with _restoring(path, PARAMS):
-        stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
-    _compare(directory, declarations, stored_leaves)
-    wanted = {
-        name: np.zeros(declaration.shape, declaration.dtype) if name in chosen else ocp.PLACEHOLDER
-        for name, declaration in declarations.items()
-    }
-    arguments = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
-    restore = ocp.args.PyTreeRestore(unflatten(wanted), restore_args=unflatten(arguments))
-    with _restoring(path, PARAMS):
-        values = flatten(handler.restore(as_path(directory), args=restore))
-    return {name: np.asarray(values[name]) for name in chosen}
+    arrays = {name: declarations[name] for name in chosen}
+    host = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
+    values = read_tree(path, PARAMS, declarations, host)
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def has_optimizer(path: str, lineage: Lineage) -> bool:
@@ -364,139 +294,15 @@ def _try_to_create(path: str) -> None:
     delete(probe)
 
 
-def _checkpointer() -> ocp.AsyncCheckpointer:
-    def arrays() -> ocp.PyTreeCheckpointHandler:
-        # Weights hardly compress, and compression would take most of the time of a save.
-        return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
-
-    handlers = {
-        PARAMS: arrays(),
-        OPTIMIZER: arrays(),
-        LINEAGE: _FilesHandler(),
-        MATRICES: _FilesHandler(),
-        TOKENIZER: _FilesHandler(),
-    }
-    return ocp.AsyncCheckpointer(_SyncedHandler(**handlers))
-
-
-def _save_args(
-    params: Any,
-    optimizer: Any,
-    lineage: Lineage,
-    complete: Callable[[], Lineage],
-    tokenizer: Mapping[str, bytes],
-) -> _SyncedSave:
-    """Returns what Orbax saves; `complete` returns the lineage with its digests."""
-    items = {
-        PARAMS: _tree_save(flatten(params)),
-        LINEAGE: _FilesSave({layout.LINEAGE_FILE: lambda: layout.sealed(complete())}),
-    }
-    if optimizer is not None:
-        items[OPTIMIZER] = _tree_save(named_leaves(optimizer))
-    if lineage.matrices:
-        files = {f"{digest}.npz": m.to_bytes for digest, m in lineage.matrices.items()}
-        items[MATRICES] = _FilesSave(files)
-    if tokenizer:
-        items[TOKENIZER] = _FilesSave(
-            {name: functools.partial(bytes, held) for name, held in tokenizer.items()}
-        )
-    return _SyncedSave(**items)
-
-
-def _tree_save(leaves: Mapping[str, Any]) -> ocp.args.PyTreeSave:
-    # Orbax cannot save empty leaves, which the optimizer of a model without layers has.
-    stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
-    options = {
-        # Growth copies single layers; the default chunk would be a device's shard of all layers.
-        path: ocp.SaveArgs(shard_axes=(0,), chunk_byte_size=CHUNK_BYTES)
-        if LAYERS in path.split("/")
-        else ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
-        for path in stored
-    }
-    return ocp.args.PyTreeSave(unflatten(stored), save_args=unflatten(options))
-
-
 def _restore(
     checkpoint: str, item: str, leaves: Mapping[str, Any], lineage: Lineage
 ) -> dict[str, Any]:
-    directory = f"{checkpoint}/{item}"
+    """Returns path → array; empty ones, which Orbax cannot save, are made here."""
+    digests = lineage.digests if item == PARAMS else lineage.optimizer_digests
     stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
-    handler = ocp.PyTreeCheckpointHandler()
-    with _restoring(checkpoint, item):
-        stored_leaves = flatten(handler.metadata(as_path(directory)).tree)
-        saved = lineage.digests if item == PARAMS else lineage.optimizer_digests
-        check_paths(checkpoint, item, saved, stored_leaves)
-    _compare(directory, stored, stored_leaves)
-    wanted = unflatten(stored)
-    restore = ocp.args.PyTreeRestore(
-        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
-    )
-    with _restoring(checkpoint, item):
-        values = flatten(handler.restore(as_path(directory), args=restore))
-    empty = {path: leaf for path, leaf in leaves.items() if path not in stored}
     zeros = {
         path: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-        for path, leaf in empty.items()
+        for path, leaf in leaves.items()
+        if path not in stored
     }
-    return values | zeros
-
-
-@contextlib.contextmanager
-def _restoring(checkpoint: str, item: str) -> Iterator[None]:
-    """Converts the errors of a restore, see `damage.unreadable`.
-
-    After the first error Orbax closes its event loop. Other reads that finish later cannot report
-    to it, and Python would print a traceback for each of them.
-    """
-    hook = sys.unraisablehook
-
-    def ignore_late_reads(late: Any) -> None:
-        if "Event loop is closed" not in str(late.exc_value):
-            hook(late)
-
-    sys.unraisablehook = ignore_late_reads
-    with reading(checkpoint, item, f"{checkpoint}/{item}"):
-        yield
-    sys.unraisablehook = hook  # after an error the reads are still running
-
-
-def _compare(directory: str, wanted: Mapping[str, Any], stored_leaves: Mapping[str, Any]) -> None:
-    for path in sorted(wanted.keys() | stored_leaves.keys()):
-        if path not in stored_leaves:
-            raise UserError(f"{directory}: {path}: is missing; the config describes another tree")
-        if path not in wanted:
-            raise UserError(
-                f"{directory}: {path}: is on disk but not in the config's model or optimizer"
-            )
-        shapes = tuple(stored_leaves[path].shape), tuple(wanted[path].shape)
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"{directory}: {path}: has shape {shapes[0]} on disk and {shapes[1]} by the "
-                "config; use the config of the checkpoint, or grow it"
-            )
-        dtypes = np.dtype(stored_leaves[path].dtype), np.dtype(wanted[path].dtype)
-        if dtypes[0] != dtypes[1]:
-            raise UserError(f"{directory}: {path}: is {dtypes[0]} on disk, {dtypes[1]} wanted")
-
-
-@contextlib.contextmanager
-def _storage_errors(what: str) -> Iterator[None]:
-    """Converts errors of Orbax and tensorstore in a save to a StorageError of one line.
-
-    They raise ValueError for most errors, OSError for some, and Exception for others.
-    """
-    try:
-        yield
-    except (UserError, StorageError):
-        raise
-    except Exception as error:
-        if type(error) not in (Exception, ValueError, RuntimeError) and not isinstance(
-            error, OSError
-        ):
-            raise
-        line = first_line(error, most=10_000)
-        # tensorstore lists causes from the outside in: the operating system's error comes last.
-        reason = line if len(line) < 200 else f"… {line.partition(' [')[0][-160:]}"
-        full = "no space left" in reason.lower()
-        advice = "free space and start again" if full else "see whether the storage works"
-        raise StorageError(f"{what} ({reason}); {advice}") from error
+    return read_tree(checkpoint, item, stored, stored, digests) | zeros

@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "models of Hugging Face and lit-gpt in, models for Hugging Face out",
     "inspect": "show what a checkpoint holds",
     "aot": "compile a config for TPUs without a TPU: memory, time, collectives",
+    "study": "train a grid of runs and say whether growth pays, with intervals",
     "plan": "when to grow, from what, and what it saves",
     "eval": "perplexity of a store or of text; benchmarks of lm-evaluation-harness",
     "generate": "continue a prompt",
@@ -50,8 +51,9 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name_of_library in ("absl", "gcsfs"):  # Orbax and gcsfs log errors that they also raise
-        logging.getLogger(name_of_library).setLevel(logging.CRITICAL)
+    # These log errors that they also raise, and asyncio those of Orbax's other threads.
+    for library in ("absl", "asyncio", "gcsfs"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     threading.excepthook = lambda failed: _say(name, _internal(name, failed.exc_value))
     try:
         try:
@@ -86,7 +88,7 @@ def _end(name: str, message: str, code: int) -> int:
 
 
 def _say(name: str, message: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # a closed pipe, or a log on the full disk
         print(f"{f'prts {name}'.strip()}: {one_line(message)}", file=sys.stderr, flush=True)
 
 

@@ -1,5 +1,6 @@
 """Flags of the config: `--config=FILE.py[:arg]` and `--config.a.b=value` (ml_collections)."""
 
+import json
 import os
 import re
 import runpy
@@ -13,7 +14,8 @@ from prts_jax import config as config_lib
 from prts_jax.errors import UserError
 
 HELP = (
-    "--config=FILE.py[:arg]  the configuration; --config.a.b=value changes one of its keys "
+    "--config=FILE.py[:arg]  the configuration, or FILE.json, such as the config.json of a run; "
+    "--config.a.b=value changes one of its keys "
     "(keys and defaults: prts_jax/config/schema.py, or --print_config)"
 )
 
@@ -38,7 +40,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def load(argv: Sequence[str]) -> config_lib.RunConfig:
-    """Reads a config file, applies overrides and resolves the result.
+    """Reads a config file (FILE.py[:arg] or FILE.json), applies overrides, resolves the result.
 
     Args:
       argv: config flags, the first result of `split`.
@@ -70,6 +72,8 @@ def _run_file(spec: str) -> ConfigDict:
     path, _, argument = spec.partition(":")
     if not os.path.isfile(path):
         raise UserError(f"--config: there is no file {path}; see configs/ for those that ship")
+    if path.endswith(".json"):
+        return _read_json(path)
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
@@ -91,6 +95,18 @@ def _run_file(spec: str) -> ConfigDict:
         exits = "it ends the command; return a config instead, or raise ValueError"
         reason = exits if isinstance(error, SystemExit) else _one_line(error)
         raise UserError(f"--config={spec}: {''.join(lines[-1:])}{reason}") from error
+
+
+def _read_json(path: str) -> ConfigDict:
+    """Returns a config that `--print_config` printed or a run wrote as `config.json`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        return ConfigDict(values)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--config={path}: cannot be read ({_one_line(error)})") from error
 
 
 def _add_missing(section: ConfigDict, defaults: ConfigDict) -> None:

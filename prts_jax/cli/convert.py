@@ -10,11 +10,11 @@ from typing import Any
 
 from prts_jax.cli import EXIT_FAILED, run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.cli.progress import Progress
 from prts_jax.errors import UserError, escaped, one_line
 from prts_jax.formats import convert, import_transforms
 from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.model_source import ModelSource
+from prts_jax.progress import Progress
 from prts_jax.sizes import format_bytes
 
 LARGEST_VOCAB, LARGEST_SHARD = (1 << 31) - 1, 1e6

@@ -15,6 +15,7 @@ from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
+from prts_jax.progress import report_to_stderr
 
 CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in tokenizer_config.json
 
@@ -166,7 +167,7 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     ]
     taken = [file for _, task in tasks for file in task.files]
     if note := folders.left_out(arguments.input, taken):
-        _data_module("build.cache").report_to_stderr(note)
+        report_to_stderr(note)
     yield from tasks
 
 

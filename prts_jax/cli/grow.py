@@ -13,7 +13,6 @@ from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.cli.progress import Progress
 from prts_jax.config import GrowthConfig, ModelConfig
 from prts_jax.errors import UserError, escaped
 from prts_jax.formats.config_json import refusal as refusal_of_transformers
@@ -24,19 +23,24 @@ from prts_jax.growth.on_disk.plan import GrowthPlan, plan
 from prts_jax.growth.operators import OPERATORS, make_map, option_help
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path
+from prts_jax.progress import Progress
 
 if TYPE_CHECKING:
     from prts_jax.evaluate.agreement import Agreement
 
 _SHARED = {
     "noise": "any: share of noise mixed into what is copied, 0.2 in the paper (default: 0)",
-    "optimizer": "'copy' grows the optimizer's moments too, through the same map; 'reset' leaves "
-    "them behind (default: reset)",
+    "optimizer": "'copy' and 'keep' grow the optimizer's moments through the same map, and with "
+    "'keep' a run's schedule goes on; 'asymmetric' starts those of new entries from zero; 'reset' "
+    "leaves them behind (default: reset)",
     "options": "an operator's own options, as 'name=value,name=value'",
 }
 """Help of the keys of `GrowthConfig` that are no operator's."""
 
-_OPTIONS = tuple(key.name for key in dataclasses.fields(GrowthConfig) if key.name != "operator")
+_OF_RUNS = ("operator", "new_rate", "new_rate_steps")
+"""Keys of `GrowthConfig` that are no options here; the first has a flag of its own."""
+
+_OPTIONS = tuple(key.name for key in dataclasses.fields(GrowthConfig) if key.name not in _OF_RUNS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
             "point at the bytes of the source's (by hard links, which survive its deletion); "
             "otherwise layers are copied or computed one by one, each checked against its digest. "
             "The grown checkpoint continues the lineage of its source (step, tokens, FLOPs, data "
-            "position) and has an optimizer state only with --optimizer=copy: a run starts from it "
-            "with config.init.start_from."
+            "position) and has an optimizer state unless --optimizer is reset: a run starts from "
+            "it with config.init.start_from."
         ),
     )
     command.add_argument(
@@ -183,6 +187,7 @@ def _print(
         print(json.dumps(report.to_json() | more, allow_nan=False))
         return
     print(work.growth_map)
+    print("\n".join(growth_text.leaves(work)))
     if refusal := refusal_of_transformers(work.growth_map.target):
         print(f"prts grow: {refusal}: the grown model cannot be exported", file=sys.stderr)
     print(f"{escaped(work.target)}: {growth_text.report_text(report)}")

@@ -1,17 +1,18 @@
 """The text and JSON of `prts grow`: the dry run, the report, and the result of `--verify`."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prts_jax.checkpoint.commit import free_bytes
 from prts_jax.errors import escaped
 from prts_jax.growth.function_preservation import reasons
+from prts_jax.growth.leaf_text import leaf_text
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_disk.grow import Execution, GrowthReport
+from prts_jax.growth.on_disk.plan import GrowthPlan
 from prts_jax.growth.recipe import changes
+from prts_jax.model.architecture import declare
 from prts_jax.sizes import format_bytes
-from prts_jax.text_table import align
 
 if TYPE_CHECKING:  # computing a model takes Orbax, seconds to import; only --verify does
     from prts_jax.evaluate.agreement import Agreement
@@ -22,9 +23,7 @@ def dry_run(execution: Execution) -> str:
     work = execution.work
     source, target = escaped(work.source), escaped(work.target)
     lines = [str(work.growth_map), "", *_function(work.growth_map), "", "leaves:"]
-    leaves = changes(work.growth_map, work.recipes)
-    rows = [(change, ", ".join(_grouped(paths))) for change, paths in leaves.items()]
-    lines += [f"  {line}" for line in align(rows, text_columns=2)]
+    lines += [f"  {line}" for line in leaves(work)]
     lines.append("")
     whole = Execution(work, "stream")
     if execution.mode == "reference":
@@ -46,6 +45,11 @@ def dry_run(execution: Execution) -> str:
         lines.append(f"reads {format_bytes(whole.bytes_read)} from {source}")
         lines.append(f"writes {format_bytes(whole.bytes_written)} to {target}; free there: {space}")
     return "\n".join([*lines, f"needs about {format_bytes(execution.memory_bytes)} of memory"])
+
+
+def leaves(work: GrowthPlan) -> list[str]:
+    """Returns what becomes of each leaf and of its moments."""
+    return leaf_text(work.growth_map, declare(work.growth_map.target), work.policy)
 
 
 def as_json(execution: Execution) -> dict[str, Any]:
@@ -70,6 +74,7 @@ def as_json(execution: Execution) -> dict[str, Any]:
         "function_preserving": not clauses,
         "not_preserving_because": clauses,
         "leaves": changes(work.growth_map, work.recipes),
+        "optimizer": work.policy,
     }
 
 
@@ -108,17 +113,3 @@ def _function(growth_map: GrowthMap) -> Sequence[str]:
     if not clauses:
         return ["function preserving: the grown model computes what its source does"]
     return ["not function preserving:", *(f"  {clause}" for clause in clauses)]
-
-
-def _grouped(paths: Sequence[str]) -> list[str]:
-    """Writes paths of one folder as one: "layers/mlp/{down,up}"."""
-    folders = defaultdict(list)
-    for path in sorted(paths):
-        folder, _, name = path.rpartition("/")
-        folders[folder].append(name)
-    return [
-        f"{folder}/{names[0] if len(names) == 1 else '{' + ','.join(names) + '}'}"
-        if folder
-        else ", ".join(names)
-        for folder, names in folders.items()
-    ]

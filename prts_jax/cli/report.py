@@ -31,11 +31,22 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "runs",
-        nargs="+",
+        nargs="*",
         metavar="RUN",
         help="workdir of a run (a directory or gs:// URL); label=DIR gives it a name; "
         "label=DIR,DIR,… are runs that differ in their seeds: the k-th of each label are compared "
         "with each other, and mean and range are shown",
+    )
+    parser.add_argument(
+        "--study",
+        metavar="DIR",
+        help="workdir of a `prts study`, finished or not, in place of runs",
+    )
+    parser.add_argument(
+        "--probe",
+        type=int,
+        metavar="K",
+        help="with --study: how well the losses after K steps predict the final order of arms",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for report.html and the figures")
     parser.add_argument(
@@ -58,6 +69,12 @@ def main(argv: Sequence[str]) -> int:
         directory that cannot be written.
     """
     arguments = parser().parse_args(argv)
+    if (arguments.study is None) == (not arguments.runs):
+        raise UserError("name runs, or a study with --study=DIR; see `prts report --help`")
+    if arguments.study is not None:
+        return _report_study(arguments)
+    if arguments.probe is not None:
+        raise UserError("--probe: ranks the arms of a study; give --study=DIR")
     compared = [compare(runs, arguments.baseline) for runs in read_seeds(arguments.runs)]
     written = write(compared, arguments.out) if arguments.out else []
     if arguments.json:
@@ -65,6 +82,24 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(values, allow_nan=False))
     else:
         print("\n\n".join(_paragraphs(compared)))
+        if written:
+            print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
+    return 0
+
+
+def _report_study(arguments: argparse.Namespace) -> int:
+    from prts_jax.study import pages  # SciPy takes half a second to load
+    from prts_jax.study import results as study_results
+
+    if arguments.baseline is not None:
+        raise UserError("--baseline: a study names its scratch arms itself; leave it out")
+    results = study_results.read(arguments.study)
+    written = pages.write(results, arguments.out, arguments.probe) if arguments.out else []
+    if arguments.json:
+        values = study_results.as_json(results, arguments.probe) | {"files": written}
+        print(json.dumps(values, allow_nan=False))
+    else:
+        print(pages.text(results, arguments.probe))
         if written:
             print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
     return 0

@@ -68,6 +68,7 @@ _AT_LEAST_ZERO = (
     "evaluation.every_steps",
     "evaluation.tokens",
     "evaluation.batch",
+    "evaluation.blocks",
     "checkpoint.keep_every_steps",
     "optimizer.clip",
     "optimizer.weight_decay",
@@ -84,6 +85,8 @@ _AT_LEAST_ZERO = (
     "init.growth.noise",
     "init.growth.learn_steps",
     "init.growth.learn_rate",
+    "init.growth.new_rate",
+    "init.growth.new_rate_steps",
 )
 
 

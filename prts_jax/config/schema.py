@@ -120,7 +120,9 @@ class GrowthConfig:
     widths: str = ""  # width operators: new sizes "embed=2048,heads=32"; empty: those of the target
     weights: str = "even"  # split: even or uneven (2/3 and 1/3 of two copies)
     pair_noise: float = 0.0  # split: noise that cancels in two copies, relative to a fresh std
-    norm: str = "exact"  # width operators: exact, or paper (its formula, not function preserving)
+    # width operators: exact, paper (its formula, not function preserving) or rms (keeps the mean
+    # square of activations instead of the function: split, random_width).
+    norm: str = "exact"
     gate_steps: int = 1000  # random, random_width: steps to open a gate; 0: open from the start
     noise: float = 0.0  # all: share of noise mixed into copied weights; paper: 0.2
     seed: int = 0  # seed of fresh weights and noise
@@ -128,7 +130,11 @@ class GrowthConfig:
     learn_rate: float = 6e-3  # learned: constant rate, divided by the columns of a matrix
     matrices: str = ""  # learned: file of matrices from an earlier run, used without training
     options: str = ""  # options of a third-party operator: "name=value,name=value"
-    optimizer: str = "reset"  # optimizer state: reset, or copy (moments grow by the same map)
+    # Optimizer state: reset; copy (moments grow by the same map); keep (as copy, and the schedule
+    # continues); asymmetric (as keep, but new entries have zero moments and a rate of their own).
+    optimizer: str = "reset"
+    new_rate: float = 1.3  # asymmetric: rate of new entries as a multiple of the others'
+    new_rate_steps: int = 250  # asymmetric: steps in which it rises from 0, before the common rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +172,7 @@ class EvaluationConfig:
     every_steps: int = 1000  # 0: only at start and end
     tokens: int = 0  # tokens per validation; 0: the whole store
     batch: int = 0  # sequences per validation step; 0: as in training
+    blocks: int = 0  # equal parts of the validation text whose losses are logged too, for intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,5 +238,5 @@ CHOICES = {
     "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),
     "train.trainable": ("all", "new"),
-    "init.growth.optimizer": ("reset", "copy"),
+    "init.growth.optimizer": ("reset", "copy", "keep", "asymmetric"),
 }

@@ -56,13 +56,21 @@ class Perplexity:
             if count
         }
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the evaluation's entries of a line of metrics.jsonl."""
+    def metrics(self, blocks: int = 0) -> dict[str, float]:
+        """Returns the evaluation's entries of a line of metrics.jsonl.
+
+        Args:
+          blocks: parts of neighbouring rows whose losses are entries too, at most one a row.
+        """
         losses = {"": self.loss} | {f"/{name}": loss for name, (loss, _) in self.by_source.items()}
         line: dict[str, float] = {}
         for suffix, loss in losses.items():
             line[f"validation_loss{suffix}"] = loss
             line[f"validation_perplexity{suffix}"] = math.exp(min(loss, LARGEST_EXPONENT))
+        rows = np.flatnonzero(self.row_tokens.sum(axis=1))
+        for at, block in enumerate(np.array_split(rows, min(blocks, len(rows))) if blocks else ()):
+            loss = self.row_losses[block].sum() / self.row_tokens[block].sum()
+            line[f"validation_block/{at:03d}"] = float(loss)
         return line
 
 

@@ -1,8 +1,8 @@
-"""Check that a store's tokens are those of the model's tokenizer."""
+"""Checks that the tokens of a store are of the model's tokenizer, or of another store's."""
 
 import hashlib
 
-from data_pipelines.store.several import first_store
+from data_pipelines.store.several import Stores, first_store
 from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
@@ -12,7 +12,9 @@ from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
 from prts_jax.paths import as_path
 
 
-def check_store_tokenizer(checkpoint: str, lineage: Lineage, store: TokenStore) -> None:
+def check_store_tokenizer(
+    checkpoint: str, lineage: Lineage, store: TokenStore | Stores, way_out: str = ""
+) -> None:
     """Checks that a store has the tokenizer that came with the weights, or that trained them.
 
     Files that differ may hold the same tokenizer (tokenizer.model and tokenizer.json): then their
@@ -22,6 +24,7 @@ def check_store_tokenizer(checkpoint: str, lineage: Lineage, store: TokenStore) 
       checkpoint: the checkpoint's directory.
       lineage: lineage of the checkpoint.
       store: the tokens.
+      way_out: end of the message, where a store of another tokenizer can be allowed.
 
     Raises:
       UserError: the store has another tokenizer.
@@ -44,8 +47,32 @@ def check_store_tokenizer(checkpoint: str, lineage: Lineage, store: TokenStore) 
     raise UserError(
         f"{store.directory}: its tokens are of another tokenizer (sha256 {store.tokenizer[:12]}) "
         f"than {checkpoint} was trained with ({digest[:12]}); give a store made with the model's "
-        "tokenizer"
+        f"tokenizer{way_out}"
     )
+
+
+def check_same_tokenizer(
+    key: str, store: TokenStore | Stores, trained_on: TokenStore | Stores
+) -> None:
+    """Checks that two stores of a run have the same tokenizer.
+
+    Args:
+      key: the key that names the store, for the message.
+      store: the store to check.
+      trained_on: the store that the run trains on, or first trains on.
+
+    Raises:
+      UserError: the store has another tokenizer.
+    """
+    if store.tokenizer == trained_on.tokenizer:
+        return
+    ours, theirs = tokenizer_file(trained_on.directory), tokenizer_file(store.directory)
+    if not (ours and theirs and _same_pieces(ours, theirs)):
+        raise UserError(
+            f"{key}: the tokens of {store.directory} are of another tokenizer (sha256 "
+            f"{store.tokenizer[:12]}) than those of {trained_on.directory} "
+            f"({trained_on.tokenizer[:12]}); cache both with the same --tokenizer"
+        )
 
 
 def _trained_on(lineage: Lineage) -> str:

@@ -94,7 +94,7 @@ def grow_layers(
         return values
     declaration = recipe.declaration
     if recipe.power:
-        return grow_moment(values, growth_map, declaration, recipe.power, rows)
+        return grow_moment(values, growth_map, declaration, recipe.power, rows, recipe.first_only)
     grown = values
     if growth_map.matrices is not None:
         grown = dense.mix_positions(values, growth_map, recipe.parameter, declaration, arrays or {})

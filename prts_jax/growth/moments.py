@@ -29,6 +29,7 @@ def grow_moment(
     declaration: Declaration,
     power: int,
     rows: jax.Array | None = None,
+    first_only: bool = False,
 ) -> jax.Array:
     """Widens layers of a moment: copied along every axis, weighted where copies share a gradient.
 
@@ -38,6 +39,8 @@ def grow_moment(
       declaration: of the parameter in the target.
       power: of the gradient that the moment holds, 1 or more.
       rows: as `prts_jax.growth.leaf.grow_layers` takes them.
+      first_only: the first copy of each position keeps the moment as it is, further ones are zero
+        (SPARKLING, arXiv 2602.02472).
 
     Returns:
       `[n, …]` in the target's shape (with `rows`, r along the first axis), new entries zero.
@@ -48,16 +51,27 @@ def grow_moment(
             continue
         widening = growth_map.widths[axis]
         index = np.asarray(widening.index)
+        if first_only:
+            scale = (~widening.is_new()).astype(np.float32)
+            grown = _scaled(grown, scale, index, at, rows)
+            continue
         shared = not (sums_over(declaration, axis) or _carries_weights(growth_map, declaration))
         weights = np.asarray(widening.weights) if shared else np.ones(len(index))
         scale = np.where(index == NEW, 0.0, weights**power).astype(np.float32)
-        if at == 1 and rows is not None:
-            grown = grown * along(jnp.asarray(scale)[rows], at, grown.ndim)
-        else:
-            grown = jnp.take(grown, np.maximum(index, 0), axis=at)
-            grown = grown * along(scale, at, grown.ndim)
-    factor = np.float32(_gradient_factor(growth_map, declaration) ** power)
-    return (grown * factor).astype(values.dtype)
+        grown = _scaled(grown, scale, index, at, rows)
+    if not first_only:
+        grown = grown * np.float32(_gradient_factor(growth_map, declaration) ** power)
+    return grown.astype(values.dtype)
+
+
+def _scaled(
+    values: jax.Array, scale: np.ndarray, index: np.ndarray, at: int, rows: jax.Array | None
+) -> jax.Array:
+    """Copies positions along an axis, each times its scale; with `rows` they are copied already."""
+    if at == 1 and rows is not None:
+        return values * along(jnp.asarray(scale)[rows], at, values.ndim)
+    copied = jnp.take(values, np.maximum(index, 0), axis=at)
+    return copied * along(scale, at, values.ndim)
 
 
 def _carries_weights(growth_map: GrowthMap, declaration: Declaration) -> bool:

@@ -18,6 +18,9 @@ GATE_STEPS = (
 )
 WIDTHS = "new sizes, as 'embed=2048,mlp=5632,heads=32' (default: the target's)"
 NORM = "'exact' or 'paper', the paper's formula, which is not function preserving"
+NORM_OR_RMS = (
+    f"{NORM}; or 'rms', which keeps the mean square of activations instead of the function"
+)
 
 Make = Callable[[ModelConfig, ModelConfig | None, Mapping[str, Any]], GrowthMap]
 """(source, target or None to make it from the source, options) → map with the grown model."""

@@ -52,7 +52,9 @@ def make_map(
     options |= {"factor": factor, "layers": layers}
     given = {name: value for name, value in options.items() if value != defaults[name]}
     # Not an operator's: what becomes of the optimizer, and noise over any map.
-    copies_moments = given.pop("optimizer", "reset") == "copy"
+    copies_moments = given.pop("optimizer", "reset") != "reset"
+    for name in ("new_rate", "new_rate_steps"):
+        given.pop(name, None)
     noise = given.pop("noise", 0.0)
     own = _parse_options(given.pop("options", ""))
     known = find(operator)

@@ -113,6 +113,7 @@ def grow_optimizer(
     shardings: Any,
     schedule: str = "reset",
     powers: Mapping[str, int] = POWERS,
+    first_only: bool = False,
 ) -> Any:
     """Grows an optimizer's state where it lives, in one jitted function.
 
@@ -128,6 +129,7 @@ def grow_optimizer(
       schedule: "reset" sets counts that drive a schedule to zero, "keep" keeps them. Counts beside
         moments are kept with them either way.
       powers: see `roles`.
+      first_only: moments of new entries start from zero, also those of further copies.
 
     Returns:
       The grown state.
@@ -156,7 +158,9 @@ def grow_optimizer(
                 declaration = dataclasses.replace(
                     declarations[role.parameter], dtype=wanted[path].dtype.name
                 )
-                recipe = moment_recipe(growth_map, path, role.parameter, declaration, role.power)
+                recipe = moment_recipe(
+                    growth_map, path, role.parameter, declaration, role.power, first_only
+                )
                 return grow_leaf(recipe, growth_map, source[path]).astype(wanted[path].dtype)
             kept = role == KEPT or (role == SCHEDULE and schedule == "keep")
             return source[path] if kept else fresh[path]

@@ -58,6 +58,7 @@ class LeafRecipe:
       layers: one recipe for each target layer; one for a leaf without layers.
       unchanged: whether copies keep the source's bytes.
       power: of the gradient that a moment holds; 0 for a parameter.
+      first_only: of a moment, see `prts_jax.growth.moments.grow_moment`.
     """
 
     path: str
@@ -66,6 +67,7 @@ class LeafRecipe:
     layers: tuple[LayerRecipe, ...]
     unchanged: bool
     power: int = 0
+    first_only: bool = False
 
     def targets(self, make: Make) -> tuple[int, ...]:
         """Returns the target layers that are made in one way, in rising order."""
@@ -96,7 +98,12 @@ def recipes(
 
 
 def moment_recipe(
-    growth_map: GrowthMap, path: str, parameter: str, declaration: Declaration, power: int
+    growth_map: GrowthMap,
+    path: str,
+    parameter: str,
+    declaration: Declaration,
+    power: int,
+    first_only: bool = False,
 ) -> LeafRecipe:
     """Returns the recipe of an optimizer's moment.
 
@@ -109,17 +116,18 @@ def moment_recipe(
       parameter: its parameter's path.
       declaration: of the moment in the target: its parameter's, with the moment's dtype.
       power: of the gradient that it holds, 1 or more.
+      first_only: all new entries start from zero, also further copies of layers and positions.
     """
     zero = LayerRecipe(Make.ZERO)
     layers: tuple[LayerRecipe, ...] = (LayerRecipe(Make.COPY, 0),)
     if declaration.stacked:
-        zeroed = set(growth_map.zeroed)
+        empty = set(growth_map.new_layers() if first_only else growth_map.zeroed)
         layers = tuple(
-            zero if layer == NEW or at in zeroed else LayerRecipe(Make.COPY, layer)
+            zero if layer == NEW or at in empty else LayerRecipe(Make.COPY, layer)
             for at, layer in enumerate(growth_map.layers)
         )
     unchanged = not widens(growth_map, declaration)
-    return LeafRecipe(path, parameter, declaration, layers, unchanged, power)
+    return LeafRecipe(path, parameter, declaration, layers, unchanged, power, first_only)
 
 
 def refuse_norms(growth_map: GrowthMap, declarations: Mapping[str, Declaration]) -> None:

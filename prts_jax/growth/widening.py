@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 NEW = -1
 """Stands for the source position of a position that copies none."""
 
@@ -33,6 +35,14 @@ class Widening:
     def copies(self) -> Counter[int]:
         """Returns how often each source position is copied."""
         return Counter(position for position in self.index if position != NEW)
+
+    def is_new(self) -> np.ndarray:
+        """Returns a bool for each target position: it copies none, or is no first copy."""
+        index = np.asarray(self.index)
+        new = np.ones(len(index), bool)
+        positions, first = np.unique(index, return_index=True)
+        new[first[positions != NEW]] = False
+        return new
 
     def is_partition(self) -> bool:
         """Whether the weights of each source position's copies sum to one."""
@@ -103,6 +113,19 @@ def partition(index: Sequence[int], uneven: bool) -> Widening:
         weights.append(1.0 if position == NEW else parts[0] / parts[1])
         seen[position] += 1
     return Widening(tuple(index), tuple(weights))
+
+
+def keeping_mean_square(index: Sequence[int]) -> Widening:
+    """Returns a widening that keeps the mean square of a sum over the axis, not the sum.
+
+    All weights are √(d / Σ c²), for a source of d positions that are copied c times each; for
+    D ≤ 2d positions that is √(d / (3D − 2d)) (SPARKLING, arXiv 2602.02472). With new positions,
+    drawn independently with the same scale, they are √(d / D).
+    """
+    copies = Counter(position for position in index if position != NEW)
+    new = sum(position == NEW for position in index)
+    squares = new + sum(count**2 for count in copies.values())
+    return Widening(tuple(index), (math.sqrt(len(copies) / squares),) * len(index))
 
 
 def runs(values: Sequence[Any], step: int) -> Iterator[tuple[Any, int]]:

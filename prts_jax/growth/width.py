@@ -6,21 +6,30 @@ with the corrections that make its equations exact (each function names them).
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prts_jax.config import GrowthConfig, ModelConfig, check_model, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
-from prts_jax.growth.operator import FACTOR, GATE_STEPS, NORM, SEED, WIDTHS, operator
-from prts_jax.growth.widening import NEW, Widening, partition
+from prts_jax.growth.operator import (
+    FACTOR,
+    GATE_STEPS,
+    NORM,
+    NORM_OR_RMS,
+    SEED,
+    WIDTHS,
+    operator,
+)
+from prts_jax.growth.widening import NEW, Widening, keeping_mean_square, partition
 
 AXES = ("embed", "mlp", "heads", "kv_heads", "head_dim")
 """The logical axes that can widen; each has the name of its size in `ModelConfig`."""
 
 WEIGHTS = ("even", "uneven")
 NORMS = ("exact", "paper")
+NORMS_OR_RMS = (*NORMS, "rms")
 
 
 @operator(
@@ -31,7 +40,7 @@ NORMS = ("exact", "paper")
     pair_noise="noise added to one copy and taken from the other, as a share of a fresh "
     "parameter's standard deviation",
     seed=SEED,
-    norm=NORM,
+    norm=NORM_OR_RMS,
 )
 def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """G_direct in width: copies of positions, their weights split where they are summed over.
@@ -44,6 +53,10 @@ def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
     the norm no longer sees the same mean square (eqs 10-11). A tied embedding is produced and
     contracted at once: it is copied, and the final norm carries the weights.
 
+    norm="rms" keeps the mean square of activations instead of the function, for any width: all
+    columns are multiplied by √(d/(3D − 2d)), norms stay (SPARKLING, arXiv 2602.02472). For D = 2d
+    that is the even split.
+
     Args:
       source: the model that is grown.
       target: as wide as wanted and as deep, or a multiple deeper (the layers are then stacked);
@@ -51,11 +64,12 @@ def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
       options: {"widths": "embed=2048,heads=32" (sizes; default: the target's), "factor": depth,
         "weights": "even" (default) or "uneven" (2/3 and 1/3 of two copies), "pair_noise": standard
         deviation, relative to a fresh parameter's, of noise added to one copy and taken from the
-        other, "seed": of that noise, "norm": "exact" (default) or "paper"}.
+        other, "seed": of that noise, "norm": "exact" (default), "paper" or "rms"}.
 
     Raises:
       UserError: no or an unknown axis, an axis that shrinks, head_dim (its rotary frequencies and
-        softmax scale allow no split), fewer queries a group, or an unknown option.
+        softmax scale allow no split), fewer queries a group, uneven weights with norm="rms", or
+        an unknown option.
     """
     wide = wide_target(source, target, options)
     if wide.head_dim != source.head_dim:
@@ -64,15 +78,23 @@ def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
             "never function preserving; grow heads and kv_heads instead, or use zero_width"
         )
     uneven = _choice("weights", options, WEIGHTS) == "uneven"
-    norm = _choice("norm", options, NORMS)
+    norm = _choice("norm", options, NORMS_OR_RMS)
+    if norm == "rms" and uneven:
+        raise UserError(
+            "growth.weights: is 'uneven', and norm='rms' gives all copies one weight; choose one"
+        )
+
+    def widening(index: Sequence[int]) -> Widening:
+        return keeping_mean_square(index) if norm == "rms" else partition(index, uneven)
+
     widths = {
-        axis: partition([position % size for position in range(getattr(wide, axis))], uneven)
+        axis: widening([position % size for position in range(getattr(wide, axis))])
         for axis in ("embed", "mlp", "kv_heads")
         if getattr(wide, axis) != (size := getattr(source, axis))
     }
     heads = _head_index(source, wide, copy_groups=True, copy_queries=True)
     if heads != tuple(range(source.heads)):
-        widths["heads"] = partition(heads, uneven)
+        widths["heads"] = widening(heads)
     return _widened(
         "split",
         options,
@@ -110,7 +132,14 @@ def zero_width(
     return _with_new("zero_width", "zero", source, target, options)
 
 
-@operator("random_width", widths=WIDTHS, factor=FACTOR, seed=SEED, norm=NORM, gate_steps=GATE_STEPS)
+@operator(
+    "random_width",
+    widths=WIDTHS,
+    factor=FACTOR,
+    seed=SEED,
+    norm=NORM_OR_RMS,
+    gate_steps=GATE_STEPS,
+)
 def random_width(
     source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
 ) -> GrowthMap:
@@ -123,6 +152,10 @@ def random_width(
     not function preserving. head_dim stays: new rotary pairs would change old scores, and a gate
     on them their scale.
 
+    norm="rms" keeps the mean square of activations instead: no gates, norms and epsilon stay, and
+    old columns of a widened input are multiplied by √(d/D); new ones are drawn with fan-in D
+    (SPARKLING, arXiv 2602.02472).
+
     Args:
       source: the model that is grown.
       target: as `zero_width`.
@@ -132,7 +165,7 @@ def random_width(
     Raises:
       UserError: as `zero_width`; another head_dim, or negative gate_steps.
     """
-    growth_map = _with_new("random_width", "random", source, target, options)
+    growth_map = _with_new("random_width", "random", source, target, options, NORMS_OR_RMS)
     if "head_dim" in growth_map.widths:
         raise UserError(
             f"growth.widths: head_dim from {source.head_dim} to {growth_map.target.head_dim}: "
@@ -141,6 +174,8 @@ def random_width(
     axes = [axis for axis, widening in growth_map.widths.items() if widening.has_new]
     if NEW in growth_map.layers:
         axes.append("layers")
+    if options.get("norm") == "rms":
+        return growth_map
     gates = schedule(axes, options.get("gate_steps", GrowthConfig.gate_steps))
     return dataclasses.replace(growth_map, gates=gates)
 
@@ -151,6 +186,7 @@ def _with_new(
     source: ModelConfig,
     target: ModelConfig | None,
     options: Mapping[str, Any],
+    norms: tuple[str, ...] = NORMS,
 ) -> GrowthMap:
     wide = wide_target(source, target, options)
     exact = source.norm_eps * source.embed / wide.embed
@@ -161,18 +197,23 @@ def _with_new(
             f"config.model.norm_eps: {source.norm_eps} in the source, {wide.norm_eps} in the "
             f"target; {operator} makes it {exact:g}: give that, or the source's"
         )
-    if _choice("norm", options, NORMS) == "exact":
+    norm = _choice("norm", options, norms)
+    if norm == "exact":
         wide = dataclasses.replace(wide, norm_eps=exact)
     widths = {}
     for axis in ("embed", "mlp", "kv_heads"):
         size, wider = getattr(source, axis), getattr(wide, axis)
         if wider != size:
-            widths[axis] = partition([*range(size), *[NEW] * (wider - size)], uneven=False)
+            index = [*range(size), *[NEW] * (wider - size)]
+            rms = norm == "rms"
+            widths[axis] = keeping_mean_square(index) if rms else partition(index, uneven=False)
     heads = _head_index(source, wide, copy_groups=False, copy_queries=new == "zero")
     if heads != tuple(range(source.heads)):
         # The first copy of a head keeps its weight; new heads (zero or drawn) have their own.
         weights = [float(head == NEW or head not in heads[:at]) for at, head in enumerate(heads)]
         widths["heads"] = Widening(heads, tuple(weights))
+        if norm == "rms":
+            widths["heads"] = keeping_mean_square(heads)
     if wide.head_dim != source.head_dim:
         widths["head_dim"] = partition(_rotary_index(source.head_dim, wide.head_dim), uneven=False)
     return _widened(
@@ -181,7 +222,7 @@ def _with_new(
         source,
         wide,
         widths,
-        norm_scale=math.sqrt(source.embed / wide.embed),
+        norm_scale=1.0 if norm == "rms" else math.sqrt(source.embed / wide.embed),
         new=new,
     )
 

@@ -49,31 +49,36 @@ def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
       figures: PNG files of the first seed by name, as `figures.draw_all` returns them.
     """
     comparison = seeds[0]
-    pictures = [_figure(name, png) for name, png in figures.items()]
+    pictures = [figure(png, CAPTIONS[name]) for name, png in figures.items()]
     parts = [
         "<h1>Run report</h1>",
         *(f'<p class="result">{escape(line)}</p>' for line in results(comparison)),
-        _table(seed_table(seeds)),
+        table_of(seed_table(seeds)),
         *pictures[:1],
         "<h2>Runs</h2>",
-        _table(table.run_table(comparison)),
+        table_of(table.run_table(comparison)),
         _notes(comparison),
         "<h2>Speed-up at equal loss</h2>",
-        _table(table.speedup_table(comparison)),
+        table_of(table.speedup_table(comparison)),
         f'<p class="definition">{escape(DEFINITION)}</p>',
         f'<p class="definition">{escape(FLOPS_DEFINITION)}</p>',
         "<h2>By tokens, time and source</h2>" if pictures[1:] else "",
         *pictures[1:],
-        _table(table.source_table(comparison)),
+        table_of(table.source_table(comparison)),
         "<h2>Configs</h2>",
-        _table(table.config_table(comparison)) or "<p>The runs' configs do not differ.</p>",
+        table_of(table.config_table(comparison)) or "<p>The runs' configs do not differ.</p>",
     ]
+    return page("Run report", parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Returns a self-contained page of parts that are HTML already; empty ones are left out."""
     body = "\n".join(filter(None, parts))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Run report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n"
-        "</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
+        "</body>\n</html>\n"
     )
 
 
@@ -98,16 +103,18 @@ def _result(comparison: Comparison, run: Run) -> str:
     return f"{run.label} has no speed-up at {target}: {baseline.label} started there."
 
 
-def _figure(name: str, png: bytes) -> str:
+def figure(png: bytes, caption: str) -> str:
+    """Returns a PNG file and its caption as HTML."""
     data = base64.b64encode(png).decode("ascii")
-    caption = escape(CAPTIONS[name])
+    text = escape(caption)
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
+        f"<figcaption>{text}</figcaption></figure>"
     )
 
 
-def _table(cells: Table | None) -> str:
+def table_of(cells: Table | None) -> str:
+    """Returns a table as HTML; "" for None."""
     if cells is None:
         return ""
 

@@ -56,17 +56,28 @@ def grow_from(
     source_params = checkpoint_store.restore_params(path, abstract, old, lineage=source)
     growth_map, lineage, learning = learn(growth_map, source_params, source)
     params = grow_params(source_params, growth_map, new, shardings)
-    if config.init.growth.optimizer == "copy":
+    policy = config.init.growth.optimizer
+    if policy != "reset":
         moments = checkpoint_store.restore_optimizer(
             path, abstract_optimizer(optimizer, abstract, mesh), source
         )
         target = abstract_optimizer(optimizer, params, mesh)
         of_moments = jax.tree.map(lambda leaf: leaf.sharding, target)
-        grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, of_moments)
+        grown = grow_optimizer(
+            moments,
+            growth_map,
+            new,
+            optimizer.init,
+            params,
+            of_moments,
+            schedule="reset" if policy == "copy" else "keep",
+            first_only=policy == "asymmetric",
+        )
         state = TrainState(params, grown, stage_step_array(0, mesh))
     else:
         state = fresh_state(params, optimizer, mesh)
-    lineage = lineage.grown(growth_map, {}, learning)  # digests are computed on saving
+    # Digests are computed on saving.
+    lineage = lineage.grown(growth_map, {}, learning, optimizer=policy)
     return Start(f"grown from {path}", state, lineage, origin.own, growth_map)
 
 
@@ -75,8 +86,8 @@ def start_from(
 ) -> Start:
     """Starts from the unchanged parameters of a checkpoint of the config's model.
 
-    The optimizer state is fresh, unless `init.growth.optimizer` is "copy" or `prts grow` wrote the
-    checkpoint with an optimizer state: then the checkpoint's own is restored.
+    The optimizer state is fresh, if `init.growth.optimizer` is "reset" and `prts grow` did not
+    write the checkpoint with an optimizer state. Otherwise the checkpoint's own is restored.
 
     Args:
       config: config of the new stage.
@@ -98,7 +109,7 @@ def start_from(
     how = f"started from {path}"
     # Right after growth, a checkpoint has an optimizer state only if the user asked for it.
     just_grown = lineage.stage_step == 0 and checkpoint_store.has_optimizer(path, lineage)
-    if config.init.growth.optimizer == "copy" or just_grown:
+    if config.init.growth.optimizer != "reset" or just_grown:
         target = abstract_optimizer(optimizer, abstract, mesh)
         restored = checkpoint_store.restore_optimizer(path, target, lineage)
         state = TrainState(params, restored, stage_step_array(0, mesh))

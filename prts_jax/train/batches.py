@@ -13,6 +13,7 @@ from data_pipelines.store.several import Stores, open_stores
 from data_pipelines.store.store import TokenStore
 from prts_jax.config import RunConfig
 from prts_jax.errors import UserError
+from prts_jax.evaluate.store_tokenizer import check_same_tokenizer
 from prts_jax.feed import shard_batch
 from prts_jax.mesh import axis_size, make_mesh
 
@@ -82,24 +83,24 @@ def evaluation_batches(
         )
     store = TokenStore.open(data.validation)
     _check_vocabulary(store, config)
-    if store.tokenizer != trained_on.tokenizer:
-        raise UserError(
-            f"config.data.validation: the tokens of {data.validation} are of another "
-            f"tokenizer (sha256 {store.tokenizer[:12]}) than those of {data.train} "
-            f"({trained_on.tokenizer[:12]}); cache both with the same --tokenizer"
-        )
+    check_same_tokenizer("config.data.validation", store, trained_on)
     check_packed(store, data.instructions)
     return eval_batches(store, data.length, rows, evaluation.tokens or None, data.documents)
 
 
-def check_batches(config: RunConfig) -> None:
+def check_batches(config: RunConfig) -> TokenStore | Stores:
     """Checks the stores and batch sizes of a later stage before the run starts.
+
+    Returns:
+      The training store.
 
     Raises:
       UserError: see `training_batches` and `evaluation_batches`.
     """
     parts = axis_size(make_mesh(config.mesh), "batch")
-    evaluation_batches(config, parts, training_batches(config, parts).store)
+    store = training_batches(config, parts).store
+    evaluation_batches(config, parts, store)
+    return store
 
 
 def _check_vocabulary(store: TokenStore | Stores, config: RunConfig) -> None:

@@ -32,9 +32,8 @@ def frozen_layers(config: RunConfig, lineage: Lineage) -> tuple[int, ...] | None
     """
     if config.train.trainable == "all":
         return None
-    began = lineage.step - lineage.stage_step
-    grown = [record.map for record in lineage.growth if record.at_step == began]
-    return layers_kept(grown[-1] if grown else None)
+    record = lineage.growth_of_stage()
+    return layers_kept(record.map if record else None)
 
 
 def layers_kept(growth_map: GrowthMap | None) -> tuple[int, ...]:

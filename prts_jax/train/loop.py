@@ -21,7 +21,7 @@ from prts_jax.growth.gates import opening
 from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
-from prts_jax.train.batches import check_batches, training_batches
+from prts_jax.train.batches import training_batches
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.origin import (
@@ -34,7 +34,7 @@ from prts_jax.train.origin import (
 from prts_jax.train.progress import Progress, advance
 from prts_jax.train.setup import Setup, announce, set_up
 from prts_jax.train.stages import Stage, remaining_stages
-from prts_jax.train.start import begin
+from prts_jax.train.start import begin, check_stores
 from prts_jax.train.step import make_train_step
 from prts_jax.train.stopping import Stopping, sigterm
 
@@ -77,8 +77,7 @@ def _train_stages(
 ) -> None:
     origin = find_origin(config, workdir)
     stages = remaining_stages(config, origin)
-    for stage in stages[1:]:  # fail now, not when the stage begins
-        check_batches(stage.config)
+    check_stores(stages, origin, allow_change)
     for stage in stages:
         if stage is not stages[0]:
             origin = newest_origin(workdir)  # saved by the stage before
@@ -205,6 +204,8 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
     """Compiles the step for batches of this shape; excludes the time from the rates."""
     began = time.perf_counter()
     opening = progress.opening
+    record = progress.lineage.growth_of_stage()
+    asymmetric = record is not None and record.optimizer == "asymmetric"
     step = make_train_step(
         setup.config.model,
         setup.config,
@@ -214,6 +215,7 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
         frozen=setup.frozen,
         teacher=setup.teacher.model if setup.teacher else None,
         gates=opening.at if opening else None,
+        asymmetric=record.map if record is not None and asymmetric else None,
     )
     with setup.recorder.paused():
         flags = setup.config.compute.tpu_flags
@@ -230,9 +232,8 @@ def _validate(setup: Setup, progress: Progress) -> tuple[Progress, dict[str, flo
     if setup.evaluate is None:
         return progress, {}
     with setup.recorder.paused():
-        metrics: dict[str, float] = setup.evaluate(
-            progress.state.params, progress.gates()
-        ).metrics()
+        result = setup.evaluate(progress.state.params, progress.gates())
+    metrics: dict[str, float] = result.metrics(setup.config.evaluation.blocks)
     evaluation = {"step": progress.lineage.step, **metrics}
     lineage = dataclasses.replace(progress.lineage, evaluation=evaluation)
     return dataclasses.replace(progress, lineage=lineage), metrics

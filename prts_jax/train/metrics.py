@@ -148,7 +148,8 @@ class MetricsLog:
             self._segment_step = self._segment_step if self._segment else line["step"]
             self._segment.append(text + "\n")
         else:
-            with open(as_path(self._workdir) / "metrics.jsonl", "a") as file:
+            path = as_path(self._workdir) / "metrics.jsonl"
+            with storage_errors(f"{path}: cannot be written"), open(path, "a") as file:
                 file.write(text + "\n")
         if self._writer is not None:
             for name, value in line.items():

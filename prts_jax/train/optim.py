@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from prts_jax import tree
 from prts_jax.config import OptimizerConfig, RunConfig
 from prts_jax.declaration import Declaration, Kind
+from prts_jax.growth.new_entries import Parts, mask_of
 from prts_jax.model.architecture import declare
 from prts_jax.train import muon
 
@@ -57,6 +59,26 @@ def _decayed(config: OptimizerConfig, declarations: Mapping[str, Declaration]) -
     )
 
 
-def apply_updates(params: Any, updates: Any, rate: jax.Array) -> Any:
-    """Returns params − rate · updates, leaf by leaf."""
-    return jax.tree.map(lambda p, u: p - rate * u, params, updates)
+def apply_updates(
+    params: Any,
+    updates: Any,
+    rate: jax.Array,
+    new: Parts | None = None,
+    new_rate: jax.Array | None = None,
+) -> Any:
+    """Returns params − rate · updates, leaf by leaf.
+
+    Args:
+      params: nested dictionary of arrays.
+      updates: the same structure.
+      rate: scalar.
+      new: the new entries of a grown model; None: all entries have one rate.
+      new_rate: scalar, the rate of the new entries.
+    """
+    if new is None or new_rate is None:
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates)
+    leaves, changes = tree.flatten(params), tree.flatten(updates)
+    rates = {
+        path: jnp.where(mask_of(new[path], p.ndim), new_rate, rate) for path, p in leaves.items()
+    }
+    return tree.unflatten({path: p - rates[path] * changes[path] for path, p in leaves.items()})

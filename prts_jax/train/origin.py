@@ -8,7 +8,7 @@ from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.damage import DamagedError, agreed
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import set_aside
-from prts_jax.config import RunConfig, stage_configs
+from prts_jax.config import DataConfig, RunConfig, stage_configs
 from prts_jax.growth.map import GrowthMap
 from prts_jax.paths import as_path
 from prts_jax.processes import all_processes
@@ -33,6 +33,10 @@ class Origin:
     def is_of_stage(self, index: int) -> bool:
         """Returns whether this run saved the checkpoint in the stage with this index."""
         return self.own and self.lineage.stage == index
+
+    def begins_fine_tuning(self, data: DataConfig) -> bool:
+        """Returns whether a stage on `data` starts to fine-tune a pretrained model."""
+        return data.instructions and not self.lineage.config["data"].get("instructions", False)
 
 
 @dataclass(frozen=True)

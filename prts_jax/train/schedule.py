@@ -1,9 +1,12 @@
 """The learning rate: a function of the step that is not part of the optimizer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from prts_jax.config import ScheduleConfig
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.config import GrowthConfig, RunConfig, ScheduleConfig
 
 
 def learning_rate(
@@ -39,3 +42,40 @@ def learning_rate(
     progress = jnp.clip((step - begin) / (config.decay_end - begin), 0.0, 1.0)
     decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.kind == "cosine" else 1 - progress
     return config.peak * warmup * (config.final + (1 - config.final) * decay)
+
+
+def new_entries_rate(
+    config: GrowthConfig, rate: jax.Array, stage_step: jax.Array | int
+) -> jax.Array:
+    """Returns the learning rate of entries that growth added, with `optimizer` "asymmetric".
+
+    During the first `new_rate_steps` steps s = 0, 1, … of the stage it is
+
+        new_rate · (s + 1) / new_rate_steps · rate
+
+    and then `rate`, that of all other entries. Source: SPARKLING (arXiv 2602.02472).
+    """
+    steps = max(config.new_rate_steps, 1)
+    rising = config.new_rate * (jnp.asarray(stage_step, jnp.float32) + 1) / steps
+    return rate * jnp.where(jnp.asarray(stage_step) < config.new_rate_steps, rising, 1.0)
+
+
+def goes_on(config: RunConfig, lineage: Lineage | None) -> RunConfig:
+    """Returns the config of a stage whose schedule goes on through growth where its state does.
+
+    With the policies "keep" and "asymmetric", `schedule.after_growth` "restart" becomes "keep";
+    "rewarm" stays.
+
+    Args:
+      config: config of the stage.
+      lineage: of a checkpoint of the stage, or of one that was just grown: its policy counts. None
+        for a stage that begins with a growth, or without one.
+    """
+    policy = config.init.growth.optimizer
+    record = None if lineage is None else lineage.growth_of_stage()
+    if record is not None and record.optimizer:
+        policy = record.optimizer
+    if policy not in ("keep", "asymmetric") or config.schedule.after_growth != "restart":
+        return config
+    schedule = dataclasses.replace(config.schedule, after_growth="keep")
+    return dataclasses.replace(config, schedule=schedule)

@@ -12,6 +12,7 @@ from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.evaluate.perplexity import make_evaluator
+from prts_jax.growth.leaf_text import leaf_text
 from prts_jax.mesh import axis_size
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
@@ -132,3 +133,5 @@ def announce(setup: Setup, start: Start) -> None:
         say(f"{setup.log.lost}; the key gap_after marks them")
     if start.growth_map is not None:
         say(str(start.growth_map))
+        policy = setup.config.init.growth.optimizer
+        say("\n".join(leaf_text(start.growth_map, declare(start.growth_map.target), policy)))

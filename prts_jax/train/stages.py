@@ -21,6 +21,7 @@ from prts_jax.model.architecture import architecture
 from prts_jax.paths import as_path
 from prts_jax.train.freezing import layers_kept
 from prts_jax.train.origin import Origin
+from prts_jax.train.schedule import goes_on
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def _plan(stage: Stage, before: _Before) -> Stage:
         config = dataclasses.replace(config, model=restored)
     stage = dataclasses.replace(stage, config=config)
     if origin is not None and origin.is_of_stage(stage.index):
-        return stage  # resuming compares its model with the checkpoint's
+        # Resuming compares its model with the checkpoint's.
+        return dataclasses.replace(stage, config=goes_on(config, origin.lineage))
     starts = stage.index == 0 and bool(config.init.start_from)
     if starts and origin is not None:
         _check_same_model(config.model, origin)
@@ -145,6 +147,8 @@ def _plan(stage: Stage, before: _Before) -> Stage:
         layers_kept(growth_map)
     if growth_map is not None:
         config = dataclasses.replace(config, model=growth_map.target)
+    just_grown = origin is not None and growth_map is None and origin.lineage.stage_step == 0
+    config = goes_on(config, origin.lineage if origin is not None and just_grown else None)
     return dataclasses.replace(stage, config=config, growth_map=growth_map)
 
 

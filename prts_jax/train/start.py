@@ -1,7 +1,7 @@
 """The initial state of a stage: resumed, grown, started from a checkpoint or fresh."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -9,19 +9,22 @@ import optax
 from jax.sharding import Mesh
 
 from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.store.several import Stores
+from data_pipelines.store.store import TokenStore
 from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.checkpoint.tokenizer import special_ids_of
 from prts_jax.config import RunConfig, to_dict
-from prts_jax.evaluate.store_tokenizer import check_store_tokenizer
+from prts_jax.evaluate.store_tokenizer import check_same_tokenizer, check_store_tokenizer
 from prts_jax.growth.map import GrowthMap
 from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
 from prts_jax.special_ids import of_store
-from prts_jax.train import fine_tuning
 from prts_jax.train.ancestor import grow_from, start_from
+from prts_jax.train.batches import check_batches
 from prts_jax.train.changes import check_names, config_changes
 from prts_jax.train.data_position import data_position
 from prts_jax.train.distill import choose_teacher, find_teacher
@@ -52,8 +55,9 @@ def begin(
 
     There are four cases:
       1. The origin is a checkpoint of this stage: the stage resumes.
-      2. The stage has a growth map: parameters grown on the mesh, with a fresh optimizer state or,
-         if `init.growth.optimizer` is "copy", a grown one. The data continue at the next token.
+      2. The stage has a growth map: parameters grown on the mesh, with a fresh or, unless
+         `init.growth.optimizer` is "reset", a grown optimizer state. Data continue at the next
+         token.
       3. Any other origin: unchanged parameters; otherwise as 2.
       4. No origin: fresh parameters from `init.seed`.
 
@@ -76,11 +80,10 @@ def begin(
     check_names(allow_change, stage.config)
     if origin is None:
         return _fresh(stage.config, mesh, optimizer, batches)
-    if not origin.own:
-        _check_tokenizer(stage.config, batches, origin, allow_change)
     checkpoints.carry_tokenizer(origin.path, origin.lineage)
     if origin.is_of_stage(stage.index):
         return _resume(stage.config, origin, mesh, optimizer, batches, allow_change)
+    check_tokenizer(stage.config, batches.store, origin, allow_change)
     if origin.own:
         allow_change = ("data.store",)
     if stage.growth_map is None:
@@ -193,8 +196,8 @@ def _with_data(
 ) -> Start:
     """Returns the start of a new stage, whose data continue at the origin's next token."""
     config, before = stage.config, start.lineage
-    if fine_tuning.begins(before, config.data):
-        before = fine_tuning.begin(before, origin.path, batches.store, allow_change)
+    if origin.begins_fine_tuning(config.data):
+        before = before.tuned()
         allow_change = (*allow_change, "data.store")
     position, note, changes = data_position(before, config, batches, allow_change)
     lineage = dataclasses.replace(
@@ -210,13 +213,42 @@ def _with_data(
     return dataclasses.replace(start, how=f"{start.how}; {note}", lineage=lineage)
 
 
-def _check_tokenizer(
-    config: RunConfig, batches: TrainBatches, origin: Origin, allow_change: Collection[str]
+def check_stores(stages: Sequence[Stage], origin: Origin | None, allow: Collection[str]) -> None:
+    """Checks the stores of all stages of a run before the first one trains.
+
+    Args:
+      stages: the remaining stages.
+      origin: the checkpoint that the first one starts from; None without one.
+      allow: `allow_change` of the run.
+
+    Raises:
+      UserError: stores do not fit their stage, or have another tokenizer than the model.
+    """
+    if len(stages) == 1:
+        return
+    stores = [check_batches(stage.config) for stage in stages]
+    for stage, store in zip(stages[1:], stores[1:], strict=True):
+        if origin is not None:
+            with agreed():
+                check_tokenizer(stage.config, store, origin, allow)
+        elif not (stage.config.data.instructions and "data.store" in allow):
+            check_same_tokenizer("config.data.train", store, stores[0])
+
+
+def check_tokenizer(
+    config: RunConfig, store: TokenStore | Stores, origin: Origin, allow_change: Collection[str]
 ) -> None:
     """Checks that a store on which a checkpoint may train has the checkpoint's tokenizer.
 
-    `data_position` refuses all other stores, and the start of fine-tuning has a check of its own.
+    `data_position` refuses all other stores. With --allow_change=data.store, fine-tuning may
+    use another tokenizer.
+
+    Raises:
+      UserError: the store has another tokenizer.
     """
-    may_differ = not origin.lineage.store or "data.store" in allow_change
-    if may_differ and not fine_tuning.begins(origin.lineage, config.data):
-        check_store_tokenizer(origin.path, origin.lineage, batches.store)
+    tuning, allowed = origin.begins_fine_tuning(config.data), "data.store" in allow_change
+    if tuning and not allowed:
+        way_out = ", or pass --allow_change=data.store"
+        check_store_tokenizer(origin.path, origin.lineage, store, way_out)
+    elif not tuning and (allowed or origin.own or not origin.lineage.store):
+        check_store_tokenizer(origin.path, origin.lineage, store)

@@ -1,6 +1,6 @@
 """The jitted training step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from prts_jax.config import ModelConfig, RunConfig
+from prts_jax.growth.map import GrowthMap
+from prts_jax.growth.new_entries import new_parts
 from prts_jax.model.architecture import declare, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
@@ -15,7 +17,7 @@ from prts_jax.train.accumulation import Batch, sum_over_micro_batches
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
 from prts_jax.train.optim import apply_updates
-from prts_jax.train.schedule import learning_rate
+from prts_jax.train.schedule import learning_rate, new_entries_rate
 from prts_jax.train.state import TrainState
 
 Sums = dict[str, jax.Array]
@@ -55,6 +57,7 @@ def make_train_step(
     frozen: tuple[int, ...] | None = None,
     teacher: ModelConfig | None = None,
     gates: Callable[[jax.Array], Gates] | None = None,
+    asymmetric: GrowthMap | None = None,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
@@ -73,48 +76,29 @@ def make_train_step(
         trained.
       teacher: config of the teacher; None: no distillation.
       gates: stage step → gates of the layers or widths added by the last growth; None: all open.
+      asymmetric: the growth whose new entries have a learning rate of their own; None: all entries
+        have the same.
     """
+    new = None if asymmetric is None else new_parts(asymmetric, declare(model))
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
-
-    def summed_losses(
-        params: Any, batch: Batch, teacher_params: Any, opened: Gates | None
-    ) -> tuple[jax.Array, Sums]:
-        """Returns the loss to minimise and the sums for the metrics."""
-        documents, weights = documents_of(batch), batch["loss_weights"]
-        inputs: dict[str, Any] = {"documents": documents, "gates": opened, "frozen": frozen}
-        if teacher is None:
-            of_token = losses(
-                params, batch["tokens"], batch["targets"], model, config.compute, **inputs
-            )
-        else:
-            out = logits(params, batch["tokens"], model, config.compute, **inputs)
-            of_token = token_losses(out, batch["targets"])
-        by_source = loss_by_source(of_token, weights, batch["source_ids"], sources)
-        loss = jnp.sum(of_token * weights)
-        sums = {"loss": loss, "source_losses": by_source[0], "source_tokens": by_source[1]}
-        if teacher is None:
-            return loss, sums
-        taught = logits(
-            teacher_params, batch["tokens"], teacher, config.compute, documents=documents
-        )
-        soft, share = jnp.sum(soft_losses(out, taught) * weights), config.distillation.weight
-        return (1 - share) * loss + share * soft, sums | {"distillation_loss": soft}
 
     def train_step(
         state: TrainState, batch: Batch, teacher_params: Any = None
     ) -> tuple[TrainState, StepMetrics]:
-        opened = None if gates is None else gates(state.stage_step)
+        inputs = {"gates": gates and gates(state.stage_step), "frozen": frozen}
+        taught_by = teacher and (teacher, teacher_params)
 
         def gradient_of(micro: Batch) -> tuple[Any, Sums]:
-            gradient = jax.grad(summed_losses, has_aux=True)
-            return gradient(state.params, micro, teacher_params, opened)
+            gradient = jax.grad(_summed_losses, has_aux=True)
+            return gradient(state.params, micro, model, config, sources, taught_by, inputs)
 
         gradient, sums = sum_over_micro_batches(gradient_of, batch, config.train.accumulation)
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
-        params = apply_updates(state.params, updates, rate)
+        new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
+        params = apply_updates(state.params, updates, rate, new, new_rate)
         means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
         metrics = StepMetrics(
             loss_tokens=tokens,
@@ -127,3 +111,40 @@ def make_train_step(
         return keep_frozen(state, after, parts) if parts else after, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _summed_losses(
+    params: Any,
+    batch: Batch,
+    model: ModelConfig,
+    config: RunConfig,
+    sources: int,
+    teacher: tuple[ModelConfig, Any] | None,
+    inputs: Mapping[str, Any],
+) -> tuple[jax.Array, Sums]:
+    """Returns the loss to minimise and the sums for the metrics.
+
+    Args:
+      params: parameters of the model.
+      batch: arrays [batch, length].
+      model: config of the model.
+      config: config of the stage.
+      sources: number of sources whose losses are summed separately.
+      teacher: config and parameters of the teacher; None: no distillation.
+      inputs: gates and frozen layers, for `losses` and `logits`.
+    """
+    tokens, weights, documents = batch["tokens"], batch["loss_weights"], documents_of(batch)
+    inputs = {"documents": documents, **inputs}
+    if teacher is None:
+        of_token = losses(params, tokens, batch["targets"], model, config.compute, **inputs)
+    else:
+        out = logits(params, tokens, model, config.compute, **inputs)
+        of_token = token_losses(out, batch["targets"])
+    by_source = loss_by_source(of_token, weights, batch["source_ids"], sources)
+    loss = jnp.sum(of_token * weights)
+    sums = {"loss": loss, "source_losses": by_source[0], "source_tokens": by_source[1]}
+    if teacher is None:
+        return loss, sums
+    taught = logits(teacher[1], tokens, teacher[0], config.compute, documents=documents)
+    soft, share = jnp.sum(soft_losses(out, taught) * weights), config.distillation.weight
+    return (1 - share) * loss + share * soft, sums | {"distillation_loss": soft}

@@ -36,7 +36,9 @@ def test_growth_starts_a_stage_and_keeps_what_was_spent(lineage):
     assert grown.config == {**lineage.config, "model": to_dict(growth_map.target)}
     assert grown.digests == {"head": ("0" * 16,)}
     (record,) = grown.growth
-    assert record == GrowthRecord(lineage.step, lineage.tokens, lineage.flops, growth_map)
+    assert record == GrowthRecord(
+        lineage.step, lineage.tokens, lineage.flops, growth_map, optimizer="reset"
+    )
 
 
 def test_growth_upon_growth_is_told_oldest_first(lineage):

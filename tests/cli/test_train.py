@@ -69,6 +69,25 @@ def test_a_key_that_the_file_leaves_out_can_be_given_by_a_flag(tmp_path, capsys)
     assert (printed["data"]["batch"], printed["init"]["growth"]["factor"]) == (3, 2)
 
 
+def test_a_printed_config_is_a_config_file(tmp_path, capsys):
+    file = tmp_path / "config.json"
+    assert cli.main(["train", CONFIG, "--config.data.batch=4", "--print_config"]) == 0
+    file.write_text(capsys.readouterr().out)
+    assert cli.main(["train", f"--config={file}", "--config.data.seed=3", "--print_config"]) == 0
+    assert json.loads(capsys.readouterr().out) == to_dict(
+        tiny.run_config(data__batch=4, data__seed=3)
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 100_000, '{"model": {"layers": "2"}}', "\xff"]
+)
+def test_a_damaged_json_config_is_one_line(text, tmp_path, capsys):
+    file = tmp_path / "config.json"
+    file.write_bytes(text.encode("latin-1"))
+    assert "config" in refusal(capsys, f"--config={file}", "--print_config")
+
+
 @pytest.mark.parametrize("value", ["x" * 100_000, "[" * 100_000, "9" * 5000, "a\nb", "\x1b[31m"])
 @pytest.mark.parametrize("flag", ["--config.data.batch", "--config.model", "--config", "--workdri"])
 def test_an_odd_value_ends_in_one_short_line(flag, value, capsys):

@@ -99,3 +99,10 @@ def test_metrics_are_valid_json():
     assert line["validation_loss"] == pytest.approx((math.log(8) + 6000) / 3)
     assert math.isfinite(line["validation_perplexity"])
     assert line["validation_perplexity/prose"] == pytest.approx(8.0)
+
+
+def test_blocks_are_the_means_of_equal_parts_of_the_rows_that_predict_something():
+    losses, tokens = np.array([[2.0], [6.0], [0.0], [9.0]]), np.array([[1.0], [3.0], [0.0], [3.0]])
+    line = Perplexity(("web",), losses, tokens).metrics(blocks=2)
+    blocks = {key: loss for key, loss in line.items() if key.startswith("validation_block/")}
+    assert blocks == {"validation_block/000": 8 / 4, "validation_block/001": 3.0}

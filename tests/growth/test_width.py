@@ -263,3 +263,35 @@ def test_any_text_is_widths_or_a_user_error(text):
         assert "growth.widths" in str(error)
     else:
         assert all(size >= 0 for size in sizes.values())
+
+
+def test_rms_norm_keeps_the_mean_square_of_sums_over_copies():
+    """W of N(0, 1) times copies of x of N(0, 1): the mean square stays that of the source."""
+    rng = np.random.default_rng(0)
+    d = SOURCE.mlp
+    for wider in (d * 3 // 2, 2 * d):
+        wide = dataclasses.replace(SOURCE, mlp=wider)
+        widening = make_map(SOURCE, wide, "split", norm="rms").widths["mlp"]
+        weight = np.sqrt(d / (3 * wider - 2 * d))
+        np.testing.assert_allclose(widening.weights, weight, rtol=1e-12)
+        inputs, matrix = rng.standard_normal((4000, d)), rng.standard_normal((50, d))
+        index = np.arange(wider) % d
+        sums = inputs[:, index] @ (matrix[:, index] * weight).T
+        np.testing.assert_allclose(np.mean(sums**2), d, rtol=0.1)
+
+
+def test_rms_norm_of_new_positions_scales_old_columns_by_the_root_of_the_widths():
+    wide = dataclasses.replace(SOURCE, embed=SOURCE.embed * 3 // 2, mlp=SOURCE.mlp * 2)
+    growth_map = make_map(SOURCE, wide, "random_width", norm="rms")
+    assert growth_map.norm_scale == 1.0
+    assert growth_map.target.norm_eps == SOURCE.norm_eps
+    assert not growth_map.gates
+    np.testing.assert_allclose(growth_map.widths["embed"].weights, np.sqrt(2 / 3))
+    np.testing.assert_allclose(growth_map.widths["mlp"].weights, np.sqrt(1 / 2))
+
+
+def test_rms_norm_at_twice_the_width_is_the_even_split():
+    wide = dataclasses.replace(SOURCE, embed=SOURCE.embed * 2)
+    rms, exact = (make_map(SOURCE, wide, "split", norm=norm) for norm in ("rms", "exact"))
+    assert rms.widths == exact.widths
+    assert rms.function_preserving()

@@ -193,7 +193,10 @@ def _finish(work: GrowthPlan, directory: str, digests: Mapping[str, Digests]) ->
     source, target = (f"{where}/{layout.TOKENIZER}" for where in (work.source, directory))
     carry_tokenizer(source, target)
     lineage = work.lineage.grown(
-        work.growth_map, digests[PARAMS], optimizer_digests=digests[OPTIMIZER]
+        work.growth_map,
+        digests[PARAMS],
+        optimizer_digests=digests[OPTIMIZER],
+        optimizer=work.policy,
     )
     carried = file_digests(read_tokenizer(target))
     layout.write_lineage(directory, dataclasses.replace(lineage, tokenizer=carried))

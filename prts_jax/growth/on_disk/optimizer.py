@@ -24,7 +24,7 @@ def optimizer_recipes(
     Args:
       source: a complete checkpoint (what `layout.resolve` returned).
       growth_map: a valid map from the checkpoint's model.
-      policy: "copy" or "reset".
+      policy: "reset", "copy", "keep" (the same on disk) or "asymmetric".
 
     Raises:
       UserError: an unknown policy, there is no such state, or it or the map cannot be grown (names
@@ -36,8 +36,8 @@ def optimizer_recipes(
         return ()
     if not as_path(f"{source}/{OPTIMIZER}").exists():
         raise UserError(
-            f"{source}: holds no optimizer state to copy; leave --optimizer=copy out, or name a "
-            "checkpoint that a run has saved"
+            f"{source}: holds no optimizer state to copy; leave --optimizer={policy} out, or "
+            "name a checkpoint that a run has saved"
         )
     if growth_map.source.layers == 0:
         raise UserError(
@@ -51,7 +51,10 @@ def optimizer_recipes(
         dtype = stored[path].dtype.name
         if isinstance(role, Moment):
             target = dataclasses.replace(targets[role.parameter], dtype=dtype)
-            recipes.append(moment_recipe(growth_map, path, role.parameter, target, role.power))
+            first_only = policy == "asymmetric"
+            recipes.append(
+                moment_recipe(growth_map, path, role.parameter, target, role.power, first_only)
+            )
         elif role == KEPT:
             count = Declaration((), dtype, (), (), "ones", Kind.NORM)
             recipes.append(LeafRecipe(path, path, count, (LayerRecipe(Make.COPY, 0),), True))

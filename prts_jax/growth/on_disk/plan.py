@@ -131,6 +131,7 @@ class GrowthPlan:
       params: the parameters.
       optimizer: the optimizer's state; empty where it is left behind.
       arrays: the matrices of a dense map.
+      policy: what becomes of the optimizer's state, as in `init.growth.optimizer`.
     """
 
     source: str
@@ -140,6 +141,7 @@ class GrowthPlan:
     params: tuple[LeafPlan, ...]
     optimizer: tuple[LeafPlan, ...]
     arrays: Arrays
+    policy: str = "reset"
 
     @property
     def leaves(self) -> tuple[LeafPlan, ...]:
@@ -163,7 +165,7 @@ def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "rese
       source: a complete checkpoint (what `layout.resolve` returned).
       target: directory of the new checkpoint.
       growth_map: a valid map from the checkpoint's model.
-      optimizer: "copy" grows the optimizer's state through the map, "reset" leaves it behind.
+      optimizer: "reset" leaves the optimizer's state behind; others see `optimizer_recipes`.
 
     Raises:
       UserError: the checkpoint is of another model than the map's source (names the key), has gates
@@ -174,7 +176,7 @@ def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "rese
     lineage = layout.read_lineage(source)
     _check_model(source, lineage, growth_map)
     refuse_shut(lineage, source)
-    if optimizer == "copy" and lineage.optimizer_digests:
+    if optimizer != "reset" and lineage.optimizer_digests:
         saved = lineage.optimizer_digests
         check_paths(source, OPTIMIZER, saved, arrays.describe(source, OPTIMIZER))
     moments = optimizer_recipes(source, growth_map, optimizer)
@@ -201,6 +203,7 @@ def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "rese
             for leaf in moments
         ),
         arrays=dense.arrays_of(growth_map, targets),
+        policy=optimizer,
     )
 
 

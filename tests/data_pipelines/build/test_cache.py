@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.build import progress
 from data_pipelines.build.cache import cache
 from data_pipelines.build.store_build import Rules
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Fault
+from prts_jax import progress
 from prts_jax.errors import UserError
 from tests.data_pipelines.build.line_task import LineTask, contents, silent, write_files
 
@@ -57,7 +57,7 @@ def test_progress_has_rates_and_the_time_left(
     assert len(lines) == 3
     for number, line in enumerate(lines, 1):
         assert line.startswith(f"bytes/train: file {number}/3, {24 * number} tokens, ")
-        assert all(part in line for part in ("MB/s", "tokens/s", "left"))
+        assert all(part in line for part in (f"{24 * number} B of 72 B", "B/s", "tokens/s", "left"))
 
 
 def test_a_finished_store_is_reused(inputs: Path, tmp_path: Path):
@@ -352,13 +352,13 @@ def test_two_writers_of_one_folder_are_refused(inputs: Path, tmp_path: Path):
     folder.mkdir()
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is writing"):
+        with pytest.raises(UserError, match="is writing there"):
             cache(LineTask(inputs), folder, silent)
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(inputs: Path, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write the store"):
+    with pytest.raises(UserError, match="cannot be written"):
         cache(LineTask(inputs), tmp_path / "file" / "store", silent)
 
 

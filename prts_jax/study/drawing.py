@@ -1,0 +1,150 @@
+"""The figures of a study: loss over FLOPs with bands, speed-ups with intervals, growth close up."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prts_jax.report.figures import (
+    BASELINE_COLOUR,
+    COLOURS,
+    FLOPS,
+    HEIGHT_PIXELS,
+    MARKERS,
+    legend_name,
+    new_figure,
+)
+from prts_jax.study.results import ArmResult, Results, curve
+
+OVER_FLOPS = (
+    "Validation loss over total FLOPs, the base's included. Lines are means over seeds, bands "
+    "their range. Where learning rates decay, only the ends of runs (dots) are comparable."
+)
+SPEEDUPS = (
+    "Speed-up over scratch at equal loss: mean over seeds and 95% interval; small dots are seeds. "
+    "Hollow: the base's FLOPs are left out (sunk)."
+)
+GROWTH = (
+    "The first steps after growth, first seed: training loss, and the gradient's norm before it is "
+    "clipped."
+)
+
+CLOSE_UP_STEPS = 200
+SKIPPED = 0.12
+"""Share of the FLOPs at the left whose steep fall is not drawn."""
+
+
+def _looks(results: Results) -> dict[str, tuple[str, str]]:
+    looks, grown = {}, 0
+    for arm in results.compared():
+        if arm.kind == "scratch":
+            looks[arm.name] = (BASELINE_COLOUR, "s")
+        else:
+            looks[arm.name] = (COLOURS[grown % len(COLOURS)], MARKERS[grown // len(COLOURS)])
+            grown += 1
+    return looks
+
+
+def over_flops(results: Results) -> Figure:
+    """Draws validation loss over total FLOPs: mean and range over seeds."""
+    figure = new_figure(HEIGHT_PIXELS)
+    axes = figure.subplots()
+    looks = _looks(results)
+    compared = [(arm, *_over_seeds(arm)) for arm in results.compared()]
+    size, unit = FLOPS.unit(max((float(flops[-1]) for _, flops, _ in compared), default=1.0))
+    lows, highs, right = [], [], 0.0
+    for arm, flops, losses in compared:
+        flops = flops / size
+        colour, marker = looks[arm.name]
+        mean = losses.mean(axis=0)
+        name = legend_name(arm.name)
+        width = 1.0 if results.finished_only else 1.8
+        axes.plot(flops, mean, color=colour, linewidth=width, label=name, zorder=3)
+        axes.fill_between(
+            flops, losses.min(0), losses.max(0), color=colour, alpha=0.15, linewidth=0
+        )
+        axes.plot(flops[-1:], mean[-1:], marker=marker, color=colour, markersize=6, zorder=4)
+        lows.append(losses.min())
+        highs.append(losses[:, flops >= SKIPPED * flops[-1]].max())
+        right = max(right, float(flops[-1]))
+    if lows:
+        span = max(highs) - min(lows)
+        axes.set_ylim(min(lows) - 0.05 * span, max(highs) + 0.05 * span)
+        axes.set_xlim(0, 1.03 * right)
+        axes.legend(loc="upper right", ncols=2, fontsize=9.5)
+    axes.set_xlabel(f"total FLOPs, the base's included ({unit})")
+    axes.set_ylabel("validation loss (nats / token)")
+    axes.set_title("Validation loss over total FLOPs")
+    return figure
+
+
+def _over_seeds(arm: ArmResult) -> tuple[np.ndarray, np.ndarray]:
+    """Returns FLOPs [n] and losses [seeds, n] at the evaluations that all seeds have."""
+    curves = [curve(run) for run in arm.runs]
+    shared = set.intersection(*(set(c.flops) for c in curves))
+    flops = np.array(sorted(shared))
+    losses = [c.losses.mean(axis=1)[np.isin(c.flops, flops)] for c in curves]
+    return flops, np.stack(losses)
+
+
+def speedups(results: Results) -> Figure:
+    """Draws the speed-up of each grown arm with its interval, the best on top."""
+    known = []
+    for arm in results.compared():
+        if arm.kind == "grown":
+            booked, sunk = results.speedup(arm), results.speedup(arm, sunk=True)
+            known.append((arm, booked, sunk))
+    known.sort(key=lambda row: -np.inf if row[1].mean is None else row[1].mean)
+    figure = new_figure(120 + 46 * max(len(known), 2))
+    axes = figure.subplots()
+    looks = _looks(results)
+    for at, (arm, booked, sunk) in enumerate(known):
+        colour, marker = looks[arm.name]
+        seeds = [100 * value for value in booked.values if value is not None]
+        axes.plot(seeds, [at] * len(seeds), ".", color=colour, alpha=0.6, markersize=5)
+        if booked.mean is None:
+            axes.text(0, at, f"  not reached in {booked.missing} seeds", va="center", fontsize=9.5)
+            continue
+        if booked.low is not None and booked.high is not None:
+            ends = [100 * booked.low, 100 * booked.high]
+            axes.plot(ends, [at, at], color=colour, linewidth=2.2, zorder=3)
+        axes.plot([100 * booked.mean], [at], marker=marker, color=colour, markersize=8, zorder=4)
+        if sunk.mean is not None:
+            axes.plot(
+                [100 * sunk.mean],
+                [at + 0.2],
+                marker=marker,
+                color=colour,
+                markerfacecolor="white",
+                markersize=6,
+            )
+    axes.axvline(0, color=BASELINE_COLOUR, linewidth=1)
+    axes.set_yticks(range(len(known)), [legend_name(arm.name) for arm, _, _ in known])
+    axes.set_ylim(-0.6, max(len(known), 2) - 0.4)
+    axes.set_xlabel("speed-up over scratch at equal loss (%)")
+    axes.set_title("Speed-up")
+    return figure
+
+
+def growth(results: Results) -> Figure:
+    """Draws training loss and gradient norm of the steps after growth, for the first seed."""
+    figure = new_figure(HEIGHT_PIXELS * 0.75)
+    panels: Sequence[Axes] = figure.subplots(1, 2)
+    looks = _looks(results)
+    for arm in results.compared():
+        if arm.kind != "grown":
+            continue
+        for axes, key in zip(panels, ("loss", "gradient_norm"), strict=True):
+            step, values = arm.runs[0].curve("stage_step", key)
+            near = step <= CLOSE_UP_STEPS
+            colour = looks[arm.name][0]
+            axes.plot(step[near], values[near], color=colour, label=legend_name(arm.name))
+    for axes, name in zip(panels, ("training loss (nats / token)", "gradient norm"), strict=True):
+        axes.set_xlabel("steps after growth")
+        axes.set_ylabel(name)
+    panels[1].set_yscale("log")
+    if panels[0].lines:
+        panels[0].legend(fontsize=9)
+    figure.suptitle("After growth", x=0.01, ha="left", weight="bold", fontsize=13)
+    return figure

@@ -1,0 +1,200 @@
+"""Runs a study: each cell is a `prts train` of its own, a few at a time, until none is left."""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prts_jax import config as config_lib
+from prts_jax.errors import Interrupted, UserError, storage_errors
+from prts_jax.paths import write_atomically
+from prts_jax.report.runs import is_finite
+from prts_jax.study.design import Cell, Study, base_of, check, ready
+from prts_jax.study.folder import Folder
+from prts_jax.study.progress import GridProgress
+from prts_jax.train.metrics import read_metrics
+
+RESUMABLE = 75
+"""Exit code of a `prts train` that goes on with the same command."""
+
+POLL_SECONDS = 0.5
+
+
+def resolved(study: Study, cell: Cell, losses: dict[str, float], folder: Folder) -> dict[str, Any]:
+    """Returns a cell's config with its seeds, rate and base, as nested plain dictionaries."""
+    changed = cell.arm.config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.data.seed = changed.init.seed = changed.init.growth.seed = cell.seed
+        changed.schedule.peak = cell.peak
+        if cell.arm.base:
+            base = base_of(study, cell, losses)
+            assert base is not None, "a cell that is ready has its base"
+            changed.init.grow_from = str(folder.run(base))
+    return config_lib.to_dict(config_lib.resolve(changed))
+
+
+def command(cell: Cell, folder: Folder) -> list[str]:
+    """Returns the command that trains a cell; it resumes what is there."""
+    train = [sys.executable, "-m", "prts_jax.cli.train"]
+    return [*train, f"--config={folder.config(cell)}", f"--workdir={folder.run(cell)}"]
+
+
+def execute(study: Study, workdir: str, jobs: int, say: Callable[[str], None]) -> dict[str, float]:
+    """Trains every run that is not finished; the same call goes on after a stop.
+
+    Args:
+      study: the grid.
+      workdir: local folder of the study.
+      jobs: runs at a time.
+      say: prints a line for the user.
+
+    Returns:
+      The last validation loss of each cell by name; infinite if it diverged.
+
+    Raises:
+      UserError: an invalid study, a folder of another study, or a run that a user must correct.
+      Interrupted: SIGTERM, or a run that asks to be started again; the same command goes on.
+      StorageError: the disk failed.
+    """
+    check(study)
+    folder = Folder(Path(workdir).absolute())
+    with storage_errors(f"{workdir}: the study cannot be written"):
+        for name in ("configs", "runs", "logs", "compiled"):
+            (folder.root / name).mkdir(parents=True, exist_ok=True)
+    losses: dict[str, float] = {}
+    progress = GridProgress(study, folder, say)
+    with _workers(folder) as workers:
+        while True:
+            running = {cell.name for cell in workers.running()}
+            for cell in ready(study, losses):
+                if cell.name in running:
+                    continue
+                _write_config(study, cell, losses, folder)
+                if (folder.run(cell) / "DONE").exists():
+                    losses[cell.name] = final_loss(folder.run(cell))
+                    progress.reused(cell)
+                elif len(workers.running()) < jobs:
+                    workers.start(cell)
+                    progress.started(cell)
+            for cell, code in workers.ended():
+                losses[cell.name] = _loss_after(cell, code, folder)
+                progress.ended(cell, losses[cell.name])
+            waiting = [cell for cell in ready(study, losses) if cell.name not in running]
+            if not waiting and not workers.running():
+                return losses
+            if workers.running():
+                progress.tick(workers.running())
+                time.sleep(POLL_SECONDS)
+
+
+def _write_config(study: Study, cell: Cell, losses: dict[str, float], folder: Folder) -> None:
+    """Writes a cell's config.
+
+    Raises:
+      UserError: the folder holds this cell with another config.
+    """
+    path = folder.config(cell)
+    text = json.dumps(resolved(study, cell, losses, folder), indent=2)
+    with storage_errors(f"{path}: cannot be written"):
+        if path.exists() and path.read_text() != text:
+            raise UserError(
+                f"{path}: the study says something else now; give a new --workdir, or delete this "
+                f"file and {folder.run(cell)}"
+            )
+        if not path.exists():
+            write_atomically(path, text)
+
+
+def final_loss(run: Path) -> float:
+    """Returns the last validation loss of a run, nats per token; infinite if it is no number.
+
+    Raises:
+      UserError: the run has none.
+    """
+    lines = [line for line in read_metrics(str(run)) if "validation_loss" in line]
+    if not lines:
+        raise UserError(f"{run}: has no validation loss; name data.validation in the study's arms")
+    loss = lines[-1]["validation_loss"]
+    return float(loss) if is_finite(loss) else math.inf
+
+
+def _loss_after(cell: Cell, code: int, folder: Folder) -> float:
+    """Returns the loss of a run whose command has ended.
+
+    Raises:
+      UserError: it ended with an error of the user's.
+      Interrupted: it was stopped, and goes on with the same command.
+    """
+    if code == 0:
+        return final_loss(folder.run(cell))
+    lines = folder.log(cell).read_text(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
+    if "has diverged" in last:
+        return math.inf
+    if code == RESUMABLE or code < 0:
+        raise Interrupted(f"{cell.name} was stopped ({last}); the same command goes on")
+    raise UserError(f"{cell.name} failed: {last}; its output is in {folder.log(cell)}")
+
+
+class _Workers:
+    """Commands that run at the same time."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
+
+    def running(self) -> list[Cell]:
+        return [cell for cell, _ in self._running.values()]
+
+    def start(self, cell: Cell) -> None:
+        line = command(cell, self._folder)
+        compiled = str(self._folder.root / "compiled")
+        with self._folder.log(cell).open("ab") as log:
+            log.write(f"$ {shlex.join(line)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"JAX_COMPILATION_CACHE_DIR": compiled} | os.environ,
+            )
+        self._running[cell.name] = cell, process
+
+    def ended(self) -> Iterator[tuple[Cell, int]]:
+        for name, (cell, process) in list(self._running.items()):
+            code = process.poll()
+            if code is not None:
+                del self._running[name]
+                yield cell, code
+
+    def stop(self) -> None:
+        """Asks the runs to save and end, and waits for them."""
+        for _, process in self._running.values():
+            process.terminate()
+        for _, process in self._running.values():
+            process.wait()
+
+
+@contextlib.contextmanager
+def _workers(folder: Folder) -> Iterator[_Workers]:
+    """Yields the workers; stops them on SIGTERM and on any error."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted("stopped by SIGTERM; the same command goes on")
+
+    workers = _Workers(folder)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield workers
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        workers.stop()

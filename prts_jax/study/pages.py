@@ -1,0 +1,140 @@
+"""The report of a study: tables for the terminal, a page, and its figures."""
+
+import textwrap
+from html import escape
+from pathlib import Path
+
+from matplotlib import rc_context
+
+from prts_jax.errors import storage_errors
+from prts_jax.report import html
+from prts_jax.report.figures import STYLE, png
+from prts_jax.report.table import loss, percent
+from prts_jax.study import drawing
+from prts_jax.study.results import Results
+from prts_jax.study.statistics import METHOD, Estimate
+from prts_jax.text_table import MISSING, Table, render
+
+PAGE = "report.html"
+
+FINISHED = (
+    "Learning rates are not constant here, so only ends of runs are compared: scratch is the curve "
+    "through the ends of its runs of several budgets, each with a schedule of its own, and no "
+    "figure is read off the middle of a schedule."
+)
+CONSTANT = (
+    "All learning rates are constant after their warm-up, so runs are compared at any point: the "
+    "loss is the one at which the scratch run ends."
+)
+
+
+def arm_table(results: Results) -> Table:
+    """Returns a row an arm: rate, losses and speed-ups, the base's FLOPs booked and sunk."""
+    rows = []
+    for arm in results.arms:
+        if not arm.runs:
+            continue
+        losses = arm.losses()
+        spread = f" ({loss(min(losses))} to {loss(max(losses))})" if len(losses) > 1 else ""
+        rate, per_parameter = arm.connection_rate(), arm.tokens_per_parameter()
+        booked = sunk = MISSING
+        if arm.kind == "grown":
+            booked = cell(results.speedup(arm))
+            sunk = cell(results.speedup(arm, sunk=True))
+        rows.append(
+            (
+                arm.name,
+                arm.runs[0].shape() or MISSING,
+                MISSING if arm.peak is None else f"{arm.peak:g}",
+                str(len(arm.runs)),
+                MISSING if per_parameter is None else f"{per_parameter:.2g}",
+                loss(arm.mean_loss()) + spread,
+                booked,
+                sunk,
+                MISSING if rate is None else f"{rate:.2f}",
+            )
+        )
+    header = (
+        "arm",
+        "model",
+        "peak rate",
+        "seeds",
+        "tokens/param.",
+        "validation loss, mean (range)",
+        "speed-up [95%]",
+        "base sunk [95%]",
+        "connections",
+    )
+    return Table(results.title, header, rows, text_columns=2)
+
+
+def cell(estimate: Estimate) -> str:
+    """Returns "mean [low to high]", or why there is none."""
+    if estimate.missing:
+        return f"not reached in {estimate.missing} of {len(estimate.values)} seeds"
+    if estimate.mean is None:
+        return MISSING
+    if estimate.low is None:
+        return f"{percent(estimate.mean)} (no interval)"
+    return f"{percent(estimate.mean)} [{percent(estimate.low)} to {percent(estimate.high)}]"
+
+
+def sentences(results: Results, probe: int | None = None) -> list[str]:
+    """Returns what the figures mean: how they are compared, and how ranks agree."""
+    lines = [FINISHED if results.finished_only else CONSTANT, METHOD]
+    agreement = results.agreement()
+    if agreement is not None:
+        lines.append(
+            f"Rank by final loss against the paper's (arXiv 2405.15319, Figure 3): Kendall's τ = "
+            f"{agreement:+.2f} (1: the same order, 0: no relation)."
+        )
+    if probe is not None:
+        tau = results.probe(probe)
+        lines.append(
+            f"Ranking the grown arms by their loss after {probe} steps predicts their final order "
+            f"with Kendall's τ = {MISSING if tau is None else f'{tau:+.2f}'}."
+        )
+    missing = [
+        f"{arm.name} {len(results.seeds) - len(arm.runs)}"
+        for arm in results.arms
+        if len(arm.runs) < len(results.seeds)
+    ]
+    if missing:
+        lines.append(f"Runs that are missing: {', '.join(missing)}. Figures are preliminary.")
+    return lines
+
+
+def text(results: Results, probe: int | None = None) -> str:
+    """Returns the report for a terminal."""
+    paragraphs = [textwrap.fill(line, 100) for line in sentences(results, probe)]
+    return "\n\n".join([render(arm_table(results)), *paragraphs])
+
+
+def write(results: Results, workdir: str, probe: int | None = None) -> list[str]:
+    """Writes the page and its figures into a folder, and returns their paths, the page first.
+
+    Raises:
+      UserError, StorageError: the folder cannot be written.
+    """
+    with rc_context(STYLE):
+        pictures = {
+            "loss_over_flops.png": (png(drawing.over_flops(results)), drawing.OVER_FLOPS),
+            "speedups.png": (png(drawing.speedups(results)), drawing.SPEEDUPS),
+            "growth.png": (png(drawing.growth(results)), drawing.GROWTH),
+        }
+    parts = [
+        f"<h1>{escape(results.title)}</h1>",
+        *(html.figure(*picture) for picture in list(pictures.values())[:2]),
+        html.table_of(arm_table(results)),
+        *(f'<p class="definition">{escape(line)}</p>' for line in sentences(results, probe)),
+        "<h2>The step of growth</h2>",
+        html.figure(*pictures["growth.png"]),
+    ]
+    root = Path(workdir)
+    files: dict[str, bytes] = {PAGE: html.page(results.title, parts).encode()}
+    files |= {name: content for name, (content, _) in pictures.items()}
+    with storage_errors(f"{workdir}: the report cannot be written"):
+        root.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (root / name).write_bytes(content)
+    return [str(root / name) for name in files]

@@ -1,0 +1,39 @@
+"""The shipped studies: valid at every size, and fair."""
+
+from pathlib import Path
+
+import pytest
+
+from prts_jax.cli import study as command
+from prts_jax.study.design import Cell, equal_steps
+from tests.conftest import ROOT
+
+STUDIES = sorted(path for path in Path(ROOT, "configs/study").glob("*.py") if path.stem != "sizes")
+
+
+@pytest.mark.parametrize("size", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_way_spends_what_scratch_spends(path, size):
+    study = command.load(f"{path}:{size}")
+    flops = {arm.name: Cell(arm, arm.rates()[0], 0).flops() for arm in study.arms}
+    spent = {
+        arm.name: flops[arm.name] + flops.get(arm.base, 0.0)
+        for arm in study.arms
+        if arm.kind == "grown"
+    }
+    assert spent
+    assert spent == pytest.approx(dict.fromkeys(spent, flops["scratch"]), rel=0.03)
+    assert len(study.seeds) == (2 if size == "smoke" else 3)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_scratch_is_swept_as_carefully_as_what_is_compared_with_it(path):
+    study = command.load(f"{path}:cpu")
+    assert len({arm.peaks for arm in study.arms}) == 1
+
+
+def test_a_longer_run_of_the_factor_study_has_more_tokens():
+    short, long = (command.load(f"{ROOT}/configs/study/factor.py:cpu{x}") for x in ("", ",4"))
+    steps = [study.arm("scratch").config.train.steps for study in (short, long)]
+    assert steps == [640, 2560]
+    assert equal_steps(Cell(long.arms[0], 1, 0).flops(), long.arms[0].config) == 2560
