@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from prts_jax.config import (
     CHOICES,
+    CheckpointConfig,
     ComputeConfig,
     DistillationConfig,
     GrowthConfig,
@@ -96,12 +97,14 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 InitConfig,
                 kind=choice("init.kind"),
                 start_from=st.just(""),
+                branch_from=st.just(""),
                 growth=section(
                     GrowthConfig,
                     operator=st.just("stack"),
                     optimizer=choice("init.growth.optimizer"),
                 ),
             ),
+            checkpoint=section(CheckpointConfig, keep_every_tokens=st.just(0)),
             distillation=section(DistillationConfig, teacher=st.just(""), weight=shares),
             optimizer=section(
                 OptimizerConfig,
@@ -118,6 +121,8 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 warmup_steps=st.integers(0, 10),
                 decay_start=st.integers(10, 20),
                 decay_end=st.integers(21, 10**6),
+                warmup=st.sampled_from(["", "2%", "30 steps"]),
+                decay=st.sampled_from(["", "10%", "1.5B tokens"]),
             ),
             train=section(TrainConfig, trainable=choice("train.trainable")),
         )

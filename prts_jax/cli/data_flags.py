@@ -147,6 +147,38 @@ def add_stats(commands: Commands) -> Parser:
     return parser
 
 
+def add_show(commands: Commands) -> Parser:
+    """Adds `prts data show` and its flags."""
+    parser = _add(
+        commands,
+        "show",
+        "a document, or the batch of a run's step, with input files and rows",
+        "Shows a document of a store, or the documents in the batch that a run took at a step, "
+        "each with its input file and its row there: the data behind a spike of the loss.",
+    )
+    parser.add_argument(
+        "store",
+        nargs="?",
+        default="",
+        type=os.path.expanduser,
+        help="folder of one split, local or gs://; with --run only if the run's store has moved",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--document", type=int, metavar="N", help="document of the store, from 1")
+    what.add_argument(
+        "--run",
+        dest="workdir",
+        metavar="RUN",
+        type=os.path.expanduser,
+        help="workdir of a `prts train`",
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="with --run: the step, as in metrics.jsonl"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    return parser
+
+
 def add_tokenizer(commands: Commands) -> Parser:
     """Adds `prts data tokenizer` and its flags."""
     parser = _add(

@@ -40,6 +40,11 @@ def draw(path: str, lineage: Lineage) -> str:
             f"│   changed at step {change.step:,}: {change.key} {change.from_} → {change.to}"
             for change in stage.changes
         ]
+        lines += [
+            f"│   branched from {branch.trunk} at step {branch.step:,}"
+            for branch in lineage.branches
+            if stage.first_step < branch.step <= stage.last_step
+        ]
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -22,6 +22,7 @@ from prts_jax.mesh import axis_size, compile_together, make_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import training_batches
+from prts_jax.train.curve import describe, warnings
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.origin import (
@@ -77,11 +78,22 @@ def _train_stages(
 ) -> None:
     origin = find_origin(config, workdir)
     stages = remaining_stages(config, origin)
+    _say_schedules(stages)
     check_stores(stages, origin, allow_change)
     for stage in stages:
         if stage is not stages[0]:
             origin = newest_origin(workdir)  # saved by the stage before
         _train_stage(stage, origin, workdir, allow_change, stopping, check_lock)
+
+
+def _say_schedules(stages: Sequence[Stage]) -> None:
+    """Tells the user the learning rates of the stages, and what a schedule cannot do."""
+    say = TerminalLine(0, jax.process_index() > 0).say
+    for stage in stages:
+        schedule, name = stage.config.schedule, f"{stage.name}: " if stage.name else ""
+        say(f"{name}{describe(schedule, stage.span)}")
+        for warning in warnings(schedule, stage.span, stage.growth_map is not None):
+            say(f"{name}warning: {warning}")
 
 
 def _train_stage(
@@ -100,7 +112,7 @@ def _train_stage(
     with (
         jax.set_mesh(mesh),
         contextlib.closing(
-            Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
+            Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, _kept_every(config))
         ) as checkpoints,
     ):
         optimizer = make_optimizer(config)
@@ -190,6 +202,8 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
     evaluating = last or _due(step, config.evaluation.every_steps)
     # The step of the whole lineage names checkpoints and decides which are kept.
     saving = last or interrupted or _due(lineage.step, config.checkpoint.every_steps)
+    if config.checkpoint.keep_every_tokens:
+        saving |= _due(lineage.step, _kept_every(config))
     if evaluating or saving or _due(step, config.logging.every_steps):
         setup.recorder.line_due(lineage)
     if evaluating or saving:
@@ -247,11 +261,14 @@ def _before_first_step(setup: Setup, progress: Progress) -> Progress:
     validation store than the run that saved it.
     """
     lineage, config = progress.lineage, setup.config
-    if lineage.stage_step == 0:
+    branches = [record for record in lineage.branches if record.step == lineage.step]
+    if lineage.stage_step == 0 or branches:
         progress, metrics = _validate(setup, progress)
         extra: dict[str, Any] = dict(metrics)
         if lineage.growth and lineage.growth[-1].at_step == lineage.step:
             extra["growth"] = to_dict(lineage.growth[-1])
+        if branches:
+            extra["branch"] = to_dict(branches[-1])
         setup.recorder.line_due(progress.lineage)
         setup.recorder.settle(extra)
         return progress
@@ -303,6 +320,13 @@ def _finish(setup: Setup, lineage: Lineage) -> None:
         f"done: step {lineage.step}, {lineage.tokens:,} tokens, "
         f"{lineage.flops:.3e} FLOPs (ancestors included)"
     )
+
+
+def _kept_every(config: RunConfig) -> int:
+    """Returns the steps between checkpoints that are never deleted; 0: none."""
+    keep = config.checkpoint
+    tokens_per_step = config.data.batch * config.data.length
+    return keep.keep_every_steps or -(-keep.keep_every_tokens // tokens_per_step)
 
 
 def _due(step: int, every: int) -> bool:

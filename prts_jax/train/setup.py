@@ -24,7 +24,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
-from prts_jax.train.stages import Stage
+from prts_jax.train.stages import Stage, stage_file
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def set_up(
         restored = lineage.step if start.resumed else None
         log = MetricsLog(workdir, restored, config.logging.tensorboard, check_lock)
         resolved = json.dumps(to_dict(config), indent=2)
-        write_atomically(as_path(workdir) / "config.json", resolved)
+        names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
+        for name in names:
+            write_atomically(as_path(workdir) / name, resolved)
     recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
     return Setup(
         stage=stage,

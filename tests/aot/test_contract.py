@@ -14,6 +14,7 @@ from prts_jax.config import resolve
 from prts_jax.mesh import axis_size, make_mesh
 
 pytest.importorskip("libtpu")
+pytestmark = pytest.mark.usefixtures("flags_for_libtpu")
 
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "tpu.py"))
 

@@ -11,6 +11,7 @@ import pytest
 
 from prts_jax.cli import convert, inspect, run
 from prts_jax.config import ModelConfig
+from prts_jax.errors import UserError
 from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.model_source import ModelSource
 from tests.checkpoint.tiny import flip_byte, write_source
@@ -240,3 +241,9 @@ def test_a_target_inside_the_source_is_refused(
     assert "lies inside the source" in error
     assert error.count("\n") == 1
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1"])
+def test_an_export_of_files_of_no_size_is_refused(value: str):
+    with pytest.raises(UserError, match="--shard_gb: "):
+        convert.main(["--from=orbax", "--source=a", "--target=b", "--to=hf", f"--shard_gb={value}"])
