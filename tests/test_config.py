@@ -224,7 +224,8 @@ def test_an_unknown_key_at_any_depth_names_the_nearest(key: str, suggestion: str
 
 def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
     message = refusal(changed("mesh.zzz", 1))
-    assert message == "config.mesh.zzz: no such key; it has data, fsdp, tensor"
+    names = "data, fsdp, sequence, tensor, rules, reduce_gradients"
+    assert message == f"config.mesh.zzz: no such key; it has {names}"
 
 
 @pytest.mark.parametrize(
