@@ -35,11 +35,12 @@ SHARES = {  # of SlimPajama's tokens, in the order of the table of its paper
 SHARDS, SHARD_TOKENS = 4000, 10_600_000  # SlimPajama has 59,166 shards
 BATCH_TOKENS = 1 << 21
 BATCHES = 400
-LENGTHS = (1024, 2048, 4096)
+LENGTHS = (512, 1024, 2048, 4096)
 ORDERS = {
     "single windows": {},
     "blocks of 65,536 in a row": {"block": 65536, "pieces": 1},
     "blocks of 65,536 interleaved": {"block": 65536, "pieces": 32},
+    "blocks of 16,384 interleaved": {"block": 16384, "pieces": 32},
 }
 
 

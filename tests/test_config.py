@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from prts_jax.config import (
     CHOICES,
+    CheckpointConfig,
     ComputeConfig,
     DistillationConfig,
     GrowthConfig,
@@ -89,19 +90,30 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 ComputeConfig,
                 dtype=st.just("bfloat16"),
                 attention=choice("compute.attention"),
+                splash_blocks=st.sampled_from(["", "q=128,kv=256"]),
                 remat=choice("compute.remat"),
             ),
-            mesh=st.builds(MeshConfig, data=sizes, fsdp=st.just(-1) | sizes, tensor=sizes),
+            mesh=st.builds(
+                MeshConfig,
+                data=sizes,
+                fsdp=st.just(-1) | sizes,
+                sequence=sizes,
+                tensor=sizes,
+                rules=st.sampled_from(["", "vocab=fsdp+tensor,embed=none"]),
+                reduce_gradients=choice("mesh.reduce_gradients"),
+            ),
             init=section(
                 InitConfig,
                 kind=choice("init.kind"),
                 start_from=st.just(""),
+                branch_from=st.just(""),
                 growth=section(
                     GrowthConfig,
                     operator=st.just("stack"),
                     optimizer=choice("init.growth.optimizer"),
                 ),
             ),
+            checkpoint=section(CheckpointConfig, keep_every_tokens=st.just(0)),
             distillation=section(DistillationConfig, teacher=st.just(""), weight=shares),
             optimizer=section(
                 OptimizerConfig,
@@ -118,6 +130,8 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 warmup_steps=st.integers(0, 10),
                 decay_start=st.integers(10, 20),
                 decay_end=st.integers(21, 10**6),
+                warmup=st.sampled_from(["", "2%", "30 steps"]),
+                decay=st.sampled_from(["", "10%", "1.5B tokens"]),
             ),
             train=section(TrainConfig, trainable=choice("train.trainable")),
         )
@@ -210,7 +224,8 @@ def test_an_unknown_key_at_any_depth_names_the_nearest(key: str, suggestion: str
 
 def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
     message = refusal(changed("mesh.zzz", 1))
-    assert message == "config.mesh.zzz: no such key; it has data, fsdp, tensor"
+    names = "data, fsdp, sequence, tensor, rules, reduce_gradients"
+    assert message == f"config.mesh.zzz: no such key; it has {names}"
 
 
 @pytest.mark.parametrize(

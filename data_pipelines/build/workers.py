@@ -31,8 +31,10 @@ def results(
       workers: number of processes.
 
     Raises:
-      UserError: a process died. An error of `work` is raised unchanged.
+      UserError: no worker, or a process died. An error of `work` is raised unchanged.
     """
+    if workers < 1:
+        raise UserError(f"--workers={workers}: give at least 1")
     if workers == 1:
         for number in numbers:
             yield work(task, number)

@@ -9,6 +9,7 @@ from data_pipelines.chat.packing import Packing
 from data_pipelines.chat.turns import Encode, tokens_of, turns_of
 from data_pipelines.store.store import MAX_SETS, PADDING
 from data_pipelines.store.writer import Encoded
+from data_pipelines.text.arrays import numbered_rows
 from data_pipelines.text.folders import (
     SPLITS,
     Format,
@@ -16,7 +17,7 @@ from data_pipelines.text.folders import (
     set_of,
     splits_of,
 )
-from data_pipelines.text.lines import Damage, numbered_lines
+from data_pipelines.text.lines import Damage
 from data_pipelines.text.rows import MAX_LINE_BYTES, Fault, parse_object
 from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError
@@ -59,7 +60,7 @@ class InstructionTask:
           UserError: the file cannot be read.
         """
         source = self.sources.index(self.file_sets[index])
-        for number, line in numbered_lines(self.files[index], MAX_LINE_BYTES):
+        for number, line in numbered_rows(self.files[index], MAX_LINE_BYTES):
             if isinstance(line, Damage):
                 yield Fault.of(line, number)
             elif self.takes(line):
@@ -82,10 +83,10 @@ class InstructionTask:
         )
         most = self.packing.length + 1
         if len(tokens) <= most:
-            return Encoded(tokens, source, answers=answers)
+            return Encoded(tokens, source, answers=answers, row=number)
         if self.packing.too_long == "refuse" or not answers[:most].any():
             return Fault("too_long", number, f"{len(tokens):,} tokens; a row has {most:,}")
-        return Encoded(tokens[:most], source, answers=answers[:most], truncated=True)
+        return Encoded(tokens[:most], source, answers=answers[:most], truncated=True, row=number)
 
 
 def open_instructions(

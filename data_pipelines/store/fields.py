@@ -139,8 +139,8 @@ _SHARD: dict[str, tuple[Check, bool]] = {
     "sha256": (
         _section(
             {
-                name: (_digest, name != "answers")
-                for name in ("tokens", "ends", "sources", "answers")
+                name: (_digest, name not in ("answers", "rows"))
+                for name in ("tokens", "ends", "sources", "answers", "rows")
             }
         ),
         True,

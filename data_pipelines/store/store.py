@@ -6,6 +6,7 @@
                               vocabulary is larger than 65,536)
     DIR/shard-00000.ends      for each document the shard's token count after it, uint64
     DIR/shard-00000.sources   for each document its source id, uint8
+    DIR/shard-00000.rows      for each document its row in the input file, uint32; see `ROW_DTYPE`
     DIR/shard-00000.answers   packed stores only: for each token 1 if it is part of an answer, uint8
     DIR/checksums             a checksum of each block of the shards' files (`checksums.py`)
 
@@ -51,6 +52,9 @@ PADDING = "padding"
 SEPARATOR = ";"  # of several stores in `config.data.train`; see `several.py`
 END_DTYPE = np.dtype("<u8")
 SOURCE_DTYPE = np.dtype("u1")
+ROW_DTYPE = np.dtype("<u4")
+"""Line of JSON lines, row of parquet, document of .bin, example of a seqio task, all from 1; 0 for
+padding. Stores of older versions have no such file; no fingerprint depends on it."""
 ANSWER_DTYPE = np.dtype("u1")
 MAX_SETS = 256  # a source id is a byte
 OPEN_DESCRIPTIONS = 128  # shards whose document ends stay open
@@ -64,10 +68,17 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def fingerprint(index: Mapping[str, Any]) -> str:
     """Returns the sha256 of the content: tokens, documents, sources and vocabulary.
 
-    Names of tasks and files do not count.
+    Names of tasks and files, and the documents' rows in them, do not count.
     """
     content = [index[key] for key in ("format", "tokenizer_sha256", "vocab_size", "eos_id")]
-    shards = [[s["tokens"], s["documents"], sorted(s["sha256"].items())] for s in index["shards"]]
+    shards = [
+        [
+            s["tokens"],
+            s["documents"],
+            sorted(file for file in s["sha256"].items() if file[0] != "rows"),
+        ]
+        for s in index["shards"]
+    ]
     return hashlib.sha256(json.dumps([*content, index["sources"], shards]).encode()).hexdigest()
 
 
@@ -178,6 +189,7 @@ class TokenStore:
         self.packed: int = index.get("packing", {}).get("length", 0)
         self._files = files
         self._names = [shard["name"] for shard in index["shards"]]
+        self._has_rows = ["rows" in shard.get("sha256", ()) for shard in index["shards"]]
         self._shard_documents = [shard["documents"] for shard in index["shards"]]
         self._per_source = np.array(
             [shard["tokens_per_source"] for shard in index["shards"]], np.int64
@@ -185,7 +197,8 @@ class TokenStore:
         self._section_ends = np.cumsum(self._per_source, axis=1)
         per_shard = self._per_source.sum(axis=1)
         self._take(np.arange(len(self._names)), np.zeros_like(per_shard), per_shard)
-        self._descriptions = lru_cache(OPEN_DESCRIPTIONS)(self._read_descriptions)
+        self.descriptions = lru_cache(OPEN_DESCRIPTIONS)(self._read_descriptions)
+        self.rows = lru_cache(OPEN_DESCRIPTIONS)(self._read_rows)
 
     def _take(self, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
         """Sets the array to tokens [offset, offset + size) of each shard, in order."""
@@ -241,8 +254,21 @@ class TokenStore:
             self._files.whole(f"{name}.sources", SOURCE_DTYPE, documents),
         )
 
-    def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yields (shard, first and end token within it, offset in the result)."""
+    def _read_rows(self, shard: int) -> np.ndarray | None:
+        """Reads the row of each document of a shard; None in a store of an older version."""
+        if not self._has_rows[shard]:
+            return None
+        name, documents = self._names[shard], self._shard_documents[shard]
+        return self._files.whole(f"{name}.rows", ROW_DTYPE, documents)
+
+    def pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yields the parts of tokens [start, start + count) in each shard, in order.
+
+        Each is (shard, first and end token within it, offset in the result).
+
+        Raises:
+          IndexError: beyond the store.
+        """
         if start < 0 or count < 0 or start + count > self.tokens:
             raise IndexError(f"tokens [{start}, {start + count}) of {self.tokens}")
         segment = int(np.searchsorted(self._ends, start, side="right"))
@@ -262,7 +288,7 @@ class TokenStore:
           IndexError: beyond the store.
         """
         out, dtype = np.empty(count, np.int32), token_dtype(self.vocab_size)
-        for shard, first, end, offset in self._pieces(start, count):
+        for shard, first, end, offset in self.pieces(start, count):
             out[offset : offset + end - first] = self._files.read(
                 f"{self._names[shard]}.tokens", dtype, first, end
             )
@@ -291,7 +317,7 @@ class TokenStore:
 
         def read(span: tuple[int, int]) -> np.ndarray:
             out = np.empty(span[1], bool)
-            for shard, first, end, offset in self._pieces(*span):
+            for shard, first, end, offset in self.pieces(*span):
                 out[offset : offset + end - first] = self._files.read(
                     f"{self._names[shard]}.answers", ANSWER_DTYPE, first, end
                 )
@@ -306,7 +332,7 @@ class TokenStore:
           IndexError: beyond the store.
         """
         out = np.empty(count, np.int32)
-        for shard, first, end, offset in self._pieces(start, count):
+        for shard, first, end, offset in self.pieces(start, count):
             if self.layout == "by_set":
                 # The index knows them, so that a window on object storage is a single request.
                 borders = np.clip(self._section_ends[shard], first, end)
@@ -325,7 +351,7 @@ class TokenStore:
           IndexError: beyond the store.
         """
         out = np.empty(count, np.int32)
-        for shard, first, end, offset in self._pieces(start, count):
+        for shard, first, end, offset in self.pieces(start, count):
             begins, _, sizes = self._documents(shard, first, end)
             begin = begins[0] if len(begins) == 1 else np.repeat(begins, sizes)
             out[offset : offset + end - first] = np.arange(first, end) - begin
@@ -344,7 +370,7 @@ class TokenStore:
         self, shard: int, first: int, end: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns start, source and tokens in the span of each document in tokens [first, end)."""
-        ends, sources = self._descriptions(shard)
+        ends, sources = self.descriptions(shard)
         # For an int, NumPy would convert a copy of all ends to float64.
         borders = np.array([first, end - 1], END_DTYPE)
         document, last = np.searchsorted(ends, borders, side="right").tolist()
@@ -365,6 +391,8 @@ def file_sizes(shard: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
     }
     if "answers" in shard["sha256"]:
         items["answers"] = shard["tokens"] * ANSWER_DTYPE.itemsize
+    if "rows" in shard["sha256"]:
+        items["rows"] = shard["documents"] * ROW_DTYPE.itemsize
     return {f"{shard['name']}.{suffix}": size for suffix, size in items.items()}
 
 

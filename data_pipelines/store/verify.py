@@ -14,6 +14,7 @@ from data_pipelines.store.files import Files, open_files
 from data_pipelines.store.store import (
     ANSWER_DTYPE,
     END_DTYPE,
+    ROW_DTYPE,
     SOURCE_DTYPE,
     TOKENIZER,
     TOKENIZER_FILES,
@@ -121,6 +122,9 @@ def _content_problems(
         "ends": hashlib.sha256(ends.tobytes()).hexdigest(),
         "sources": hashlib.sha256(sources.tobytes()).hexdigest(),
     }
+    if "rows" in shard["sha256"]:
+        rows = files.read(f"{name}.rows", ROW_DTYPE, 0, documents)
+        digests["rows"] = hashlib.sha256(rows.tobytes()).hexdigest()
     if "answers" in shard["sha256"]:
         answers = files.read(f"{name}.answers", ANSWER_DTYPE, 0, shard["tokens"])
         digests["answers"] = hashlib.sha256(answers.tobytes()).hexdigest()

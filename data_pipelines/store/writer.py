@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from data_pipelines.store.store import (
     END_DTYPE,
     FORMAT,
     INDEX,
+    ROW_DTYPE,
     SOURCE_DTYPE,
     file_sizes,
     fingerprint,
@@ -28,6 +30,7 @@ from prts_jax.errors import UserError
 from prts_jax.paths import is_remote
 
 TEMPORARY = ".tmp"
+UNKNOWN = -1  # bytes of a text
 
 
 class Encoded(NamedTuple):
@@ -39,6 +42,7 @@ class Encoded(NamedTuple):
       text_bytes: UTF-8 bytes of the text; None if unknown.
       answers: uint8 [n], 1 for tokens of an answer; None if the document is plain text.
       truncated: whether its end was cut off.
+      row: its row in the input file, see `store.ROW_DTYPE`; 0 if unknown.
     """
 
     tokens: np.ndarray
@@ -46,6 +50,7 @@ class Encoded(NamedTuple):
     text_bytes: int | None = None
     answers: np.ndarray | None = None
     truncated: bool = False
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,57 +127,63 @@ def write_shard(
     Raises:
       UserError: an id out of range.
     """
-    ends: list[int] = [0]
-    source_ids: list[int] = []
+    dtype = token_dtype(vocab_size)
+    columns = array("q")  # five values a document
     answers: list[bytes] = []
-    tokens, counts, text_bytes = ([0] * sources for _ in range(3))
-    bytes_known, truncated = True, 0
 
     def encoded() -> Iterator[bytes]:
-        nonlocal bytes_known, truncated
         for document in sorted(documents, key=itemgetter(1)) if by_set else documents:
-            ids, source, size, marks, _ = document
-            if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-                raise UserError(
-                    f"token id out of range: {source_file}, document {len(source_ids)}; the task's "
-                    f"vocabulary is larger than its tokenizer's {vocab_size} pieces"
-                )
-            if not 0 <= source < sources:
-                raise UserError(
-                    f"source id {source} of {sources}: {source_file}; fix the task's source ids"
-                )
-            ends.append(ends[-1] + ids.size)
-            source_ids.append(source)
-            tokens[source] += ids.size
-            counts[source] += 1
-            text_bytes[source] += size or 0
-            bytes_known = bytes_known and size is not None
-            truncated += document.truncated
-            if marks is not None:
-                answers.append(marks.astype(ANSWER_DTYPE).tobytes())
-            yield ids.astype(token_dtype(vocab_size)).tobytes()
+            ids, size = document.tokens, document.text_bytes
+            _check(document, f"{source_file}, row {document.row}", vocab_size, sources)
+            known = UNKNOWN if size is None else size
+            columns.extend((ids.size, document.source, document.row, known, document.truncated))
+            if document.answers is not None:
+                answers.append(document.answers.astype(ANSWER_DTYPE).tobytes())
+            yield ids.astype(dtype).tobytes()
 
     written = {"tokens": _write(directory / f"{name}.tokens", encoded())}
-    for suffix, content in (
-        ("ends", np.array(ends[1:], END_DTYPE).tobytes()),
-        ("sources", np.array(source_ids, SOURCE_DTYPE).tobytes()),
-    ):
-        written[suffix] = _write(directory / f"{name}.{suffix}", [content])
+    sizes, source_ids, rows, text_bytes, truncated = np.array(columns, np.int64).reshape(-1, 5).T
+    files: dict[str, Iterable[bytes]] = {
+        "ends": [np.cumsum(sizes).astype(END_DTYPE).tobytes()],
+        "sources": [source_ids.astype(SOURCE_DTYPE).tobytes()],
+    }
     if answers:
-        written["answers"] = _write(directory / f"{name}.answers", answers)
+        files["answers"] = answers
+    if rows.any():
+        files["rows"] = [rows.astype(ROW_DTYPE).tobytes()]
+    for suffix, content in files.items():
+        written[suffix] = _write(directory / f"{name}.{suffix}", content)
+
+    def by_source(values: np.ndarray) -> tuple[int, ...]:
+        sums = np.zeros(sources, np.int64)
+        np.add.at(sums, source_ids, values)
+        return tuple(sums.tolist())
+
     return Shard(
         name=name,
         source_file=source_file,
         source_bytes=source_bytes,
-        tokens=ends[-1],
-        documents=len(source_ids),
-        tokens_per_source=tuple(tokens),
+        tokens=int(sizes.sum()),
+        documents=len(sizes),
+        tokens_per_source=by_source(sizes),
         sha256={suffix: digests.sha256 for suffix, digests in written.items()},
         checksums={suffix: digests.crcs.hex() for suffix, digests in written.items()},
-        documents_per_source=tuple(counts),
-        bytes_per_source=tuple(text_bytes) if bytes_known else (),
-        truncated=truncated,
+        documents_per_source=by_source(np.ones_like(sizes)),
+        bytes_per_source=() if (text_bytes == UNKNOWN).any() else by_source(text_bytes),
+        truncated=int(truncated.sum()),
     )
+
+
+def _check(document: Encoded, where: str, vocab_size: int, sources: int) -> None:
+    """Raises UserError if an id or the source of a document is out of range."""
+    ids, source = document.tokens, document.source
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise UserError(
+            f"token id out of range: {where}; the task's vocabulary is larger than its "
+            f"tokenizer's {vocab_size} pieces"
+        )
+    if not 0 <= source < sources:
+        raise UserError(f"source id {source} of {sources}: {where}; fix the task's source ids")
 
 
 def _write(path: epath.Path, pieces: Iterable[bytes]) -> Digests:

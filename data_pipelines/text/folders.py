@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from data_pipelines.store.store import MAX_SETS
+from data_pipelines.store.store import MAX_SETS, TOKENIZER_FILES
 from data_pipelines.text.inputs import glob_files
 from data_pipelines.text.lines import Damage, compression, pieces
 from data_pipelines.text.native import NativeTask, RowReader
 from data_pipelines.text.rows import MAX_LINE_BYTES, Document, Fault, Fields, read_rows
-from data_pipelines.text.tokenizer import load_tokenizer
+from data_pipelines.text.tokenizer import BESIDE, load_tokenizer
 from prts_jax.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -216,21 +216,22 @@ def files_of(folder: str | os.PathLike[str], form: Format) -> list[str]:
 
 
 def _visible(folder: str | os.PathLike[str]) -> list[str]:
-    """Returns all files but hidden ones (`.cache/…`, `_SUCCESS`)."""
+    """Returns all files but a tokenizer's and hidden ones (`.cache/…`, `_SUCCESS`)."""
     return [
         file
         for file in glob_files(folder, "**/*")
-        if not any(part[0] in "._" for part in os.path.relpath(file, folder).split(os.sep))
+        if os.path.basename(file) not in (*TOKENIZER_FILES, *BESIDE)
+        and not any(part[0] in "._" for part in os.path.relpath(file, folder).split(os.sep))
     ]
 
 
 def left_out(directory: str | os.PathLike[str], taken: Collection[str]) -> str:
     """Returns a line that counts the files of a folder that are not read, or "" if none."""
-    kept = {*taken}
+    kept = {os.path.relpath(file, directory) for file in taken}
     names = [
-        os.path.relpath(file, directory)
+        name
         for file in _visible(directory)
-        if file not in kept and not os.path.basename(file).startswith("tokenizer")
+        if (name := os.path.relpath(file, directory)) not in kept
     ]
     if not names:
         return ""
@@ -281,4 +282,4 @@ def read_text(
     except UnicodeDecodeError as error:
         yield Fault("invalid_utf8", b"".join(content)[: error.start].count(b"\n") + 1, error.reason)
         return
-    yield Document(text, None) if text else Fault("empty_text", 1)
+    yield Document(text, None, 1) if text else Fault("empty_text", 1)

@@ -59,8 +59,8 @@ class LitGptTask:
             tokens = tokens[:end]
         begins = np.flatnonzero(tokens == self.bos_id)
         borders = np.unique(np.concatenate([[0], begins, [tokens.size]]))
-        for begin, end in itertools.pairwise(borders):
-            yield Encoded(tokens[begin:end], 0)
+        for row, (begin, end) in enumerate(itertools.pairwise(borders), 1):
+            yield Encoded(tokens[begin:end], 0, row=row)
 
 
 def read_tokens(path: str | os.PathLike[str]) -> np.ndarray:

@@ -154,7 +154,8 @@ class NativeTask:
                     yield row
                 else:
                     source = ids[self._set_of(row, index)]
-                    yield Encoded(next(encoded), source, len(row.text.encode()))
+                    size = len(row.text.encode())
+                    yield Encoded(next(encoded), source, size, row=row.row)
 
     def _chosen_rows(self, index: int, sets: Collection[str]) -> Iterator[Document | Fault]:
         for row in self.read(self.files[index], sets):

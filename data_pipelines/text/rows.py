@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from data_pipelines.text.lines import Damage, numbered_lines
+from data_pipelines.text.arrays import numbered_rows
+from data_pipelines.text.lines import Damage
 from prts_jax.errors import UserError
 
 TEXT_FIELD = "text"
@@ -66,10 +67,17 @@ SLIMPAJAMA_FIELDS = Fields()
 
 
 class Document(NamedTuple):
-    """One row: its text, and its set (`RedPajamaC4`, …; None if the row does not name it)."""
+    """One row of a file.
+
+    Attributes:
+      text: its text.
+      set_name: its set (`RedPajamaC4`, …); None if the row does not name it.
+      row: its line, or in parquet its row, from 1.
+    """
 
     text: str
     set_name: str | None
+    row: int
 
 
 class Fault(NamedTuple):
@@ -119,7 +127,7 @@ def read_rows(
     Raises:
       UserError: the file cannot be opened or read from the disk.
     """
-    for number, line in numbered_lines(path, max_line_bytes):
+    for number, line in numbered_rows(path, max_line_bytes):
         if isinstance(line, Damage):
             yield Fault.of(line, number)
         else:
@@ -172,13 +180,13 @@ def document_of(row: Mapping[str, Any], number: int, fields: Fields) -> Document
     if not text:
         return Fault("empty_text", number)
     if fields.set is None:
-        return Document(text, None)
+        return Document(text, None, number)
     set_name = field_of(row, fields.set)
     if set_name is MISSING:
         return Fault("missing_set", number, fields.set)
     if not isinstance(set_name, str):
         return Fault("unknown_set", number, "not a string")
-    return Document(text, set_name)
+    return Document(text, set_name, number)
 
 
 def known_set(row: Document | Fault, number: int, sets: Collection[str] | None) -> Document | Fault:

@@ -99,6 +99,7 @@ class CorpusSource(seqio.FileDataSource):
             output_signature={
                 "targets": tf.TensorSpec((), tf.string),
                 "source_ids": tf.TensorSpec((), tf.int32),
+                "row": tf.TensorSpec((), tf.int64),
             },
         )
 
@@ -111,6 +112,7 @@ class CorpusSource(seqio.FileDataSource):
                     yield {
                         "targets": row.text.encode(),
                         "source_ids": self.sources.index(row.set_name),
+                        "row": row.row,
                     }
         except UserError as error:
             self.failure = error
@@ -270,7 +272,7 @@ class SeqioFileTask:
             for example in dataset.as_numpy_iterator():
                 while faults:
                     yield faults.pop(0)
-                encoded = _encoded(example)
+                encoded = _encoded(example, count + 1)
                 count += 1
                 yield encoded
         except Exception as error:
@@ -284,8 +286,8 @@ class SeqioFileTask:
         yield from faults
 
 
-def _encoded(example: Mapping[str, Any]) -> Encoded:
-    """Returns the document of an example.
+def _encoded(example: Mapping[str, Any], number: int) -> Encoded:
+    """Returns the document of an example, the file's `number`-th.
 
     Raises:
       ValueError: `targets` are missing, or are no list of integers.
@@ -293,8 +295,8 @@ def _encoded(example: Mapping[str, Any]) -> Encoded:
     tokens, text = example.get("targets"), example.get("targets_pretokenized")
     if tokens is None or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError("an example has no targets of token ids")
-    source = int(example.get("source_ids", 0))
-    return Encoded(tokens, source, None if text is None else len(text))
+    source, row = int(example.get("source_ids", 0)), int(example.get("row", number))
+    return Encoded(tokens, source, None if text is None else len(text), row=row)
 
 
 def _vocabulary(name: str, task: seqio.Task) -> seqio.SentencePieceVocabulary:

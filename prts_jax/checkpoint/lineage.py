@@ -61,6 +61,27 @@ class GrowthRecord:
 
 
 @dataclass(frozen=True)
+class BranchRecord:
+    """A branch: a run that took the whole state of a checkpoint, its trunk's, to decay from there.
+
+    Attributes:
+      step: step of the lineage at which it left the trunk.
+      stage_step: steps of the trunk's stage before it.
+      stage: index of the trunk's stage in its run.
+      tokens: trained on before it.
+      flops: spent before it.
+      trunk: path of the checkpoint.
+    """
+
+    step: int
+    stage_step: int
+    stage: int
+    tokens: int
+    flops: float
+    trunk: str
+
+
+@dataclass(frozen=True)
 class ChangeRecord:
     """A config key changed on resume, or the start of fine-tuning (key `TUNING`).
 
@@ -117,6 +138,7 @@ class Lineage:
         checkpoints of older versions (`prts_jax.checkpoint.tokenizer.special_ids_of` reads both).
       tokenizer: name → SHA-256 of the tokenizer's files in the checkpoint; {} without any, and in
         checkpoints of older versions.
+      branches: branches, oldest first.
     """
 
     step: int
@@ -139,6 +161,7 @@ class Lineage:
     special_ids: SpecialIds | None = None
     optimizer_digests: Digests = field(default_factory=dict)
     tokenizer: dict[str, str] = field(default_factory=dict)
+    branches: tuple[BranchRecord, ...] = ()
 
     @property
     def model(self) -> ModelConfig:
@@ -224,6 +247,13 @@ class Lineage:
         )
         return {"run": matrices.learning["run"], COST: COUNTED} if booked else matrices.learning
 
+    def branched(self, trunk: str) -> "Lineage":
+        """Returns the lineage at the start of a branch from the checkpoint `trunk`."""
+        record = BranchRecord(
+            self.step, self.stage_step, self.stage, self.tokens, self.flops, trunk
+        )
+        return dataclasses.replace(self, stage=0, branches=(*self.branches, record))
+
     def change_record(self, key: str, from_: Any, to: Any) -> ChangeRecord:
         """Returns the record of a change of `key` at this step."""
         return ChangeRecord(self.step, key, from_, to)
@@ -241,7 +271,7 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
-        for key in ("optimizer_digests", "tokenizer"):
+        for key in ("optimizer_digests", "tokenizer", "branches"):
             if not values[key]:
                 del values[key]
         return {"format": FORMAT, **values}

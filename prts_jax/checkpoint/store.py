@@ -283,7 +283,7 @@ def restore_optimizer(path: str, abstract: Any, lineage: Lineage | None = None) 
 def _try_to_create(path: str) -> None:
     """Creates and removes the directory that Orbax makes for a save; on gs:// marks the save.
 
-    Orbax makes it in the background, and where it cannot, its other threads wait for 300 s.
+    Where Orbax cannot make it in the first process, the other processes would wait for 300 s.
     """
     if is_remote(path):
         as_path(f"{path}{layout.SAVING}").write_text("a save is running or was interrupted")

@@ -1,6 +1,7 @@
 """The argument parser and flags that several commands share."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -20,14 +21,18 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses like argparse, but rejects `--flag=--`, which argparse reads as an empty list.
 
-        Rejects null characters as well, which no path can hold.
+        Rejects null characters as well, which no path can hold, and numbers that are not finite.
         """
         for argument in args or ():
             if "\0" in argument:
                 self.error(f"argument {argument}: holds a null character")
             if argument.endswith("=--"):
                 self.error(f"argument {argument}: '--' is no value")
-        return super().parse_known_args(args, namespace)
+        known, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(known).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                self.error(f"argument --{name}: {value} is not a finite number")
+        return known, rest
 
     def error(self, message: str) -> NoReturn:
         """Raises a `UserError` with the message that argparse would print."""

@@ -5,12 +5,12 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prts_jax.cli import data_flags, run
+from prts_jax.cli import data_flags, data_show, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
 from prts_jax.errors import UserError
@@ -44,6 +44,7 @@ def _parser() -> OneLineParser:
         (data_flags.add_import, _import),
         (data_flags.add_verify, _verify),
         (data_flags.add_stats, _stats),
+        (data_flags.add_show, data_show.show),
         (data_flags.add_tokenizer, _tokenizer),
     ):
         add(commands).set_defaults(run=run_command)
@@ -53,6 +54,7 @@ def _parser() -> OneLineParser:
 def _cache(arguments: argparse.Namespace) -> None:
     cache = _data_module("build.cache")
     tasks = list(_tasks(arguments))
+    _name_left_out(arguments.input, (task for _, task in tasks))
     digests = _expected(arguments, tasks)
     for split, task in tasks:
         directory = os.path.join(arguments.output, split)
@@ -69,6 +71,7 @@ def _cache(arguments: argparse.Namespace) -> None:
 def _beam(arguments: argparse.Namespace) -> None:
     beam = _data_module("build.beam", extra="beam")
     tasks = list(_tasks(arguments))
+    _name_left_out(arguments.input, (task for _, task in tasks))
     digests = _expected(arguments, tasks)
     for split, task in tasks:
         directory = os.path.join(arguments.output, split)
@@ -165,10 +168,20 @@ def _folder_tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         (split, folders.open_folder(arguments.input, split, form, tokenizer, arguments.end_id))
         for split in splits
     ]
-    taken = [file for _, task in tasks for file in task.files]
-    if note := folders.left_out(arguments.input, taken):
-        report_to_stderr(note)
     yield from tasks
+
+
+def _name_left_out(folder: str | None, tasks: Iterable[Any]) -> None:
+    """Prints a line about the files of the input's folder that no task reads."""
+    if not folder:
+        return  # a corpus at home
+    try:
+        taken = [file for task in tasks for file in task.files]
+        note = _data_module("text.folders").left_out(folder, taken)
+    except UserError as error:
+        note = f"files that are not read cannot be named: {error}"
+    if note:
+        report_to_stderr(note)
 
 
 def _instructions(arguments: argparse.Namespace) -> None:
@@ -179,6 +192,8 @@ def _instructions(arguments: argparse.Namespace) -> None:
     tokenizer = _data_module("text.tokenizer").load_tokenizer(arguments.tokenizer, arguments.end_id)
     encoder = _data_module("text.native").encoder_of(tokenizer)
     tasks = instructions.open_instructions(arguments.input, tokenizer, encoder.ids, packing)
+    if as_path(arguments.input).is_dir():
+        _name_left_out(arguments.input, tasks.values())
     rules = _rules(arguments, packing=packing)
     for split, task in tasks.items():
         store = _data_module("build.cache").cache(
@@ -212,6 +227,7 @@ def _import(arguments: argparse.Namespace) -> None:
     task = _data_module("text.litgpt_bin").open_litgpt(
         arguments.input, arguments.split, arguments.tokenizer
     )
+    _name_left_out(arguments.input, [task])
     _say(cache.cache(task, Path(arguments.output)))
 
 

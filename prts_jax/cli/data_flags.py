@@ -147,6 +147,38 @@ def add_stats(commands: Commands) -> Parser:
     return parser
 
 
+def add_show(commands: Commands) -> Parser:
+    """Adds `prts data show` and its flags."""
+    parser = _add(
+        commands,
+        "show",
+        "a document, or the batch of a run's step, with input files and rows",
+        "Shows a document of a store, or the documents in the batch that a run took at a step, "
+        "each with its input file and its row there: the data behind a spike of the loss.",
+    )
+    parser.add_argument(
+        "store",
+        nargs="?",
+        default="",
+        type=os.path.expanduser,
+        help="folder of one split, local or gs://; with --run only if the run's store has moved",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--document", type=int, metavar="N", help="document of the store, from 1")
+    what.add_argument(
+        "--run",
+        dest="workdir",
+        metavar="RUN",
+        type=os.path.expanduser,
+        help="workdir of a `prts train`",
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="with --run: the step, as in metrics.jsonl"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    return parser
+
+
 def add_tokenizer(commands: Commands) -> Parser:
     """Adds `prts data tokenizer` and its flags."""
     parser = _add(
@@ -176,7 +208,21 @@ def _add_path(parser: Parser, name: str, meaning: str, required: bool = True) ->
 
 
 def _add_input(parser: Parser) -> None:
-    """Adds the flags that say which text is read, a task's or a folder's, and the output."""
+    """Adds the flags of `prts data cache` and `beam` that say what is read and written."""
+    _add_source(parser)
+    _add_fields(parser)
+    _add_path(parser, "--output", "folder for the stores, one per split")
+    _add_path(
+        parser,
+        "--extend",
+        "finished store, or the folder of its splits, whose shards begin the new one; the input "
+        "then holds new files alone (same task, tokenizer and layout)",
+        required=False,
+    )
+
+
+def _add_source(parser: Parser) -> None:
+    """Adds the flags of the task or format, its folder, tokenizer and expected files."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--task",
@@ -188,7 +234,6 @@ def _add_input(parser: Parser) -> None:
         choices=["text", "jsonl", "parquet"],
         help="instead of a task: the format of the files of --input; a text file is one document",
     )
-    _add_path(parser, "--output", "folder for the stores, one per split")
     parser.add_argument(
         "--split",
         choices=[*SPLITS, "all"],
@@ -211,6 +256,23 @@ def _add_input(parser: Parser) -> None:
         required=False,
     )
     _add_end_id(parser, "document")
+    parser.add_argument(
+        "--expect",
+        default="",
+        metavar="N|FILE",
+        help="end unless the splits have N files, or exactly those of a list as sha256sum writes "
+        "it, paths below --input, with these digests",
+    )
+    parser.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        help="Python module that registers seqio tasks of your own; may be given several times",
+    )
+
+
+def _add_fields(parser: Parser) -> None:
+    """Adds the flags of `--format` that choose files and fields."""
     for name, meaning in (
         (
             "--text_field",
@@ -237,26 +299,6 @@ def _add_input(parser: Parser) -> None:
         ),
     ):
         parser.add_argument(name, action="append", default=[], metavar="GLOB", help=meaning)
-    parser.add_argument(
-        "--expect",
-        default="",
-        metavar="N|FILE",
-        help="end unless the splits have N files, or exactly those of a list as sha256sum writes "
-        "it, paths below --input, with these digests",
-    )
-    _add_path(
-        parser,
-        "--extend",
-        "finished store, or the folder of its splits, whose shards begin the new one; the input "
-        "then holds new files alone (same task, tokenizer and layout)",
-        required=False,
-    )
-    parser.add_argument(
-        "--module",
-        action="append",
-        default=[],
-        help="Python module that registers seqio tasks of your own; may be given several times",
-    )
 
 
 def _add_end_id(parser: Parser, what: str) -> None:

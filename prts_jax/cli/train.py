@@ -32,6 +32,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--print_config", action="store_true", help="print the resolved config as JSON and stop"
     )
+    flags.add_argument(
+        "--draw_schedule",
+        action="store_true",
+        help="draw the learning rate of every stage that is left, and stop",
+    )
     add_host_flags(flags)
     return flags
 
@@ -51,6 +56,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not options.workdir:
         raise UserError("--workdir: is missing; give the run's directory, --workdir=DIR")
+    if options.draw_schedule:
+        from prts_jax.train.curve import drawing
+
+        print(drawing(config, options.workdir))
+        return 0
     import jax
 
     from prts_jax.checkpoint.commit import refuse_inside_checkpoint

@@ -16,8 +16,10 @@ from prts_jax.config.checks import (
     check_combinations,
     check_model,
     check_numbers,
+    check_schedule,
 )
 from prts_jax.config.files import inherit
+from prts_jax.config.lengths import parse_length
 from prts_jax.config.reading import from_dict, get, model_differences, nearest, to_dict
 from prts_jax.config.schema import (
     CHOICES,
@@ -64,6 +66,7 @@ __all__ = [
     "StagesConfig",
     "TrainConfig",
     "check_model",
+    "check_schedule",
     "default_config",
     "from_dict",
     "get",
@@ -71,6 +74,7 @@ __all__ = [
     "inherited_growth_keys",
     "model_differences",
     "nearest",
+    "parse_length",
     "resolve",
     "stage_configs",
     "third_party_operators",

@@ -1,9 +1,10 @@
 """Checks of a config; each raises a one-line `UserError` that names the key."""
 
 from prts_jax.config.blocks import parse_splash_blocks
+from prts_jax.config.lengths import parse_length
 from prts_jax.config.reading import get
 from prts_jax.config.rules import MESH_AXES, parse_rules
-from prts_jax.config.schema import DataConfig, ModelConfig, RunConfig
+from prts_jax.config.schema import DataConfig, ModelConfig, RunConfig, ScheduleConfig
 from prts_jax.errors import UserError
 
 MAX_LAYERS, MAX_SIZE = 10_000, 1_000_000
@@ -69,7 +70,10 @@ _AT_LEAST_ZERO = (
     "evaluation.tokens",
     "evaluation.batch",
     "evaluation.blocks",
+    "checkpoint.every_minutes",
     "checkpoint.keep_every_steps",
+    "checkpoint.keep_every_tokens",
+    "train.max_skipped",
     "optimizer.clip",
     "optimizer.weight_decay",
     "schedule.warmup_steps",
@@ -146,6 +150,37 @@ def check_combinations(config: RunConfig) -> None:
         )
     if config.data.instructions:
         _check_packed_rows(config.data)
+    for key in ("schedule.warmup", "schedule.decay"):
+        if get(config, key):
+            parse_length(get(config, key), key)
+    if not schedule.warmup and not schedule.decay:
+        check_schedule(schedule)
+    if config.checkpoint.keep_every_steps and config.checkpoint.keep_every_tokens:
+        raise UserError(
+            "config.checkpoint.keep_every_tokens: keep_every_steps is set too; keep one"
+        )
+    if init.branch_from and not schedule.decay:
+        raise UserError(
+            "config.schedule.decay: is empty; give the length of the branch's decay, such as "
+            "'1B tokens' or '10%'"
+        )
+    if sum(map(bool, (init.grow_from, init.start_from, init.branch_from))) > 1:
+        given = ("grow_from", "start_from", "branch_from")
+        names = " and ".join(name for name in given if getattr(init, name))
+        raise UserError(f"config.init: both {names} are set; keep one")
+    if init.growth.operator == "layers" and init.grow_from and not init.growth.layers:
+        raise UserError(
+            "config.init.growth.layers: is empty; the operator 'layers' needs a list such as "
+            "'1-234*7-56' or '0:24,8:32'"
+        )
+
+
+def check_schedule(schedule: ScheduleConfig) -> None:
+    """Checks the order of warm-up and decay.
+
+    Raises:
+      UserError: the decay would begin before the warm-up ends, or end before it begins.
+    """
     if schedule.kind != "constant" and schedule.decay_end <= schedule.warmup_steps:
         raise UserError(
             f"config.schedule.decay_end: is {schedule.decay_end}; it must come after "
@@ -157,13 +192,6 @@ def check_combinations(config: RunConfig) -> None:
         raise UserError(
             f"config.schedule.decay_start: is {schedule.decay_start}; wsd needs warmup_steps ≤ "
             f"decay_start < decay_end={schedule.decay_end}"
-        )
-    if init.grow_from and init.start_from:
-        raise UserError("config.init: both grow_from and start_from are set; keep one")
-    if init.growth.operator == "layers" and init.grow_from and not init.growth.layers:
-        raise UserError(
-            "config.init.growth.layers: is empty; the operator 'layers' needs a list such as "
-            "'1-234*7-56' or '0:24,8:32'"
         )
 
 

@@ -115,6 +115,9 @@ class ScheduleConfig:
     warmup_steps: int = 3000
     decay_start: int = 0  # wsd: step at which the decay starts
     decay_end: int = 300_000  # cosine and wsd: step at which the rate reaches `final`
+    # As "2000 steps", "1.5B tokens" or "2%" of the run, instead of the steps above.
+    warmup: str = ""  # length of the warm-up
+    decay: str = ""  # wsd: length of the decay, which ends with the run; cosine: its last step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +160,7 @@ class InitConfig:
     kind: str = "paper"  # paper, or torch_default (as in the published scratch runs)
     grow_from: str = ""  # checkpoint to grow into this model
     start_from: str = ""  # checkpoint of this model, for example one written by `prts grow`
+    branch_from: str = ""  # checkpoint of a run to decay over `schedule.decay`: WORKDIR@STEP
     growth: GrowthConfig = GrowthConfig()
 
 
@@ -173,8 +177,11 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every_steps: int = 1000
+    every_minutes: float = 0.0  # also at the next logged step after N minutes; 0: only by steps
     keep: int = 2  # newest checkpoints kept
     keep_every_steps: int = 0  # checkpoints at multiples of this step are never deleted; 0: none
+    # The same in tokens, rounded up to steps; such checkpoints are also saved, as places to branch.
+    keep_every_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +208,7 @@ class TrainConfig:
 
     steps: int = 1000  # steps of this run since its start or growth; see growth.stages
     accumulation: int = 1  # micro-batches per step
+    max_skipped: int = 10  # steps without a finite loss or gradient that a start may skip
     trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 
 

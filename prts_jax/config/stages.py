@@ -20,7 +20,7 @@ from prts_jax.config.reading import from_dict, nearest, to_dict
 from prts_jax.config.schema import GrowthConfig, RunConfig
 from prts_jax.errors import UserError
 
-_FROM_OUTSIDE = ("grow_from", "start_from")
+_FROM_OUTSIDE = ("grow_from", "start_from", "branch_from")
 
 
 def stage_configs(config: RunConfig) -> tuple[RunConfig, ...]:

@@ -30,7 +30,8 @@ def find_bases(runs: Sequence[Run]) -> dict[str, Run]:
 
 def _names(run: Run, other: Run) -> bool:
     """Whether `run`'s config starts it from a checkpoint in `other`'s workdir."""
-    named = run.setting("init", "grow_from", str) or run.setting("init", "start_from", str)
+    keys = ("grow_from", "start_from", "branch_from")
+    named = next(filter(None, (run.setting("init", key, str) for key in keys)), None)
     if not named:
         return False
     source, workdir = _absolute(named), _absolute(other.workdir)

@@ -62,10 +62,14 @@ class Run:
 
         A run that starts from a checkpoint writes a line with these totals before its first step.
         """
-        if not self.rows or self.rows[0].get("stage_step") != 0:
+        if not self.rows or not (self.rows[0].get("stage_step") == 0 or self.branched()):
             return 0
         value: Any = self.rows[0].get(key)
         return value if is_finite(value) else 0
+
+    def branched(self) -> bool:
+        """Returns whether this run is a branch: it took a trunk's whole state and decays."""
+        return bool(self.rows and self.rows[0].get("branch"))
 
     def grew(self) -> bool:
         """Returns whether this run grew, by the first line of a stage or, before it, the config."""
@@ -145,7 +149,7 @@ def _lines(rows: Sequence[Mapping[str, Any]], workdir: str) -> list[Mapping[str,
 
 
 def _fits(key: str, value: Any) -> bool:
-    kind = Mapping if key in ("growth", "previous_stage") else int | float | str | None
+    kind = Mapping if key in ("growth", "branch", "previous_stage") else int | float | str | None
     return isinstance(value, kind) and (not isinstance(value, int) or abs(value) < LARGEST)
 
 

@@ -30,9 +30,19 @@ FREE_TO_CHANGE = (
     # Read only at the start of a run.
     "init.grow_from",
     "init.start_from",
+    "init.branch_from",
     "init.growth.matrices",
 )
 """Prefixes of the keys that may change on resume without --allow_change."""
+
+BRANCH_CHANGES = (
+    "schedule.kind",
+    "schedule.decay",
+    "schedule.decay_start",
+    "schedule.decay_end",
+    "schedule.final",
+)
+"""Keys in which a branch may differ from its trunk."""
 
 
 def config_changes(

@@ -20,13 +20,13 @@ def set_compilation_cache(choice: str, workdir: str) -> None:
     compiles where an entry cannot be read or written.
 
     Args:
-      choice: `config.compute.compilation_cache`: "workdir", "off" or a directory, local or gs://.
+      choice: `config.compute.compilation_cache`: "workdir", "off" or "", or a directory, local or gs://.
       workdir: directory of the run.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     directory = None
-    if choice != "off":
+    if choice not in ("", "off"):
         path = as_path(workdir) / NAME if choice == "workdir" else as_path(choice)
         directory = str(path / _processor() if jax.default_backend() == "cpu" else path)
     jax.config.update("jax_compilation_cache_dir", directory)

@@ -5,7 +5,7 @@ import dataclasses
 import gc
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -24,6 +24,7 @@ from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import training_batches
 from prts_jax.train.compilation_cache import set_compilation_cache
+from prts_jax.train.curve import describe, warnings
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.origin import (
@@ -54,6 +55,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
     Raises:
       UserError: the config cannot be run.
       Interrupted: the process received SIGTERM; the state was saved.
+      DivergedError: more steps than `train.max_skipped` had no finite loss or gradient.
     """
     if is_complete(workdir):
         # The directory's own parameters would hide the checkpoints of a run inside it.
@@ -80,11 +82,22 @@ def _train_stages(
 ) -> None:
     origin = find_origin(config, workdir)
     stages = remaining_stages(config, origin)
+    _say_schedules(stages)
     check_stores(stages, origin, allow_change)
     for stage in stages:
         if stage is not stages[0]:
             origin = newest_origin(workdir)  # saved by the stage before
         _train_stage(stage, origin, workdir, allow_change, stopping, check_lock)
+
+
+def _say_schedules(stages: Sequence[Stage]) -> None:
+    """Tells the user the learning rates of the stages, and what a schedule cannot do."""
+    say = TerminalLine(0, jax.process_index() > 0).say
+    for stage in stages:
+        schedule, name = stage.config.schedule, f"{stage.name}: " if stage.name else ""
+        say(f"{name}{describe(schedule, stage.span)}")
+        for warning in warnings(schedule, stage.span, stage.growth_map is not None):
+            say(f"{name}warning: {warning}")
 
 
 def _train_stage(
@@ -101,7 +114,7 @@ def _train_stage(
     with (
         use_mesh(config.mesh) as mesh,
         contextlib.closing(
-            Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, keep.keep_every_steps)
+            Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, _kept_every(config))
         ) as checkpoints,
     ):
         check_length(mesh, config.data.length, config.compute.loss_chunks)
@@ -198,8 +211,8 @@ def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.
     """Dispatches a step and reads the metrics of the step before."""
     with jax.transfer_guard("disallow"):
         state, metrics = compiled(progress.state, batch, setup.teacher_params)
-    setup.recorder.dispatched(metrics)
     data, lineage = setup.config.data, progress.lineage
+    setup.recorder.dispatched(metrics, lineage.position)
     tokens = setup.batches.tokens(lineage.position)
     lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)
     return dataclasses.replace(progress, state=state, lineage=lineage)
@@ -213,7 +226,11 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
     evaluating = last or _due(step, config.evaluation.every_steps)
     # The step of the whole lineage names checkpoints and decides which are kept.
     saving = last or interrupted or _due(lineage.step, config.checkpoint.every_steps)
-    if evaluating or saving or _due(step, config.logging.every_steps):
+    if config.checkpoint.keep_every_tokens:
+        saving |= _due(lineage.step, _kept_every(config))
+    logging = _due(step, config.logging.every_steps)
+    saving = saving or (logging and setup.save_clock.due())
+    if evaluating or saving or logging:
         setup.recorder.line_due(lineage)
     if evaluating or saving:
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
@@ -270,11 +287,14 @@ def _before_first_step(setup: Setup, progress: Progress) -> Progress:
     validation store than the run that saved it.
     """
     lineage, config = progress.lineage, setup.config
-    if lineage.stage_step == 0:
+    branches = [record for record in lineage.branches if record.step == lineage.step]
+    if lineage.stage_step == 0 or branches:
         progress, metrics = _validate(setup, progress)
         extra: dict[str, Any] = dict(metrics)
         if lineage.growth and lineage.growth[-1].at_step == lineage.step:
             extra["growth"] = to_dict(lineage.growth[-1])
+        if branches:
+            extra["branch"] = to_dict(branches[-1])
         setup.recorder.line_due(progress.lineage)
         setup.recorder.settle(extra)
         return progress
@@ -299,6 +319,7 @@ def _save(setup: Setup, progress: Progress) -> None:
     with setup.recorder.paused():
         state = progress.state
         setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage)
+    setup.save_clock.restart()
 
 
 def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:
@@ -326,6 +347,13 @@ def _finish(setup: Setup, lineage: Lineage) -> None:
         f"done: step {lineage.step}, {lineage.tokens:,} tokens, "
         f"{lineage.flops:.3e} FLOPs (ancestors included)"
     )
+
+
+def _kept_every(config: RunConfig) -> int:
+    """Returns the steps between checkpoints that are never deleted; 0: none."""
+    keep = config.checkpoint
+    tokens_per_step = config.data.batch * config.data.length
+    return keep.keep_every_steps or -(-keep.keep_every_tokens // tokens_per_step)
 
 
 def _due(step: int, every: int) -> bool:

@@ -61,7 +61,7 @@ class Start:
 def find_origin(config: RunConfig, workdir: str) -> Origin | None:
     """Returns the checkpoint from which a run starts; None if it starts fresh.
 
-    The run's own newest checkpoint comes before `init.grow_from` and `init.start_from`, so that the
+    The run's own newest checkpoint comes before those that `init` names, so that the
     command that started a run also resumes it.
 
     Args:
@@ -74,7 +74,7 @@ def find_origin(config: RunConfig, workdir: str) -> Origin | None:
       StorageError: the storage failed.
     """
     init = stage_configs(config)[0].init
-    named = init.grow_from or init.start_from
+    named = init.grow_from or init.start_from or init.branch_from
     origin = newest_origin(workdir)
     if origin is not None or not named:
         return origin

@@ -24,7 +24,8 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
-from prts_jax.train.stages import Stage
+from prts_jax.train.saving import SaveClock
+from prts_jax.train.stages import Stage, stage_file
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Setup:
     terminal: TerminalLine
     log: MetricsLog | None
     recorder: Recorder
+    save_clock: SaveClock
 
     @property
     def config(self) -> RunConfig:
@@ -102,8 +104,18 @@ def set_up(
         restored = lineage.step if start.resumed else None
         log = MetricsLog(workdir, restored, config.logging.tensorboard, check_lock)
         resolved = json.dumps(to_dict(config), indent=2)
-        write_atomically(as_path(workdir) / "config.json", resolved)
-    recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
+        names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
+        for name in names:
+            write_atomically(as_path(workdir) / name, resolved)
+    recorder = Recorder(
+        log,
+        terminal,
+        mesh.devices,
+        costs.flops,
+        lineage,
+        batches.store.sources,
+        config.train.max_skipped,
+    )
     return Setup(
         stage=stage,
         workdir=workdir,
@@ -119,6 +131,7 @@ def set_up(
         terminal=terminal,
         log=log,
         recorder=recorder,
+        save_clock=SaveClock(config.checkpoint.every_minutes),
     )
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prts_jax.config import (
@@ -19,9 +19,13 @@ from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import find, make_map
 from prts_jax.model.architecture import architecture
 from prts_jax.paths import as_path
+from prts_jax.train.branch import branch_config
 from prts_jax.train.freezing import layers_kept
 from prts_jax.train.origin import Origin
 from prts_jax.train.schedule import goes_on
+from prts_jax.train.schedule_lengths import Span, resolve
+
+_NO_SPAN = Span(0, 0, 0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Stage:
       count: number of stages of the run.
       growth_map: the map from the previous model to the stage's; None if the stage does not begin
         with growth, or has begun.
+      span: steps and tokens of the stage in its lineage.
     """
 
     config: RunConfig
     index: int
     count: int
     growth_map: GrowthMap | None = None
+    span: Span = _NO_SPAN
 
     @property
     def is_last(self) -> bool:
@@ -51,6 +57,11 @@ class Stage:
     def name(self) -> str:
         """Display name such as "stage 2 of 3"; empty in a run of one stage."""
         return f"stage {self.index + 1} of {self.count}" if self.count > 1 else ""
+
+
+def stage_file(index: int) -> str:
+    """Returns the file in a workdir with the config of a stage; config.json has the newest's."""
+    return f"config.stage_{index + 1}.json"
 
 
 def remaining_stages(config: RunConfig, origin: Origin | None) -> tuple[Stage, ...]:
@@ -71,6 +82,8 @@ def remaining_stages(config: RunConfig, origin: Origin | None) -> tuple[Stage, .
         than `init.start_from` needs; or a growth is impossible.
     """
     configs = stage_configs(config)
+    if config.init.branch_from and origin is not None:
+        configs = (branch_config(configs, origin),)
     for stage_config in configs:  # refuses unknown names, also where nothing grows
         architecture(stage_config.model)
         find(stage_config.init.growth.operator)
@@ -93,7 +106,37 @@ def remaining_stages(config: RunConfig, origin: Origin | None) -> tuple[Stage, .
             stage = _plan(stage, before)
         planned.append(stage)
         before = _after(stage, before)
-    return tuple(planned)
+    return _with_spans(planned, origin)
+
+
+def _continues(stage: Stage, origin: Origin) -> bool:
+    """Returns whether a stage goes on with its own steps: on resume, and as a branch."""
+    return origin.is_of_stage(stage.index) or bool(stage.config.init.branch_from)
+
+
+def _with_spans(stages: Sequence[Stage], origin: Origin | None) -> tuple[Stage, ...]:
+    """Returns the stages with their spans and with the lengths of their schedules in steps."""
+    step, tokens = 0, 0
+    if origin is not None:
+        lineage = origin.lineage
+        step, tokens = lineage.step, lineage.tokens
+        if _continues(stages[0], origin):
+            record, data = lineage.growth_of_stage(), stages[0].config.data
+            step -= lineage.stage_step
+            trained = lineage.stage_step * data.batch * data.length
+            tokens = record.tokens if record is not None else max(tokens - trained, 0)
+    last = step + sum(stage.config.train.steps for stage in stages)
+    with_spans = []
+    for stage in stages:
+        config = stage.config
+        steps, of_step = config.train.steps, config.data.batch * config.data.length
+        span = Span(step, steps, last, tokens, of_step)
+        if not config.init.branch_from:
+            with _named(stage):
+                config = dataclasses.replace(config, schedule=resolve(config.schedule, span))
+        with_spans.append(dataclasses.replace(stage, config=config, span=span))
+        step, tokens = step + steps, tokens + steps * of_step
+    return tuple(with_spans)
 
 
 @dataclass(frozen=True)
@@ -134,7 +177,7 @@ def _plan(stage: Stage, before: _Before) -> Stage:
         restored = dataclasses.replace(config.model, norm_eps=model.norm_eps)
         config = dataclasses.replace(config, model=restored)
     stage = dataclasses.replace(stage, config=config)
-    if origin is not None and origin.is_of_stage(stage.index):
+    if origin is not None and _continues(stage, origin):
         # Resuming compares its model with the checkpoint's.
         return dataclasses.replace(stage, config=goes_on(config, origin.lineage))
     starts = stage.index == 0 and bool(config.init.start_from)
@@ -169,7 +212,7 @@ def _growth_map(stage: Stage, source: ModelConfig, before: _Before) -> GrowthMap
 def _after(stage: Stage, before: _Before) -> _Before:
     """Returns the end of a stage."""
     steps, model, origin = stage.config.train.steps, stage.config.model, before.origin
-    if origin is not None and origin.is_of_stage(stage.index):
+    if origin is not None and _continues(stage, origin):
         steps -= origin.lineage.stage_step
     growth_map = stage.growth_map
     if growth_map is None:

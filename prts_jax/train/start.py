@@ -25,7 +25,7 @@ from prts_jax.model.initialise import init_params
 from prts_jax.special_ids import of_store
 from prts_jax.train.ancestor import grow_from, start_from
 from prts_jax.train.batches import check_batches
-from prts_jax.train.changes import check_names, config_changes
+from prts_jax.train.changes import BRANCH_CHANGES, check_names, config_changes
 from prts_jax.train.data_position import data_position
 from prts_jax.train.distill import choose_teacher, find_teacher
 from prts_jax.train.learn import Learn, Learned, learn
@@ -54,7 +54,7 @@ def begin(
     """Returns the state and lineage from which a stage trains on.
 
     There are four cases:
-      1. The origin is a checkpoint of this stage: the stage resumes.
+      1. The origin is a checkpoint of this stage, or the trunk of a branch: the stage resumes.
       2. The stage has a growth map: parameters grown on the mesh, with a fresh or, unless
          `init.growth.optimizer` is "reset", a grown optimizer state. Data continue at the next
          token.
@@ -84,6 +84,8 @@ def begin(
     if origin.is_of_stage(stage.index):
         return _resume(stage.config, origin, mesh, optimizer, batches, allow_change)
     check_tokenizer(stage.config, batches.store, origin, allow_change)
+    if stage.config.init.branch_from:
+        return _branch(stage.config, origin, mesh, optimizer, batches, allow_change)
     if origin.own:
         allow_change = ("data.store",)
     if stage.growth_map is None:
@@ -156,6 +158,25 @@ def _resume(
         teacher=find_teacher(config, lineage),
     )
     return Start(f"resumed from {path}; {note}", state, lineage, resumed=True)
+
+
+def _branch(
+    config: RunConfig,
+    origin: Origin,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+    allow_change: Collection[str],
+) -> Start:
+    """Takes over the whole state of another run's checkpoint."""
+    allowed = (*allow_change, *BRANCH_CHANGES)
+    start = _resume(config, origin, mesh, optimizer, batches, allowed)
+    return dataclasses.replace(
+        start,
+        how=start.how.replace("resumed", "branched", 1),
+        lineage=start.lineage.branched(origin.path),
+        resumed=False,
+    )
 
 
 def _learning(

@@ -8,6 +8,7 @@ from prts_jax.errors import UserError
 from prts_jax.mesh import make_mesh
 
 pytest.importorskip("libtpu")
+pytestmark = pytest.mark.usefixtures("flags_for_libtpu")
 
 
 @pytest.mark.parametrize(

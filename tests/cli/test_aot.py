@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, prts_environment
+from tests.conftest import LIBTPU_FLAGS, ROOT, prts_environment
 
 CONFIG = "--config=configs/quickstart.py:grown"
 SMALL = [
@@ -28,7 +28,7 @@ def compiled() -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "prts_jax.cli", "aot", *arguments],
         cwd=ROOT,
-        env=prts_environment(1, None),
+        env=prts_environment(1, {"XLA_FLAGS": LIBTPU_FLAGS}),
         capture_output=True,
         text=True,
         check=False,
@@ -66,6 +66,7 @@ def test_validation_and_growth_are_compiled_as_well(compiled: dict[str, Any]) ->
     assert grown["parameters"] <= base["outputs"] < 2 * grown["parameters"]
 
 
+@pytest.mark.usefixtures("flags_for_libtpu")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,6 +11,7 @@ import pytest
 
 from prts_jax.cli import convert, inspect, run
 from prts_jax.config import ModelConfig
+from prts_jax.errors import UserError
 from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.model_source import ModelSource
 from tests.checkpoint.tiny import flip_byte, write_source
@@ -79,6 +80,11 @@ def test_inspect_says_what_differs(
         (["--to=hf", "--dtype=int8"], "--dtype=int8: is none of float32"),
         (["--preset=6L2048H"], "only a .pth file lacks its shape"),
         (["--vocab=-1"], "must be above 0"),
+        (["--vocab=99999999999999999999"], "at most 2,147,483,647 entries"),
+        (["--shard_gb=nan"], "must be above 0"),
+        (["--shard_gb=inf"], "at most 2,147,483,647 entries and 1,000,000 GB"),
+        (["--tokenizer=/nowhere"], "--tokenizer=/nowhere: has no tokenizer.json"),
+        (["--target=/\udcff"], "holds bytes that are not UTF-8"),
         (["--verify=maybe"], "is none of weights, logits"),
         (["--source=/nowhere"], "/nowhere: has no config.json"),
         (["--from=litgpt", "--source=/nowhere"], "/nowhere: does not exist"),
@@ -235,3 +241,9 @@ def test_a_target_inside_the_source_is_refused(
     assert "lies inside the source" in error
     assert error.count("\n") == 1
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1"])
+def test_an_export_of_files_of_no_size_is_refused(value: str):
+    with pytest.raises(UserError, match="--shard_gb: "):
+        convert.main(["--from=orbax", "--source=a", "--target=b", "--to=hf", f"--shard_gb={value}"])

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.store.store import TokenStore
 from prts_jax import cli
 from prts_jax.config import to_dict
-from tests.conftest import ROOT, RunPrts, prts_environment
+from tests.conftest import ROOT, prts_environment
 from tests.train import tiny
 
 CONFIG = "--config=tests/train/tiny.py"
@@ -296,17 +296,19 @@ def test_training_never_loads_tensorflow(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_workdir_grown_by_the_trainer_equals_what_prts_grow_writes(
-    run_prts: RunPrts, store: str, tmp_path: Path
-):
+def test_a_workdir_grown_by_the_trainer_equals_what_prts_grow_writes(store: str, tmp_path: Path):
     """`prts grow` and `init.grow_from` write the same lineage and the same bits."""
+
+    def prts(*arguments: str) -> None:
+        assert cli.main(arguments) == 0
+
     base, streamed, grown = (tmp_path / name for name in ("base", "streamed", "grown"))
     run = (CONFIG, f"--config.data.train={store}", "--config.train.steps=1")
     deeper = ("--config.model.layers=8", "--config.schedule.peak=0.0")  # a step changes nothing
-    run_prts("train", *run, f"--workdir={base}")
-    run_prts("grow", f"--source={base}", f"--target={streamed}", "--factor=4")
-    run_prts("train", *run, *deeper, f"--config.init.grow_from={base}", f"--workdir={grown}")
+    prts("train", *run, f"--workdir={base}")
+    prts("grow", f"--source={base}", f"--target={streamed}", "--factor=4")
+    prts("train", *run, *deeper, f"--config.init.grow_from={base}", f"--workdir={grown}")
     tiny.assert_same(tiny.stored_params(grown), tiny.stored_params(streamed))
     started = tmp_path / "started"
-    run_prts("train", *run, *deeper, f"--config.init.start_from={streamed}", f"--workdir={started}")
+    prts("train", *run, *deeper, f"--config.init.start_from={streamed}", f"--workdir={started}")
     assert tiny.curve(tiny.read_lines(started)) == tiny.curve(tiny.read_lines(grown))

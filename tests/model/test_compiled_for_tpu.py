@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import LIBTPU_FLAGS
+
 pytestmark = pytest.mark.slow
 
 
@@ -12,7 +14,7 @@ pytestmark = pytest.mark.slow
 def compiled(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     pytest.importorskip("libtpu")
     # Without these libtpu waits for a metadata server, or aborts where another process uses it.
-    env = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    env = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "XLA_FLAGS": LIBTPU_FLAGS}
     return run_program("tpu_compile", env=env)
 
 

@@ -52,7 +52,7 @@ def opened(base, compiled, tmp_path_factory):
     return workdir
 
 
-def test_right_after_growth_the_loss_is_the_sources(base, opened):
+def test_the_loss_right_after_growth_equals_the_sources(base, opened):
     before, after = read_lines(base.workdir)[-1], read_lines(opened)[0]
     assert after["growth"]["map"]["gates"] == {"layers": [0, 4]}
     assert after["validation_loss"] == pytest.approx(before["validation_loss"], rel=1e-6)
@@ -123,15 +123,15 @@ def test_a_stage_that_ends_with_shut_gates_is_refused_before_the_first(configure
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [7, 9, 11], ids=["shut", "half open", "open"])
-def test_killed_while_gates_open_the_run_is_the_same_to_the_bit(
-    base, opened, configure, tmp_path, monkeypatch, killed
+def test_a_run_killed_while_gates_are_shut_half_open_and_open_is_the_same_to_the_bit(
+    base, opened, configure, tmp_path, monkeypatch
 ):
     config = configure(**GATED, init__grow_from=str(base.workdir), checkpoint__every_steps=1)
-    with monkeypatch.context() as patch:
-        call_during_step(patch, killed, kill)
-        with pytest.raises(Killed):
-            loop.train(config, str(tmp_path))
+    for killed in (7, 9, 11):
+        with monkeypatch.context() as patch:
+            call_during_step(patch, killed, kill)
+            with pytest.raises(Killed):
+                loop.train(config, str(tmp_path))
     loop.train(config, str(tmp_path))
     assert_same(stored_params(tmp_path), stored_params(opened))
     assert curve(read_lines(tmp_path)) == curve(read_lines(opened))

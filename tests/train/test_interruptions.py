@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prts_jax import cli
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from tests.train.tiny import assert_same, curve, read_lines, stored_params
 
 pytestmark = pytest.mark.slow
 
-STEPS = 400
+STEPS = 200
 EVERY = 5  # steps between checkpoints: most kills fall near a save
 LONG = (
     f"--config.train.steps={STEPS}",
@@ -28,11 +29,10 @@ def workdirs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("interrupted")
 
 
-@pytest.fixture
-def undisturbed(workdirs, stores, run_prts) -> Path:
-    """The run that nobody interrupts; made once."""
-    if not (workdirs / "undisturbed" / "DONE").exists():
-        run_prts("train", *stores.flags(), *LONG, f"--workdir={workdirs / 'undisturbed'}")
+@pytest.fixture(scope="module")
+def undisturbed(workdirs, stores) -> Path:
+    """The run that nobody interrupts."""
+    finish(*stores.flags(), *LONG, f"--workdir={workdirs / 'undisturbed'}")
     return workdirs / "undisturbed"
 
 
@@ -57,15 +57,21 @@ def wait_for_step(process: subprocess.Popen[str], workdir: Path, step: int) -> N
     pytest.fail(f"step {step} was not reached")
 
 
-def finish(run_prts, *arguments: str) -> None:
-    assert run_prts("train", *arguments).returncode == 0
+def finish(*arguments: str) -> None:
+    """Runs `prts train` in this process, on its one device."""
+    assert cli.main(["train", *arguments]) == 0
 
 
-def test_killed_at_random_moments_the_run_is_the_same_to_the_bit(
-    undisturbed, workdirs, stores, run_prts, start_prts
+def test_a_run_killed_before_its_first_checkpoint_and_at_random_moments_is_the_same_to_the_bit(
+    undisturbed, workdirs, stores, start_prts
 ):
     workdir, moments = workdirs / "killed", random.Random(2)
     arguments = (*stores.flags(), *LONG, f"--workdir={workdir}")
+    process = start_prts("train", *arguments)
+    wait_for_step(process, workdir, 0)
+    process.kill()
+    process.wait()
+    assert complete_steps(str(workdir / "checkpoints")) == []
     killed_after = []
     for round_ in range(5):
         process = start_prts("train", *arguments)
@@ -75,7 +81,7 @@ def test_killed_at_random_moments_the_run_is_the_same_to_the_bit(
         process.kill()
         assert process.wait() == -signal.SIGKILL
         killed_after.append(read_complete(workdir))
-    finish(run_prts, *arguments)
+    finish(*arguments)
     assert killed_after[-1] > STEPS / 2
     assert_same_run(workdir, undisturbed)
 
@@ -85,23 +91,7 @@ def read_complete(workdir: Path) -> int:
     return (workdir / "metrics.jsonl").read_text().count("\n")
 
 
-def test_killed_before_the_first_checkpoint_the_run_begins_again(
-    undisturbed, workdirs, stores, run_prts, start_prts
-):
-    workdir = workdirs / "killed early"
-    arguments = (*stores.flags(), *LONG, f"--workdir={workdir}")
-    process = start_prts("train", *arguments)
-    wait_for_step(process, workdir, 0)
-    process.kill()
-    process.wait()
-    assert complete_steps(str(workdir / "checkpoints")) == []
-    finish(run_prts, *arguments)
-    assert_same_run(workdir, undisturbed)
-
-
-def test_sigterm_saves_and_the_run_goes_on_to_the_bit(
-    undisturbed, workdirs, stores, run_prts, start_prts
-):
+def test_sigterm_saves_and_the_run_goes_on_to_the_bit(undisturbed, workdirs, stores, start_prts):
     workdir = workdirs / "stopped"
     arguments = (*stores.flags(), *LONG, f"--workdir={workdir}")
     process = start_prts("train", *arguments)
@@ -114,7 +104,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(
     assert "Traceback" not in stderr
     assert complete_steps(str(workdir / "checkpoints"))[-1] == step
     assert not (workdir / "DONE").exists()
-    finish(run_prts, *arguments)
+    finish(*arguments)
     assert_same_run(workdir, undisturbed)
 
 
@@ -127,25 +117,24 @@ def test_sigterm_before_the_first_step_ends_with_75_too(workdirs, stores, start_
     assert process.returncode == 75, stderr[-3000:]
 
 
-def test_a_second_run_in_the_same_workdir_is_refused(workdirs, stores, run_prts, start_prts):
+def test_a_second_run_in_the_same_workdir_is_refused(workdirs, stores, start_prts, capsys):
     workdir = workdirs / "contended"
     arguments = (*stores.flags(), "--config.train.steps=100000", f"--workdir={workdir}")
     first = start_prts("train", *arguments)
     wait_for_step(first, workdir, 3)
-    second = run_prts("train", *arguments, check=False)
-    assert second.returncode == 2
-    (line,) = second.stderr.splitlines()
+    assert cli.main(["train", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert f"process {first.pid} is writing there" in line
     wait_for_step(first, workdir, read_complete(workdir) + 3)  # and the first goes on
 
 
-def test_on_another_number_of_devices_it_goes_on_to_rounding(
+def test_a_run_moved_to_other_numbers_of_devices_agrees_to_rounding(
     undisturbed, workdirs, stores, run_prts
 ):
     workdir = workdirs / "moved"
     for devices, steps, mesh in ((1, 20, ()), (4, 40, ("--config.mesh.tensor=2",)), (2, 60, ())):
         arguments = (*stores.flags(), *LONG[1:], *mesh, f"--config.train.steps={steps}")
-        finish_on(run_prts, devices, *arguments, f"--workdir={workdir}")
+        run_prts("train", *arguments, f"--workdir={workdir}", devices=devices)
     ours, theirs = read_lines(workdir), read_lines(undisturbed)
     assert [line["step"] for line in ours] == list(range(61))
     np.testing.assert_allclose(
@@ -154,7 +143,3 @@ def test_on_another_number_of_devices_it_goes_on_to_rounding(
         rtol=1e-5,
     )
     assert [line["loss"] for line in ours[1:21]] == [line["loss"] for line in theirs[1:21]]
-
-
-def finish_on(run_prts, devices: int, *arguments: str) -> None:
-    assert run_prts("train", *arguments, devices=devices).returncode == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prts_jax import cli
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from tests.train.tiny import read_lines
 
@@ -23,7 +24,6 @@ RUN = (f"--config.train.steps={STEPS}", "--config.checkpoint.every_steps=3")
 ROUNDING = 3e-6
 MESHES = {
     "fsdp=8": ("--config.mesh.fsdp=8",),
-    "fsdp=4 tensor=2": ("--config.mesh.fsdp=4", "--config.mesh.tensor=2"),
     "data=2 fsdp=2 tensor=2": (
         "--config.mesh.data=2",
         "--config.mesh.fsdp=2",
@@ -38,11 +38,16 @@ def workdirs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("meshes")
 
 
+def train_here(*arguments: str) -> None:
+    """Runs `prts train` in this process, on its one device."""
+    assert cli.main(["train", *arguments]) == 0
+
+
 @pytest.fixture
-def one_device(workdirs, stores, run_prts) -> Path:
+def one_device(workdirs, stores) -> Path:
     """The run on one device that the others are compared with; made once."""
     if not (workdirs / "one" / "DONE").exists():
-        run_prts("train", *stores.flags(), *RUN, f"--workdir={workdirs / 'one'}")
+        train_here(*stores.flags(), *RUN, f"--workdir={workdirs / 'one'}")
     return workdirs / "one"
 
 
@@ -101,8 +106,7 @@ def test_moments_grow_and_teachers_teach_on_any_mesh(one_device, workdirs, store
     uneven = ("--config.mesh.fsdp=2", "--config.mesh.tensor=4")
     for devices, mesh in ((1, ()), (8, uneven)):
         workdir = workdirs / f"grown on {devices}"
-        run_prts(
-            "train",
+        arguments = (
             *stores.flags(),
             *mesh,
             "--config.train.steps=3",
@@ -114,8 +118,11 @@ def test_moments_grow_and_teachers_teach_on_any_mesh(one_device, workdirs, store
             "--config.model.kv_heads=4",
             "--config.distillation.teacher=source",
             f"--workdir={workdir}",
-            devices=devices,
         )
+        if devices == 1:
+            train_here(*arguments)
+        else:
+            run_prts("train", *arguments, devices=devices)
         lines.append(read_lines(workdir))
     for name in ("loss", "gradient_norm", "distillation_loss"):
         ours, theirs = ([line[name] for line in run[1:]] for run in lines)
@@ -132,14 +139,14 @@ def test_two_processes_have_the_losses_of_one(one_device, workdirs, stores, run_
 
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_checkpoint_of_one_process_resumes_in_two_and_the_other_way_round(
-    one_device, workdirs, stores, run_prts, run_two, first
+    one_device, workdirs, stores, run_two, first
 ):
     workdir = workdirs / f"first in {first}"
     arguments = (*stores.flags(), *RUN[1:], f"--workdir={workdir}")
     for processes, steps in ((first, 3), (3 - first, STEPS)):
         length = f"--config.train.steps={steps}"
         if processes == 1:
-            run_prts("train", *arguments, length)
+            train_here(*arguments, length)
         else:
             run_two(*arguments, length, *TWO_BY_FOUR)
     assert_same_losses(workdir, one_device)
@@ -168,9 +175,9 @@ def wait_for_lines(workdir: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def test_stages_in_two_processes_have_the_losses_of_one(workdirs, stores, run_prts, run_two):
+def test_stages_in_two_processes_have_the_losses_of_one(workdirs, stores, run_two):
     arguments = (*stores.flags(), "--config=tests/train/tiny_staged.py")
-    run_prts("train", *arguments, f"--workdir={workdirs / 'stages'}")
+    train_here(*arguments, f"--workdir={workdirs / 'stages'}")
     run_two(*arguments, *TWO_BY_FOUR, f"--workdir={workdirs / 'stages in two'}")
     assert_same_losses(workdirs / "stages in two", workdirs / "stages", steps=4)
 
@@ -187,11 +194,9 @@ def learned_on(base: Path) -> tuple[str, ...]:
     )
 
 
-def test_two_processes_learn_the_map_that_one_learns(
-    one_device, workdirs, stores, run_prts, run_two
-):
+def test_two_processes_learn_the_map_that_one_learns(one_device, workdirs, stores, run_two):
     flags = (*stores.flags(), *learned_on(one_device))
-    run_prts("train", *flags, f"--workdir={workdirs / 'learned'}")
+    train_here(*flags, f"--workdir={workdirs / 'learned'}")
     run_two(*flags, *TWO_BY_FOUR, f"--workdir={workdirs / 'learned in two'}")
     one, two = (read_lines(workdirs / name) for name in ("learned", "learned in two"))
     assert [line["position"] for line in two] == [line["position"] for line in one]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prts_jax import cli
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from prts_jax.train.metrics import read_metrics
 from tests.conftest import RunPrts, StartPrts
@@ -53,20 +54,23 @@ def test_a_cycle_on_object_storage_equals_one_on_disk(
     def train(root: str, name: str, *flags: str) -> list[str]:
         return ["train", *stores.flags(), f"--workdir={root}/{name}", *flags]
 
+    def here(*arguments: str, env: object) -> None:
+        assert cli.main(arguments) == 0
+
     deeper = "--config.model.layers=4"
     long = "--config.train.steps=40"
-    for root in (fake_gcs, str(tmp_path)):
+    for root, run in ((fake_gcs, run_prts), (str(tmp_path), here)):
         base = train(root, "base", long, "--config.logging.tensorboard=True")
         if root == fake_gcs:
             killed = start_prts(*base, env=without_tensorflow)
             kill_after_first_checkpoint(killed, f"{root}/base/checkpoints")
-        run_prts(*base, env=without_tensorflow)
+        run(*base, env=without_tensorflow)
         grow_from = f"--config.init.grow_from={root}/base"
-        run_prts(*train(root, "on_mesh", deeper, grow_from), env=without_tensorflow)
+        run(*train(root, "on_mesh", deeper, grow_from), env=without_tensorflow)
         grow = ["grow", f"--source={root}/base", f"--target={root}/grown", "--factor=2"]
-        run_prts(*grow, env=without_tensorflow)
+        run(*grow, env=without_tensorflow)
         start_from = f"--config.init.start_from={root}/grown"
-        run_prts(*train(root, "from_file", deeper, start_from), env=without_tensorflow)
+        run(*train(root, "from_file", deeper, start_from), env=without_tensorflow)
 
     for name in ("base", "on_mesh", "from_file"):
         remote, local = f"{fake_gcs}/{name}", f"{tmp_path}/{name}"
@@ -99,8 +103,8 @@ def test_a_run_in_stages_on_object_storage_equals_one_on_disk(
 
     killed = start_prts(*train(fake_gcs), env=without_tensorflow)
     kill_after_first_checkpoint(killed, f"{fake_gcs}/staged/checkpoints")
-    for root in (fake_gcs, str(tmp_path)):
-        run_prts(*train(root), env=without_tensorflow)
+    run_prts(*train(fake_gcs), env=without_tensorflow)
+    assert cli.main(train(str(tmp_path))) == 0
     remote, local = f"{fake_gcs}/staged", f"{tmp_path}/staged"
     assert curve(remote) == curve(local)
     lineages = [read_lineage(resolve(workdir)) for workdir in (remote, local)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from prts_jax import cli
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.cli import config_flags
 from prts_jax.errors import UserError
@@ -47,14 +48,18 @@ SPEECHES = [
 
 
 @pytest.mark.slow
-def test_prepare_pretrain_grow_tune_and_ask(run_prts, tmp_path: Path):
+def test_prepare_pretrain_grow_tune_and_ask(tmp_path: Path, capsys):
+    def prts(*arguments: str) -> str:
+        assert cli.main(arguments) == 0
+        return capsys.readouterr().out
+
     tokenizer = "data_pipelines/shakespeare/tokenizer.model"
     (tmp_path / "text").mkdir()
     (tmp_path / "text/play.txt").write_text("To be, or not to be, that is the question. " * 200)
     cached = f"--output={tmp_path / 'stores'}"
     flags = ("--format=text", "--split=train", f"--tokenizer={tokenizer}", cached)
-    run_prts("data", "cache", f"--input={tmp_path / 'text'}", *flags)
-    run_prts(
+    prts("data", "cache", f"--input={tmp_path / 'text'}", *flags)
+    prts(
         "train",
         "--config=tests/train/tiny.py",
         "--config.model.vocab=1024",
@@ -63,10 +68,10 @@ def test_prepare_pretrain_grow_tune_and_ask(run_prts, tmp_path: Path):
     )
     grown = tmp_path / "grown"
     growth = ("--operator=stack", "--factor=2")
-    run_prts("grow", f"--source={tmp_path / 'base'}", f"--target={grown}", *growth)
+    prts("grow", f"--source={tmp_path / 'base'}", f"--target={grown}", *growth)
 
     write_lines(tmp_path / "speeches.jsonl", SPEECHES * 4)
-    prepared = run_prts(
+    prepared = prts(
         "data",
         "instructions",
         f"--input={tmp_path / 'speeches.jsonl'}",
@@ -74,8 +79,8 @@ def test_prepare_pretrain_grow_tune_and_ask(run_prts, tmp_path: Path):
         f"--output={tmp_path / 'sft'}",
         "--length=64",
     )
-    assert f"{tmp_path / 'sft/train'}: 32 examples in " in prepared.stdout
-    run_prts(
+    assert f"{tmp_path / 'sft/train'}: 32 examples in " in prepared
+    prts(
         "train",
         f"--config=configs/sft.py:{grown},{tmp_path / 'sft'},40",
         f"--config.data.validation={tmp_path / 'sft/train'}",
@@ -88,12 +93,12 @@ def test_prepare_pretrain_grow_tune_and_ask(run_prts, tmp_path: Path):
     assert lines[-1]["validation_loss"] < 0.2 < 3 < lines[0]["validation_loss"]
 
     asked = ("--instruction=Greet Hamlet.", "--dtype=float32", "--tokens=20", "--json")
-    answer = json.loads(run_prts("generate", f"--checkpoint={tmp_path / 'tuned'}", *asked).stdout)
+    answer = json.loads(prts("generate", f"--checkpoint={tmp_path / 'tuned'}", *asked))
     assert answer["text"] == "Hail, Hamlet!"  # and it ended by itself
     score = ("--perplexity", "--json", "--dtype=float32")
-    measured = json.loads(run_prts("eval", f"--checkpoint={tmp_path / 'tuned'}", *score).stdout)
+    measured = json.loads(prts("eval", f"--checkpoint={tmp_path / 'tuned'}", *score))
     assert measured["loss"] == pytest.approx(lines[-1]["validation_loss"], rel=1e-4)
 
-    tree = run_prts("inspect", str(tmp_path / "tuned"), "--lineage").stdout
+    tree = prts("inspect", str(tmp_path / "tuned"), "--lineage")
     assert tree.index("● 2 layers") < tree.index("├─ stack") < tree.index("├─ fine-tuned")
     assert tree.count("● 4 layers") == 2

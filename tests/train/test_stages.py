@@ -107,43 +107,37 @@ def test_stages_are_what_runs_grown_one_from_another_are(undisturbed, run, tmp_p
     assert_same(stored_params(tmp_path / "four"), stored_params(undisturbed))
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        4,  # the line of growth is written; no checkpoint of the stage yet
-        pytest.param("between stages", marks=pytest.mark.slow),
-        pytest.param(8, marks=pytest.mark.slow),
-    ],
-)
-def test_killed_in_any_stage_the_run_is_the_same_to_the_bit(
-    undisturbed, configure, tmp_path, monkeypatch, step
+def test_a_run_killed_in_and_between_stages_is_the_same_to_the_bit(
+    undisturbed, configure, tmp_path, monkeypatch
 ):
     config = configure(**CHANGES)
-    with monkeypatch.context() as patch:
-        if step == "between stages":
-            kill_before_stage(patch, 2)
-        else:
-            call_during_step(patch, step, kill)
-        with pytest.raises(Killed):
-            loop.train(config, str(tmp_path))
-    assert not (tmp_path / "DONE").exists()
+    # At step 4 the line of growth is written, and the stage has no checkpoint yet.
+    for step in (4, "between stages", 8):
+        with monkeypatch.context() as patch:
+            if step == "between stages":
+                kill_before_stage(patch, 2)
+            else:
+                call_during_step(patch, step, kill)
+            with pytest.raises(Killed):
+                loop.train(config, str(tmp_path))
+        assert not (tmp_path / "DONE").exists()
     loop.train(config, str(tmp_path))
     assert curve(read_lines(tmp_path)) == curve(read_lines(undisturbed))
     assert_same(stored_params(tmp_path), stored_params(undisturbed))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 3, 4, 8])
-def test_stopped_in_any_stage_the_run_is_the_same_to_the_bit(
-    undisturbed, configure, tmp_path, monkeypatch, step
+def test_a_run_stopped_in_and_at_the_end_of_stages_is_the_same_to_the_bit(
+    undisturbed, configure, tmp_path, monkeypatch
 ):
     config = configure(**CHANGES)
-    with monkeypatch.context() as patch:
-        call_during_step(patch, step - 1, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {step} and saved"):
-            loop.train(config, str(tmp_path))
-    assert complete_steps(str(tmp_path / "checkpoints"))[-1] == step
-    assert not (tmp_path / "DONE").exists()
+    for step in (2, 3, 4, 8):
+        with monkeypatch.context() as patch:
+            call_during_step(patch, step - 1, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {step} and saved"):
+                loop.train(config, str(tmp_path))
+        assert complete_steps(str(tmp_path / "checkpoints"))[-1] == step
+        assert not (tmp_path / "DONE").exists()
     loop.train(config, str(tmp_path))
     assert_same(stored_params(tmp_path), stored_params(undisturbed))
 
@@ -212,17 +206,19 @@ def test_a_stage_may_train_only_what_is_new_and_is_charged_for_that(
     assert list(spent) == [*whole, *[frozen * STEP_TOKENS] * 3, flops_per_step(4)]
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_may_begin_with_no_layers(configure, tmp_path, monkeypatch, killed):
+def test_a_run_may_begin_with_no_layers_and_resumes_before_and_after_growth(
+    configure, tmp_path, monkeypatch
+):
     stages = [
         {"steps": 2, "model": {"layers": 0}},
         {"steps": 2, "init": {"growth": {"operator": "random"}}},
     ]
     config = configure(growth__stages=stages, checkpoint__every_steps=1)
-    with monkeypatch.context() as patch:
-        call_during_step(patch, killed, kill)
-        with pytest.raises(Killed):
-            loop.train(config, str(tmp_path))
+    for killed in (0, 3):
+        with monkeypatch.context() as patch:
+            call_during_step(patch, killed, kill)
+            with pytest.raises(Killed):
+                loop.train(config, str(tmp_path))
     loop.train(config, str(tmp_path))
     lines = read_lines(tmp_path)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]

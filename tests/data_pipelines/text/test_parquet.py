@@ -52,7 +52,7 @@ def test_a_bad_row_has_its_kind_and_number_and_good_ones_around_it(tmp_path: Pat
         table = pyarrow.table({"text": column, "meta": meta})
         path = written(tmp_path / "a.parquet", table, row_group_size=4)
         good, *faults = read_parquet(path, {"en"}, 40, Fields("text", "meta.lang"))
-        assert good == Document("good", "en")
+        assert good == Document("good", "en", 1)
         assert [(fault.kind, fault.line) for fault in faults if isinstance(fault, Fault)] == [
             ("text_not_a_string", 2),
             ("empty_text", 3),

@@ -54,7 +54,7 @@ def test_characters_and_frames_do_not_change_the_documents(
 
 def test_a_row_keeps_its_text_exactly():
     text = " two\u2028lines\r\n\tand\x00 more "
-    assert parse_row(row(text, "RedPajamaBook"), 1) == Document(text, "RedPajamaBook")
+    assert parse_row(row(text, "RedPajamaBook"), 1) == Document(text, "RedPajamaBook", 1)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_corrupt_file_gives_what_comes_before_the_damage(folder: Path):
     path = folder / "file.jsonl.zst"
     path.write_bytes(zstandard.compress(row("good") + b"\n") + b"this is not zstandard at all")
     assert list(read_rows(path)) == [
-        Document("good", "RedPajamaC4"),
+        Document("good", "RedPajamaC4", 1),
         Fault("corrupt_file", 2, lost_bytes=len(b"this is not zstandard at all")),
     ]
 
@@ -121,7 +121,8 @@ def test_a_bad_row_has_its_kind_and_line_and_good_ones_around_it(
     path = written(folder, b"\n".join([row("before"), b"", line, row("after")]), frames=2)
     limit = 1000 if kind == "enormous_line" else 1 << 20
     before, fault, after = read_rows(path, {"RedPajamaC4"}, limit)
-    assert (before, after) == (Document("before", "RedPajamaC4"), Document("after", "RedPajamaC4"))
+    assert before == Document("before", "RedPajamaC4", 1)
+    assert after == Document("after", "RedPajamaC4", 4)
     assert isinstance(fault, Fault)
     assert (fault.kind, fault.line) == (kind, 3)
     message = str(fault.error(path))

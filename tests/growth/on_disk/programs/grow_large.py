@@ -1,4 +1,4 @@
-"""Grows a 4-layer model of width 1024 by a factor; prints the peak memory of the growth alone."""
+"""Grows a 4-layer model of width 640 by a factor; prints the peak memory of the growth alone."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 from prts_jax.config import ModelConfig
 from tests.growth.on_disk import growing
 
-MODEL = ModelConfig(vocab=4096, layers=4, embed=1024, heads=16, kv_heads=16, head_dim=64, mlp=2816)
+MODEL = ModelConfig(vocab=4096, layers=4, embed=640, heads=10, kv_heads=10, head_dim=64, mlp=1728)
 
 
 def write_source(path: str) -> None:
