@@ -18,6 +18,10 @@ class Interrupted(Exception):
     """A run that stopped early and can be resumed (preemption, SIGTERM): exit code 75."""
 
 
+class DivergedError(Exception):
+    """A run whose losses or gradients are no numbers any more: exit code 1 and this one line."""
+
+
 class StorageError(Exception):
     """A disk or object store that failed (full, away, refusing): exit code 75 and this one line.
 

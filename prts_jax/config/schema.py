@@ -166,6 +166,7 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every_steps: int = 1000
+    every_minutes: float = 0.0  # also at the next logged step after N minutes; 0: only by steps
     keep: int = 2  # newest checkpoints kept
     keep_every_steps: int = 0  # checkpoints at multiples of this step are never deleted; 0: none
     # The same in tokens, rounded up to steps; such checkpoints are also saved, as places to branch.
@@ -197,6 +198,7 @@ class TrainConfig:
     steps: int = 1000  # steps of this run since its start or growth; see growth.stages
     accumulation: int = 1  # micro-batches per step
     z_loss: float = 0.0  # weight of log² Z in the gradient of the loss; PaLM: 1e-4
+    max_skipped: int = 10  # steps without a finite loss or gradient that a start may skip
     trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 
 

@@ -53,6 +53,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
     Raises:
       UserError: the config cannot be run.
       Interrupted: the process received SIGTERM; the state was saved.
+      DivergedError: more steps than `train.max_skipped` had no finite loss or gradient.
     """
     if is_complete(workdir):
         # The directory's own parameters would hide the checkpoints of a run inside it.
@@ -187,8 +188,8 @@ def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.
     """Dispatches a step and reads the metrics of the step before."""
     with jax.transfer_guard("disallow"):
         state, metrics = compiled(progress.state, batch, setup.teacher_params)
-    setup.recorder.dispatched(metrics)
     data, lineage = setup.config.data, progress.lineage
+    setup.recorder.dispatched(metrics, lineage.position)
     tokens = setup.batches.tokens(lineage.position)
     lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)
     return dataclasses.replace(progress, state=state, lineage=lineage)
@@ -204,7 +205,9 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
     saving = last or interrupted or _due(lineage.step, config.checkpoint.every_steps)
     if config.checkpoint.keep_every_tokens:
         saving |= _due(lineage.step, _kept_every(config))
-    if evaluating or saving or _due(step, config.logging.every_steps):
+    logging = _due(step, config.logging.every_steps)
+    saving = saving or (logging and setup.save_clock.due())
+    if evaluating or saving or logging:
         setup.recorder.line_due(lineage)
     if evaluating or saving:
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
@@ -293,6 +296,7 @@ def _save(setup: Setup, progress: Progress) -> None:
     with setup.recorder.paused():
         state = progress.state
         setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage)
+    setup.save_clock.restart()
 
 
 def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:

@@ -61,9 +61,10 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
-    The state is donated. The third argument holds the parameters of `teacher`, or is None. The
-    batch comes from `data_pipelines.batches.loader`; its arrays are [batch, length]. The loss is
-    the weighted mean over all tokens of the batch, with or without accumulation.
+    The state is donated. A step whose loss or gradient is not finite leaves parameters and
+    optimizer as they are and only counts. The third argument holds the parameters of `teacher`, or
+    is None. The batch comes from `data_pipelines.batches.loader`; its arrays are [batch, length].
+    The loss is the weighted mean over all tokens of the batch, with or without accumulation.
 
     Args:
       model: config of the model.
@@ -100,9 +101,17 @@ def make_train_step(
         new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
         params = apply_updates(state.params, updates, rate, new, new_rate)
         means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
+        norm = optax.global_norm(gradient)
+        # A step without a finite gradient is skipped: see `prts_jax.train.record`.
+        finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.optimizer),
+        )
         metrics = StepMetrics(
             loss_tokens=tokens,
-            gradient_norm=optax.global_norm(gradient),
+            gradient_norm=norm,
             learning_rate=rate,
             **means,
             **sums,
