@@ -18,6 +18,10 @@ class Interrupted(Exception):
     """A run that stopped early and can be resumed (preemption, SIGTERM): exit code 75."""
 
 
+class DivergedError(Exception):
+    """A run whose losses or gradients are no numbers any more: exit code 1 and this one line."""
+
+
 class StorageError(Exception):
     """A disk or object store that failed (full, away, refusing): exit code 75 and this one line.
 
@@ -83,16 +87,7 @@ def storage_error(what: str, error: BaseException) -> UserError | StorageError:
       what: what could not be done with which path, "PATH: cannot be read".
       error: raised by the operating system, gcsfs, tensorstore or Orbax.
     """
-    code = os_code(error)
-    http = [n for kind, n in _TENSORSTORE.findall(str(error)) if kind == "http_response"]
-    if isinstance(number := getattr(error, "code", None), int):  # gcsfs
-        http.append(str(number))
-    if code and code > 0:
-        reason = os.strerror(code)
-    elif http:
-        reason = f"HTTP {http[0]}"
-    else:
-        reason = first_line(error)
+    code, reason = os_code(error), storage_reason(error)
     if code in _ABSENT:
         return UserError(f"{what} ({reason}); check the path")
     if code in _FORBIDDEN:
@@ -101,6 +96,17 @@ def storage_error(what: str, error: BaseException) -> UserError | StorageError:
         return UserError(f"{what} ({reason}); choose another path")
     advice = "free space" if code in FULL else "see whether the storage works"
     return StorageError(f"{what} ({reason}); {advice}, then start the same command again")
+
+
+def storage_reason(error: BaseException) -> str:
+    """Returns what a storage error says in a few words: "No space left on device", "HTTP 503"."""
+    code = os_code(error)
+    if code is not None and code > 0:
+        return os.strerror(code)
+    http = [n for kind, n in _TENSORSTORE.findall(str(error)) if kind == "http_response"]
+    if isinstance(number := getattr(error, "code", None), int):  # gcsfs
+        http.append(str(number))
+    return f"HTTP {http[0]}" if http else first_line(error)
 
 
 def storage_failure(error: BaseException) -> UserError | StorageError | None:

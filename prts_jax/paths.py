@@ -22,7 +22,8 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
       path: a local path or gs://bucket/…
 
     Raises:
-      UserError: a path with another scheme, such as s3://; a gs:// path without a bucket.
+      UserError: a path with another scheme, such as s3://; a gs:// path without a bucket, bytes
+        that are not UTF-8, which tensorstore refuses.
     """
     scheme, separator, rest = os.fspath(path).partition("://")
     if separator and scheme != "gs" and "/" not in scheme:
@@ -31,6 +32,8 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
             f"{path}: paths of {scheme}:// are not supported; "
             f"give {instead or 'a local path or gs://bucket/…'}"
         )
+    if any("\ud800" <= character <= "\udfff" for character in os.fspath(path)):
+        raise UserError(f"{path}: holds bytes that are not UTF-8; rename it")
     if separator and scheme == "gs" and rest[:1] in ("", "/"):
         raise UserError(f"{path}: names no bucket; give gs://bucket/…")
     result = epath.Path(path)

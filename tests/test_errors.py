@@ -5,6 +5,7 @@ import os
 
 import pytest
 import requests
+from gcsfs.retry import HttpError
 
 from prts_jax.errors import StorageError, UserError, one_line, storage_errors, without_credentials
 
@@ -44,6 +45,11 @@ def test_an_object_store_that_refuses_or_is_away_is_no_mistake_of_the_user(error
     result = converted(error)
     assert isinstance(result, StorageError)
     assert "\n" not in str(result)
+
+
+def test_the_http_code_of_an_object_store_is_named():
+    for error in (HttpError({"code": 503}), ValueError("x [http_response_code='503']")):
+        assert "HTTP 503" in str(converted(error))
 
 
 def test_a_missing_bucket_is_the_users_mistake():

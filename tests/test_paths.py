@@ -36,6 +36,11 @@ def test_other_schemes_are_refused_by_name(path, instead):
         as_path(path)
 
 
+def test_bytes_that_are_not_utf8_are_refused():
+    with pytest.raises(UserError, match="holds bytes that are not UTF-8; rename it"):
+        as_path("/runs/\udcff")
+
+
 @pytest.mark.parametrize("path", ["gs://", "gs:///run"])
 def test_an_address_without_a_bucket_is_refused_at_once(path):
     with pytest.raises(UserError, match=f"{path}: names no bucket"):

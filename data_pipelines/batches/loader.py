@@ -107,10 +107,14 @@ class TrainBatches:
         batch = {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],
-            "loss_weights": np.ones((len(consumed), self.order.length), np.float32),
+            "loss_weights": self.weights(consumed),
             "source_ids": sources[:, 1:],
         }
         return keep_documents_apart(batch, offsets[0]) if self.order.documents else batch
+
+    def weights(self, consumed: np.ndarray) -> np.ndarray:
+        """Returns the loss weight of each target of windows: float32 [n, length]."""
+        return np.ones((len(consumed), self.order.length), np.float32)
 
     def windows(self, consumed: np.ndarray) -> np.ndarray:
         """Reads windows by their number in the run.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batches.loader import Batch, TrainBatches
+from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.order import OPEN_TOKENS, ReadOrder
 from data_pipelines.batches.packed import PackedBatches, check_packed
 from data_pipelines.batches.permutation import permute
@@ -80,16 +80,23 @@ class MixedBatches(TrainBatches):
         """Returns False: shares are of windows, so another length deals other tokens."""
         return False
 
-    def take(self, consumed: np.ndarray) -> Batch:
-        """Implements `TrainBatches.take`."""
-        batch: Batch = {}
+    def windows(self, consumed: np.ndarray) -> np.ndarray:
+        """Implements `TrainBatches.windows`."""
+        kinds, size = 2 + self.order.documents, self.order.length + 1
+        out = np.empty((kinds, len(consumed), size), np.int32)
         for part, first_source, here, windows in self._by_part(consumed):
-            mine = part.take(windows)
-            for name, array in mine.items():
-                if name not in batch:
-                    batch[name] = np.empty((len(consumed), self.order.length), array.dtype)
-                batch[name][here] = array + first_source if name == "source_ids" else array
-        return batch
+            out[:, here] = part.windows(windows)
+            if first_source:
+                out[1, here] += first_source
+        return out
+
+    def weights(self, consumed: np.ndarray) -> np.ndarray:
+        """Implements `TrainBatches.weights`."""
+        out = super().weights(consumed)
+        if self.order.instructions:
+            for part, _, here, windows in self._by_part(consumed):
+                out[here] = part.weights(windows)
+        return out
 
     def inputs(self, consumed: np.ndarray) -> int:
         """Implements `TrainBatches.inputs`."""

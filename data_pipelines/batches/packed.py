@@ -58,13 +58,11 @@ class PackedBatches(TrainBatches):
             )
         super()._check_store()
 
-    def take(self, consumed: np.ndarray) -> Batch:
-        """Implements `TrainBatches.take`."""
-        batch = super().take(consumed)
+    def weights(self, consumed: np.ndarray) -> np.ndarray:
+        """Implements `TrainBatches.weights`."""
         spans = [(start + 1, self.order.length) for _, start in self.starts(consumed)]
-        answers = np.array(self.store.read_answers(spans), bool)
-        weights = batch["loss_weights"] * answers.reshape(len(spans), self.order.length)
-        return batch | {"loss_weights": weights}
+        answers = np.array(self.store.read_answers(spans), np.float32)
+        return answers.reshape(len(spans), self.order.length)
 
     def inputs(self, consumed: np.ndarray) -> int:
         """Implements `TrainBatches.inputs`; exact on every host, whichever rows it reads."""

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,15 @@ from prts_jax.checkpoint.digests import check_paths
 from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, TOKENIZER
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.declaration import LAYERS
-from prts_jax.errors import FULL, StorageError, UserError, first_line, os_code
+from prts_jax.errors import (
+    FULL,
+    StorageError,
+    UserError,
+    first_line,
+    is_storage_error,
+    os_code,
+    storage_reason,
+)
 from prts_jax.paths import as_path, sync_all
 from prts_jax.tree import flatten, named_leaves, unflatten
 
@@ -177,7 +184,8 @@ def read_tree(
 def saving(what: str) -> Iterator[None]:
     """Converts errors of Orbax and tensorstore in a save to a StorageError of one line.
 
-    They raise ValueError for most errors, OSError for some, and Exception for others.
+    They raise ValueError for most errors, OSError for some, and Exception for others; gcsfs has its
+    own.
     """
     try:
         with _without_late_errors():
@@ -185,15 +193,14 @@ def saving(what: str) -> Iterator[None]:
     except (UserError, StorageError):
         raise
     except Exception as error:
-        if type(error) not in (Exception, ValueError, RuntimeError) and not isinstance(
-            error, OSError
-        ):
+        known = is_storage_error(error)
+        if not known and type(error) not in (Exception, ValueError, RuntimeError):
             raise
         line, code = first_line(error, most=10_000), os_code(error)
-        if code is not None and code > 0:
-            reason = os.strerror(code)
+        if known or len(line) < 200:
+            reason = storage_reason(error)
         else:  # tensorstore lists causes from the outside in: the last one says most
-            reason = line if len(line) < 200 else f"… {line.partition(' [')[0][-160:]}"
+            reason = f"… {line.partition(' [')[0][-160:]}"
         full = code in FULL or "no space left" in reason.lower()
         advice = "free space and start again" if full else "see whether the storage works"
         raise StorageError(f"{what} ({reason}); {advice}") from error

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from prts_jax.errors import (
+    DivergedError,
     Interrupted,
     StorageError,
     UserError,
@@ -64,6 +65,8 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
         return _end(name, str(error), EXIT_USER_ERROR)
     except (Interrupted, StorageError) as stopped:
         return _end(name, str(stopped), EXIT_RESUMABLE)
+    except DivergedError as error:
+        return _end(name, str(error), EXIT_FAILED)
     except KeyboardInterrupt:
         return _end(name, "interrupted; the same command starts it again", EXIT_FAILED)
     except Exception as error:

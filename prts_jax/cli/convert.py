@@ -10,12 +10,15 @@ from typing import Any
 
 from prts_jax.cli import EXIT_FAILED, run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.errors import UserError, one_line
+from prts_jax.errors import UserError, escaped, one_line
 from prts_jax.formats import convert, import_transforms
 from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.progress import Progress
 from prts_jax.sizes import format_bytes
+
+LARGEST_VOCAB, LARGEST_SHARD = (1 << 31) - 1, 1e6
+"""Token ids are int32; a file of more GB fits on no disk."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,8 +104,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(report.to_json() | verified))
         return _verdict(arguments.target, difference)
     print(
-        f"{arguments.target}: {report.tensors} tensors, {format_bytes(report.bytes_written)} in "
-        f"{_dtypes(report)}, {report.seconds:.1f} s, "
+        f"{escaped(arguments.target)}: {report.tensors} tensors, "
+        f"{format_bytes(report.bytes_written)} in {_dtypes(report)}, {report.seconds:.1f} s, "
         f"peak memory {format_bytes(report.peak_rss_bytes)}"
     )
     if rounding := _rounding(source, report):
@@ -154,8 +157,12 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--dtype={arguments.dtype}: checkpoints of prts_jax hold float32, which training "
             "needs; leave it out"
         )
-    if arguments.vocab < 0 or arguments.shard_gb <= 0:
+    if arguments.vocab < 0 or not arguments.shard_gb > 0:
         raise UserError("--vocab, --shard_gb: must be above 0; leave them out for the defaults")
+    if arguments.vocab > LARGEST_VOCAB or arguments.shard_gb > LARGEST_SHARD:
+        raise UserError(
+            f"--vocab, --shard_gb: at most {LARGEST_VOCAB:,} entries and {LARGEST_SHARD:,.0f} GB"
+        )
     if arguments.verify not in ("", "weights", "logits"):
         raise UserError(f"--verify={arguments.verify}: is none of weights, logits; name one")
     source, target = (os.path.realpath(path) for path in (arguments.source, arguments.target))

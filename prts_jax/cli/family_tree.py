@@ -1,19 +1,20 @@
-"""A checkpoint's family tree in the terminal: its stages from the first, and what led to each."""
+"""A checkpoint's family tree as text: its stages of training, oldest first, and its growths."""
 
 from typing import Any
 
 from prts_jax.checkpoint.lineage import Lineage, TrainingSpan, training_spans
 from prts_jax.config import ModelConfig
+from prts_jax.errors import escaped
 from prts_jax.growth.matrices import COST
 from prts_jax.text_table import align
 
 
 def draw(path: str, lineage: Lineage) -> str:
-    """Returns the tree, oldest stage first: a dot a stage, with what led to it above.
+    """Returns the tree: a line for each stage, below the growth or fine-tuning that began it.
 
     Args:
-      path: of the checkpoint, for the first line.
-      lineage: of the checkpoint.
+      path: the checkpoint, named in the first line.
+      lineage: its lineage.
     """
     spans = training_spans(lineage)
     rows = [
@@ -27,7 +28,7 @@ def draw(path: str, lineage: Lineage) -> str:
         for stage in spans
     ]
     lines = [
-        f"{path}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
+        f"{escaped(path)}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
         f"{lineage.tokens:,} tokens, {lineage.flops:.3e} FLOPs"
     ]
     for stage, row in zip(spans, align(rows), strict=True):
@@ -52,6 +53,7 @@ def _shape(model: ModelConfig) -> str:
 
 
 def _growth(stage: TrainingSpan) -> list[str]:
+    """Returns the lines above a stage: its growth, its fine-tuning, or a bare trunk."""
     if stage.tuning:
         return ["│", "├─ fine-tuned on instructions", "│"]
     if stage.growth is None:
@@ -63,6 +65,7 @@ def _growth(stage: TrainingSpan) -> list[str]:
 
 
 def _learning(learning: dict[str, Any]) -> str:
+    """Returns the cost and the losses of learning a growth's matrices."""
     where = f" in {learning['run']}" if "run" in learning else ""
     if COST in learning:
         return f"learned{where}: cost {learning[COST]}"

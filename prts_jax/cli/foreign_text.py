@@ -3,6 +3,7 @@
 from typing import Any
 
 from prts_jax.config import to_dict
+from prts_jax.errors import escaped
 from prts_jax.formats import config_json, inspection
 from prts_jax.formats.inspection import Differences
 from prts_jax.growth.map import format_ranges
@@ -35,7 +36,7 @@ def table(shown: dict[str, Any]) -> str:
     """Returns the result of `describe` as text, one line per tensor."""
     params = shown["params"]
     total = sum(tensor["bytes"] for tensor in params.values())
-    lines = [shown["path"], f"format     {shown['format']}"]
+    lines = [escaped(shown["path"]), f"format     {shown['format']}"]
     if shown["config"] is not None:
         model = shown["config"]["model"]
         lines.append("model      " + ", ".join(f"{key}={value}" for key, value in model.items()))

@@ -14,7 +14,7 @@ from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import GrowthConfig, ModelConfig
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, escaped
 from prts_jax.formats.config_json import refusal as refusal_of_transformers
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
@@ -142,6 +142,8 @@ def main(argv: Sequence[str]) -> int:
     growth_map = _with_matrices(growth_map, arguments.matrices, arguments.learn_steps)
     work = plan(source, target, growth_map, arguments.optimizer)
     execution = grow.choose(work, arguments.mode)
+    if refusal := refusal_of_transformers(growth_map.target):
+        print(f"prts grow: {refusal}: the grown model cannot be exported", file=sys.stderr)
     if arguments.dry_run:
         text = growth_text.as_json(execution) if arguments.json else growth_text.dry_run(execution)
         print(json.dumps(text) if arguments.json else text)
@@ -167,7 +169,7 @@ def _grow_verified(execution: grow.Execution, arguments: argparse.Namespace) -> 
     if verified.holds:
         return 0
     print(
-        f"prts grow: {work.target}: differs from its source by "
+        f"prts grow: {escaped(work.target)}: differs from its source by "
         f"{verified.relative_difference:.2g} of the largest logit, and its map says that it keeps "
         f"the function (at most {verified.allowed:.2g}); it is left for you to look at, do not "
         "train from it",
@@ -188,9 +190,7 @@ def _print(
         return
     print(work.growth_map)
     print("\n".join(growth_text.leaves(work)))
-    if refusal := refusal_of_transformers(work.growth_map.target):
-        print(f"prts grow: {refusal}: the grown model cannot be exported", file=sys.stderr)
-    print(f"{work.target}: {growth_text.report_text(report)}")
+    print(f"{escaped(work.target)}: {growth_text.report_text(report)}")
     if verified is not None:
         print(growth_text.agreement_text(verified))
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prts_jax.checkpoint.commit import free_bytes
+from prts_jax.errors import escaped
 from prts_jax.growth.function_preservation import reasons
 from prts_jax.growth.leaf_text import leaf_text
 from prts_jax.growth.map import GrowthMap
@@ -20,13 +21,14 @@ if TYPE_CHECKING:  # computing a model takes Orbax, seconds to import; only --ve
 def dry_run(execution: Execution) -> str:
     """Returns the map drawn, the function and the leaves it changes, and bytes and memory."""
     work = execution.work
+    source, target = escaped(work.source), escaped(work.target)
     lines = [str(work.growth_map), "", *_function(work.growth_map), "", "leaves:"]
     lines += [f"  {line}" for line in leaves(work)]
     lines.append("")
     whole = Execution(work, "stream")
     if execution.mode == "reference":
         lines.append(
-            f"shares the files of {work.source} with {work.target}, in about a second at any size; "
+            f"shares the files of {source} with {target}, in about a second at any size; "
             f"--mode=stream would read {format_bytes(whole.bytes_read)} and write "
             f"{format_bytes(whole.bytes_written)}"
         )
@@ -40,10 +42,8 @@ def dry_run(execution: Execution) -> str:
             )
         free = free_bytes(work.target)
         space = "unknown (object store)" if free is None else format_bytes(free)
-        lines.append(f"reads {format_bytes(whole.bytes_read)} from {work.source}")
-        lines.append(
-            f"writes {format_bytes(whole.bytes_written)} to {work.target}; free there: {space}"
-        )
+        lines.append(f"reads {format_bytes(whole.bytes_read)} from {source}")
+        lines.append(f"writes {format_bytes(whole.bytes_written)} to {target}; free there: {space}")
     return "\n".join([*lines, f"needs about {format_bytes(execution.memory_bytes)} of memory"])
 
 

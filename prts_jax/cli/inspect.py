@@ -14,7 +14,7 @@ from prts_jax.checkpoint.lineage import FORMAT, Lineage, training_spans
 from prts_jax.cli import family_tree, foreign_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import to_dict
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, escaped
 from prts_jax.formats import inspection
 
 
@@ -86,7 +86,7 @@ def _compare(one: str, other: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps(differences.to_json()))
     else:
-        print(foreign_text.differences(one, other, differences))
+        print(foreign_text.differences(escaped(one), escaped(other), differences))
     return 0
 
 
@@ -127,7 +127,7 @@ def _table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> lis
     total = sum(leaf.nbytes for leaf in stored.values())
     count = sum(leaf.nbytes // leaf.dtype.itemsize for leaf in stored.values())
     lines = [
-        path,
+        escaped(path),
         f"step       {lineage.step:,} ({lineage.stage_step:,} since the last growth)",
         f"model      {model.layers} layers, {model.embed} wide, {model.heads} heads "
         f"({model.kv_heads} kv) of {model.head_dim}, mlp {model.mlp}, vocabulary {model.vocab}"

@@ -18,8 +18,7 @@ import numpy as np
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import existing_parent, new_checkpoint
-from prts_jax.checkpoint.damage import reading
-from prts_jax.checkpoint.digests import check_paths, digest_of, not_what_was_saved
+from prts_jax.checkpoint.digests import digest_of
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import (
     carry_tokenizer,
@@ -27,16 +26,15 @@ from prts_jax.checkpoint.tokenizer import (
     file_digests,
     holds_tokenizer,
     read_tokenizer,
-    special_ids_of,
 )
 from prts_jax.config import ModelConfig, RunConfig, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
 from prts_jax.formats import config_json, huggingface, litgpt, model_card, safetensors_files
+from prts_jax.formats.checkpoint_source import open_checkpoint
 from prts_jax.formats.import_transforms import without_gates
 from prts_jax.formats.model_source import (
     ModelSource,
-    TensorShape,
     is_linear,
     layer_shape,
     leaf_layers,
@@ -52,8 +50,6 @@ Progress = Callable[[int, int], None]
 """Takes the bytes written so far and the total."""
 
 TARGET_DTYPES = ("float32", "bfloat16", "float16")
-REPEATED = ("special_ids", "generation_config", "config_dtype")
-"""Keys of `Lineage.imported` that an export repeats."""
 CHUNK_BYTES = 2**26
 """Largest chunk of a leaf without layers."""
 AT_ONCE = 2
@@ -113,64 +109,10 @@ def open_source(source_format: str, path: str, preset: str = "") -> ModelSource:
     raise UserError(f"--from={source_format}: is none of hf, litgpt, orbax; name one of them")
 
 
-def open_checkpoint(spec: str) -> ModelSource:
-    """Opens a checkpoint of prts_jax; each layer read is checked against its digest.
-
-    Raises:
-      UserError: the checkpoint is missing or damaged.
-    """
-    path = layout.resolve(spec)
-    lineage = layout.read_lineage(path)
-    stored = arrays.describe(path)
-    check_paths(path, layout.PARAMS, lineage.digests, stored)
-    # Weights keep the dtype in which they were imported until they are trained or grown.
-    imported = lineage.imported if lineage.step == 0 and not lineage.growth else {}
-    dtypes = {path: [_held(one) for one in own] for path, own in imported.get("dtypes", {}).items()}
-    repeated = REPEATED if imported else REPEATED[:2]
-
-    def read(leaf: str, layer: int | None) -> np.ndarray:
-        where = leaf if layer is None else f"{leaf}, layer {layer}"
-        array = arrays.open_leaf(path, leaf)
-        with reading(path, layout.PARAMS, f"{path}: {where}"):
-            values: np.ndarray = (array if layer is None else array[layer]).read().result()
-        if digest_of(values) != lineage.digests[leaf][layer or 0]:
-            raise not_what_was_saved(path, where)
-        return values
-
-    return ModelSource(
-        format="orbax",
-        path=path,
-        model=lineage.model,
-        dtype=_held(imported.get("dtype", "float32")),
-        dtypes=dtypes,
-        tensors={
-            name: TensorShape(leaf.shape, leaf.dtype.name, leaf.nbytes)
-            for name, leaf in stored.items()
-        },
-        read=read,
-        length=lineage.length,
-        folder=_tokenizer_folder(path, lineage),
-        lineage=lineage,
-        special_ids=special_ids_of(path, lineage),
-        repeats={key: lineage.imported[key] for key in repeated if key in lineage.imported},
-    )
-
-
-def _tokenizer_folder(path: str, lineage: Lineage) -> str:
-    """Returns the folder of a checkpoint's tokenizer: its own, else its run's token store."""
-    own, store = f"{path}/{layout.TOKENIZER}", lineage.config.get("data", {}).get("train", "")
-    return own if holds_tokenizer(own) or not store else str(store)
-
-
 def _check_tokenizer(source: ModelSource, tokenizer: str) -> None:
     """Checks the files of a checkpoint's tokenizer before they are copied."""
     if source.lineage is not None and not tokenizer:
         check_tokenizer(source.path, source.lineage)
-
-
-def _held(dtype: str) -> str:
-    """Returns the dtype in which a checkpoint holds imported values: float64 is rounded."""
-    return "float32" if dtype == "float64" else dtype
 
 
 def write_checkpoint(
@@ -193,6 +135,7 @@ def write_checkpoint(
     target = str(as_path(target))
     declarations = declare(source.model)
     _check_tokenizer(source, tokenizer)
+    lineage = _lineage(source, tokenizer)
     move = _Mover(target, source.model, lambda path, layer: "float32", progress)
     with new_checkpoint(target) as directory:
         digests: dict[str, list[str]] = {path: [] for path in declarations}
@@ -215,7 +158,6 @@ def write_checkpoint(
                 move.wrote(nbytes)
         arrays.write_tree(directory, declarations)
         carried = carry_tokenizer(tokenizer or source.folder, f"{directory}/{layout.TOKENIZER}")
-        lineage = _lineage(source, tokenizer)
         config = {**lineage.config, "model": to_dict(source.model)}
         complete = {path: tuple(layers) for path, layers in digests.items()}
         held = file_digests(read_tokenizer(f"{directory}/{layout.TOKENIZER}"))

@@ -7,7 +7,7 @@ from typing import Any
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.config import to_dict
 from prts_jax.formats import config_json, huggingface, litgpt, safetensors_files
-from prts_jax.formats.convert import open_checkpoint
+from prts_jax.formats.checkpoint_source import open_checkpoint
 from prts_jax.formats.model_source import ModelSource, TensorShape, leaf_layers, refuse_meta
 from prts_jax.model.architecture import declare
 from prts_jax.paths import as_path

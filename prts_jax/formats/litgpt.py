@@ -28,38 +28,13 @@ from prts_jax.formats.model_source import (
     leaf_layers,
     without_wrappers,
 )
-from prts_jax.model.architecture import declare
+from prts_jax.model.architecture import architecture, declare
 from prts_jax.paths import as_path, is_remote
 
 WEIGHTS = "lit_model.pth"
 
-_GROUPED = "transformer.h.{layer}.attn.attn.weight"
-_FUSED_NAMES = (_GROUPED, "transformer.h.{layer}.attn.qkv.weight")
-
-NAMES = {
-    "token_embedding": ("transformer.wte.weight",),
-    "layers/attention_norm": ("transformer.h.{layer}.norm_1.weight",),
-    "layers/attention/q": _FUSED_NAMES,
-    "layers/attention/k": _FUSED_NAMES,
-    "layers/attention/v": _FUSED_NAMES,
-    "layers/attention/o": ("transformer.h.{layer}.attn.proj.weight",),
-    "layers/mlp_norm": ("transformer.h.{layer}.norm_2.weight",),
-    "layers/mlp/gate": (
-        "transformer.h.{layer}.mlp.swiglu.w1.weight",
-        "transformer.h.{layer}.mlp.fc_1.weight",
-    ),
-    "layers/mlp/up": (
-        "transformer.h.{layer}.mlp.swiglu.w2.weight",
-        "transformer.h.{layer}.mlp.fc_2.weight",
-    ),
-    "layers/mlp/down": (
-        "transformer.h.{layer}.mlp.swiglu.w3.weight",
-        "transformer.h.{layer}.mlp.proj.weight",
-    ),
-    "final_norm": ("transformer.ln_f.weight",),
-    "head": ("lm_head.weight",),
-}
-"""Path of a leaf → its tensor names: that of the paper's code, then that of lit-gpt."""
+GROUPED = "attn.attn.weight"
+"""End of the name of a fused tensor whose rows are ordered by query group."""
 
 _FUSED = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
 
@@ -83,7 +58,10 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
     tensors = _load(str(file))
     model = _with_rows(model, tensors, str(file))
     declarations = declare(model)
-    names = {path: _spelling(path, tensors) for path in declarations}
+    names = {
+        path: next((name for name in spellings if name.format(layer=0) in tensors), spellings[0])
+        for path, spellings in architecture(model).lit_gpt.items()
+    }
     expected = set()
     for leaf, layer in leaf_layers(model):
         name, shape = names[leaf].format(layer=layer), _stored_shape(leaf, declarations, model)
@@ -99,7 +77,7 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
     def read(leaf: str, layer: int | None) -> np.ndarray:
         tensor, declaration = tensors[names[leaf].format(layer=layer)], declarations[leaf]
         if leaf in _FUSED:
-            part = _part_of_groups if names[leaf] == _GROUPED else _part_of_rows
+            part = _part_of_groups if names[leaf].endswith(GROUPED) else _part_of_rows
             return kernel_from_linear(part(tensor, leaf, model), declaration)
         values = as_numpy(tensor)
         return kernel_from_linear(values, declaration) if is_linear(declaration) else values
@@ -197,15 +175,11 @@ def _with_rows(model: ModelConfig, tensors: Mapping[str, Any], file: str) -> Mod
             f"{file}: holds the tensors of transformers; save the model with save_pretrained and "
             "give that folder with --from=hf"
         )
-    embedding = tensors.get(NAMES["token_embedding"][0])
+    [name] = architecture(model).lit_gpt["token_embedding"]
+    embedding = tensors.get(name)
     if embedding is None or embedding.ndim != 2:
-        check_shape(file, NAMES["token_embedding"][0], None, (model.vocab, model.embed))
+        check_shape(file, name, None, (model.vocab, model.embed))
     return dataclasses.replace(model, vocab=int(embedding.shape[0]))  # type: ignore[union-attr]
-
-
-def _spelling(path: str, tensors: Mapping[str, Any]) -> str:
-    names = NAMES[path]
-    return next((name for name in names if name.format(layer=0) in tensors), names[0])
 
 
 def _stored_shape(

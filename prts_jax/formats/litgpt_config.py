@@ -11,6 +11,7 @@ from prts_jax.config import ModelConfig, RopeScaling, check_model
 from prts_jax.errors import UserError, first_line
 from prts_jax.formats.json_values import JsonValues
 from prts_jax.formats.model_source import refuse_meta
+from prts_jax.model.architecture import architecture
 from prts_jax.model.presets import preset
 from prts_jax.special_ids import read_json
 
@@ -71,7 +72,7 @@ def shape_of(root: Any, preset_name: str) -> tuple[ModelConfig, int]:
     ]
     if preset_name:
         model = preset(preset_name)
-        if model.architecture != "llama":
+        if not architecture(model).lit_gpt:
             raise UserError(f"--preset={preset_name}: only Llamas are read from lit-gpt")
         shapes.append((f"--preset={preset_name}", model, PRESET_LENGTH))
     if not shapes:

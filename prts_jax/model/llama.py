@@ -30,6 +30,33 @@ HUGGING_FACE = HuggingFaceNames(
     defaults={"bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 2048},
 )
 
+_FUSED = ("transformer.h.{layer}.attn.attn.weight", "transformer.h.{layer}.attn.qkv.weight")
+
+LIT_GPT = {
+    "token_embedding": ("transformer.wte.weight",),
+    "layers/attention_norm": ("transformer.h.{layer}.norm_1.weight",),
+    "layers/attention/q": _FUSED,
+    "layers/attention/k": _FUSED,
+    "layers/attention/v": _FUSED,
+    "layers/attention/o": ("transformer.h.{layer}.attn.proj.weight",),
+    "layers/mlp_norm": ("transformer.h.{layer}.norm_2.weight",),
+    "layers/mlp/gate": (
+        "transformer.h.{layer}.mlp.swiglu.w1.weight",
+        "transformer.h.{layer}.mlp.fc_1.weight",
+    ),
+    "layers/mlp/up": (
+        "transformer.h.{layer}.mlp.swiglu.w2.weight",
+        "transformer.h.{layer}.mlp.fc_2.weight",
+    ),
+    "layers/mlp/down": (
+        "transformer.h.{layer}.mlp.swiglu.w3.weight",
+        "transformer.h.{layer}.mlp.proj.weight",
+    ),
+    "final_norm": ("transformer.ln_f.weight",),
+    "head": ("lm_head.weight",),
+}
+"""Names in the paper's code, then in lit-gpt."""
+
 _UNSCALED = RopeScaling()
 _LLAMA3_1 = RopeScaling(factor=8.0)
 _LLAMA3_2 = RopeScaling(factor=32.0)
@@ -86,4 +113,5 @@ LLAMA = Architecture(
     attention_flops_per_token=attention_flops_per_token,
     hugging_face=HUGGING_FACE,
     presets=PRESETS,
+    lit_gpt=LIT_GPT,
 )

@@ -42,9 +42,12 @@ class Architecture:
       attention_flops_per_token: (model, length) → forward FLOPs of what multiplies no parameters.
       hugging_face: names in transformers.
       presets: name → published shape.
+      lit_gpt: path of a leaf → its tensor's names in the versions of lit-gpt; {} if it is not read
+        from there.
     """
 
     module: Callable[[ModelConfig, ComputeConfig, tuple[int, ...] | None], nn.Module]
     attention_flops_per_token: Callable[[ModelConfig, int], int]
     hugging_face: HuggingFaceNames
     presets: Mapping[str, ModelConfig]
+    lit_gpt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

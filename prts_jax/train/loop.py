@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,10 +19,11 @@ from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.feed import prefetch
 from prts_jax.growth.gates import opening
-from prts_jax.mesh import axis_size, compile_together, make_mesh
+from prts_jax.mesh import axis_size, check_length, compile_together, use_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import training_batches
+from prts_jax.train.compilation_cache import set_compilation_cache
 from prts_jax.train.curve import describe, warnings
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
@@ -53,6 +55,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
     Raises:
       UserError: the config cannot be run.
       Interrupted: the process received SIGTERM; the state was saved.
+      DivergedError: more steps than `train.max_skipped` had no finite loss or gradient.
     """
     if is_complete(workdir):
         # The directory's own parameters would hide the checkpoints of a run inside it.
@@ -62,6 +65,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
         )
     with sigterm() as stopping, _lock(workdir) as check_lock:
         name_foreign_entries(workdir)
+        set_compilation_cache(config.compute.compilation_cache, workdir)
         while True:
             try:
                 return _train_stages(config, workdir, allow_change, stopping, check_lock)
@@ -106,15 +110,15 @@ def _train_stage(
 ) -> None:
     """Trains one stage to its end and frees its device memory on return."""
     config = stage.config
-    mesh = make_mesh(config.mesh)
-    batches = training_batches(config, axis_size(mesh, "batch"))
     keep = config.checkpoint
     with (
-        jax.set_mesh(mesh),
+        use_mesh(config.mesh) as mesh,
         contextlib.closing(
             Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, _kept_every(config))
         ) as checkpoints,
     ):
+        check_length(mesh, config.data.length, config.compute.loss_chunks)
+        batches = training_batches(config, axis_size(mesh, "batch"))
         optimizer = make_optimizer(config)
         start = begin(stage, origin, mesh, optimizer, batches, checkpoints, allow_change, stopping)
         if _finished(workdir, start.lineage, stage):
@@ -165,7 +169,7 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
     origin = progress.lineage
     first, stop = origin.stage_step, setup.config.train.steps
     stream = prefetch(lambda step: setup.batch(origin, step), first, stop)
-    with contextlib.closing(stream):
+    with contextlib.closing(stream), _few_collections() as freeze:
         progress = _before_first_step(setup, progress)
         compiled = _compile(setup, progress, setup.batch(origin, first)) if first < stop else None
         setup.recorder.restart_clock()
@@ -174,6 +178,8 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
                 progress = dataclasses.replace(progress, opening=None)
                 compiled = _compile(setup, progress, batch)
             progress = _step(setup, compiled, progress, batch)
+            if progress.lineage.stage_step == first + 2:
+                freeze()
             # SIGTERM at the end of a stage also stops the run, unless the stage is the last.
             last = progress.lineage.stage_step == stop and setup.stage.is_last
             interrupted = stopping() and not last
@@ -183,12 +189,30 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
     _finish(setup, progress.lineage)
 
 
+@contextlib.contextmanager
+def _few_collections() -> Iterator[Callable[[], None]]:
+    """Yields a function that exempts all objects so far from garbage collection.
+
+    A collection visits every object, some 10^6 after imports and compilation, and holds up the
+    dispatch of steps. At the end all objects are collected as before.
+    """
+
+    def freeze() -> None:
+        gc.collect()
+        gc.freeze()
+
+    try:
+        yield freeze
+    finally:
+        gc.unfreeze()
+
+
 def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.Array]) -> Progress:
     """Dispatches a step and reads the metrics of the step before."""
     with jax.transfer_guard("disallow"):
         state, metrics = compiled(progress.state, batch, setup.teacher_params)
-    setup.recorder.dispatched(metrics)
     data, lineage = setup.config.data, progress.lineage
+    setup.recorder.dispatched(metrics, lineage.position)
     tokens = setup.batches.tokens(lineage.position)
     lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)
     return dataclasses.replace(progress, state=state, lineage=lineage)
@@ -204,7 +228,9 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
     saving = last or interrupted or _due(lineage.step, config.checkpoint.every_steps)
     if config.checkpoint.keep_every_tokens:
         saving |= _due(lineage.step, _kept_every(config))
-    if evaluating or saving or _due(step, config.logging.every_steps):
+    logging = _due(step, config.logging.every_steps)
+    saving = saving or (logging and setup.save_clock.due())
+    if evaluating or saving or logging:
         setup.recorder.line_due(lineage)
     if evaluating or saving:
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
@@ -293,6 +319,7 @@ def _save(setup: Setup, progress: Progress) -> None:
     with setup.recorder.paused():
         state = progress.state
         setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage)
+    setup.save_clock.restart()
 
 
 def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:

@@ -2,14 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.errors import UserError
+from prts_jax.errors import DivergedError
 from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops
 from prts_jax.train.step import StepMetrics
 
@@ -20,6 +20,10 @@ class Recorder:
     The loss of a line is the mean over all weighted tokens since the last line. The loss of a
     source is the mean over its tokens, omitted if there were none. A line is written at every
     checkpoint, so a resumed run writes the same lines as an uninterrupted one.
+
+    A step without a finite loss or gradient has changed nothing (`prts_jax.train.step`). It is left
+    out of the means, and its line has the number of such steps (`skipped`) and the positions of
+    their batches (`skipped_positions`).
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Recorder:
         flops_per_token: int,
         origin: Lineage,
         sources: Sequence[str] = (),
+        max_skipped: int = 0,
     ) -> None:
         """Makes a recorder.
 
@@ -40,17 +45,20 @@ class Recorder:
           flops_per_token: training FLOPs per token, see `prts_jax.model.counts`.
           origin: lineage before the first step.
           sources: names of the sources in the order of `StepMetrics.source_losses`.
+          max_skipped: steps without a finite loss or gradient; one more is an error.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
         self._flops_per_token = flops_per_token
         self._peak = peak_flops(devices.flat[0].device_kind)
         self._unread: StepMetrics | None = None
+        self._position = 0  # of the batch of the unread step
+        self._max_skipped, self._all_skipped = max_skipped, list[int]()
+        self._skipped: list[int] = []  # positions since the last line
         self._due: Lineage | None = None
         self._read: list[StepMetrics] = []  # since the last line
         self._sources = sources
         self._by_source = np.zeros((2, len(sources)))  # losses, tokens
-        self._latest: StepMetrics | None = None
         kept = log.kept if log is not None else []
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
         self._step, self._last_tokens = origin.step, origin.tokens
@@ -70,10 +78,15 @@ class Recorder:
         yield
         self._line_clock += time.perf_counter() - began
 
-    def dispatched(self, metrics: StepMetrics) -> None:
-        """Keeps the metrics of a dispatched step unread, and reads those of the step before."""
+    def dispatched(self, metrics: StepMetrics, position: int) -> None:
+        """Keeps the metrics of a dispatched step unread, and reads those of the step before.
+
+        Args:
+          metrics: of the step.
+          position: of its batch, in tokens of the store.
+        """
         self.settle({})
-        self._unread = metrics
+        self._unread, self._position = metrics, position
 
     def line_due(self, lineage: Lineage) -> None:
         """Requests a line once the last dispatched step has been read."""
@@ -86,29 +99,45 @@ class Recorder:
           extra: further keys of the line.
 
         Raises:
-          UserError: the run has diverged: a loss or a gradient is not finite. The line is not
-            written, and the caller must not save a checkpoint of the step.
+          DivergedError: too many steps were skipped, or a validation loss is not finite. The line
+            is not written, and the caller must not save a checkpoint of the step.
         """
         if self._unread is not None:
-            self._latest = jax.device_get(self._unread)
-            self._step += 1
-            self._refuse_divergence(self._latest._asdict())
-            self._read.append(self._latest)
-            self._by_source += (self._latest.source_losses, self._latest.source_tokens)
+            metrics: StepMetrics = jax.device_get(self._unread)
             self._unread = None
+            self._step += 1
+            if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
+                self._read.append(metrics)
+                self._by_source += (metrics.source_losses, metrics.source_tokens)
+            else:
+                self._skip(metrics)
         if self._due is not None:
-            self._refuse_divergence(extra)
+            for name, value in extra.items():
+                if isinstance(value, float) and not np.isfinite(value):
+                    raise DivergedError(self._diverged(f"{name}: is {value}"))
             self._write(self._due, extra)
             self._due = None
 
-    def _refuse_divergence(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, float | np.ndarray | np.generic) and not np.isfinite(value).all():
-                raise UserError(
-                    f"{name}: is {value} at step {self._step}: training has diverged; lower "
-                    "config.schedule.peak or lengthen warmup_steps, and begin again from a "
-                    "checkpoint before it (config.init.start_from) or in a new workdir"
-                )
+    def _skip(self, metrics: StepMetrics) -> None:
+        self._skipped.append(self._position)
+        self._all_skipped.append(self._position)
+        what = f"loss is {metrics.loss:.4g}, gradient norm {metrics.gradient_norm:.4g}"
+        if len(self._all_skipped) > self._max_skipped:
+            raise DivergedError(self._diverged(what))
+        self._terminal.say(
+            f"step {self._step}: {what}; skipped, batch at position {self._position}"
+        )
+
+    def _diverged(self, what: str) -> str:
+        count, last = len(self._all_skipped), ""
+        if count:
+            last = f", the last at positions {self._all_skipped[-3:]}"
+        return (
+            f"{what} at step {self._step}: training has diverged ({count} steps had no "
+            f"finite gradient{last}); lower config.schedule.peak or lengthen warmup_steps, see "
+            "these batches (`prts data show`), and begin again from a checkpoint before them "
+            "(config.init.start_from) or in a new workdir"
+        )
 
     def _write(self, lineage: Lineage, extra: dict[str, Any]) -> None:
         now = time.perf_counter()
@@ -123,7 +152,10 @@ class Recorder:
             "seconds": round(self._seconds_before + now - self._clock, 3),
         }
         seconds_per_step = 0.0
-        if self._read and self._latest is not None:
+        if self._skipped:
+            line["skipped"], line["skipped_positions"] = len(self._skipped), self._skipped
+        if self._read:
+            latest = self._read[-1]
             weights = [float(step.loss_tokens) for step in self._read]
             line["loss"] = _mean([step.loss for step in self._read], weights)
             line["loss_tokens"] = round(sum(weights))
@@ -133,8 +165,8 @@ class Recorder:
             soft = [s.distillation_loss for s in self._read if s.distillation_loss is not None]
             if soft:
                 line["distillation_loss"] = _mean(soft, weights)
-            line["gradient_norm"] = float(self._latest.gradient_norm)
-            line["learning_rate"] = float(self._latest.learning_rate)
+            line["gradient_norm"] = float(latest.gradient_norm)
+            line["learning_rate"] = float(latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
             seconds_per_step = elapsed / len(self._read)
             rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
@@ -143,6 +175,7 @@ class Recorder:
                 line["mfu"] = rate * self._flops_per_token / self._peak
         line |= extra
         self._read, self._last_tokens, self._line_clock = [], lineage.tokens, now
+        self._skipped = []
         self._by_source[:] = 0
         if self._log is not None:
             self._log.write(line)

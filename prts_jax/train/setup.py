@@ -24,6 +24,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
+from prts_jax.train.saving import SaveClock
 from prts_jax.train.stages import Stage, stage_file
 
 
@@ -50,6 +51,7 @@ class Setup:
     terminal: TerminalLine
     log: MetricsLog | None
     recorder: Recorder
+    save_clock: SaveClock
 
     @property
     def config(self) -> RunConfig:
@@ -105,7 +107,15 @@ def set_up(
         names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
         for name in names:
             write_atomically(as_path(workdir) / name, resolved)
-    recorder = Recorder(log, terminal, mesh.devices, costs.flops, lineage, batches.store.sources)
+    recorder = Recorder(
+        log,
+        terminal,
+        mesh.devices,
+        costs.flops,
+        lineage,
+        batches.store.sources,
+        config.train.max_skipped,
+    )
     return Setup(
         stage=stage,
         workdir=workdir,
@@ -121,6 +131,7 @@ def set_up(
         terminal=terminal,
         log=log,
         recorder=recorder,
+        save_clock=SaveClock(config.checkpoint.every_minutes),
     )
 
 

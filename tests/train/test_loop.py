@@ -12,7 +12,7 @@ from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
 from prts_jax.config import to_dict
-from prts_jax.errors import UserError
+from prts_jax.errors import DivergedError, UserError
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
 from prts_jax.train.batches import training_batches
@@ -148,9 +148,11 @@ def test_a_source_without_tokens_has_no_loss(run, tmp_path):
 
 
 def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(run, tmp_path):
-    with pytest.raises(UserError, match=r"(loss|gradient_norm): is nan at step \d.* diverged"):
-        run(tmp_path, schedule__peak=1e38, schedule__warmup_steps=0, checkpoint__every_steps=1)
+    changes = {"schedule__peak": 1e38, "schedule__warmup_steps": 0, "train__max_skipped": 2}
+    with pytest.raises(DivergedError, match=r"nan at step \d: training has diverged \(3"):
+        run(tmp_path, **changes, checkpoint__every_steps=1)
     lines = read_lines(tmp_path)
+    assert [line.get("skipped", 0) for line in lines][-2:] == [1, 1]
     assert [line["step"] for line in lines] == list(range(len(lines)))
     assert not (tmp_path / "DONE").exists()
     last = read_lineage(resolve(str(tmp_path)))

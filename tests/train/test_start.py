@@ -126,7 +126,7 @@ def test_what_may_change_on_resume(base, free):
         ("model.norm_eps", 1e-6),
     ],
 )
-def test_what_may_change_only_by_leave(base, key, value):
+def test_keys_that_change_only_with_allow_change(base, key, value):
     config = changed(base.config, **{key.replace(".", "__"): value})
     with pytest.raises(UserError) as refused:
         start(config, base.workdir)
@@ -141,30 +141,30 @@ def test_what_may_change_only_by_leave(base, key, value):
     assert begun.lineage.config == to_dict(config)
 
 
-def test_leave_for_one_key_is_no_leave_for_another(base):
+def test_allowing_one_key_allows_no_other(base):
     config = changed(base.config, schedule__peak=1e-3, optimizer__b1=0.8)
     with pytest.raises(UserError, match=r"config\.optimizer\.b1: was 0\.9 .* and is now 0\.8"):
         start(config, base.workdir, allow_change=("schedule.peak",))
 
 
-def test_leave_for_a_key_that_does_not_exist_is_refused(base):
+def test_allow_change_of_an_unknown_key_is_refused(base):
     with pytest.raises(UserError, match=r"--allow_change=schedule\.peek: .*'schedule\.peak'"):
         start(base.config, base.workdir, allow_change=("schedule.peek",))
 
 
-def test_a_change_by_leave_is_what_is_trained(base):
+def test_an_allowed_change_of_the_model_is_trained(base):
     config = changed(base.config, model__norm_eps=1e-3)
     begun = start(config, base.workdir, allow_change=("model.norm_eps",))
     assert begun.lineage.model.norm_eps == 1e-3
 
 
-def test_a_model_of_another_shape_is_refused_even_by_leave(base):
+def test_a_model_of_another_shape_is_refused_even_with_allow_change(base):
     config = changed(base.config, model__mlp=64)
     with pytest.raises(UserError, match=r"layers/mlp/down: has shape \(2, 48, 32\) on disk and"):
         start(config, base.workdir, allow_change=("model.mlp",))
 
 
-def test_another_order_of_the_data_by_leave_begins_an_epoch(base):
+def test_an_allowed_change_of_the_data_order_begins_an_epoch(base):
     begun = start(changed(base.config, data__seed=5), base.workdir, allow_change=("data.seed",))
     assert begun.lineage.position == WINDOWS * 16
     assert begun.lineage.tokens == STEPS * 8 * 16
@@ -460,7 +460,7 @@ def test_shares_of_sets_that_change_begin_an_epoch(base, stores):
     assert data_position(lineage, config, batches, ())[0] == WINDOWS * 16
 
 
-def test_another_store_needs_leave(base, other_store, tmp_path):
+def test_another_store_needs_allow_change(base, other_store, tmp_path):
     with pytest.raises(
         UserError, match=r"config.data.train: .* is not what the checkpoint was trained on"
     ):

@@ -42,6 +42,20 @@ def test_loss_is_the_mean_over_the_tokens_that_count(uneven):
     )
 
 
+def test_a_step_without_a_finite_gradient_changes_nothing_but_its_number():
+    state, step = start(tiny.run_config())
+    batch = make_batch()
+    before = jax.tree.map(np.asarray, (state.params, state.optimizer))
+    bad = batch | {"loss_weights": batch["loss_weights"].at[0, 0].set(np.nan)}
+    state, metrics = step(state, bad)
+    assert not np.isfinite(metrics.gradient_norm)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.optimizer), before)
+    assert int(state.stage_step) == 1
+    state, metrics = step(state, batch)
+    assert np.isfinite(metrics.loss)
+    assert int(state.stage_step) == 2
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_micro_batches_change_only_rounding(count):
     """Also where the micro-batches hold different numbers of tokens that count."""

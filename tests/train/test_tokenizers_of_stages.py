@@ -24,9 +24,9 @@ def stages(tmp_path):
 
 @pytest.mark.parametrize("start", ["fresh", "started from a checkpoint", "resumed"])
 def test_a_later_stage_on_a_store_of_another_tokenizer_is_refused_first(base, stages, start):
-    found = find_origin(base.config, str(base.workdir))
-    foreign = Origin(found.path, found.lineage, own=False)
-    origin = {"fresh": None, "resumed": found}.get(start, foreign)
+    own = find_origin(base.config, str(base.workdir))
+    foreign = Origin(own.path, own.lineage, own=False)
+    origin = {"fresh": None, "resumed": own}.get(start, foreign)
     same = changed(base.config, growth__stages=stages("0"))
     check_stores(remaining_stages(same, origin), origin, ())
     other = changed(base.config, growth__stages=stages("1" * 64))

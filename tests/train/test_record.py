@@ -1,0 +1,83 @@
+"""The recorder's treatment of steps without a finite loss or gradient."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.errors import DivergedError
+from prts_jax.train.record import Recorder
+from prts_jax.train.step import StepMetrics
+from tests.checkpoint.tiny import lineage_of
+
+
+class Sink:
+    """Takes lines and messages; stands for the log and the terminal."""
+
+    def __init__(self) -> None:
+        self.kept, self.lines, self.said = [], [], []
+
+    def write(self, line: dict) -> None:
+        self.lines.append(line)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def show(self, step: int, line: dict, seconds: float) -> None:
+        pass
+
+
+def metrics(loss: float, norm: float = 1.0) -> StepMetrics:
+    values = (loss, 8.0, norm, 1e-3)
+    return StepMetrics(*map(np.float32, values), np.array([8 * loss]), np.array([8.0]))
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()
+
+
+@pytest.fixture
+def lineage() -> Lineage:
+    return lineage_of({}, declarations={}, step=0)
+
+
+def recorder(sink: Sink, lineage: Lineage, max_skipped: int = 10) -> Recorder:
+    devices = np.array(jax.devices()[:1])
+    return Recorder(sink, sink, devices, 1, lineage, ("text",), max_skipped)
+
+
+def test_skipped_steps_are_named_counted_and_left_out_of_the_means(sink, lineage):
+    record = recorder(sink, lineage)
+    for position, loss in ((0, 2.0), (128, math.nan), (256, 4.0)):
+        record.dispatched(metrics(loss), position)
+    record.line_due(lineage)
+    record.settle({})
+    (line,) = sink.lines
+    assert (line["loss"], line["loss/text"]) == (3.0, 3.0)
+    assert (line["skipped"], line["skipped_positions"]) == (1, [128])
+    assert sink.said == ["step 2: loss is nan, gradient norm 1; skipped, batch at position 128"]
+    record.dispatched(metrics(1.0, norm=math.inf), 384)
+    record.line_due(lineage)
+    record.settle({})
+    assert "loss" not in sink.lines[1]
+    assert sink.lines[1]["skipped_positions"] == [384]
+
+
+def test_more_skipped_steps_than_allowed_stop_the_run(sink, lineage):
+    record = recorder(sink, lineage, max_skipped=1)
+    record.dispatched(metrics(math.inf), 0)
+    record.dispatched(metrics(1.0), 128)
+    record.dispatched(metrics(math.nan), 256)
+    with pytest.raises(DivergedError, match=r"at step 3: .*2 steps .*positions \[0, 256\]"):
+        record.settle({})
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(sink, lineage):
+    record = recorder(sink, lineage)
+    record.line_due(lineage)
+    with pytest.raises(DivergedError, match="validation_loss: is nan"):
+        record.settle({"validation_loss": math.nan})
+    assert sink.lines == []
