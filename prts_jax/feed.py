@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextvars
 import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
@@ -59,7 +60,8 @@ def prefetch(make: Callable[[int], T], first: int, stop: int, ahead: int = 2) ->
         try:
             while True:
                 while len(waiting) <= ahead and (index := next(upcoming, None)) is not None:
-                    waiting.append(pool.submit(make, index))
+                    # A context knows the sharding rules.
+                    waiting.append(pool.submit(contextvars.copy_context().run, make, index))
                 if not waiting:
                     return
                 yield waiting.popleft().result()

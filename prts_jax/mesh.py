@@ -1,39 +1,27 @@
 """Devices → mesh, logical axes → mesh axes, and the start of multi-host runs."""
 
 import atexit
-import dataclasses
+import contextlib
+import contextvars
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax._src import distributed
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prts_jax import peers, tree
 from prts_jax.config import MeshConfig
+from prts_jax.config.rules import MESH_AXES, RULES, Rule, parse_rules
 from prts_jax.declaration import Declaration
 from prts_jax.errors import Interrupted, UserError, first_line
+from prts_jax.launch.accelerators import GENERATIONS
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    # parameters
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "mlp": "tensor",
-    # activations
-    "batch": ("data", "fsdp"),
-    "length": None,
-    "features": None,
-}
-"""Which mesh axes split a logical axis. A sequence or slice axis is one more entry here and one
-more field of `MeshConfig`."""
+_rules: contextvars.ContextVar[Mapping[str, Rule]] = contextvars.ContextVar("rules", default=RULES)
 
 JOIN_SECONDS = 300
 """Seconds that a process waits for the others to join."""
@@ -45,9 +33,72 @@ COORDINATOR_PORT = "8476"
 """jax moved its default to 8482, which the firewall of some TPU pods does not open (jax#35905)."""
 
 
+@contextlib.contextmanager
+def sharding_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
+    """Shards by these rules within the context; threads need a copy of it."""
+    token = _rules.set(rules)
+    try:
+        yield
+    finally:
+        _rules.reset(token)
+
+
+def rules_without(axes: Collection[str]) -> contextlib.AbstractContextManager[None]:
+    """Shards within the context as before, but not by these mesh axes."""
+    rules = {
+        axis: tuple(name for name in mesh_axes(axis) if name not in axes) or None
+        for axis in _rules.get()
+    }
+    return sharding_rules(rules)
+
+
+@contextlib.contextmanager
+def use_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Iterator[Mesh]:
+    """Yields the mesh of a config, which holds with its rules within the context.
+
+    Raises:
+      UserError: see `make_mesh` and `parse_rules`.
+    """
+    mesh = make_mesh(config, devices)
+    with jax.set_mesh(mesh), sharding_rules(parse_rules(config.rules)):
+        yield mesh
+
+
 def partition_spec(axes: Sequence[str]) -> PartitionSpec:
-    """Returns the mesh axes that split an array with these logical axes."""
-    return PartitionSpec(*(RULES[axis] for axis in axes))
+    """Returns the mesh axes that split a parameter or batch with these logical axes.
+
+    Raises:
+      UserError: `config.mesh.rules` splits two of them by one mesh axis.
+    """
+    used = [name for axis in axes for name in mesh_axes(axis)]
+    if len(set(used)) < len(used):
+        raise UserError(
+            f"config.mesh.rules: a mesh axis splits two of the axes {', '.join(axes)}; give each "
+            "of them another mesh axis, or none"
+        )
+    return _spec_of_activation(axes)
+
+
+def _spec_of_activation(axes: Sequence[str]) -> PartitionSpec:
+    """Returns the same; a mesh axis that splits two of the logical axes splits the first alone."""
+    spec: list[Rule] = []
+    taken: set[str] = set()
+    for axis in axes:
+        names = tuple(name for name in mesh_axes(axis) if name not in taken)
+        taken |= set(names)
+        spec.append(names[0] if len(names) == 1 else names or None)
+    return PartitionSpec(*spec)
+
+
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """Returns the mesh axes that split a logical axis."""
+    rule = _rules.get()[axis]
+    return (rule,) if isinstance(rule, str) else rule or ()
+
+
+def mesh_sizes(config: MeshConfig) -> dict[str, int]:
+    """Returns mesh axis → size as the config has it."""
+    return {axis: getattr(config, axis) for axis in MESH_AXES}
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
@@ -56,13 +107,13 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    sizes: dict[str, int] = dataclasses.asdict(config)
+    sizes = mesh_sizes(config)
     given = math.prod(size for size in sizes.values() if size != -1)
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if open_axes:
         sizes[open_axes[0]] = devices // given
     if math.prod(sizes.values()) != devices:
-        asked = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())
+        asked = ", ".join(f"{axis}={size}" for axis, size in mesh_sizes(config).items())
         raise UserError(
             f"config.mesh: {asked} does not fill {devices} devices; the sizes must multiply to "
             f"{devices}, and one may be -1"
@@ -110,20 +161,38 @@ def _mesh(grid: Any, sizes: Mapping[str, int]) -> Mesh:
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def axis_size(mesh: Mesh, axis: str) -> int:
+def check_length(mesh: Mesh | AbstractMesh, length: int, loss_chunks: int) -> None:
+    """Raises UserError if the mesh and the chunks of the loss do not divide a sequence."""
+    parts = axis_size(mesh, "length")
+    if length % (parts * loss_chunks):
+        raise UserError(
+            f"config.data.length: {length} does not divide among {parts} device(s) × "
+            f"compute.loss_chunks={loss_chunks}; make it a multiple of {parts * loss_chunks}, or "
+            "change config.mesh.sequence"
+        )
+
+
+def axis_size(mesh: Mesh | AbstractMesh, axis: str) -> int:
     """Returns into how many parts the mesh splits a logical axis."""
-    rule = RULES[axis]
-    names = (rule,) if isinstance(rule, str) else rule or ()
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
 
-def sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
+def device_bytes(device: jax.Device) -> int:
+    """Returns the memory of a device, which need not be there; 0 if unknown, as on CPUs."""
+    for generation in GENERATIONS.values():
+        if device.device_kind.startswith(generation.device_kinds):
+            return generation.hbm_bytes // generation.devices_per_chip
+    stats = device.memory_stats() if device.platform == "gpu" else None
+    return int((stats or {}).get("bytes_limit", 0))
+
+
+def sharding(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> NamedSharding:
     """Returns the sharding of an array with these logical axes."""
     return NamedSharding(mesh, partition_spec(axes))
 
 
 def param_shardings(
-    mesh: Mesh, declarations: Mapping[str, Declaration]
+    mesh: Mesh | AbstractMesh, declarations: Mapping[str, Declaration]
 ) -> dict[str, NamedSharding]:
     """Returns path → sharding of every parameter.
 
@@ -135,13 +204,15 @@ def param_shardings(
             parts = axis_size(mesh, axis)
             if size % parts:
                 raise UserError(
-                    f"config.mesh.{RULES[axis]}: {parts} does not divide config.model.{axis}="
-                    f"{size} ({path}); choose a divisor of {size}"
+                    f"config.mesh.{'+'.join(mesh_axes(axis))}: {parts} does not divide "
+                    f"config.model.{axis}={size} ({path}); choose a divisor of {size}"
                 )
     return {path: sharding(mesh, d.axes) for path, d in declarations.items()}
 
 
-def abstract_params(declarations: Mapping[str, Declaration], mesh: Mesh) -> dict[str, Any]:
+def abstract_params(
+    declarations: Mapping[str, Declaration], mesh: Mesh | AbstractMesh
+) -> dict[str, Any]:
     """Returns the parameters as nested shapes with shardings, without allocating them.
 
     Raises:
@@ -182,16 +253,25 @@ def _abstract(
     )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
-    """Fixes an activation's sharding inside jit; without a mesh in context it does nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Fixes an activation's sharding inside jit; without a mesh in context it does nothing.
+
+    Positions that the mesh does not divide, such as those of a generated token, are not split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+    whole = {"length", "residual_length"}
+    axes = [
+        "features" if axis in whole and size % axis_size(mesh, axis) else axis
+        for axis, size in zip(axes, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, _spec_of_activation(axes))
 
 
 def compiler_options(flags: str, backend: str) -> dict[str, str]:

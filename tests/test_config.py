@@ -90,9 +90,18 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 ComputeConfig,
                 dtype=st.just("bfloat16"),
                 attention=choice("compute.attention"),
+                splash_blocks=st.sampled_from(["", "q=128,kv=256"]),
                 remat=choice("compute.remat"),
             ),
-            mesh=st.builds(MeshConfig, data=sizes, fsdp=st.just(-1) | sizes, tensor=sizes),
+            mesh=st.builds(
+                MeshConfig,
+                data=sizes,
+                fsdp=st.just(-1) | sizes,
+                sequence=sizes,
+                tensor=sizes,
+                rules=st.sampled_from(["", "vocab=fsdp+tensor,embed=none"]),
+                reduce_gradients=choice("mesh.reduce_gradients"),
+            ),
             init=section(
                 InitConfig,
                 kind=choice("init.kind"),
@@ -215,7 +224,8 @@ def test_an_unknown_key_at_any_depth_names_the_nearest(key: str, suggestion: str
 
 def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
     message = refusal(changed("mesh.zzz", 1))
-    assert message == "config.mesh.zzz: no such key; it has data, fsdp, tensor"
+    names = "data, fsdp, sequence, tensor, rules, reduce_gradients"
+    assert message == f"config.mesh.zzz: no such key; it has {names}"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """The programs of a run, lowered for devices that need not exist: no array is allocated."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from data_pipelines.batches.loader import DOCUMENT_FIELDS, FIELDS
 from prts_jax.config import ModelConfig, RunConfig, to_dict
@@ -13,8 +14,9 @@ from prts_jax.growth import dense
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import growth_step
 from prts_jax.growth.operators import make_map
-from prts_jax.mesh import abstract_params, replicated, sharding
+from prts_jax.mesh import abstract_params, axis_size, replicated, sharding
 from prts_jax.model.architecture import declare
+from prts_jax.model.attention import on_tpu
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.state import TrainState, abstract_optimizer
 from prts_jax.train.step import make_train_step
@@ -24,7 +26,7 @@ SOURCES = 7
 """Sets of SlimPajama, whose losses a step sums separately."""
 
 
-def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
+def abstract_state(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """Returns shapes and shardings of the training state of a config."""
     params = abstract_params(declare(config.model), mesh)
     optimizer = abstract_optimizer(make_optimizer(config), params, mesh)
@@ -32,7 +34,9 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
     return TrainState(params, optimizer, step)
 
 
-def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    config: RunConfig, mesh: Mesh | AbstractMesh, rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and shardings of a batch: arrays [rows, length] by name."""
     names = FIELDS + DOCUMENT_FIELDS * config.data.documents
     by_rows = sharding(mesh, ("batch", "length"))
@@ -46,12 +50,22 @@ def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, jax.Sh
     }
 
 
+def for_tpu(config: RunConfig, mesh: Mesh | AbstractMesh) -> RunConfig:
+    """Returns the config with the attention that "auto" chooses on a TPU."""
+    if config.compute.attention != "auto":
+        return config
+    length = config.data.length // axis_size(mesh, "length")
+    compute = dataclasses.replace(config.compute, attention=on_tpu(length, config.compute.dtype))
+    return dataclasses.replace(config, compute=compute)
+
+
 def lower_train_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowers the train step of a config; `jax.set_mesh(mesh)` must hold.
+    """Lowers the train step of a config; its mesh must hold, see `use_mesh`.
 
     Raises:
       UserError: the mesh does not divide the model.
     """
+    config = for_tpu(config, mesh)
     step = make_train_step(config.model, config, make_optimizer(config), sources=SOURCES)
     batch = abstract_batch(config, mesh, config.data.batch)
     return step.lower(abstract_state(config, mesh), batch, None)
@@ -59,7 +73,8 @@ def lower_train_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
 
 def lower_evaluation_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers the step of a validation; raises as `lower_train_step` does."""
-    step = evaluation_step(config.model, config.compute, SOURCES, mesh)
+    compute = for_tpu(config, mesh).compute
+    step = evaluation_step(config.model, compute, SOURCES, mesh)
     rows = config.evaluation.batch or config.data.batch
     params = abstract_params(declare(config.model), mesh)
     return step.lower(params, abstract_batch(config, mesh, rows), None)

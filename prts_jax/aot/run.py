@@ -12,7 +12,7 @@ from prts_jax.aot.estimate import Estimate, estimate
 from prts_jax.aot.topology import Topology
 from prts_jax.config import MeshConfig, ModelConfig, RunConfig
 from prts_jax.errors import UserError
-from prts_jax.mesh import axis_size, compiler_options, make_mesh
+from prts_jax.mesh import axis_size, check_length, compiler_options, mesh_sizes, use_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
 
@@ -26,9 +26,9 @@ def compile_train_step(config: RunConfig, topology: Topology) -> Estimate:
     Raises:
       UserError: the mesh does not fit the slices or the model, or a compiler flag is unknown.
     """
-    mesh = make_mesh(config.mesh, topology.devices)
-    check_batch(config, axis_size(mesh, "batch"))
-    with jax.set_mesh(mesh):
+    with use_mesh(config.mesh, topology.devices) as mesh:
+        check_batch(config, axis_size(mesh, "batch"))
+        check_length(mesh, config.data.length, config.compute.loss_chunks)
         state = programs.abstract_state(config, mesh)
         arguments = {
             "parameters": state.params,
@@ -41,8 +41,7 @@ def compile_train_step(config: RunConfig, topology: Topology) -> Estimate:
 
 def compile_evaluation_step(config: RunConfig, topology: Topology) -> Estimate:
     """Compiles the step of a validation; raises as `compile_train_step` does."""
-    mesh = make_mesh(config.mesh, topology.devices)
-    with jax.set_mesh(mesh):
+    with use_mesh(config.mesh, topology.devices) as mesh:
         arguments = {
             "parameters": programs.abstract_state(config, mesh).params,
             "batch": programs.abstract_batch(
@@ -55,8 +54,7 @@ def compile_evaluation_step(config: RunConfig, topology: Topology) -> Estimate:
 
 def compile_growth_step(config: RunConfig, source: ModelConfig, topology: Topology) -> Estimate:
     """Compiles the growth from a source model; raises as `compile_train_step` does."""
-    mesh = make_mesh(config.mesh, topology.devices)
-    with jax.set_mesh(mesh):
+    with use_mesh(config.mesh, topology.devices) as mesh:
         source_state = programs.abstract_state(dataclasses.replace(config, model=source), mesh)
         lowered = programs.lower_growth_step(config, source, mesh)
         return _estimate(lowered, topology, mesh, {"parameters": source_state.params}, config)
@@ -148,12 +146,14 @@ def search(
     """
     too_large: set[tuple[str, MeshConfig]] = set()
     for number, candidate in enumerate(tried, 1):
-        name = f"{candidate.rows} × {config.data.length}, {candidate.remat}, {candidate.mesh}"
+        sizes = " ".join(f"{axis}={n}" for axis, n in mesh_sizes(candidate.mesh).items())
+        name = f"{candidate.rows} × {config.data.length}, {candidate.remat}, {sizes}"
         if (candidate.remat, candidate.mesh) in too_large:
             say(f"{number}/{len(tried)} {name}: left out, fewer rows did not fit")
             continue
         try:
-            parts = axis_size(make_mesh(candidate.mesh, topology.devices), "batch")
+            with use_mesh(candidate.mesh, topology.devices) as mesh:
+                parts = axis_size(mesh, "batch")
             changed = candidate.apply(config, parts)
             result = compile_train_step(changed, topology)
         except UserError as error:

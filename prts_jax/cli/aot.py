@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
     topology = open_topology(options.topology, options.slices)
     stages = stage_configs(config)
-    config = _for_tpu(stages[-1])
+    config = stages[-1]
     if options.search:
         return _search(config, topology, options.json)
     source = _source_model(stages, options.source_config)
@@ -75,17 +75,6 @@ def main(argv: Sequence[str]) -> int:
         print("\n\n".join(_text(name, results[name], config, topology) for name in results))
         print(f"\n{LEFT_OUT}")
     return 0
-
-
-def _for_tpu(config: RunConfig) -> RunConfig:
-    """Returns the config with the attention that "auto" chooses on a TPU."""
-    from prts_jax.model.attention import on_tpu
-
-    if config.compute.attention != "auto":
-        return config
-    attention = on_tpu(config.data.length, config.compute.dtype)
-    compute = dataclasses.replace(config.compute, attention=attention)
-    return dataclasses.replace(config, compute=compute)
 
 
 def _source_model(stages: Sequence[RunConfig], source_config: str) -> Any:
@@ -109,6 +98,7 @@ def _compile(config: RunConfig, source: Any, topology: Any, evaluation: bool) ->
 
 def _search(config: RunConfig, topology: Any, as_json: bool) -> int:
     from prts_jax.aot.run import REMATS, candidates, mfu_bound, search
+    from prts_jax.mesh import mesh_sizes
 
     tensors = [size for size in (1, 2, 4, 8) if config.model.kv_heads % size == 0]
     tried = candidates(config, (1, 2, 4, 8, 16), REMATS, tensors)
@@ -123,7 +113,7 @@ def _search(config: RunConfig, topology: Any, as_json: bool) -> int:
         {
             "rows_per_device": candidate.rows,
             "remat": candidate.remat,
-            "mesh": dataclasses.asdict(candidate.mesh),
+            "mesh": mesh_sizes(candidate.mesh),
             "hbm_bytes_per_device": result.hbm_bytes["total"],
             "estimated_seconds": result.estimated_seconds,
             "mfu_bound": mfu_bound(changed, result, topology),

@@ -208,7 +208,21 @@ def _add_path(parser: Parser, name: str, meaning: str, required: bool = True) ->
 
 
 def _add_input(parser: Parser) -> None:
-    """Adds the flags that say which text is read, a task's or a folder's, and the output."""
+    """Adds the flags of `prts data cache` and `beam` that say what is read and written."""
+    _add_source(parser)
+    _add_fields(parser)
+    _add_path(parser, "--output", "folder for the stores, one per split")
+    _add_path(
+        parser,
+        "--extend",
+        "finished store, or the folder of its splits, whose shards begin the new one; the input "
+        "then holds new files alone (same task, tokenizer and layout)",
+        required=False,
+    )
+
+
+def _add_source(parser: Parser) -> None:
+    """Adds the flags of the task or format, its folder, tokenizer and expected files."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--task",
@@ -220,7 +234,6 @@ def _add_input(parser: Parser) -> None:
         choices=["text", "jsonl", "parquet"],
         help="instead of a task: the format of the files of --input; a text file is one document",
     )
-    _add_path(parser, "--output", "folder for the stores, one per split")
     parser.add_argument(
         "--split",
         choices=[*SPLITS, "all"],
@@ -243,6 +256,23 @@ def _add_input(parser: Parser) -> None:
         required=False,
     )
     _add_end_id(parser, "document")
+    parser.add_argument(
+        "--expect",
+        default="",
+        metavar="N|FILE",
+        help="end unless the splits have N files, or exactly those of a list as sha256sum writes "
+        "it, paths below --input, with these digests",
+    )
+    parser.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        help="Python module that registers seqio tasks of your own; may be given several times",
+    )
+
+
+def _add_fields(parser: Parser) -> None:
+    """Adds the flags of `--format` that choose files and fields."""
     for name, meaning in (
         (
             "--text_field",
@@ -269,26 +299,6 @@ def _add_input(parser: Parser) -> None:
         ),
     ):
         parser.add_argument(name, action="append", default=[], metavar="GLOB", help=meaning)
-    parser.add_argument(
-        "--expect",
-        default="",
-        metavar="N|FILE",
-        help="end unless the splits have N files, or exactly those of a list as sha256sum writes "
-        "it, paths below --input, with these digests",
-    )
-    _add_path(
-        parser,
-        "--extend",
-        "finished store, or the folder of its splits, whose shards begin the new one; the input "
-        "then holds new files alone (same task, tokenizer and layout)",
-        required=False,
-    )
-    parser.add_argument(
-        "--module",
-        action="append",
-        default=[],
-        help="Python module that registers seqio tasks of your own; may be given several times",
-    )
 
 
 def _add_end_id(parser: Parser, what: str) -> None:

@@ -142,6 +142,8 @@ def main(argv: Sequence[str]) -> int:
     growth_map = _with_matrices(growth_map, arguments.matrices, arguments.learn_steps)
     work = plan(source, target, growth_map, arguments.optimizer)
     execution = grow.choose(work, arguments.mode)
+    if refusal := refusal_of_transformers(growth_map.target):
+        print(f"prts grow: {refusal}: the grown model cannot be exported", file=sys.stderr)
     if arguments.dry_run:
         text = growth_text.as_json(execution) if arguments.json else growth_text.dry_run(execution)
         print(json.dumps(text) if arguments.json else text)
@@ -188,8 +190,6 @@ def _print(
         return
     print(work.growth_map)
     print("\n".join(growth_text.leaves(work)))
-    if refusal := refusal_of_transformers(work.growth_map.target):
-        print(f"prts grow: {refusal}: the grown model cannot be exported", file=sys.stderr)
     print(f"{escaped(work.target)}: {growth_text.report_text(report)}")
     if verified is not None:
         print(growth_text.agreement_text(verified))

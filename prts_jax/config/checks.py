@@ -1,9 +1,9 @@
 """Checks of a config; each raises a one-line `UserError` that names the key."""
 
-import dataclasses
-
+from prts_jax.config.blocks import parse_splash_blocks
 from prts_jax.config.lengths import parse_length
 from prts_jax.config.reading import get
+from prts_jax.config.rules import MESH_AXES, parse_rules
 from prts_jax.config.schema import DataConfig, ModelConfig, RunConfig, ScheduleConfig
 from prts_jax.errors import UserError
 
@@ -117,12 +117,14 @@ def check_numbers(config: RunConfig) -> None:
         )
     if config.optimizer.eps <= 0:
         raise UserError(f"config.optimizer.eps: is {config.optimizer.eps}; it must be above 0")
-    sizes = dataclasses.asdict(config.mesh)
+    sizes = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
     if sum(size == -1 for size in sizes.values()) > 1:
         raise UserError("config.mesh: more than one axis is -1; only one can take what is left")
     for axis, size in sizes.items():
         if size < 1 and size != -1:
             raise UserError(f"config.mesh.{axis}: is {size}; it must be ≥ 1, or -1 for the rest")
+    parse_rules(config.mesh.rules)
+    parse_splash_blocks(config.compute.splash_blocks)
 
 
 def check_combinations(config: RunConfig) -> None:

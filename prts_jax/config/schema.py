@@ -39,6 +39,9 @@ class ComputeConfig:
 
     dtype: str = "bfloat16"  # dtype of activations and matrix products: bfloat16 or float32
     attention: str = "auto"  # auto, xla, splash (TPU) or cudnn (GPU)
+    # Tiles of the splash kernels, such as "q=1024,kv=1024,kv_compute=512"; those not given and with
+    # "" all are chosen by length and head_dim. See prts_jax.config.blocks.
+    splash_blocks: str = ""
     # Kept for the backward pass: none (everything), dots (matrix products), minimal (q, k, v,
     # attention, gate and up), save_qkv (q, k, v, attention), offload (as minimal, in the host's
     # memory) or full (layer inputs only).
@@ -46,16 +49,25 @@ class ComputeConfig:
     loss_chunks: int = 1  # parts of a sequence whose logits are computed one after another
     # Options of XLA on TPUs, as NAME=VALUE,…; this one turns windowed einsum off.
     tpu_flags: str = "xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+    # Directory of compiled programs, which a restart reads: workdir, off, or a path.
+    compilation_cache: str = "workdir"
     scan: bool = True  # one compiled layer for all layers; False unrolls them
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Number of devices along each mesh axis; one may be -1 for the remaining devices."""
+    """Number of devices along each mesh axis, one of them -1 for the remaining ones, and rules."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # copies of the parameters, each for a part of the batch
+    fsdp: int = -1  # splits parameters and batch
+    sequence: int = 1  # splits the positions of a sequence; keys and values are gathered
+    tensor: int = 1  # splits heads, MLP and vocabulary, and positions between layers
+    # Changes of prts_jax.config.rules, such as "vocab=fsdp+tensor,embed=none".
+    rules: str = ""
+    # When the gradients of micro-batches are exchanged: once a step, which needs whole weights and
+    # gradients on each device, or each micro_batch; auto: once a step where both take at most a
+    # third of the device's memory. Along `data`, which splits no parameter, always once a step.
+    reduce_gradients: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +259,7 @@ CHOICES = {
     "schedule.kind": ("cosine", "wsd", "constant"),
     "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),
+    "mesh.reduce_gradients": ("auto", "step", "micro_batch"),
     "train.trainable": ("all", "new"),
     "init.growth.optimizer": ("reset", "copy", "keep", "asymmetric"),
 }

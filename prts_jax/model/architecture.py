@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig, nearest
-from prts_jax.declaration import Declaration
+from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.mesh import constrain
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
@@ -69,6 +69,22 @@ def _declaration(box: Declared) -> Declaration:
         box.kind,
         box.normalizes,
         box.normed,
+    )
+
+
+def in_compute_dtype(
+    params: Mapping[str, Any], model: ModelConfig, compute: ComputeConfig
+) -> dict[str, Any]:
+    """Returns the parameters of matrix products in the dtype of activations; norms stay float32.
+
+    Their gradients then have this dtype as well, as precise as products make them.
+    """
+    declarations, dtype = declare(model), jnp.dtype(compute.dtype)
+    return tree.unflatten(
+        {
+            path: leaf if declarations[path].kind is Kind.NORM else leaf.astype(dtype)
+            for path, leaf in tree.flatten(params).items()
+        }
     )
 
 
@@ -168,6 +184,6 @@ def empty_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: 
       length: largest number of positions of a row.
     """
     shape = (model.layers, batch, model.kv_heads, length, model.head_dim)
-    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
+    axes = ("layers", "batch", "kv_heads", "keys", "head_dim")
     zeros = constrain(jnp.zeros(shape, jnp.dtype(compute.dtype)), axes)
     return Cache(zeros, zeros)

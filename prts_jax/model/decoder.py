@@ -10,7 +10,7 @@ from flax.core import meta
 
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.declaration import LAYERS, Kind
-from prts_jax.mesh import constrain
+from prts_jax.mesh import axis_size, constrain
 from prts_jax.model.attention import ATTENTION
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
 from prts_jax.model.layers import (
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
             "embedding",
         )
         x_BxSxE = gated(table_VxE.astype(dtype)[tokens_BxS], gates.embed_E)
-        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
+        x_BxSxE = constrain(x_BxSxE, ("batch", "residual_length", "features"))
         if self.frozen is not None:
             x_BxSxE = jax.lax.stop_gradient(x_BxSxE)
         if cached is not None:
@@ -104,6 +104,7 @@ class Decoder(nn.Module):
             x_BxSxE = jnp.take_along_axis(x_BxSxE, cached.scored_B[:, None, None], axis=1)
         final_norm = declare_norm(self, "final_norm", embed)
         x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
+        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
         if m.tied:
             head_ExV = table_VxE.T
         else:
@@ -202,12 +203,18 @@ def losses_in_chunks(
     if chunks == 1:
         return losses(x_BxSxE, targets_BxS)
 
-    def split(a: jax.Array) -> jax.Array:
-        return a.reshape(a.shape[0], chunks, -1, *a.shape[2:]).swapaxes(0, 1)
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else axis_size(mesh, "length")
+    rows, length = targets_BxS.shape
+
+    def split(a: jax.Array) -> jax.Array:  # each chunk takes the same part of every device
+        a = a.reshape(rows, parts, chunks, -1, *a.shape[2:])
+        return jnp.moveaxis(a, 2, 0).reshape(chunks, rows, length // chunks, *a.shape[4:])
 
     chunk = jax.checkpoint(lambda part: losses(*part), prevent_cse=False)
     by_chunk = jax.lax.map(chunk, (split(x_BxSxE), split(targets_BxS)))
-    return by_chunk.swapaxes(0, 1).reshape(targets_BxS.shape)
+    by_part = by_chunk.reshape(chunks, rows, parts, -1)
+    return jnp.moveaxis(by_part, 0, 2).reshape(rows, length)
 
 
 def _product(equation: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:

@@ -141,16 +141,20 @@ def rope_tables(positions: jax.Array, model: ModelConfig) -> tuple[jax.Array, ja
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def apply_rope(x_BxHxSxD: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def apply_rope(
+    x_BxHxSxD: jax.Array, cos: jax.Array, sin: jax.Array, scale: float = 1.0
+) -> jax.Array:
     """Rotates pairs (i, i + D/2), Hugging Face's half-split order; same dtype as `x`.
 
     Args:
       x_BxHxSxD: queries or keys.
       cos: float32 [S, D], or [B, 1, S, D] where rows have positions of their own.
       sin: the same, negative in the first half.
+      scale: factor of the result, applied before rounding to the dtype of `x`.
     """
     exchanged = exchange_halves(x_BxHxSxD).astype(jnp.float32)
-    return (x_BxHxSxD.astype(jnp.float32) * cos + exchanged * sin).astype(x_BxHxSxD.dtype)
+    rotated = x_BxHxSxD.astype(jnp.float32) * cos + exchanged * sin
+    return (rotated if scale == 1.0 else rotated * scale).astype(x_BxHxSxD.dtype)
 
 
 @jax.custom_vjp
@@ -185,7 +189,7 @@ def put(kept_BxKxTxD: jax.Array, new_BxKxSxD: jax.Array, positions_BxS: jax.Arra
     kept_BxKxTxD = jax.vmap(lambda kept, new, at: kept.at[:, at].set(new))(
         kept_BxKxTxD, new_BxKxSxD, positions_BxS
     )
-    return constrain(kept_BxKxTxD, ("batch", "kv_heads", "length", "head_dim"))
+    return constrain(kept_BxKxTxD, ("batch", "kv_heads", "keys", "head_dim"))
 
 
 class Attention(nn.Module):
@@ -230,12 +234,18 @@ class Attention(nn.Module):
         if normed:
             q_BxHxSxD = rms_norm(q_BxHxSxD, declare_norm(self, "q_norm", head_dim), m.norm_eps)
             k_BxKxSxD = rms_norm(k_BxKxSxD, declare_norm(self, "k_norm", head_dim), m.norm_eps)
-        q_BxHxSxD = checkpoint_name(apply_rope(q_BxHxSxD, *rope), "query")
+        q_BxHxSxD = checkpoint_name(apply_rope(q_BxHxSxD, *rope, m.head_dim**-0.5), "query")
         k_BxKxSxD = checkpoint_name(apply_rope(k_BxKxSxD, *rope), "key")
         v_BxKxSxD = checkpoint_name(project(w_v, "kv_heads"), "value")
         if cache is None or positions_BxS is None:
             out_BxHxSxD = causal_attention(
-                q_BxHxSxD, k_BxKxSxD, v_BxKxSxD, self.compute.attention, precision, segment_ids_BxS
+                q_BxHxSxD,
+                k_BxKxSxD,
+                v_BxKxSxD,
+                self.compute.attention,
+                precision,
+                segment_ids_BxS,
+                self.compute.splash_blocks,
             )
         else:
             cache = Cache(
@@ -309,12 +319,14 @@ class Block(nn.Module):
 
         def add(x_BxSxE: jax.Array, out_BxSxE: jax.Array) -> jax.Array:
             x_BxSxE = x_BxSxE + gated(gated(out_BxSxE, gates.embed_E), layer_gate)
-            return constrain(x_BxSxE, ("batch", "length", "features"))
+            return constrain(x_BxSxE, ("batch", "residual_length", "features"))
 
-        normed = rms_norm(x_BxSxE, attention_norm, m.norm_eps)
+        def norm(scale_E: jax.Array) -> jax.Array:
+            normed = rms_norm(x_BxSxE, scale_E, m.norm_eps)
+            return constrain(normed, ("batch", "length", "features"))
+
         out_BxSxE, cache = attention(
-            normed, rope, segment_ids_BxS, gates.heads_H, cache, positions_BxS
+            norm(attention_norm), rope, segment_ids_BxS, gates.heads_H, cache, positions_BxS
         )
         x_BxSxE = add(x_BxSxE, out_BxSxE)
-        normed = rms_norm(x_BxSxE, mlp_norm, m.norm_eps)
-        return add(x_BxSxE, mlp(normed, gates.mlp_M)), cache
+        return add(x_BxSxE, mlp(norm(mlp_norm), gates.mlp_M)), cache

@@ -15,7 +15,7 @@ from prts_jax.config import RunConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.store_tokenizer import check_same_tokenizer
 from prts_jax.feed import shard_batch
-from prts_jax.mesh import axis_size, make_mesh
+from prts_jax.mesh import axis_size, check_length, use_mesh
 
 
 def training_batches(config: RunConfig, batch_parts: int) -> TrainBatches:
@@ -97,7 +97,9 @@ def check_batches(config: RunConfig) -> TokenStore | Stores:
     Raises:
       UserError: see `training_batches` and `evaluation_batches`.
     """
-    parts = axis_size(make_mesh(config.mesh), "batch")
+    with use_mesh(config.mesh) as mesh:
+        parts = axis_size(mesh, "batch")
+        check_length(mesh, config.data.length, config.compute.loss_chunks)
     store = training_batches(config, parts).store
     evaluation_batches(config, parts, store)
     return store

@@ -21,6 +21,8 @@ FREE_TO_CHANGE = (
     "compute.loss_chunks",
     "compute.tpu_flags",
     "compute.attention",
+    "compute.splash_blocks",
+    "compute.compilation_cache",
     "compute.scan",
     # Stores may move; their content is compared by fingerprint.
     "data.train",

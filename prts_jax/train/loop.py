@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,10 +19,11 @@ from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.feed import prefetch
 from prts_jax.growth.gates import opening
-from prts_jax.mesh import axis_size, compile_together, make_mesh
+from prts_jax.mesh import axis_size, check_length, compile_together, use_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import training_batches
+from prts_jax.train.compilation_cache import set_compilation_cache
 from prts_jax.train.curve import describe, warnings
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
@@ -63,6 +65,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
         )
     with sigterm() as stopping, _lock(workdir) as check_lock:
         name_foreign_entries(workdir)
+        set_compilation_cache(config.compute.compilation_cache, workdir)
         while True:
             try:
                 return _train_stages(config, workdir, allow_change, stopping, check_lock)
@@ -106,21 +109,22 @@ def _train_stage(
     check_lock: Callable[[], None],
 ) -> None:
     """Trains one stage to its end and frees its device memory on return."""
-    config = stage.config
-    mesh = make_mesh(config.mesh)
-    batches = training_batches(config, axis_size(mesh, "batch"))
+    config, began = stage.config, time.perf_counter()
     keep = config.checkpoint
     with (
-        jax.set_mesh(mesh),
+        use_mesh(config.mesh) as mesh,
         contextlib.closing(
             Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, _kept_every(config))
         ) as checkpoints,
     ):
+        check_length(mesh, config.data.length, config.compute.loss_chunks)
+        batches = training_batches(config, axis_size(mesh, "batch"))
         optimizer = make_optimizer(config)
         start = begin(stage, origin, mesh, optimizer, batches, checkpoints, allow_change, stopping)
         if _finished(workdir, start.lineage, stage):
             return
         setup = set_up(stage, workdir, mesh, batches, checkpoints, optimizer, start, check_lock)
+        setup.recorder.begin(began)
         announce(setup, start)
         progress = Progress(start.state, start.lineage, opening(start.lineage))
         del start  # its state is donated to the first step
@@ -166,7 +170,7 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
     origin = progress.lineage
     first, stop = origin.stage_step, setup.config.train.steps
     stream = prefetch(lambda step: setup.batch(origin, step), first, stop)
-    with contextlib.closing(stream):
+    with contextlib.closing(stream), _few_collections() as freeze:
         progress = _before_first_step(setup, progress)
         compiled = _compile(setup, progress, setup.batch(origin, first)) if first < stop else None
         setup.recorder.restart_clock()
@@ -175,6 +179,8 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
                 progress = dataclasses.replace(progress, opening=None)
                 compiled = _compile(setup, progress, batch)
             progress = _step(setup, compiled, progress, batch)
+            if progress.lineage.stage_step == first + 2:
+                freeze()
             # SIGTERM at the end of a stage also stops the run, unless the stage is the last.
             last = progress.lineage.stage_step == stop and setup.stage.is_last
             interrupted = stopping() and not last
@@ -182,6 +188,24 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
             if interrupted:
                 _stop_early(setup, progress.lineage)
     _finish(setup, progress.lineage)
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[Callable[[], None]]:
+    """Yields a function that exempts all objects so far from garbage collection.
+
+    A collection visits every object, some 10^6 after imports and compilation, and holds up the
+    dispatch of steps. At the end all objects are collected as before.
+    """
+
+    def freeze() -> None:
+        gc.collect()
+        gc.freeze()
+
+    try:
+        yield freeze
+    finally:
+        gc.unfreeze()
 
 
 def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.Array]) -> Progress:

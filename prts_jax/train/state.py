@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from prts_jax import tree
 from prts_jax.mesh import replicated
@@ -25,7 +25,9 @@ class TrainState(NamedTuple):
     stage_step: jax.Array
 
 
-def abstract_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+def abstract_optimizer(
+    optimizer: optax.GradientTransformation, params: Any, mesh: Mesh | AbstractMesh
+) -> Any:
     """Returns the shapes and shardings of the optimizer state without allocating it.
 
     A moment has the sharding of its parameter; leaves of other shapes (counts) are replicated.

@@ -10,10 +10,15 @@ import optax
 from prts_jax.config import ModelConfig, RunConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.new_entries import new_parts
-from prts_jax.model.architecture import declare, logits, losses
+from prts_jax.model.architecture import declare, in_compute_dtype, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
-from prts_jax.train.accumulation import Batch, sum_over_micro_batches
+from prts_jax.train.accumulation import (
+    Batch,
+    axes_summed_once,
+    gathered,
+    sum_over_micro_batches,
+)
 from prts_jax.train.distill import soft_losses
 from prts_jax.train.freezing import keep_frozen, trained_parts
 from prts_jax.train.optim import apply_updates
@@ -82,6 +87,10 @@ def make_train_step(
     """
     new = None if asymmetric is None else new_parts(asymmetric, declare(model))
     parts = {} if frozen is None else trained_parts(declare(model), frozen)
+    mesh = jax.sharding.get_mesh()
+    apart: tuple[str, ...] = ()
+    if config.train.accumulation > 1 and not mesh.empty:
+        apart = axes_summed_once(config.mesh.reduce_gradients, mesh, declare(model))
 
     def train_step(
         state: TrainState, batch: Batch, teacher_params: Any = None
@@ -89,11 +98,20 @@ def make_train_step(
         inputs = {"gates": gates and gates(state.stage_step), "frozen": frozen}
         taught_by = teacher and (teacher, teacher_params)
 
-        def gradient_of(micro: Batch) -> tuple[Any, Sums]:
-            gradient = jax.grad(_summed_losses, has_aux=True)
-            return gradient(state.params, micro, model, config, sources, taught_by, inputs)
+        weights = state.params
+        if apart:
+            weights = in_compute_dtype(weights, model, config.compute)
+            weights = gathered(weights, declare(model), apart)
 
-        gradient, sums = sum_over_micro_batches(gradient_of, batch, config.train.accumulation)
+        def gradient_of(micro: Batch) -> tuple[Any, Sums]:
+            gradient, sums = jax.grad(_summed_losses, has_aux=True)(
+                weights, micro, model, config, sources, taught_by, inputs
+            )
+            return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), sums
+
+        count = config.train.accumulation
+        gradient, sums = sum_over_micro_batches(gradient_of, batch, count, apart)
+        gradient = gathered(gradient, declare(model), ())
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)

@@ -1,37 +1,80 @@
-"""Every shipped run for TPUs: its mesh fits its slice, and no device holds what it need not."""
+"""Every shipped run for TPUs: its mesh fits its slice, and no device holds what it need not.
+
+The train step is lowered for a mesh without devices; neither a TPU nor its compiler is needed.
+"""
 
 import math
+import re
 import runpy
 from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
-from prts_jax.aot.programs import abstract_state
+from prts_jax.aot.programs import abstract_batch, abstract_state, for_tpu
 from prts_jax.aot.run import check_batch
-from prts_jax.aot.topology import open_topology
-from prts_jax.config import resolve
-from prts_jax.mesh import axis_size, make_mesh
-
-pytest.importorskip("libtpu")
-pytestmark = pytest.mark.usefixtures("flags_for_libtpu")
+from prts_jax.config import RunConfig, resolve
+from prts_jax.config.rules import MESH_AXES
+from prts_jax.mesh import axis_size, mesh_shape
+from prts_jax.train.optim import make_optimizer
+from prts_jax.train.step import make_train_step
 
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "tpu.py"))
+MIB = 2**20
+BYTES = {"f32": 4, "bf16": 2, "i32": 4, "i1": 1}
+CONSTRAINT = re.compile(r"sdy\.sharding_constraint .*<@mesh, \[(.*)\]> : tensor<(.*)>")
+
+
+def run_and_mesh(name: str) -> tuple[RunConfig, AbstractMesh]:
+    """Returns a shipped run, and the mesh of its slices without devices."""
+    _, topology, slices, *_ = CONFIG["RUNS"][name]
+    config = resolve(CONFIG["get_config"](name))
+    sizes = mesh_shape(config.mesh, CONFIG["chips"](topology) * slices)
+    return config, AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def constraints(text: str, mesh: AbstractMesh) -> list[tuple[str, float, int]]:
+    """Returns (constraint, MiB of the whole array, parts that it is split into) of a program."""
+    found = []
+    for match in CONSTRAINT.finditer(text):
+        *shape, dtype = match[2].split("x")
+        size = math.prod(map(int, shape)) * BYTES[dtype]
+        axes = re.findall(r'"(\w+)"', match[1])
+        found.append((match[0], size / MIB, math.prod(mesh.shape[axis] for axis in axes)))
+    return found
 
 
 @pytest.mark.parametrize("name", CONFIG["RUNS"])
 def test_the_state_is_split_over_all_devices_of_a_slice(name: str) -> None:
-    _, topology_name, slices, *_ = CONFIG["RUNS"][name]
-    config = resolve(CONFIG["get_config"](name))
-    topology = open_topology(topology_name, slices)
-    mesh = make_mesh(config.mesh, topology.devices)
+    config, mesh = run_and_mesh(name)
     check_batch(config, axis_size(mesh, "batch"))
     whole = split = 0
     for leaf in jax.tree.leaves(abstract_state(config, mesh)):
         whole += math.prod(leaf.shape) * leaf.dtype.itemsize
         split += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     # The axis data holds copies; only counts and norms over a head are whole on every device.
-    assert split * topology.chips == pytest.approx(whole * config.mesh.data, rel=1e-4)
+    assert split * mesh.size == pytest.approx(whole * config.mesh.data, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIG["RUNS"])
+def test_no_large_array_of_a_step_is_whole_on_a_device(name: str) -> None:
+    config, mesh = run_and_mesh(name)
+    config = for_tpu(config, mesh)
+    with jax.sharding.use_abstract_mesh(mesh):
+        step = make_train_step(config.model, config, make_optimizer(config), sources=7)
+        batch = abstract_batch(config, mesh, config.data.batch)
+        traced = step.trace(abstract_state(config, mesh), batch, None)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    found = constraints(text, mesh)
+    assert len(found) > 20
+    # Parameters and gradients have a copy for each part of the axis data.
+    copied = [each for each in found if each[1] > 1 and each[2] * config.mesh.data < mesh.size]
+    assert copied == []
+    tokens = config.data.batch * config.data.length // axis_size(mesh, "batch")
+    logits = 4 * config.model.vocab * tokens / config.compute.loss_chunks / MIB
+    assert max(size / parts for _, size, parts in found) <= logits
 
 
 @pytest.mark.parametrize("name", CONFIG["RUNS"])

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from prts_jax.checkpoint.layout import read_lineage
-from prts_jax.cli import grow, run
+from prts_jax.cli import convert, grow, run
 from prts_jax.evaluate import agreement
 from prts_jax.growth.on_disk import reference
 from tests.checkpoint.tiny import save_with_optimizer, write_source
@@ -48,6 +48,20 @@ def test_every_operator_and_its_options_are_flags(source, tmp_path, capsys, capl
     assert (
         "streaming, because growth by reference is not possible: zero makes layers" in caplog.text
     )
+
+
+def test_a_shape_that_cannot_be_exported_is_warned_of_and_not_written(source, tmp_path, capsys):
+    target = tmp_path / "grown"
+    widen = [source, f"--target={target}", "--operator=split", "--widths=heads=12,kv_heads=6"]
+    for more in (["--dry_run"], ["--json"]):
+        assert grow.main([*widen, *more]) == 0
+        warning = capsys.readouterr().err
+        assert "width is no multiple of its heads (embed=16, heads=12)" in warning
+        assert "the grown model cannot be exported" in warning
+    export = ["--from=orbax", "--to=hf", f"--source={target}", f"--target={tmp_path / 'hf'}"]
+    assert run(convert.main, export, "convert") == 2
+    assert "transformers loads no LlamaForCausalLM" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
 
 
 def test_json_is_one_object_with_the_promised_keys(source, tmp_path, capsys):

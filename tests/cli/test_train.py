@@ -188,7 +188,10 @@ def test_a_config_file_without_get_config_is_refused(capsys, tmp_path):
         (["--allow_change=data.sede"], "--allow_change=data.sede: no such key; did you mean"),
         (["--allow_change=batch"], "--allow_change=batch: no such key; did you mean 'data.batch'?"),
         (["--allow_change=qqq"], "--allow_change=qqq: no such key; --print_config shows them all"),
-        (["--config.mesh.tensor=4"], "config.mesh: data=1, fsdp=-1, tensor=4 does not fill 1"),
+        (
+            ["--config.mesh.tensor=4"],
+            "config.mesh: data=1, fsdp=-1, sequence=1, tensor=4 does not fill 1",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -1,12 +1,13 @@
 """Every implementation of attention against NumPy loops over heads and positions.
 
 The splash kernels are computed by Pallas' interpreter here and compiled for TPUs in
-test_compiled_for_tpu.py. cuDNN's attention needs a GPU: here its arguments are checked, and that it
-lowers to cuDNN's forward and backward calls.
+test_compiled_for_tpu.py. cuDNN's attention needs a GPU (benchmarks/gpu.py compares it there): here
+its arguments are checked, and that it lowers to cuDNN's forward and backward calls.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.model.attention import causal_attention
+from prts_jax.model.attention import SEGMENTS, causal_attention, on_gpu
 
 HIGHEST = jax.lax.Precision.HIGHEST
+
+BOTH_KERNELS = ["Softmax", "ScaleBiasSoftmax"]
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -29,7 +32,8 @@ def queries_keys_values(
         jnp.asarray(rng.normal(size=(batch, n, length, head_dim)), jnp.float32)
         for n in (heads, kv_heads, kv_heads)
     )
-    return 2 * q, k, v  # sharper than N(0, 1), so that a wrong scale shows
+    # Divided by √D, and sharper than N(0, 1), so that a wrong scale shows.
+    return 2 * q / head_dim**0.5, k, v
 
 
 def segments_of(batch: int, length: int) -> jax.Array:
@@ -45,26 +49,26 @@ def reference_attention(
 ) -> np.ndarray:
     """float64, one head and position at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    batch, heads, length, head_dim = q.shape
+    batch, heads, length, _ = q.shape
     group = heads // k.shape[1]
     out = np.zeros(q.shape)
     for b, h, s in np.ndindex(batch, heads, length):
         seen = np.arange(s + 1)
         if segment_ids is not None:
             seen = seen[np.asarray(segment_ids)[b, seen] == np.asarray(segment_ids)[b, s]]
-        scores = k[b, h // group, seen] @ q[b, h, s] / np.sqrt(head_dim)
+        scores = k[b, h // group, seen] @ q[b, h, s]
         weights = np.exp(scores - scores.max())
         out[b, h, s] = weights / weights.sum() @ v[b, h // group, seen]
     return out
 
 
 def out_and_grads(
-    implementation: str, qkv: Arrays, segment_ids: jax.Array | None = None
+    implementation: str, qkv: Arrays, segment_ids: jax.Array | None = None, blocks: str = ""
 ) -> tuple[jax.Array, Arrays]:
     weights = jax.random.normal(jax.random.key(9), qkv[0].shape)
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = causal_attention(q, k, v, implementation, HIGHEST, segment_ids)
+        out = causal_attention(q, k, v, implementation, HIGHEST, segment_ids, blocks)
         return jnp.vdot(out, weights), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
@@ -75,8 +79,8 @@ def out_and_grads(
 def interpreted_splash(monkeypatch: pytest.MonkeyPatch) -> None:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
-    make = functools.partial(kernel.make_splash_mqa_single_device, interpret=True)
-    monkeypatch.setattr(kernel, "make_splash_mqa_single_device", make)
+    make = functools.partial(kernel.make_splash_mqa, interpret=True)
+    monkeypatch.setattr(kernel, "make_splash_mqa", make)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
@@ -145,6 +149,32 @@ def test_splash_and_its_gradients_equal_xla_for_every_tile(length: int) -> None:
         np.testing.assert_allclose(grad, xla_grad, rtol=1e-4, atol=3e-5)
 
 
+@pytest.mark.usefixtures("interpreted_splash")
+def test_tiles_of_the_config_change_nothing_but_time() -> None:
+    qkv = queries_keys_values(heads=2, kv_heads=1, length=256, head_dim=64, batch=1)
+    blocks = "q=128,kv=128,q_backward=128,kv_backward=256,kv_backward_compute=128"
+    out, grads = out_and_grads("splash", qkv, blocks=blocks)
+    xla_out, xla_grads = out_and_grads("xla", qkv)
+    for ours, expected in zip((out, *grads), (xla_out, *xla_grads), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("rows=128", "'rows' is unknown"),
+        ("q", "'q': is not a multiple of 128"),
+        ("q=100", "'q=100': is not a multiple of 128"),
+        ("kv=256,kv_compute=384", "kv_compute=384 does not divide kv=256"),
+        ("q=384", "384 does not divide 256 positions"),
+    ],
+)
+def test_mistakes_in_tiles_are_named(blocks: str, message: str) -> None:
+    q = jnp.ones((1, 2, 256, 64), jnp.bfloat16)
+    with pytest.raises(UserError, match=rf"config\.compute\.splash_blocks: .*{message}"):
+        causal_attention(q, q, q, "splash", HIGHEST, None, blocks)
+
+
 @pytest.mark.parametrize("length", [64, 200])
 def test_splash_refuses_lengths_that_it_cannot_tile(length: int) -> None:
     qkv = queries_keys_values(heads=2, kv_heads=1, length=length, head_dim=64)
@@ -152,32 +182,70 @@ def test_splash_refuses_lengths_that_it_cannot_tile(length: int) -> None:
         causal_attention(*qkv, "splash", HIGHEST)
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-def test_what_cudnn_is_given_means_causal_grouped_attention(
-    monkeypatch: pytest.MonkeyPatch, segmented: bool
-) -> None:
-    """jax computes the same call in XLA instead."""
-    original: Callable[..., jax.Array] = jax.nn.dot_product_attention
-    asked = []
+def as_bfloat16(qkv: Arrays) -> Arrays:
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv)
+    return q, k, v
 
-    def computed_by_xla(
-        *args: jax.Array, implementation: str, is_causal: bool, mask: jax.Array | None
-    ) -> jax.Array:
-        asked.append(implementation)
-        return original(*args, implementation="xla", is_causal=is_causal, mask=mask)
+
+def packed_by_xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_seqlen: jax.Array,
+    kv_seqlen: jax.Array,
+    q_offsets: jax.Array,
+    kv_offsets: jax.Array,
+    scale: float,
+    mask_type: Any,
+) -> jax.Array:
+    """Computes what cuDNN documents for packed rows: [B, S, H, D], each segment by itself."""
+    assert (q_seqlen is kv_seqlen, q_offsets is kv_offsets, scale) == (True, True, 1.0)
+    assert mask_type.name == "PADDING_CAUSAL"
+    assert q.shape == k.shape == v.shape
+    assert q_offsets.shape[1] == q_seqlen.shape[1] + 1
+    starts, stops = q_offsets[:, :-1, None], q_offsets[:, :-1, None] + q_seqlen[:, :, None]
+    positions = jnp.arange(q.shape[1])
+    inside = (q_seqlen[:, :, None] > 0) & (positions >= starts) & (positions < stops)
+    together = jnp.einsum("bms,bmt->bst", inside, inside, preferred_element_type=jnp.int32) > 0
+    return jax.nn.dot_product_attention(q, k, v, mask=together[:, None], scale=1.0, is_causal=True)
+
+
+@pytest.mark.parametrize("rows", ["one document", "documents", "too many documents"])
+def test_what_cudnn_is_given_means_causal_grouped_attention(
+    monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    """jax computes the same calls in XLA instead, forward and backward."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    original: Callable[..., jax.Array] = jax.nn.dot_product_attention
+
+    def computed_by_xla(*args: jax.Array, implementation: str = "xla", **options: Any) -> jax.Array:
+        return original(*args, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", computed_by_xla)
-    qkv = queries_keys_values(heads=6, kv_heads=2, length=17, head_dim=8)
-    segment_ids = segments_of(batch=2, length=17) if segmented else None
-    out = causal_attention(*qkv, "cudnn", HIGHEST, segment_ids)
-    assert asked == ["cudnn"]
-    expected = reference_attention(*qkv, segment_ids)
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(cudnn, "dot_product_attention", packed_by_xla)
+    qkv = as_bfloat16(queries_keys_values(heads=6, kv_heads=2, length=2 * SEGMENTS + 2, head_dim=8))
+    segment_ids = {
+        "one document": None,
+        "documents": segments_of(batch=2, length=2 * SEGMENTS + 2),
+        "too many documents": jnp.tile(jnp.arange(2 * SEGMENTS + 2, dtype=jnp.int32) // 2, (2, 1)),
+    }[rows]
+    out, grads = out_and_grads("cudnn", qkv, segment_ids)
+    xla_out, xla_grads = out_and_grads("xla", qkv, segment_ids)
+    for ours, expected in zip((out, *grads), (xla_out, *xla_grads), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(expected, np.float32), rtol=0.05, atol=0.05
+        )
 
 
-@pytest.mark.parametrize(("segmented", "kind"), [(False, "Softmax"), (True, "ScaleBiasSoftmax")])
-def test_cudnn_lowers_for_gpus(monkeypatch: pytest.MonkeyPatch, segmented: bool, kind: str) -> None:
-    """As far as a machine without a GPU goes: jax checks the shapes and emits cuDNN's calls."""
+@pytest.mark.parametrize(("segmented", "kinds"), [(False, ["Softmax"]), (True, BOTH_KERNELS)])
+def test_cudnn_lowers_for_gpus(
+    monkeypatch: pytest.MonkeyPatch, segmented: bool, kinds: list[str]
+) -> None:
+    """As far as a machine without a GPU goes: jax checks the shapes and emits cuDNN's calls.
+
+    Rows of documents have the packed layout, and a mask where they hold too many.
+    """
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
@@ -191,5 +259,33 @@ def test_cudnn_lowers_for_gpus(monkeypatch: pytest.MonkeyPatch, segmented: bool,
     q, k = (jax.ShapeDtypeStruct((2, heads, 256, 64), jnp.bfloat16) for heads in (4, 2))
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
     module = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert module.count(f"@__cudnn$fmha{kind}(") == 1
-    assert module.count(f"@__cudnn$fmha{kind}Backward(") == 1
+    for kind in kinds:
+        assert module.count(f"@__cudnn$fmha{kind}(") == 1
+        assert module.count(f"@__cudnn$fmha{kind}Backward(") == 1
+    assert module.count("@__cudnn$fmha") == 2 * len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((256, 64), "float32", "bfloat16 or float16, not float32"),
+        ((256, 60), "bfloat16", "multiple of 8 up to 128, not 60"),
+        ((256, 136), "bfloat16", "multiple of 8 up to 128, not 136"),
+        ((255, 64), "bfloat16", "even lengths, not 255"),
+    ],
+)
+def test_cudnn_refuses_shapes_and_auto_then_takes_xla(
+    shape: tuple[int, int], dtype: str, reason: str
+) -> None:
+    length, head_dim = shape
+    q = jnp.ones((1, 2, length, head_dim), dtype)
+    with pytest.raises(UserError, match=rf"config\.compute\.attention: cudnn .*{reason}"):
+        causal_attention(q, q, q, "cudnn", HIGHEST)
+    assert on_gpu(length, head_dim, dtype, "9.0") == "xla"
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"), [("8.0", "xla"), ("9.0", "cudnn"), ("10.0", "cudnn")]
+)
+def test_auto_is_cudnn_from_compute_capability_9(capability: str, chosen: str) -> None:
+    assert on_gpu(2048, 64, "bfloat16", capability) == chosen

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-MESHES = ["fsdp=8", "fsdp=4 tensor=2", "data=2 fsdp=2 tensor=2"]
+MESHES = [
+    "fsdp=8",
+    "fsdp=4 tensor=2",
+    "data=2 fsdp=2 tensor=2",
+    "fsdp=2 sequence=2 tensor=2",
+    "changed rules",
+]
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +20,7 @@ def report(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_every_mesh_is_tried(report: dict[str, Any]) -> None:
-    assert sorted(report) == sorted(MESHES)
+    assert sorted(report) == sorted([*MESHES, "splash"])
 
 
 @pytest.mark.parametrize("quantity", ["loss", "logits", "grads"])
@@ -29,14 +35,29 @@ def test_initial_values_do_not_depend_on_the_mesh(report: dict[str, Any], mesh: 
 
 
 @pytest.mark.parametrize(
-    ("mesh", "fsdp", "tensor"), [(MESHES[0], 8, 1), (MESHES[1], 4, 2), (MESHES[2], 2, 2)]
+    ("mesh", "embed", "tensor"),
+    [(MESHES[0], 8, 1), (MESHES[1], 4, 2), (MESHES[2], 2, 2), (MESHES[3], 4, 2)],
 )
 def test_leaves_are_split_as_declared(
-    report: dict[str, Any], mesh: str, fsdp: int, tensor: int
+    report: dict[str, Any], mesh: str, embed: int, tensor: int
 ) -> None:
     parts = report[mesh]["parts of leaves"]
     norms = {"layers/attention_norm", "layers/mlp_norm", "final_norm"}
-    assert parts == {path: fsdp if path in norms else fsdp * tensor for path in parts}
+    assert parts == {path: embed if path in norms else embed * tensor for path in parts}
+
+
+def test_leaves_are_split_as_changed_rules_say(report: dict[str, Any]) -> None:
+    """The rules split the vocabulary alone."""
+    parts = report["changed rules"]["parts of leaves"]
+    vocabulary = {"token_embedding", "head"}
+    assert parts == {path: 8 if path in vocabulary else 1 for path in parts}
+
+
+@pytest.mark.parametrize("rows", ["one document", "documents"])
+def test_splash_on_split_positions_equals_xla_on_one_device(
+    report: dict[str, Any], rows: str
+) -> None:
+    assert report["splash"][rows] < 1e-5
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.batches.loader import TrainBatches
-from data_pipelines.batches.mixture import train_batches
+from data_pipelines.batches.mixture import ROUND, train_batches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.batches.packed import PackedBatches, PackedEvalBatches, eval_batches
+from data_pipelines.store.several import open_stores
 from data_pipelines.store.store import PADDING, TokenStore
 from prts_jax.errors import UserError
 from tests.instruction_data import EOS, WORDS, make_store, many, packed_order
@@ -147,3 +148,20 @@ def test_a_read_order_other_than_the_packing_is_refused(store: TokenStore, tmp_p
 def test_a_store_of_plain_text_has_no_answers(counting_store):
     with pytest.raises(UserError, match="does not mark answers: .*prts data instructions"):
         train_batches(counting_store(100), ReadOrder(8, 2, 0, overlap=False, instructions=True))
+
+
+def test_several_packed_stores_give_their_rows_in_their_shares(store: TokenStore, tmp_path: Path):
+    other = make_store(tmp_path, many(47)[31:], LENGTH)
+    stores = open_stores(f"{store.directory},0.75;{other.directory},0.25")
+    batches = train_batches(stores, packed_order(LENGTH, ROUND, seed=0))
+    batch = batches.rows(0, 0, ROUND)
+    keys = ("tokens", "targets", "loss_weights")
+    rows = [tuple(map(tuple, (batch[key][row].tolist() for key in keys))) for row in range(ROUND)]
+    assert len(rows) == ROUND
+    ours, theirs = (
+        {tuple(map(tuple, row.values())) for row in rows_of(each)} for each in (store, other)
+    )
+    assert not ours & theirs
+    assert sum(row in ours for row in rows) == ROUND * 3 // 4
+    assert sum(row in theirs for row in rows) == ROUND // 4
+    assert set(rows) == ours | theirs

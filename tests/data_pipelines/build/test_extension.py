@@ -4,6 +4,9 @@ import dataclasses
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -14,6 +17,7 @@ from data_pipelines.build.store_build import Build, Rules
 from data_pipelines.store.store import TokenStore, read_index
 from data_pipelines.store.verify import verify
 from prts_jax.errors import UserError
+from tests.conftest import ROOT
 from tests.data_pipelines.build.line_task import LineTask, contents, silent, write_files
 from tests.gcs import fake_gcs, gcs_server  # noqa: F401 (fixtures)
 
@@ -156,3 +160,44 @@ def test_on_object_storage_shards_are_copied(
         build.finish([build.write(0), build.write(1)])
         assert TokenStore.open(target).fingerprint == expected.fingerprint
         verify(target)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from data_pipelines.build import extension
+from data_pipelines.build.cache import cache
+from data_pipelines.build.store_build import Rules
+from tests.data_pipelines.build.line_task import LineTask, silent
+
+folder, where = pathlib.Path(sys.argv[1]), sys.argv[2]
+calls = []
+
+def killing(function):
+    def counted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+    return counted
+
+if where == "adopting":
+    extension._put = killing(extension._put)
+else:
+    LineTask.documents = killing(LineTask.documents)
+cache(LineTask(folder / "new files"), folder / "new", silent, Rules(extends=str(folder / "old")))
+"""
+
+
+@pytest.mark.parametrize("where", ["adopting", "reading"])
+def test_a_killed_extension_goes_on_to_the_same_bytes(old: Path, tmp_path: Path, where: str):
+    before, rules = contents(old), Rules(extends=str(old))
+    cache(new_task(tmp_path), tmp_path / "whole", silent, rules)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), where], cwd=ROOT)
+    assert ended.returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="no finished token store"):
+        TokenStore.open(tmp_path / "new")
+    task = new_task(tmp_path)
+    cache(task, tmp_path / "new", silent, rules)
+    assert contents(tmp_path / "new") == contents(tmp_path / "whole")
+    assert contents(old) == before
+    verify(tmp_path / "new")

@@ -4,6 +4,7 @@ Run by test_sharded_model.py with eight virtual devices. Prints one JSON object:
 differences from one device, relative to the largest value, and which leaves are really split.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
-from prts_jax.mesh import make_mesh, param_shardings, sharding
+from prts_jax.mesh import param_shardings, sharding, use_mesh
 from prts_jax.model import architecture
+from prts_jax.model.attention import causal_attention
 from prts_jax.model.initialise import init_params
 
 MODEL = ModelConfig(vocab=64, layers=3, embed=48, heads=4, kv_heads=2, head_dim=8, mlp=96)
@@ -25,6 +28,8 @@ MESHES = {
     "fsdp=8": MeshConfig(fsdp=8),
     "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2),
     "data=2 fsdp=2 tensor=2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp=2 sequence=2 tensor=2": MeshConfig(fsdp=2, sequence=2, tensor=2),
+    "changed rules": MeshConfig(fsdp=2, sequence=4, rules="vocab=fsdp+sequence,embed=none"),
 }
 
 Results = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
@@ -45,6 +50,33 @@ def relative_error(ours: jax.Array, reference: jax.Array) -> float:
     return float(difference / np.abs(np.asarray(reference)).max())
 
 
+def attention_and_gradients(
+    implementation: str, qkv: tuple[jax.Array, ...], segment_ids_BxS: jax.Array | None
+) -> tuple[jax.Array, ...]:
+    def loss(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = causal_attention(*qkv, implementation, jax.lax.Precision.HIGHEST, segment_ids_BxS)
+        return jnp.square(out).sum(), out
+
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+    return out, *grads
+
+
+def splash_errors() -> dict[str, float]:
+    """Compares the interpreted kernels on a mesh that splits positions with XLA on one device."""
+    kernel = splash_attention_kernel
+    kernel.make_splash_mqa = functools.partial(kernel.make_splash_mqa, interpret=True)
+    keys = jax.random.split(jax.random.key(1), 3)
+    qkv = tuple(jax.random.normal(keys[i], (1, n, 256, 64)) for i, n in enumerate((4, 2, 2)))
+    documents = jnp.arange(256, dtype=jnp.int32)[None] // 100
+    errors = {}
+    for name, segment_ids_BxS in (("one document", None), ("documents", documents)):
+        expected = attention_and_gradients("xla", qkv, segment_ids_BxS)
+        with use_mesh(MeshConfig(sequence=2, tensor=2), jax.devices()[:4]):
+            ours = attention_and_gradients("splash", qkv, segment_ids_BxS)
+        errors[name] = max(map(relative_error, ours, expected))
+    return errors
+
+
 def main() -> None:
     declarations = architecture.declare(MODEL)
     params = init_params(declarations, MODEL.layers, "paper", seed=3)
@@ -52,9 +84,8 @@ def main() -> None:
     loss, logits, grads = jax.jit(evaluate)(params, tokens_BxS)
     report = {}
     for name, config in MESHES.items():
-        mesh = make_mesh(config)
-        shardings = param_shardings(mesh, declarations)
-        with jax.set_mesh(mesh):
+        with use_mesh(config) as mesh:
+            shardings = param_shardings(mesh, declarations)
             sharded = init_params(declarations, MODEL.layers, "paper", 3, shardings)
             split_tokens = jax.device_put(tokens_BxS, sharding(mesh, ("batch", "length")))
             sharded_loss, sharded_logits, sharded_grads = jax.jit(evaluate)(sharded, split_tokens)
@@ -75,6 +106,7 @@ def main() -> None:
             "parts of logits": sharded_logits.size
             // sharded_logits.addressable_shards[0].data.size,
         }
+    report["splash"] = splash_errors()
     json.dump(report, sys.stdout)
 
 

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig
+from prts_jax.config.rules import MESH_AXES
 from prts_jax.mesh import param_shardings, sharding
 from prts_jax.model import architecture
 from prts_jax.model.attention import causal_attention
@@ -77,8 +78,8 @@ def model_gradient(mesh: Mesh, remat: str) -> dict[str, object]:
 
 def main() -> None:
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    devices = np.array(topology.devices).reshape(1, 2, 2)
-    mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    devices = np.array(topology.devices).reshape(1, 2, 1, 2)
+    mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     with jax.set_mesh(mesh):
         report = {
             f"attention head_dim={head_dim} length={length} kv_heads={kv_heads}": (

@@ -45,7 +45,7 @@ def main() -> None:
     """Compares the growth on four devices with that on one."""
     whole = make_mesh(tiny.run_config(mesh__fsdp=1, mesh__tensor=4).mesh)
     assert tiny.MODEL.kv_heads % whole.shape["tensor"]
-    single = Mesh(whole.devices.ravel()[:1].reshape(1, 1, 1), whole.axis_names, whole.axis_types)
+    single = Mesh(whole.devices.ravel()[:1].reshape(1, 1, 1, 1), whole.axis_names, whole.axis_types)
     sharded, alone = (grown(sys.argv[1], mesh) for mesh in (whole, single))
     assert sharded.keys() == alone.keys()
     for path, leaf in alone.items():
