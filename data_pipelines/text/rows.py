@@ -31,7 +31,7 @@ CHAT_FAULTS = {
 """Kinds of bad instruction data, and their explanation."""
 
 FAULTS = {
-    "truncated_file": "the file is empty or ends before its compressed data does; fetch it again",
+    "truncated_file": "the file is empty or ends too early; fetch it again",
     "corrupt_file": "the file is damaged, and no row is taken from here on; fetch it again",
     "enormous_line": f"it is longer than {MAX_LINE_BYTES >> 20} MiB; split its document",
     "invalid_utf8": "it is not UTF-8",

@@ -1,6 +1,7 @@
 """`prts report RUN RUN … --out=DIR`: compare runs over tokens, FLOPs and time."""
 
 import argparse
+import dataclasses
 import json
 import sys
 import textwrap
@@ -48,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="K",
         help="with --study: how well the losses after K steps predict the final order of arms",
     )
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="with --study: fit the saturation law L(D1, D2) to runs grown after different tokens",
+    )
     parser.add_argument("--out", metavar="DIR", help="folder for report.html and the figures")
     parser.add_argument(
         "--baseline",
@@ -75,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         return _report_study(arguments)
     if arguments.probe is not None:
         raise UserError("--probe: ranks the arms of a study; give --study=DIR")
+    if arguments.fit:
+        raise UserError("--fit: fits a law to the runs of a study; give --study=DIR")
     compared = [compare(runs, arguments.baseline) for runs in read_seeds(arguments.runs)]
     written = write(compared, arguments.out) if arguments.out else []
     if arguments.json:
@@ -90,16 +98,22 @@ def main(argv: Sequence[str]) -> int:
 def _report_study(arguments: argparse.Namespace) -> int:
     from prts_jax.study import pages  # SciPy takes half a second to load
     from prts_jax.study import results as study_results
+    from prts_jax.study.fit import fit
 
     if arguments.baseline is not None:
         raise UserError("--baseline: a study names its scratch arms itself; leave it out")
     results = study_results.read(arguments.study)
-    written = pages.write(results, arguments.out, arguments.probe) if arguments.out else []
+    probe = arguments.probe
+    more = [] if probe is None else [pages.probe_sentence(results, probe)]
+    law = fit(results) if arguments.fit else None
+    more += [law.sentence()] if law else []
+    written = pages.write(results, arguments.out, more) if arguments.out else []
     if arguments.json:
-        values = study_results.as_json(results, arguments.probe) | {"files": written}
+        values = study_results.as_json(results, probe) | {"files": written}
+        values |= {"saturation": dataclasses.asdict(law)} if law else {}
         print(json.dumps(values, allow_nan=False))
     else:
-        print(pages.text(results, arguments.probe))
+        print(pages.text(results, more))
         if written:
             print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
     return 0

@@ -78,6 +78,7 @@ _AT_LEAST_ZERO = (
     "optimizer.weight_decay",
     "schedule.warmup_steps",
     "schedule.peak",
+    "train.z_loss",
     "schedule.final",
     "schedule.decay_start",
     "init.growth.factor",

@@ -158,6 +158,7 @@ class InitConfig:
 
     seed: int = 0
     kind: str = "paper"  # paper, or torch_default (as in the published scratch runs)
+    zero_outputs: bool = False  # attention outputs and down projections start from zero
     grow_from: str = ""  # checkpoint to grow into this model
     start_from: str = ""  # checkpoint of this model, for example one written by `prts grow`
     branch_from: str = ""  # checkpoint of a run to decay over `schedule.decay`: WORKDIR@STEP
@@ -208,6 +209,7 @@ class TrainConfig:
 
     steps: int = 1000  # steps of this run since its start or growth; see growth.stages
     accumulation: int = 1  # micro-batches per step
+    z_loss: float = 0.0  # weight of log² Z in the gradient of the loss; PaLM: 1e-4
     max_skipped: int = 10  # steps without a finite loss or gradient that a start may skip
     trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 

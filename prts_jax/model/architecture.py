@@ -129,15 +129,17 @@ def losses(
     documents: Documents | None = None,
     gates: Gates | None = None,
     frozen: tuple[int, ...] | None = None,
+    z_loss: float = 0.0,
 ) -> jax.Array:
     """Returns the loss of each target: [B, S] float32, nats.
 
     Equals `token_losses` of the logits; with compute.loss_chunks above 1 the logits of all
-    positions never exist at once. Arguments are those of `logits`.
+    positions never exist at once. Arguments are those of `logits`
+    and `token_losses`.
     """
     module = architecture(model).module(model, compute, frozen)
     out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]
-        {"params": params}, tokens_BxS, documents, gates, None, targets_BxS
+        {"params": params}, tokens_BxS, documents, gates, None, targets_BxS, z_loss
     )
     return out[0]
 

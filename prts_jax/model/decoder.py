@@ -66,6 +66,7 @@ class Decoder(nn.Module):
         gates: Gates | None = None,
         cached: Cached | None = None,
         targets_BxS: jax.Array | None = None,
+        z_loss: float = 0.0,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns logits [B, S, vocab] float32 for int32 token ids [B, S], and the new cache.
 
@@ -110,7 +111,8 @@ class Decoder(nn.Module):
             head_ExV = declare_param(self, "head", Kind.READER, embed | vocab, ("embed",))
         head_ExV = head_ExV.astype(dtype)
         if targets_BxS is not None:
-            return losses_in_chunks(x_BxSxE, head_ExV, targets_BxS, self.compute.loss_chunks), cache
+            chunks = self.compute.loss_chunks
+            return losses_in_chunks(x_BxSxE, head_ExV, targets_BxS, chunks, z_loss), cache
         return _logits(x_BxSxE, head_ExV), cache
 
     def _through_layers(
@@ -176,7 +178,11 @@ def _logits(x_BxSxE: jax.Array, head_ExV: jax.Array) -> jax.Array:
 
 
 def losses_in_chunks(
-    x_BxSxE: jax.Array, head_ExV: jax.Array, targets_BxS: jax.Array, chunks: int
+    x_BxSxE: jax.Array,
+    head_ExV: jax.Array,
+    targets_BxS: jax.Array,
+    chunks: int,
+    z_loss: float = 0.0,
 ) -> jax.Array:
     """Returns the loss of each target; logits exist for one chunk of positions at a time.
 
@@ -185,13 +191,14 @@ def losses_in_chunks(
       head_ExV: the head in the dtype of `x_BxSxE`.
       targets_BxS: int32 token ids.
       chunks: a divisor of S; 1 keeps the logits for the backward pass, more compute them again.
+      z_loss: as `token_losses` takes it.
 
     Returns:
       [B, S] float32, nats.
     """
 
     def losses(x: jax.Array, targets: jax.Array) -> jax.Array:
-        return token_losses(_logits(x, head_ExV), targets)
+        return token_losses(_logits(x, head_ExV), targets, z_loss)
 
     if chunks == 1:
         return losses(x_BxSxE, targets_BxS)

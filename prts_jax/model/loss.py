@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 
 
-def token_losses(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
+def token_losses(logits_BxSxV: jax.Array, targets_BxS: jax.Array, z_loss: float = 0.0) -> jax.Array:
     """Returns the negative log-likelihood of each target, in nats, computed in float32.
 
     Args:
       logits_BxSxV: float32.
       targets_BxS: int32 token ids.
+      z_loss: weight of log² Z, Z the softmax's normaliser; it adds to the gradient and not to the
+        value, so that losses stay comparable (PaLM, arXiv 2204.02311: 1e-4).
 
     Returns:
       [B, S] float32.
@@ -18,7 +20,11 @@ def token_losses(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
     # A masked sum stays where the vocabulary is sharded; a gather would not.
     is_target = targets_BxS[..., None] == jnp.arange(logits_BxSxV.shape[-1])
     picked = jnp.where(is_target, logits_BxSxV, 0.0).sum(axis=-1)
-    return log_normaliser - picked
+    losses = log_normaliser - picked
+    if z_loss:
+        extra = z_loss * log_normaliser**2
+        losses = losses + (extra - jax.lax.stop_gradient(extra))
+    return losses
 
 
 def loss_by_source(

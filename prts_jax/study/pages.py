@@ -1,6 +1,7 @@
 """The report of a study: tables for the terminal, a page, and its figures."""
 
 import textwrap
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def cell(estimate: Estimate) -> str:
     return f"{percent(estimate.mean)} [{percent(estimate.low)} to {percent(estimate.high)}]"
 
 
-def sentences(results: Results, probe: int | None = None) -> list[str]:
-    """Returns what the figures mean: how they are compared, and how ranks agree."""
+def sentences(results: Results, more: Sequence[str] = ()) -> list[str]:
+    """Returns what the figures mean, how ranks agree with the paper's, and `more`."""
     lines = [FINISHED if results.finished_only else CONSTANT, METHOD]
     agreement = results.agreement()
     if agreement is not None:
@@ -88,12 +89,7 @@ def sentences(results: Results, probe: int | None = None) -> list[str]:
             f"Rank by final loss against the paper's (arXiv 2405.15319, Figure 3): Kendall's τ = "
             f"{agreement:+.2f} (1: the same order, 0: no relation)."
         )
-    if probe is not None:
-        tau = results.probe(probe)
-        lines.append(
-            f"Ranking the grown arms by their loss after {probe} steps predicts their final order "
-            f"with Kendall's τ = {MISSING if tau is None else f'{tau:+.2f}'}."
-        )
+    lines += more
     missing = [
         f"{arm.name} {len(results.seeds) - len(arm.runs)}"
         for arm in results.arms
@@ -104,13 +100,22 @@ def sentences(results: Results, probe: int | None = None) -> list[str]:
     return lines
 
 
-def text(results: Results, probe: int | None = None) -> str:
+def probe_sentence(results: Results, steps: int) -> str:
+    """Returns how well the losses after some steps predict the final order of grown arms."""
+    tau = results.probe(steps)
+    return (
+        f"Ranking the grown arms by their loss after {steps} steps predicts their final order with "
+        f"Kendall's τ = {MISSING if tau is None else f'{tau:+.2f}'}."
+    )
+
+
+def text(results: Results, more: Sequence[str] = ()) -> str:
     """Returns the report for a terminal."""
-    paragraphs = [textwrap.fill(line, 100) for line in sentences(results, probe)]
+    paragraphs = [textwrap.fill(line, 100) for line in sentences(results, more)]
     return "\n\n".join([render(arm_table(results)), *paragraphs])
 
 
-def write(results: Results, workdir: str, probe: int | None = None) -> list[str]:
+def write(results: Results, workdir: str, more: Sequence[str] = ()) -> list[str]:
     """Writes the page and its figures into a folder, and returns their paths, the page first.
 
     Raises:
@@ -126,7 +131,7 @@ def write(results: Results, workdir: str, probe: int | None = None) -> list[str]
         f"<h1>{escape(results.title)}</h1>",
         *(html.figure(*picture) for picture in list(pictures.values())[:2]),
         html.table_of(arm_table(results)),
-        *(f'<p class="definition">{escape(line)}</p>' for line in sentences(results, probe)),
+        *(f'<p class="definition">{escape(line)}</p>' for line in sentences(results, more)),
         "<h2>The step of growth</h2>",
         html.figure(*pictures["growth.png"]),
     ]

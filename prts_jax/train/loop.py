@@ -109,7 +109,7 @@ def _train_stage(
     check_lock: Callable[[], None],
 ) -> None:
     """Trains one stage to its end and frees its device memory on return."""
-    config = stage.config
+    config, began = stage.config, time.perf_counter()
     keep = config.checkpoint
     with (
         use_mesh(config.mesh) as mesh,
@@ -124,6 +124,7 @@ def _train_stage(
         if _finished(workdir, start.lineage, stage):
             return
         setup = set_up(stage, workdir, mesh, batches, checkpoints, optimizer, start, check_lock)
+        setup.recorder.begin(began)
         announce(setup, start)
         progress = Progress(start.state, start.lineage, opening(start.lineage))
         del start  # its state is donated to the first step

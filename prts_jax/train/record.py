@@ -61,8 +61,22 @@ class Recorder:
         self._by_source = np.zeros((2, len(sources)))  # losses, tokens
         kept = log.kept if log is not None else []
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
+        # Wall time since the first start, with the pauses between starts; "time" is newer.
+        self._started = kept[0]["time"] - kept[0]["seconds"] if kept and "time" in kept[0] else 0.0
+        self._started = self._started or time.time() - self._seconds_before
+        self._in_steps = kept[-1].get("step_seconds", 0.0) if kept else 0.0
+        self._began: float | None = None
+        self._first_step_seconds = 0.0
         self._step, self._last_tokens = origin.step, origin.tokens
         self._clock = self._line_clock = time.perf_counter()
+
+    def begin(self, began: float) -> None:
+        """Reports the time to the first step of this start, counted from `began`.
+
+        Args:
+          began: `time.perf_counter()` before the stage was restored, grown or initialised.
+        """
+        self._began = began
 
     def restart_clock(self) -> None:
         """Excludes the time until now (compilation) from the rates, but not from `seconds`."""
@@ -105,6 +119,9 @@ class Recorder:
         if self._unread is not None:
             metrics: StepMetrics = jax.device_get(self._unread)
             self._unread = None
+            if self._began is not None:
+                self._first_step_seconds = time.perf_counter() - self._began
+                self._began = None
             self._step += 1
             if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
                 self._read.append(metrics)
@@ -168,11 +185,18 @@ class Recorder:
             line["gradient_norm"] = float(latest.gradient_norm)
             line["learning_rate"] = float(latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
+            self._in_steps += elapsed
             seconds_per_step = elapsed / len(self._read)
             rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
             line["tokens_per_second_per_device"] = round(rate, 1)
             if self._peak is not None:
                 line["mfu"] = rate * self._flops_per_token / self._peak
+        wall = max(time.time() - self._started, 1e-9)
+        line["time"], line["step_seconds"] = round(time.time(), 3), round(self._in_steps, 3)
+        line["goodput"] = round(min(1.0, self._in_steps / wall), 4)
+        if self._first_step_seconds:
+            line["first_step_seconds"] = round(self._first_step_seconds, 3)
+            self._first_step_seconds = 0.0
         line |= extra
         self._read, self._last_tokens, self._line_clock = [], lineage.tokens, now
         self._skipped = []

@@ -5,12 +5,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.store.several import Stores
 from data_pipelines.store.store import TokenStore
+from prts_jax import tree
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.lineage import Lineage
@@ -109,6 +111,12 @@ def _fresh(
     params = init_params(
         declarations, config.model.layers, config.init.kind, config.init.seed, shardings
     )
+    if config.init.zero_outputs:
+        leaves = tree.flatten(params)
+        silent = {path for path, leaf in declarations.items() if leaf.writes_stream}
+        params = tree.unflatten(
+            {p: jnp.zeros_like(leaf) if p in silent else leaf for p, leaf in leaves.items()}
+        )
     lineage = Lineage(
         step=0,
         stage_step=0,

@@ -162,11 +162,14 @@ def _summed_losses(
     """
     tokens, weights, documents = batch["tokens"], batch["loss_weights"], documents_of(batch)
     inputs = {"documents": documents, **inputs}
+    z_loss = config.train.z_loss
     if teacher is None:
-        of_token = losses(params, tokens, batch["targets"], model, config.compute, **inputs)
+        of_token = losses(
+            params, tokens, batch["targets"], model, config.compute, z_loss=z_loss, **inputs
+        )
     else:
         out = logits(params, tokens, model, config.compute, **inputs)
-        of_token = token_losses(out, batch["targets"])
+        of_token = token_losses(out, batch["targets"], z_loss)
     by_source = loss_by_source(of_token, weights, batch["source_ids"], sources)
     loss = jnp.sum(of_token * weights)
     sums = {"loss": loss, "source_losses": by_source[0], "source_tokens": by_source[1]}

@@ -44,6 +44,27 @@ def test_gradient_is_softmax_minus_one_hot():
     np.testing.assert_allclose(gradient, softmax - np.eye(5)[targets], atol=1e-6)
 
 
+def test_z_loss_adds_to_the_gradient_alone():
+    """The gradient is that of loss + weight · log² Z, by central differences in float64."""
+    random = np.random.default_rng(1)
+    logits = random.standard_normal((1, 2, 5))
+    targets, weight = np.array([[1, 4]]), 0.3
+    given, chosen = jnp.float32(logits), jnp.asarray(targets)
+    plain, with_z = (token_losses(given, chosen, z) for z in (0.0, weight))
+    np.testing.assert_array_equal(plain, with_z)
+    gradient = jax.grad(lambda x: token_losses(x, chosen, weight).sum())(given)
+
+    def total(x: np.ndarray) -> float:
+        log_z = np.log(np.exp(x).sum(-1))
+        return float(by_hand(x, targets).sum() + weight * (log_z**2).sum())
+
+    for place in np.ndindex(*logits.shape):
+        step = np.zeros_like(logits)
+        step[place] = 1e-5
+        slope = (total(logits + step) - total(logits - step)) / 2e-5
+        assert float(gradient[place]) == pytest.approx(slope, abs=1e-4)
+
+
 def test_loss_by_source_adds_up_each_source_by_weight():
     random = np.random.default_rng(0)
     losses = random.random((4, 6)).astype(np.float32)

@@ -1,6 +1,7 @@
 """The recorder's treatment of steps without a finite loss or gradient."""
 
 import math
+import time
 
 import jax
 import numpy as np
@@ -73,6 +74,24 @@ def test_more_skipped_steps_than_allowed_stop_the_run(sink, lineage):
     record.dispatched(metrics(math.nan), 256)
     with pytest.raises(DivergedError, match=r"at step 3: .*2 steps .*positions \[0, 256\]"):
         record.settle({})
+
+
+def test_goodput_counts_the_pauses_between_starts(sink, lineage):
+    sink.kept = [
+        {"step": 0, "seconds": 0.0, "time": time.time() - 1000},
+        {"step": 1, "seconds": 90.0, "time": time.time() - 900, "step_seconds": 80.0},
+    ]
+    record = recorder(sink, lineage)
+    record.begin(time.perf_counter() - 20)
+    for position in (0, 128):
+        record.dispatched(metrics(1.0), position)
+        record.line_due(lineage)
+        record.settle({})
+    first, second = sink.lines
+    assert first["goodput"] == pytest.approx(80 / 1000, abs=0.001)
+    assert first["step_seconds"] == pytest.approx(80, abs=1)
+    assert first["first_step_seconds"] == pytest.approx(20, abs=1)
+    assert "first_step_seconds" not in second
 
 
 def test_a_validation_loss_that_is_no_number_stops_the_run(sink, lineage):

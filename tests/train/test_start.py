@@ -58,6 +58,13 @@ def start(config, workdir, allow_change=()) -> Start:
 # Fresh
 
 
+def test_a_fresh_model_may_begin_with_silent_layers(configure, tmp_path):
+    params = start(configure(init__zero_outputs=True), tmp_path / "run").state.params["layers"]
+    assert not params["attention"]["o"].any()
+    assert not params["mlp"]["down"].any()
+    assert params["mlp"]["up"].any()
+
+
 def test_a_run_without_anything_begins_fresh(configure, tmp_path):
     begun = start(configure(), tmp_path)
     assert begun.how == "fresh parameters"

@@ -104,7 +104,8 @@ def read_lines(workdir: Path) -> list[dict[str, Any]]:
 
 def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the lines without what a clock measured."""
-    clock = ("seconds", "tokens_per_second_per_device", "mfu")
+    clock = ("seconds", "tokens_per_second_per_device", "mfu", "time", "step_seconds", "goodput")
+    clock += ("first_step_seconds",)
 
     def timeless(line: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in line.items() if key not in clock}
