@@ -78,7 +78,7 @@ def _race(
         loading.append(time.thread_time() - begin)
         return batch
 
-    optimizer = make_optimizer(run.optimizer)
+    optimizer = make_optimizer(run)
     params = init_params(
         declarations, run.model.layers, "paper", 0, param_shardings(mesh, declarations)
     )
