@@ -82,12 +82,12 @@ def _train_stages(
 ) -> None:
     origin = find_origin(config, workdir)
     stages = remaining_stages(config, origin)
-    _say_schedules(stages)
     check_stores(stages, origin, allow_change)
     for stage in stages:
         if stage is not stages[0]:
             origin = newest_origin(workdir)  # saved by the stage before
-        _train_stage(stage, origin, workdir, allow_change, stopping, check_lock)
+        planned = stages if stage is stages[0] else ()
+        _train_stage(stage, planned, origin, workdir, allow_change, stopping, check_lock)
 
 
 def _say_schedules(stages: Sequence[Stage]) -> None:
@@ -102,13 +102,14 @@ def _say_schedules(stages: Sequence[Stage]) -> None:
 
 def _train_stage(
     stage: Stage,
+    planned: Sequence[Stage],
     origin: Origin | None,
     workdir: str,
     allow_change: Collection[str],
     stopping: Stopping,
     check_lock: Callable[[], None],
 ) -> None:
-    """Trains one stage to its end and frees its device memory on return."""
+    """Trains one stage to its end and frees its device memory; says the `planned` schedules."""
     config, began = stage.config, time.perf_counter()
     keep = config.checkpoint
     with (
@@ -125,6 +126,7 @@ def _train_stage(
             return
         setup = set_up(stage, workdir, mesh, batches, checkpoints, optimizer, start, check_lock)
         setup.recorder.begin(began)
+        _say_schedules(planned)
         announce(setup, start)
         progress = Progress(start.state, start.lineage, opening(start.lineage))
         del start  # its state is donated to the first step
