@@ -165,7 +165,7 @@ def refusal(values: Any) -> str:
     return message
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(run_configs())
 def test_a_config_survives_dictionaries_json_and_ml_collections(config: RunConfig) -> None:
     values = to_dict(config)

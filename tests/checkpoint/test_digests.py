@@ -82,7 +82,7 @@ def test_digests_are_pinned():
 
 
 @given(st.integers(0, 59), st.integers(0, 31))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_flipped_bit_changes_the_digest(element, bit):
     layer = random(12, 5)
     damaged = layer.copy()
@@ -97,7 +97,6 @@ def test_signs_of_zero_and_payloads_of_nan_count():
 
 
 @given(st.integers(0, 59), st.integers(0, 59))
-@settings(deadline=None)
 def test_order_counts_inside_a_layer(one, other):
     layer = random(12, 5)
     swapped = layer.copy()
@@ -114,7 +113,6 @@ def test_a_layers_place_in_the_stack_does_not_count():
 
 
 @given(st.permutations(range(6)), st.integers(1, 6), st.integers(1, 50))
-@settings(deadline=None)
 def test_boxes_in_any_order_make_the_digest_of_the_whole(order, rows, columns):
     layer = random(6, 50, 3)
     digest = LayerDigest(layer.shape)

@@ -158,7 +158,7 @@ def made_or_none(growth) -> GrowthMap | None:
         return None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(growths() | sensible_growths())
 def test_a_growth_is_refused_in_one_line_or_makes_a_map_that_holds_together(growth):
     growth_map = made_or_none(growth)
@@ -187,7 +187,7 @@ def declared(model: ModelConfig):
     return declare(model)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(sensible_maps())
 def test_the_mesh_makes_the_shapes_that_the_target_declares(growth_map):
     event(growth_map.operator)
@@ -218,7 +218,7 @@ def random_params(model: ModelConfig):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     sensible_maps(
         ("zero", "block_expansion", "random", "split", "zero_width", "random_width")

@@ -95,7 +95,7 @@ def test_a_streamed_checkpoint_can_be_shared_and_a_shared_one_streamed(source, t
 
 
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(layers=st.lists(st.integers(0, 2), min_size=3, max_size=12))
 def test_every_index_list_is_done(source, tmp_path_factory, layers):
