@@ -8,14 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import settings
 
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Encoded, write_index, write_shard
-
-# A busy machine makes single examples slow, which says nothing about the code.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
 
 Document = tuple[Sequence[int], int]
 MakeStore = Callable[..., TokenStore]
