@@ -94,9 +94,7 @@ def test_a_streamed_checkpoint_can_be_shared_and_a_shared_one_streamed(source, t
     assert_same(stored_params(tmp_path / "thirteen"), expected)
 
 
-@settings(
-    max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layers=st.lists(st.integers(0, 2), min_size=3, max_size=12))
 def test_every_index_list_is_done(source, tmp_path_factory, layers):
     path, values = source
