@@ -95,7 +95,7 @@ def refusal(tmp_path, capsys, *arguments, code=2):
         (["--operator=zero_width", "--widths=head_dim=6"], "give a multiple of 4"),
         (["--operator=last", "--block=4"], "last copies 1 to 3 of the source's layers"),
         (["--factor=2", "--noise=2"], "growth.noise: is 2.0; a share of 0 to 1"),
-        (["--factor=2", "--noise=nan"], "growth.noise: is nan"),
+        (["--factor=2", "--noise=nan"], "--noise: nan is not a finite number"),
         (
             ["--operator=random", "--factor=2", "--seed=-1"],
             "growth.seed: is -1; it must be 0 to 2^63",
