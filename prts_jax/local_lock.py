@@ -41,6 +41,8 @@ def local_lock(directory: str | os.PathLike[str]) -> Iterator[None]:
             remove_unused(path, created)
         raise
     finally:
+        with contextlib.suppress(OSError):  # equal contents of a directory stay equal bytes
+            os.ftruncate(descriptor, 0)
         os.close(descriptor)
 
 
