@@ -61,7 +61,10 @@ def test_the_start_token_comes_first_on_request(
 
 FLAGS = {
     "temperature below 0": (["--prompt=a", "--temperature=-1"], "temperature: is -1.0"),
-    "temperature nan": (["--prompt=a", "--temperature=nan"], "--temperature: nan is not a finite number"),
+    "temperature nan": (
+        ["--prompt=a", "--temperature=nan"],
+        "--temperature: nan is not a finite number",
+    ),
     "top_p of 0": (["--prompt=a", "--top_p=0"], "top_p: is 0.0; it must be above 0 and at most 1"),
     "top_p above 1": (["--prompt=a", "--top_p=1.5"], "top_p: is 1.5"),
     "seed": (["--prompt=a", f"--seed={2**63}"], "it must be a 64-bit integer"),
