@@ -10,7 +10,7 @@ from flax.core import meta
 
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.declaration import LAYERS, Kind
-from prts_jax.mesh import axis_size, constrain
+from prts_jax.mesh import axis_size, constrain, gather_residual
 from prts_jax.model.attention import ATTENTION
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
 from prts_jax.model.layers import (
@@ -103,8 +103,7 @@ class Decoder(nn.Module):
         ):  # logits of a whole vocabulary are large: compute only those asked for
             x_BxSxE = jnp.take_along_axis(x_BxSxE, cached.scored_B[:, None, None], axis=1)
         final_norm = declare_norm(self, "final_norm", embed)
-        x_BxSxE = rms_norm(x_BxSxE, final_norm, m.norm_eps)
-        x_BxSxE = constrain(x_BxSxE, ("batch", "length", "features"))
+        x_BxSxE = gather_residual(rms_norm(x_BxSxE, final_norm, m.norm_eps))
         if m.tied:
             head_ExV = table_VxE.T
         else:

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.declaration import STREAM, Kind
-from prts_jax.mesh import constrain
+from prts_jax.mesh import constrain, gather_residual
 from prts_jax.model.attention import cached_attention, causal_attention
 from prts_jax.model.inputs import Cache, Gates
 
@@ -322,8 +322,7 @@ class Block(nn.Module):
             return constrain(x_BxSxE, ("batch", "residual_length", "features"))
 
         def norm(scale_E: jax.Array) -> jax.Array:
-            normed = rms_norm(x_BxSxE, scale_E, m.norm_eps)
-            return constrain(normed, ("batch", "length", "features"))
+            return gather_residual(rms_norm(x_BxSxE, scale_E, m.norm_eps))
 
         out_BxSxE, cache = attention(
             norm(attention_norm), rope, segment_ids_BxS, gates.heads_H, cache, positions_BxS

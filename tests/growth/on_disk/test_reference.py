@@ -138,7 +138,7 @@ def test_damage_in_what_is_read_back_is_found_and_nothing_is_left(source, tmp_pa
 
 def whole_chunks(monkeypatch):
     """Makes saves store all layers of a leaf together, as Orbax does unless told otherwise."""
-    monkeypatch.setattr("prts_jax.checkpoint.store.LAYERS", "nothing is called so")
+    monkeypatch.setattr("prts_jax.checkpoint.items.LAYERS", "nothing is called so")
 
 
 def test_layers_that_are_stored_together_are_streamed_with_a_word_on_memory(

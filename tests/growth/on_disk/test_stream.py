@@ -128,7 +128,7 @@ def test_widths_and_new_layers_streamed_equal_those_of_the_mesh(tmp_path, operat
 def test_rows_of_large_layers_are_what_the_whole_layer_would_be(
     tmp_path, monkeypatch, operator, options
 ):
-    monkeypatch.setattr("prts_jax.checkpoint.store.CHUNK_BYTES", 512)
+    monkeypatch.setattr("prts_jax.checkpoint.items.CHUNK_BYTES", 512)
     params = write_source(tmp_path / "source")
     growth_map = make_map(MODEL, None, operator, **options)
     growing.stream(str(tmp_path / "source"), str(tmp_path / "whole"), growth_map)
@@ -146,7 +146,7 @@ def test_rows_of_large_layers_are_what_the_whole_layer_would_be(
 
 
 def test_large_layers_are_stored_in_chunks_that_bound_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("prts_jax.checkpoint.store.CHUNK_BYTES", 512)
+    monkeypatch.setattr("prts_jax.checkpoint.items.CHUNK_BYTES", 512)
     params = write_source(tmp_path / "source")
     for path, leaf in arrays.describe(str(tmp_path / "source")).items():
         assert np.prod(leaf.chunk) * 4 <= 512, path
@@ -216,7 +216,7 @@ def test_a_grown_checkpoint_grows_again(source, tmp_path):
 
 
 def test_leaves_stored_in_pieces_are_grown_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr("prts_jax.checkpoint.store.CHUNK_BYTES", 512)
+    monkeypatch.setattr("prts_jax.checkpoint.items.CHUNK_BYTES", 512)
     path = tmp_path / "source"
     params = write_source(path)
     assert arrays.describe(str(path))["token_embedding"].chunk != (48, 16)
