@@ -1,6 +1,7 @@
 """Growth operators by name, as configs and command lines ask for them."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -65,6 +66,9 @@ def make_map(
             own = {name: own[name] for name in own if name in takes or name in defaults}
         _check_options(operator, takes, given, own, defaults)
     given |= own
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"growth.{name}: is {value}; it must be a finite number")
     growth_map = known(source, target, given)
     if not isinstance(growth_map, GrowthMap):
         raise UserError(f"growth.operator: {operator!r} returns {growth_map!r}, not a GrowthMap")

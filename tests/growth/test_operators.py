@@ -1,5 +1,7 @@
 """Operators by name, as a config or a command line asks for them."""
 
+import math
+
 import pytest
 
 from prts_jax.config import OPERATOR_GROUP, ModelConfig
@@ -112,3 +114,10 @@ def test_an_operator_of_another_package_that_does_not_work_is_named(operator, op
     with pytest.raises(UserError, match=message) as caught:
         make_map(SOURCE, None, operator, options=options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_number_that_is_not_finite_is_refused_by_name(value):
+    model = ModelConfig()
+    with pytest.raises(UserError, match=r"growth\.learn_rate: is -?(inf|nan); it must be a finite"):
+        make_map(model, None, "learned", factor=2, learn_rate=value)

@@ -347,7 +347,7 @@ def test_a_model_without_layers_has_no_layer_parameters() -> None:
 
 def test_a_mesh_in_context_changes_no_declaration() -> None:
     """Nor are its devices asked to compute: they may be absent, and the batch here is one."""
-    mesh = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh((2, 4, 1, 2), ("data", "fsdp", "sequence", "tensor"))
     with jax.sharding.use_abstract_mesh(mesh):
         inside = architecture.declare(SMALL)
     assert inside == architecture.declare(SMALL)

@@ -35,7 +35,7 @@ def labels(params):
     ids=["chain", "masked", "partition", "accumulated"],
 )
 def test_moments_have_the_sharding_of_their_parameters(optimizer, moments):
-    mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((2, 2, 1, 2), ("data", "fsdp", "sequence", "tensor"))
     params = abstract_params(declare(tiny.MODEL), mesh)
     state = tree.named_leaves(abstract_optimizer(optimizer, params, mesh))
     for path, parameter in tree.flatten(params).items():
