@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh
 
 from prts_jax import tree
 from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
