@@ -125,7 +125,11 @@ def test_bad_input_is_one_line_and_a_restart_writes_only_missing_shards(
             "checksums",
             "index.json",
             "tokenizer.model",
-            *(f"shard-0000{i}.{part}" for i in range(5) for part in ("ends", "sources", "tokens")),
+            *(
+                f"shard-0000{i}.{part}"
+                for i in range(5)
+                for part in ("ends", "rows", "sources", "tokens")
+            ),
         ]
     )
     lines.clear()
