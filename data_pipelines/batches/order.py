@@ -14,7 +14,7 @@ OPEN_TOKENS = 1 << 26
 
 @dataclass(frozen=True)
 class ReadOrder:
-    """What a training batch at a position holds, for a given store.
+    """The content of a training batch at a position, for a given store.
 
     Attributes:
       length: inputs of a window, in tokens.

@@ -17,7 +17,7 @@ from prts_jax.growth.operator import BLOCK, FACTOR, GATE_STEPS, ORDER, SEED, ope
 from prts_jax.growth.widening import NEW
 
 ORDERS = ("interleave", "stack")
-"""Where `zero` and `random` put new layers: each after its original, or all on top."""
+"""Orders in which `zero` and `random` put new layers: each after its original, or all on top."""
 
 
 @operator("stack", factor=FACTOR)

@@ -85,7 +85,7 @@ class State:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, the state to keep, why in one line, and the exit code of END."""
+    """The next action, the state to keep, the reason in one line, and the exit code of END."""
 
     action: str
     state: State

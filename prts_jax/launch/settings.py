@@ -67,7 +67,7 @@ _FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to rent, where, and by whom it is used; `HELP` explains each.
+    """The slices to rent, their place and their user; `HELP` explains each.
 
     Raises:
       UserError: a value that gcloud would refuse, or read as a flag.

@@ -1,4 +1,4 @@
-"""What the model is given beside tokens: documents that share a row, and gates of what is new."""
+"""Inputs of the model beside tokens: documents that share a row, and gates of what is new."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
