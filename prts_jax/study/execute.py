@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prts_jax import config as config_lib
 from prts_jax.errors import Interrupted, UserError, first_line, storage_errors
+from prts_jax.growth.operators import draws
 from prts_jax.local_lock import local_lock
 from prts_jax.paths import write_atomically
 from prts_jax.report.runs import read_run
@@ -34,7 +35,9 @@ def resolved(
     """Returns a cell's config with its seeds, rate and base."""
     changed = cell.arm.config.copy_and_resolve_references()
     with changed.unlocked():
-        changed.data.seed = changed.init.seed = changed.init.growth.seed = cell.seed
+        changed.data.seed = changed.init.seed = cell.seed
+        if draws(changed.init.growth.operator) or changed.init.growth.noise:
+            changed.init.growth.seed = cell.seed
         changed.schedule.peak = cell.peak
         if cell.arm.base:
             base = base_of(study, cell, losses)

@@ -43,7 +43,8 @@ def test_all_runs_train_and_the_best_rate_of_the_first_seed_is_the_rate_of_the_o
     }
     grown = json.loads((tmp_path / "s/configs/stack-peak0.001-seed2.json").read_text())
     assert grown["init"]["grow_from"] == str(tmp_path / "s/runs/shallow-peak0.001-seed2")
-    assert grown["data"]["seed"] == grown["init"]["seed"] == grown["init"]["growth"]["seed"] == 2
+    assert grown["data"]["seed"] == grown["init"]["seed"] == 2
+    assert grown["init"]["growth"]["seed"] == 0  # stacking draws nothing
     assert "(13 of 13 runs done)" in lines[-1]
 
 
