@@ -141,6 +141,8 @@ def growth(results: Results) -> Figure:
         axes.set_xlabel("steps after growth")
         axes.set_ylabel(name)
     panels[1].set_yscale("log")
+    panels[1].yaxis.set_major_formatter("{x:g}")  # the default writes mathtext, which is off
+    panels[1].yaxis.set_minor_formatter("{x:g}")
     if panels[0].lines:
         panels[0].legend(fontsize=9)
     figure.suptitle("After growth", x=0.01, ha="left", weight="bold", fontsize=13)
