@@ -18,6 +18,7 @@ from data_pipelines.batches.loader import TrainBatches
 from prts_jax import tree
 from prts_jax.checkpoint.layout import read_matrices
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.compilation import compile_together
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
 from prts_jax.errors import DivergedError, Interrupted
@@ -26,7 +27,7 @@ from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_leaves
-from prts_jax.mesh import compile_together, param_shardings, replicated, sharding
+from prts_jax.mesh import param_shardings, replicated, sharding
 from prts_jax.model.architecture import declare, logits
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.inputs import documents_of
