@@ -24,8 +24,8 @@ def branch_config(stages: Sequence[RunConfig], origin: Origin) -> RunConfig:
       origin: the trunk's checkpoint, or on resume the branch's own.
 
     Raises:
-      UserError: the trunk is not in its stable phase there, or has a stage that the config lacks; or
-        the workdir holds another run than this branch.
+      UserError: the trunk is not in its stable phase there, or has a stage that the config lacks;
+        or the workdir holds another run than this branch.
     """
     lineage = origin.lineage
     if origin.own:
