@@ -4,6 +4,8 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from prts_jax.errors import UserError, storage_error
+from prts_jax.paths import as_path
 from prts_jax.report import table
 from prts_jax.report.comparison import Comparison
 from prts_jax.report.runs import Run
@@ -80,6 +82,33 @@ def page(title: str, parts: Sequence[str]) -> str:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
         "</body>\n</html>\n"
     )
+
+
+def write(page: str, pngs: Mapping[str, bytes], flag: str, directory: str) -> list[str]:
+    """Writes `report.html` and its figures, replacing an earlier report, and returns their paths.
+
+    Args:
+      page: the HTML.
+      pngs: PNG files by name.
+      flag: the flag that names the directory, for messages.
+      directory: local or `gs://`; created if missing.
+
+    Raises:
+      UserError: the directory cannot be created or written to.
+      StorageError: the disk failed.
+    """
+    root = as_path(directory)
+    paths = []
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for name, content in {"report.html": page.encode(), **pngs}.items():
+            (root / name).write_bytes(content)
+            paths.append(str(root / name))
+    except RecursionError as error:  # one call for each part of the path
+        raise UserError(f"{flag}={directory}: cannot be written (File name too long)") from error
+    except OSError as error:
+        raise storage_error(f"{flag}={directory}: cannot be written", error) from error
+    return paths
 
 
 def results(comparison: Comparison) -> list[str]:
