@@ -206,7 +206,7 @@ class Recorder:
             self._first_step_seconds = 0.0
         line |= extra
         self._read, self._last_tokens, self._line_clock = [], lineage.tokens, now
-        self._line_step = lineage.step
+        self._line_step = self._step
         self._by_source[:] = 0
         if self._log is not None:
             self._log.write(line)
