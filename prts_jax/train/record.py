@@ -48,8 +48,8 @@ class Recorder:
           flops_per_token: training FLOPs per token, see `prts_jax.model.counts`.
           origin: lineage before the first step.
           sources: names of the sources in the order of `StepMetrics.source_losses`.
-          max_skipped: steps of the stage without a finite loss or gradient, over all its starts; one
-            more is an error.
+          max_skipped: steps of the stage, over all its starts, without a finite loss or gradient;
+            one more is an error.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
