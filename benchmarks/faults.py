@@ -42,11 +42,11 @@ from prts_jax.train.metrics import read_metrics
 from tests.train import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ({"steps": 150, "model": {"layers": 1}}, {"steps": 150})
-LAST = 300
+STAGES = ({"steps": 100, "model": {"layers": 1}}, {"steps": 100})
+LAST = 200
 KINDS = ("SIGKILL", "SIGTERM", *DAMAGES, "half")
 STARTING_SECONDS = 10.0
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 1200.0
 SMALL_DISK = 1 << 30
 STOPPED = {
     "SIGKILL": (-signal.SIGKILL,),
@@ -102,7 +102,7 @@ class Sweep:
         if self.numbers.random() < 0.3:
             lines, pause = 0, self.numbers.uniform(0, STARTING_SECONDS)
         else:
-            lines, pause = self.numbers.randrange(1, 60), self.numbers.uniform(0, 0.2)
+            lines, pause = self.numbers.randrange(1, 50), self.numbers.uniform(0, 0.2)
         patience = time.monotonic() + PATIENCE_SECONDS
         while log.read_text().count(" loss ") < lines and process.poll() is None:
             if time.monotonic() > patience:
@@ -153,6 +153,7 @@ def start(folder: Path, workdir: Path, log: Path) -> subprocess.Popen[bytes]:
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     with log.open("wb") as output:
         return subprocess.Popen(
