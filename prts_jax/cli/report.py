@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.errors import UserError, escaped, storage_error
-from prts_jax.paths import as_path
+from prts_jax.errors import UserError, escaped, storage_errors
+from prts_jax.paths import as_path, check_output, make_folders
 from prts_jax.report import figures, html, seeds, table
 from prts_jax.report.comparison import Comparison, as_json, compare
 from prts_jax.report.runs import read_seeds
@@ -75,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
         directory that cannot be written.
     """
     arguments = parser().parse_args(argv)
+    if arguments.out:
+        check_output(as_path(arguments.out) / "report.html", f"--out={arguments.out}")
     if (arguments.study is None) == (not arguments.runs):
         raise UserError("name runs, or a study with --study=DIR; see `prts report --help`")
     if arguments.study is not None:
@@ -130,15 +132,11 @@ def write(compared: Sequence[Comparison], directory: str) -> list[str]:
     page = html.render(compared, pngs).encode()
     root = as_path(directory)
     paths = []
-    try:
-        root.mkdir(parents=True, exist_ok=True)
+    with storage_errors(f"--out={directory}: cannot be written"):
+        make_folders(root)
         for name, content in {"report.html": page, **pngs}.items():
             (root / name).write_bytes(content)
             paths.append(str(root / name))
-    except RecursionError as error:  # one call for each part of the path
-        raise UserError(f"--out={directory}: cannot be written (File name too long)") from error
-    except OSError as error:
-        raise storage_error(f"--out={directory}: cannot be written", error) from error
     return paths
 
 

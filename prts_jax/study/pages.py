@@ -3,11 +3,11 @@
 import textwrap
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from matplotlib import rc_context
 
 from prts_jax.errors import storage_errors
+from prts_jax.paths import as_path, make_folders
 from prts_jax.report import html
 from prts_jax.report.figures import STYLE, png
 from prts_jax.report.table import loss, percent
@@ -135,11 +135,11 @@ def write(results: Results, workdir: str, more: Sequence[str] = ()) -> list[str]
         "<h2>The step of growth</h2>",
         html.figure(*pictures["growth.png"]),
     ]
-    root = Path(workdir)
+    root = as_path(workdir)
     files: dict[str, bytes] = {PAGE: html.page(results.title, parts).encode()}
     files |= {name: content for name, (content, _) in pictures.items()}
     with storage_errors(f"{workdir}: the report cannot be written"):
-        root.mkdir(parents=True, exist_ok=True)
+        make_folders(root)
         for name, content in files.items():
             (root / name).write_bytes(content)
     return [str(root / name) for name in files]
