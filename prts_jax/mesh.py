@@ -1,36 +1,23 @@
-"""Devices → mesh, logical axes → mesh axes, and the start of multi-host runs."""
+"""The device mesh of a config, and the mesh axes that split each logical axis of an array."""
 
-import atexit
 import contextlib
 import contextvars
 import math
-import os
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax._src import distributed
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from prts_jax import peers, tree
+from prts_jax import tree
 from prts_jax.config import MeshConfig
 from prts_jax.config.rules import MESH_AXES, RULES, Rule, parse_rules
 from prts_jax.declaration import Declaration
-from prts_jax.errors import Interrupted, UserError, first_line
+from prts_jax.errors import UserError
 from prts_jax.launch.accelerators import GENERATIONS
 
 _rules: contextvars.ContextVar[Mapping[str, Rule]] = contextvars.ContextVar("rules", default=RULES)
-
-JOIN_SECONDS = 300
-"""Seconds that a process waits for the others to join."""
-
-HEARTBEAT_SECONDS = 60
-"""Seconds after which JAX itself aborts for a dead process; `peers` notices earlier."""
-
-COORDINATOR_PORT = "8476"
-"""jax moved its default to 8482, which the firewall of some TPU pods does not open (jax#35905)."""
 
 
 @contextlib.contextmanager
@@ -284,125 +271,3 @@ def gather_residual(x_BxSxE: jax.Array) -> jax.Array:
     if mesh.empty or axis_size(mesh, "residual_length") == axis_size(mesh, "length"):
         return x_BxSxE
     return constrain(x_BxSxE, ("batch", "length", "features"))
-
-
-def compiler_options(flags: str, backend: str) -> dict[str, str]:
-    """Returns XLA's options of `config.compute.tpu_flags`, name → value; {} on other backends.
-
-    Raises:
-      UserError: an entry is not NAME=VALUE.
-    """
-    options = {}
-    for entry in filter(None, (part.strip() for part in flags.split(","))):
-        name, equals, value = entry.partition("=")
-        if not equals or not name.isidentifier() or not value:
-            raise UserError(
-                f"config.compute.tpu_flags: {entry!r} is not NAME=VALUE; write for example "
-                "xla_tpu_scoped_vmem_limit_kib=65536"
-            )
-        options[name] = value
-    return options if backend == "tpu" else {}
-
-
-def compile_together(
-    function: jax.stages.Wrapped, *arguments: Any, tpu_flags: str = ""
-) -> jax.stages.Compiled:
-    """Compiles a jitted function for these arguments; every process waits for the slowest.
-
-    Processes compile at their own pace, and a collective does not wait long for one that is late.
-
-    Args:
-      function: the jitted function.
-      *arguments: its arguments.
-      tpu_flags: options of XLA on TPUs, see `compiler_options`.
-
-    Raises:
-      UserError: the compiler does not know one of the options.
-    """
-    options = compiler_options(tpu_flags, jax.default_backend())
-    compiled = compile_lowered(function.lower(*arguments), options)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("prts_jax:compiled")
-    return compiled
-
-
-def compile_lowered(lowered: jax.stages.Lowered, options: Mapping[str, str]) -> jax.stages.Compiled:
-    """Compiles a lowered function with options of XLA.
-
-    Raises:
-      UserError: XLA does not know one of the options.
-    """
-    try:
-        return lowered.compile(compiler_options=dict(options))
-    except jax.errors.JaxRuntimeError as error:
-        if any(name in str(error) for name in options) and "No such" in str(error):
-            raise UserError(
-                f"config.compute.tpu_flags: {first_line(error)}; remove the flag, or choose a "
-                "version of libtpu that knows it"
-            ) from error
-        raise
-
-
-def start_distributed(
-    multihost: bool = False, coordinator: str = "", processes: int = 0, process: int = -1
-) -> tuple[int, int]:
-    """Starts `jax.distributed` where there is more than one host, before the first device call.
-
-    Args:
-      multihost: join the other hosts of this TPU slice (or Slurm job, …) as jax detects them.
-      coordinator: HOST:PORT of process 0, where jax detects nothing; needs the next two.
-      processes: number of processes; checked against those that joined. 0: not checked.
-      process: index of this one.
-
-    Returns:
-      (processes that joined, index of this one).
-
-    Raises:
-      UserError: an incomplete set of arguments, or another number of processes than given.
-      Interrupted: the other processes do not join in time.
-    """
-    # Decides nothing where there are accelerators; on CPUs nothing else works across processes.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    peers.check_flags(coordinator, processes, process)
-    if coordinator:
-        _join(f"{processes} processes at {coordinator}", coordinator, processes, process)
-    elif multihost:
-        os.environ.setdefault("JAX_COORDINATOR_PORT", COORDINATOR_PORT)
-        _join("the other hosts of this slice")
-    if processes and jax.process_count() != processes:
-        raise UserError(
-            f"--processes: {processes} expected, {jax.process_count()} joined; start the same "
-            "command on every host"
-        )
-    return jax.process_count(), jax.process_index()
-
-
-def _join(
-    what: str,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-) -> None:
-    """Runs `jax.distributed.initialize` and watches the other processes from then on.
-
-    Raises:
-      Interrupted: the others do not answer in time.
-    """
-    print(f"waiting up to {JOIN_SECONDS} s for {what}", file=sys.stderr, flush=True)
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process,
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except RuntimeError as error:
-        raise Interrupted(
-            f"{what} did not join ({first_line(error)}); see that the same command runs on every "
-            "host and that they reach one another"
-        ) from error
-    client = distributed.global_state.client
-    peers.watch(client, jax.process_count(), jax.process_index())
-    atexit.register(peers.leave, client, jax.process_index())

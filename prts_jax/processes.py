@@ -1,6 +1,6 @@
 """Several processes of one job: an error on one is an error on all.
 
-A process that dies raises nothing; `prts_jax.mesh.start_distributed` then ends the others.
+A process that dies raises nothing; `prts_jax.peers` then ends the others.
 """
 
 import contextlib

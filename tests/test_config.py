@@ -316,6 +316,7 @@ IMPOSSIBLE: dict[str, dict[str, dict[str, Any]]] = {
     "config.init": {"init": {"grow_from": "a", "start_from": "b"}},
     "config.init.growth.layers": {"init": {"grow_from": "a", "growth": {"operator": "layers"}}},
     "config.init.growth.factor": {"init": {"growth": {"factor": -4}}},
+    "config.init.growth.gate_steps": {"init": {"growth": {"gate_steps": 2**31}}},
 }
 
 

@@ -35,6 +35,8 @@ LEVELS = {
 # What everyone may use: they import nothing of the above themselves.
 FOUNDATIONS = {
     "ahead",
+    "compilation",
+    "distributed",
     "errors",
     "launch",
     "local_lock",

@@ -21,7 +21,6 @@ from prts_jax.mesh import (
     param_shardings,
     partition_spec,
     sharding_rules,
-    start_distributed,
 )
 from prts_jax.model.architecture import declare
 
@@ -193,29 +192,3 @@ def test_constrain_fixes_the_sharding_that_the_rules_say() -> None:
     [equation] = jaxpr.eqns
     assert equation.primitive.name == "sharding_constraint"
     assert equation.params["sharding"].spec == PartitionSpec(("data", "fsdp"), "sequence", "tensor")
-
-
-def test_one_host_starts_nothing() -> None:
-    assert start_distributed() == (1, 0)
-
-
-def test_a_missing_host_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"--processes: 2 expected, 1 joined"):
-        start_distributed(processes=2)
-
-
-def test_an_index_without_a_coordinator_is_refused() -> None:
-    with pytest.raises(UserError, match="--process: only with --coordinator"):
-        start_distributed(process=1)
-
-
-@pytest.mark.parametrize(("processes", "process"), [(0, -1), (2, -1), (2, 2)])
-def test_a_coordinator_needs_to_know_the_processes(processes: int, process: int) -> None:
-    with pytest.raises(UserError, match=r"--coordinator: needs --processes=N"):
-        start_distributed(coordinator="localhost:1234", processes=processes, process=process)
-
-
-@pytest.mark.parametrize("address", ["localhost", ":8476", "host:", "host:port", "host:99999"])
-def test_a_coordinator_without_host_or_port_is_refused(address):
-    with pytest.raises(UserError, match=f"--coordinator={address}: is not HOST:PORT"):
-        start_distributed(coordinator=address, processes=2, process=0)

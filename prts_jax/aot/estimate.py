@@ -12,8 +12,8 @@ import jax
 
 from prts_jax.aot import hlo
 from prts_jax.aot.topology import Topology
+from prts_jax.compilation import compile_lowered
 from prts_jax.errors import first_line
-from prts_jax.mesh import compile_lowered
 
 PHASES = ("forward", "recomputation", "backward", "optimizer")
 

@@ -10,9 +10,10 @@ import jax
 from prts_jax.aot import programs
 from prts_jax.aot.estimate import Estimate, estimate
 from prts_jax.aot.topology import Topology
+from prts_jax.compilation import compiler_options
 from prts_jax.config import MeshConfig, ModelConfig, RunConfig
 from prts_jax.errors import UserError
-from prts_jax.mesh import axis_size, check_length, compiler_options, mesh_sizes, use_mesh
+from prts_jax.mesh import axis_size, check_length, mesh_sizes, use_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
 

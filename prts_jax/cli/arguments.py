@@ -74,7 +74,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `prts_jax.mesh.start_distributed` as flags."""
+    """Adds the arguments of `prts_jax.distributed.start_distributed` as flags."""
     parser.add_argument(
         "--multihost",
         action="store_true",

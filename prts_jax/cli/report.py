@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.errors import UserError, escaped, storage_errors
-from prts_jax.paths import as_path, check_output, make_folders
+from prts_jax.errors import UserError, escaped
+from prts_jax.paths import as_path, check_output
 from prts_jax.report import figures, html, seeds, table
 from prts_jax.report.comparison import Comparison, as_json, compare
 from prts_jax.report.runs import read_seeds
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parser().parse_args(argv)
     if arguments.out:
-        check_output(as_path(arguments.out) / "report.html", f"--out={arguments.out}")
+        check_output(as_path(arguments.out) / html.PAGE, f"--out={arguments.out}")
     if (arguments.study is None) == (not arguments.runs):
         raise UserError("name runs, or a study with --study=DIR; see `prts report --help`")
     if arguments.study is not None:
@@ -86,7 +86,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.fit:
         raise UserError("--fit: fits a law to the runs of a study; give --study=DIR")
     compared = [compare(runs, arguments.baseline) for runs in read_seeds(arguments.runs)]
-    written = write(compared, arguments.out) if arguments.out else []
+    written = []
+    if arguments.out:
+        pngs = figures.draw_all(compared[0])
+        written = html.write(html.render(compared, pngs), pngs, "--out", arguments.out)
     if arguments.json:
         values = as_json(compared[0]) | {"seeds": seeds.as_json(compared), "files": written}
         print(json.dumps(values, allow_nan=False))
@@ -98,46 +101,32 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report_study(arguments: argparse.Namespace) -> int:
+    from prts_jax.study import compare as studies
     from prts_jax.study import pages  # SciPy takes half a second to load
-    from prts_jax.study import results as study_results
     from prts_jax.study.fit import fit
+    from prts_jax.study.results import read
 
     if arguments.baseline is not None:
         raise UserError("--baseline: a study names its scratch arms itself; leave it out")
-    results = study_results.read(arguments.study)
+    results = read(arguments.study)
+    by_arm = studies.speedups(results)
     probe = arguments.probe
     more = [] if probe is None else [pages.probe_sentence(results, probe)]
     law = fit(results) if arguments.fit else None
     more += [law.sentence()] if law else []
-    written = pages.write(results, arguments.out, more) if arguments.out else []
+    written = []
+    if arguments.out:
+        page, pngs = pages.render_page(results, by_arm, more)
+        written = html.write(page, pngs, "--out", arguments.out)
     if arguments.json:
-        values = study_results.as_json(results, probe) | {"files": written}
+        values = studies.as_json(results, by_arm, probe) | {"files": written}
         values |= {"saturation": dataclasses.asdict(law)} if law else {}
         print(json.dumps(values, allow_nan=False))
     else:
-        print(pages.text(results, more))
+        print(pages.text(results, by_arm, more))
         if written:
             print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
     return 0
-
-
-def write(compared: Sequence[Comparison], directory: str) -> list[str]:
-    """Writes the page and its figures, replacing an earlier report, and returns their paths.
-
-    Raises:
-      UserError: the directory cannot be created or written to.
-      StorageError: the disk failed.
-    """
-    pngs = figures.draw_all(compared[0])
-    page = html.render(compared, pngs).encode()
-    root = as_path(directory)
-    paths = []
-    with storage_errors(f"--out={directory}: cannot be written"):
-        make_folders(root)
-        for name, content in {"report.html": page, **pngs}.items():
-            (root / name).write_bytes(content)
-            paths.append(str(root / name))
-    return paths
 
 
 def _paragraphs(compared: Sequence[Comparison]) -> list[str]:

@@ -9,8 +9,10 @@ from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError, escaped, first_line
 from prts_jax.paths import is_remote
+from prts_jax.report import html
 from prts_jax.report.table import flops
 from prts_jax.study import pages, results
+from prts_jax.study.compare import speedups
 from prts_jax.study.design import Cell, Study, check
 from prts_jax.study.execute import execute
 from prts_jax.text_table import MISSING, Table, render
@@ -34,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", metavar="DIR", help="folder of the study, on a local disk")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)"
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at a time (default: 1; more only on CPUs)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="print the grid and its FLOPs, and stop"
@@ -81,11 +87,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir: is missing; give the study's folder, --workdir=DIR")
     if is_remote(arguments.workdir):
         raise UserError(f"--workdir={arguments.workdir}: give a local folder")
-    losses = execute(study, arguments.workdir, arguments.jobs, lambda line: print(line, flush=True))
-    results.write(study, losses, arguments.workdir)
+    execute(study, arguments.workdir, arguments.jobs, lambda line: print(line, flush=True))
     read = results.read(arguments.workdir)
-    written = pages.write(read, arguments.workdir)
-    print("\n" + pages.text(read))
+    by_arm = speedups(read)
+    page, pngs = pages.render_page(read, by_arm)
+    written = html.write(page, pngs, "--workdir", arguments.workdir)
+    print("\n" + pages.text(read, by_arm))
     print(f"\nwrote {escaped(written[0])}")
     return 0
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     from prts_jax.checkpoint.commit import refuse_inside_checkpoint
-    from prts_jax.mesh import start_distributed
+    from prts_jax.distributed import start_distributed
     from prts_jax.train.loop import train
 
     refuse_inside_checkpoint(options.workdir)

@@ -105,6 +105,9 @@ def check_numbers(config: RunConfig) -> None:
         for key in keys:
             if get(config, key) < least:
                 raise UserError(f"config.{key}: is {get(config, key)}; it must be ≥ {least}")
+            most = 2**63 - 1 if key.endswith("tokens") else 2**31 - 1
+            if isinstance(get(config, key), int) and get(config, key) > most:
+                raise UserError(f"config.{key}: is {get(config, key)}; it must be ≤ {most}")
     for key in ("init.seed", "init.growth.seed", "data.seed"):
         if not 0 <= get(config, key) < 2**63:
             raise UserError(f"config.{key}: is {get(config, key)}; it must be 0 to 2^63 - 1")

@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.batches.loader import EvalBatches
+from prts_jax.compilation import compile_together
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.evaluate.memory import check_fits
 from prts_jax.feed import prefetch, shard_batch
-from prts_jax.mesh import compile_together
 from prts_jax.model.architecture import losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source

@@ -23,6 +23,12 @@ OPERATORS: dict[str, Operator] = {
 """Name → operator of this package, in the order of their definition."""
 
 
+def draws(operator: str) -> bool:
+    """Returns whether an operator takes a seed; a third party's that lists no options may."""
+    options = find(operator).options
+    return options is None or "seed" in options
+
+
 def make_map(
     source: ModelConfig,
     target: ModelConfig | None,

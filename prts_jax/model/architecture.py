@@ -134,8 +134,7 @@ def losses(
     """Returns the loss of each target: [B, S] float32, nats.
 
     Equals `token_losses` of the logits; with compute.loss_chunks above 1 the logits of all
-    positions never exist at once. Arguments are those of `logits`
-    and `token_losses`.
+    positions never exist at once. Arguments are those of `logits` and `token_losses`.
     """
     module = architecture(model).module(model, compute, frozen)
     out: tuple[jax.Array, None] = module.apply(  # type: ignore[assignment]

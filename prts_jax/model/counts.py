@@ -41,7 +41,7 @@ def count_parameters(declarations: Mapping[str, Declaration]) -> ParameterCount:
 def forward_flops_per_token(
     model: ModelConfig, declarations: Mapping[str, Declaration], length: int
 ) -> int:
-    """FLOPs of one token without a backward pass, as a teacher's: 2 × matmul + attention.
+    """Returns the FLOPs of a token without a backward pass: 2 × matmul parameters + attention.
 
     Args:
       model: the model's shape.
@@ -58,7 +58,7 @@ def training_flops_per_token(
     length: int,
     frozen: Collection[int] | None = None,
 ) -> int:
-    """FLOPs of one training token: 6 × matmul parameters + causal attention, forward and back.
+    """Returns the FLOPs of a training token: 6 × matmul parameters + 3 × causal attention.
 
     Norms, softmax, the loss, gates, rematerialisation, evaluation and padding are not counted. Of a
     frozen layer the gradient of its parameters is not computed (2 of the 6), and below the lowest
@@ -84,5 +84,5 @@ def training_flops_per_token(
 
 
 def six_n_d_per_token(declarations: Mapping[str, Declaration]) -> int:
-    """6 · N of the common estimate 6·N·D, N counting all parameters (the paper's axes)."""
+    """Returns 6·N of the common estimate 6·N·D, N counting all parameters (the paper's axes)."""
     return 6 * count_parameters(declarations).total

@@ -88,19 +88,17 @@ class Decoder(nn.Module):
         x_BxSxE = constrain(x_BxSxE, ("batch", "residual_length", "features"))
         if self.frozen is not None:
             x_BxSxE = jax.lax.stop_gradient(x_BxSxE)
-        if cached is not None:
-            rope = rope_tables(cached.positions_BxS[:, None], m)
-        elif documents is None:
-            rope = rope_tables(jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32), m)
+        placed = documents or cached
+        if placed is None:
+            positions = jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32)
         else:
-            rope = rope_tables(documents.positions_BxS[:, None], m)
+            positions = placed.positions_BxS[:, None]
+        rope = rope_tables(positions, m)
         cache = None if cached is None else cached.cache
         if m.layers:
             segment_ids_BxS = None if documents is None else documents.segment_ids_BxS
             x_BxSxE, cache = self._through_layers(x_BxSxE, rope, segment_ids_BxS, gates, cached)
-        if (
-            cached is not None
-        ):  # logits of a whole vocabulary are large: compute only those asked for
+        if cached is not None:  # only one position's logits of a row: they are large
             x_BxSxE = jnp.take_along_axis(x_BxSxE, cached.scored_B[:, None, None], axis=1)
         final_norm = declare_norm(self, "final_norm", embed)
         x_BxSxE = gather_residual(rms_norm(x_BxSxE, final_norm, m.norm_eps))

@@ -41,7 +41,7 @@ def draw_rows(
 
 
 def standard_deviation(declaration: Declaration, layers: int, kind: str) -> float:
-    """Standard deviation of a fresh parameter.
+    """Returns the standard deviation of a fresh parameter.
 
     The paper's (Du et al., arXiv 2405.15319): √(2 / (5 fan_in)), the embedding's fan_in being the
     width, and √(1 / fan_in) / layers for the down projection. "torch_default" is what the

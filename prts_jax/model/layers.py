@@ -96,7 +96,7 @@ def declare_norm(module: nn.Module, name: str, axes: dict[str, int]) -> jax.Arra
 
 
 def matmul_precision(dtype: str) -> jax.lax.Precision:
-    """float32 means float32 on every accelerator: TPU and GPU default to fewer bits."""
+    """Returns the precision of products; TPU and GPU default to fewer bits than float32 has."""
     return jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
 
 
@@ -108,7 +108,7 @@ def rms_norm(x_BxSxE: jax.Array, scale_E: jax.Array, eps: float) -> jax.Array:
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.Array:
-    """Angular frequencies of rotary embeddings, radians a position.
+    """Returns the angular frequencies of rotary embeddings, radians a position.
 
     With `scaling.factor` above 1, Llama 3's: wavelengths beyond original_length / low_freq_factor
     are stretched by the factor, those below original_length / high_freq_factor stay, and the

@@ -4,12 +4,16 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from prts_jax.errors import storage_errors
+from prts_jax.paths import as_path, make_folders
 from prts_jax.report import table
 from prts_jax.report.comparison import Comparison
 from prts_jax.report.runs import Run
 from prts_jax.report.seeds import seed_table
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
 from prts_jax.text_table import Table
+
+PAGE = "report.html"
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -80,6 +84,29 @@ def page(title: str, parts: Sequence[str]) -> str:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
         "</body>\n</html>\n"
     )
+
+
+def write(page: str, pngs: Mapping[str, bytes], flag: str, directory: str) -> list[str]:
+    """Writes the page and its figures, replacing an earlier report, and returns their paths.
+
+    Args:
+      page: the HTML.
+      pngs: PNG files by name.
+      flag: the flag that names the directory, for messages.
+      directory: local or `gs://`; created if missing.
+
+    Raises:
+      UserError: the directory cannot be created or written to.
+      StorageError: the disk failed.
+    """
+    root = as_path(directory)
+    paths = []
+    with storage_errors(f"{flag}={directory}: cannot be written"):
+        make_folders(root)
+        for name, content in {PAGE: page.encode(), **pngs}.items():
+            (root / name).write_bytes(content)
+            paths.append(str(root / name))
+    return paths
 
 
 def results(comparison: Comparison) -> list[str]:

@@ -171,8 +171,8 @@ def base_of(study: Study, cell: Cell, losses: Losses) -> Cell | None:
     peak = chosen_peak(study, base, losses)
     if peak is None:
         return None
-    found_cell = Cell(base, peak, cell.seed)
-    return found_cell if found_cell.name in losses else None
+    source = Cell(base, peak, cell.seed)
+    return source if source.name in losses else None
 
 
 def ready(study: Study, losses: Losses) -> list[Cell]:

@@ -1,6 +1,6 @@
 """The figures of a study: loss over FLOPs with bands, speed-ups with intervals, growth close up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,8 @@ from prts_jax.report.figures import (
     legend_name,
     new_figure,
 )
-from prts_jax.study.results import ArmResult, Results, curve
+from prts_jax.study.compare import Speedup, curve
+from prts_jax.study.results import ArmResult, Results
 
 OVER_FLOPS = (
     "Validation loss over total FLOPs, the base's included. Lines are means over seeds, bands "
@@ -81,50 +82,47 @@ def over_flops(results: Results) -> Figure:
 
 def _over_seeds(arm: ArmResult) -> tuple[np.ndarray, np.ndarray]:
     """Returns FLOPs [n] and losses [seeds, n] at the evaluations that all seeds have."""
-    curves = [curve(run) for run in arm.runs]
+    curves = [curve(run) for run in arm.runs.values()]
     shared = set.intersection(*(set(c.flops) for c in curves))
     flops = np.array(sorted(shared))
     losses = [c.losses.mean(axis=1)[np.isin(c.flops, flops)] for c in curves]
     return flops, np.stack(losses)
 
 
-def speedups(results: Results) -> Figure:
+def speedups(results: Results, by_arm: Mapping[str, Speedup]) -> Figure:
     """Draws the speed-up of each grown arm with its interval, the best on top."""
-    known = []
-    for arm in results.compared():
-        if arm.kind == "grown":
-            booked, sunk = results.speedup(arm), results.speedup(arm, sunk=True)
-            known.append((arm, booked, sunk))
-    known.sort(key=lambda row: -np.inf if row[1].mean is None else row[1].mean)
-    figure = new_figure(120 + 46 * max(len(known), 2))
+
+    def mean(name: str) -> float:
+        booked = by_arm[name].booked.mean
+        return -np.inf if booked is None else booked
+
+    names = sorted(by_arm, key=mean)
+    figure = new_figure(120 + 46 * max(len(names), 2))
     axes = figure.subplots()
     looks = _looks(results)
-    for at, (arm, booked, sunk) in enumerate(known):
-        colour, marker = looks[arm.name]
-        seeds = [100 * value for value in booked.values if value is not None]
-        axes.plot(seeds, [at] * len(seeds), ".", color=colour, alpha=0.6, markersize=5)
-        if booked.mean is None:
-            axes.text(0, at, f"  not reached in {booked.missing} seeds", va="center", fontsize=9.5)
-            continue
-        if booked.low is not None and booked.high is not None:
-            ends = [100 * booked.low, 100 * booked.high]
-            axes.plot(ends, [at, at], color=colour, linewidth=2.2, zorder=3)
-        axes.plot([100 * booked.mean], [at], marker=marker, color=colour, markersize=8, zorder=4)
-        if sunk.mean is not None:
-            axes.plot(
-                [100 * sunk.mean],
-                [at + 0.2],
-                marker=marker,
-                color=colour,
-                markerfacecolor="white",
-                markersize=6,
-            )
+    for at, name in enumerate(names):
+        _draw_speedup(axes, at, by_arm[name], *looks[name])
     axes.axvline(0, color=BASELINE_COLOUR, linewidth=1)
-    axes.set_yticks(range(len(known)), [legend_name(arm.name) for arm, _, _ in known])
-    axes.set_ylim(-0.6, max(len(known), 2) - 0.4)
+    axes.set_yticks(range(len(names)), [legend_name(name) for name in names])
+    axes.set_ylim(-0.6, max(len(names), 2) - 0.4)
     axes.set_xlabel("speed-up over scratch at equal loss (%)")
     axes.set_title("Speed-up")
     return figure
+
+
+def _draw_speedup(axes: Axes, at: int, speedup: Speedup, colour: str, marker: str) -> None:
+    booked, sunk = speedup.booked, speedup.sunk.mean
+    seeds = [100 * value for value in booked.values if value is not None]
+    axes.plot(seeds, [at] * len(seeds), ".", color=colour, alpha=0.6, markersize=5)
+    if booked.mean is None:
+        axes.text(0, at, f"  not reached in {booked.missing} seeds", va="center", fontsize=9.5)
+        return
+    if booked.low is not None and booked.high is not None:
+        ends = [100 * booked.low, 100 * booked.high]
+        axes.plot(ends, [at, at], color=colour, linewidth=2.2, zorder=3)
+    axes.plot([100 * booked.mean], [at], marker=marker, color=colour, markersize=8, zorder=4)
+    if sunk is not None:
+        axes.scatter([100 * sunk], [at + 0.2], marker=marker, edgecolor=colour, facecolor="white")
 
 
 def growth(results: Results) -> Figure:
@@ -132,11 +130,10 @@ def growth(results: Results) -> Figure:
     figure = new_figure(HEIGHT_PIXELS * 0.75)
     panels: Sequence[Axes] = figure.subplots(1, 2)
     looks = _looks(results)
-    for arm in results.compared():
-        if arm.kind != "grown":
-            continue
+    for arm in results.compared("grown"):
         for axes, key in zip(panels, ("loss", "gradient_norm"), strict=True):
-            step, values = arm.runs[0].curve("stage_step", key)
+            assert arm.example is not None, "a compared arm has a run"
+            step, values = arm.example.curve("stage_step", key)
             near = step <= CLOSE_UP_STEPS
             colour = looks[arm.name][0]
             axes.plot(step[near], values[near], color=colour, label=legend_name(arm.name))
@@ -144,6 +141,8 @@ def growth(results: Results) -> Figure:
         axes.set_xlabel("steps after growth")
         axes.set_ylabel(name)
     panels[1].set_yscale("log")
+    panels[1].yaxis.set_major_formatter("{x:g}")  # the default writes mathtext, which is off
+    panels[1].yaxis.set_minor_formatter("{x:g}")
     if panels[0].lines:
         panels[0].legend(fontsize=9)
     figure.suptitle("After growth", x=0.01, ha="left", weight="bold", fontsize=13)

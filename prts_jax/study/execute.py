@@ -11,16 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from prts_jax import config as config_lib
-from prts_jax.errors import Interrupted, UserError, storage_errors
+from prts_jax.errors import Interrupted, UserError, first_line, storage_errors
+from prts_jax.growth.operators import draws
+from prts_jax.local_lock import local_lock
 from prts_jax.paths import write_atomically
-from prts_jax.report.runs import is_finite
+from prts_jax.report.runs import read_run
+from prts_jax.study import results
 from prts_jax.study.design import Cell, Study, base_of, check, ready
 from prts_jax.study.folder import Folder
 from prts_jax.study.progress import GridProgress
-from prts_jax.train.metrics import read_metrics
 
 RESUMABLE = 75
 """Exit code of a `prts train` that goes on with the same command."""
@@ -28,17 +29,23 @@ RESUMABLE = 75
 POLL_SECONDS = 0.5
 
 
-def resolved(study: Study, cell: Cell, losses: dict[str, float], folder: Folder) -> dict[str, Any]:
-    """Returns a cell's config with its seeds, rate and base, as nested plain dictionaries."""
+def resolved(
+    study: Study, cell: Cell, losses: dict[str, float], folder: Folder
+) -> config_lib.RunConfig:
+    """Returns a cell's config with its seeds, rate and base."""
     changed = cell.arm.config.copy_and_resolve_references()
     with changed.unlocked():
-        changed.data.seed = changed.init.seed = changed.init.growth.seed = cell.seed
+        changed.data.seed = changed.init.seed = cell.seed
+        if draws(changed.init.growth.operator) or changed.init.growth.noise:
+            changed.init.growth.seed = cell.seed
         changed.schedule.peak = cell.peak
         if cell.arm.base:
             base = base_of(study, cell, losses)
             assert base is not None, "a cell that is ready has its base"
+            if not math.isfinite(losses[base.name]):
+                raise UserError(f"study: {base.name} diverged; give {base.arm.name} lower peaks")
             changed.init.grow_from = str(folder.run(base))
-    return config_lib.to_dict(config_lib.resolve(changed))
+    return config_lib.resolve(changed)
 
 
 def command(cell: Cell, folder: Folder) -> list[str]:
@@ -57,42 +64,50 @@ def execute(study: Study, workdir: str, jobs: int, say: Callable[[str], None]) -
       say: prints a line for the user.
 
     Returns:
-      The last validation loss of each cell by name; infinite if it diverged.
+      The last validation loss of each cell by name; infinite if it diverged. `study.json` is
+      written whenever a run ends, so that a report shows what there is.
 
     Raises:
-      UserError: an invalid study, a folder of another study, or a run that a user must correct.
+      UserError: an invalid study, a folder of another study or in use, a base that diverged at all
+        of its rates, or a run that a user must correct.
       Interrupted: SIGTERM, or a run that asks to be started again; the same command goes on.
       StorageError: the disk failed.
     """
     check(study)
     folder = Folder(Path(workdir).absolute())
-    with storage_errors(f"{workdir}: the study cannot be written"):
-        for name in ("configs", "runs", "logs", "compiled"):
-            (folder.root / name).mkdir(parents=True, exist_ok=True)
     losses: dict[str, float] = {}
     progress = GridProgress(study, folder, say)
-    with _workers(folder) as workers:
-        while True:
-            running = {cell.name for cell in workers.running()}
-            for cell in ready(study, losses):
-                if cell.name in running:
-                    continue
-                _write_config(study, cell, losses, folder)
-                if (folder.run(cell) / "DONE").exists():
-                    losses[cell.name] = final_loss(folder.run(cell))
-                    progress.reused(cell)
-                elif len(workers.running()) < jobs:
-                    workers.start(cell)
-                    progress.started(cell)
+    with local_lock(folder.root), _workers(folder) as workers:
+        with storage_errors(f"{workdir}: the study cannot be written"):
+            folder.create()
+        while _start(study, losses, workers, jobs, progress) or workers.running():
+            progress.tick(workers.running())
+            time.sleep(POLL_SECONDS)
             for cell, code in workers.ended():
                 losses[cell.name] = _loss_after(cell, code, folder)
                 progress.ended(cell, losses[cell.name])
-            waiting = [cell for cell in ready(study, losses) if cell.name not in running]
-            if not waiting and not workers.running():
-                return losses
-            if workers.running():
-                progress.tick(workers.running())
-                time.sleep(POLL_SECONDS)
+                results.write(study, losses, folder.root)
+    results.write(study, losses, folder.root)
+    return losses
+
+
+def _start(
+    study: Study, losses: dict[str, float], workers: "_Workers", jobs: int, progress: GridProgress
+) -> bool:
+    """Takes over finished runs and starts others up to `jobs`; returns whether it did either."""
+    folder, running = workers.folder, {cell.name for cell in workers.running()}
+    before = len(losses) + len(running)
+    for cell in ready(study, losses):
+        if cell.name in running:
+            continue
+        _write_config(study, cell, losses, folder)
+        if (folder.run(cell) / "DONE").exists():
+            losses[cell.name] = final_loss(folder.run(cell))
+            progress.reused(cell)
+        elif len(workers.running()) < jobs:
+            workers.start(cell)
+            progress.started(cell)
+    return len(losses) + len(workers.running()) > before
 
 
 def _write_config(study: Study, cell: Cell, losses: dict[str, float], folder: Folder) -> None:
@@ -101,16 +116,23 @@ def _write_config(study: Study, cell: Cell, losses: dict[str, float], folder: Fo
     Raises:
       UserError: the folder holds this cell with another config.
     """
-    path = folder.config(cell)
-    text = json.dumps(resolved(study, cell, losses, folder), indent=2)
+    path, wanted = folder.config(cell), resolved(study, cell, losses, folder)
     with storage_errors(f"{path}: cannot be written"):
-        if path.exists() and path.read_text() != text:
+        if not path.exists():
+            write_atomically(path, json.dumps(config_lib.to_dict(wanted), indent=2))
+        elif _read_config(path) != wanted:
             raise UserError(
                 f"{path}: the study says something else now; give a new --workdir, or delete this "
                 f"file and {folder.run(cell)}"
             )
-        if not path.exists():
-            write_atomically(path, text)
+
+
+def _read_config(path: Path) -> config_lib.RunConfig:
+    try:
+        values = json.loads(path.read_bytes())
+        return config_lib.from_dict(config_lib.RunConfig, values)
+    except (ValueError, RecursionError, UserError) as error:
+        raise UserError(f"{path}: is damaged ({first_line(error)}); delete it") from error
 
 
 def final_loss(run: Path) -> float:
@@ -119,11 +141,10 @@ def final_loss(run: Path) -> float:
     Raises:
       UserError: the run has none.
     """
-    lines = [line for line in read_metrics(str(run)) if "validation_loss" in line]
-    if not lines:
+    loss = read_run(str(run), run.name).last("validation_loss")
+    if loss is None:
         raise UserError(f"{run}: has no validation loss; name data.validation in the study's arms")
-    loss = lines[-1]["validation_loss"]
-    return float(loss) if is_finite(loss) else math.inf
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _loss_after(cell: Cell, code: int, folder: Folder) -> float:
@@ -148,16 +169,15 @@ class _Workers:
     """Commands that run at the same time."""
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+        self.folder = folder
         self._running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
 
     def running(self) -> list[Cell]:
         return [cell for cell, _ in self._running.values()]
 
     def start(self, cell: Cell) -> None:
-        line = command(cell, self._folder)
-        compiled = str(self._folder.root / "compiled")
-        with self._folder.log(cell).open("ab") as log:
+        line = command(cell, self.folder)
+        with self.folder.log(cell).open("ab") as log:
             log.write(f"$ {shlex.join(line)}\n".encode())
             log.flush()
             process = subprocess.Popen(
@@ -165,7 +185,7 @@ class _Workers:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={"JAX_COMPILATION_CACHE_DIR": compiled} | os.environ,
+                env={"JAX_COMPILATION_CACHE_DIR": str(self.folder.compiled)} | os.environ,
             )
         self._running[cell.name] = cell, process
 

@@ -59,17 +59,17 @@ class Fit:
         )
 
 
-def fit(results: Results, seed: int = 0) -> Fit:
+def fit(results: Results, bootstrap_seed: int = 0) -> Fit:
     """Fits the law to all grown arms that start from a base.
 
     Args:
       results: of a study whose bases differ in tokens, such as configs/study/timing.py.
-      seed: of the bootstrap.
+      bootstrap_seed: of the intervals.
 
     Raises:
       UserError: the study has fewer than three different numbers of tokens before growth.
     """
-    by_seed = [_points(results, at) for at in range(len(results.seeds))]
+    by_seed = [_points(results, seed) for seed in results.seeds]
     by_seed = [points for points in by_seed if len(points)]
     everything = np.concatenate(by_seed) if by_seed else np.empty((0, 3))
     if len(np.unique(everything[:, 0])) < FEWEST:
@@ -80,7 +80,7 @@ def fit(results: Results, seed: int = 0) -> Fit:
     constants = fit_points(everything)
     low = high = None
     if len(by_seed) > 1:
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(bootstrap_seed)
         samples = [
             fit_points(np.concatenate([by_seed[at] for at in drawn]), constants)
             for drawn in random.integers(len(by_seed), size=(SAMPLES, len(by_seed)))
@@ -90,13 +90,10 @@ def fit(results: Results, seed: int = 0) -> Fit:
     return Fit(constants, low, high, float(np.sqrt((residual**2).mean())), len(everything))
 
 
-def _points(results: Results, at: int) -> np.ndarray:
+def _points(results: Results, seed: int) -> np.ndarray:
     """Returns D1, D2 and L [n, 3] of one seed's settled evaluations after growth."""
     points = []
-    for arm in results.compared():
-        if arm.kind != "grown" or at >= len(arm.runs):
-            continue
-        run = arm.runs[at]
+    for run in (arm.runs[seed] for arm in results.compared("grown") if seed in arm.runs):
         before = run.inherited("tokens")
         tokens, losses = run.curve("tokens", "validation_loss")
         if before and len(tokens):

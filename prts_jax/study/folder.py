@@ -16,6 +16,16 @@ class Folder:
 
     root: Path
 
+    @property
+    def compiled(self) -> Path:
+        """Compiled programs, which runs of equal shapes share."""
+        return self.root / "compiled"
+
+    def create(self) -> None:
+        """Creates the folders."""
+        for name in ("configs", "runs", "logs", "compiled"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
     def config(self, cell: Cell) -> Path:
         """Config of a run, as `prts train --config=FILE` reads it."""
         return self.root / "configs" / f"{cell.name}.json"

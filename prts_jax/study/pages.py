@@ -1,22 +1,19 @@
 """The report of a study: tables for the terminal, a page, and its figures."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from matplotlib import rc_context
 
-from prts_jax.errors import storage_errors
-from prts_jax.paths import as_path, make_folders
 from prts_jax.report import html
 from prts_jax.report.figures import STYLE, png
 from prts_jax.report.table import loss, percent
 from prts_jax.study import drawing
+from prts_jax.study.compare import Speedup, paper_agreement, probe
 from prts_jax.study.results import Results
 from prts_jax.study.statistics import METHOD, Estimate
 from prts_jax.text_table import MISSING, Table, render
-
-PAGE = "report.html"
 
 FINISHED = (
     "Learning rates are not constant here, so only ends of runs are compared: scratch is the curve "
@@ -29,29 +26,26 @@ CONSTANT = (
 )
 
 
-def arm_table(results: Results) -> Table:
+def arm_table(results: Results, by_arm: Mapping[str, Speedup]) -> Table:
     """Returns a row an arm: rate, losses and speed-ups, the base's FLOPs booked and sunk."""
     rows = []
     for arm in results.arms:
-        if not arm.runs:
+        if arm.example is None:
             continue
         losses = arm.losses()
         spread = f" ({loss(min(losses))} to {loss(max(losses))})" if len(losses) > 1 else ""
         rate, per_parameter = arm.connection_rate(), arm.tokens_per_parameter()
-        booked = sunk = MISSING
-        if arm.kind == "grown":
-            booked = cell(results.speedup(arm))
-            sunk = cell(results.speedup(arm, sunk=True))
+        speedup = by_arm.get(arm.name)
         rows.append(
             (
                 arm.name,
-                arm.runs[0].shape() or MISSING,
+                arm.example.shape() or MISSING,
                 MISSING if arm.peak is None else f"{arm.peak:g}",
                 str(len(arm.runs)),
                 MISSING if per_parameter is None else f"{per_parameter:.2g}",
                 loss(arm.mean_loss()) + spread,
-                booked,
-                sunk,
+                cell(speedup.booked) if speedup else MISSING,
+                cell(speedup.sunk) if speedup else MISSING,
                 MISSING if rate is None else f"{rate:.2f}",
             )
         )
@@ -83,7 +77,7 @@ def cell(estimate: Estimate) -> str:
 def sentences(results: Results, more: Sequence[str] = ()) -> list[str]:
     """Returns what the figures mean, how ranks agree with the paper's, and `more`."""
     lines = [FINISHED if results.finished_only else CONSTANT, METHOD]
-    agreement = results.agreement()
+    agreement = paper_agreement(results)
     if agreement is not None:
         lines.append(
             f"Rank by final loss against the paper's (arXiv 2405.15319, Figure 3): Kendall's τ = "
@@ -91,10 +85,15 @@ def sentences(results: Results, more: Sequence[str] = ()) -> list[str]:
         )
     lines += more
     missing = [
-        f"{arm.name} {len(results.seeds) - len(arm.runs)}"
+        f"{arm.name} {len(results.seeds) - ended}"
         for arm in results.arms
-        if len(arm.runs) < len(results.seeds)
+        if (ended := len(arm.runs) + len(arm.diverged)) < len(results.seeds)
     ]
+    diverged = [f"{arm.name} {len(arm.diverged)}" for arm in results.arms if arm.diverged]
+    if diverged:
+        lines.append(
+            f"Seeds that diverged, at the best rate that was tried: {', '.join(diverged)}."
+        )
     if missing:
         lines.append(f"Runs that are missing: {', '.join(missing)}. Figures are preliminary.")
     return lines
@@ -102,44 +101,38 @@ def sentences(results: Results, more: Sequence[str] = ()) -> list[str]:
 
 def probe_sentence(results: Results, steps: int) -> str:
     """Returns how well the losses after some steps predict the final order of grown arms."""
-    tau = results.probe(steps)
+    tau = probe(results, steps)
     return (
         f"Ranking the grown arms by their loss after {steps} steps predicts their final order with "
         f"Kendall's τ = {MISSING if tau is None else f'{tau:+.2f}'}."
     )
 
 
-def text(results: Results, more: Sequence[str] = ()) -> str:
+def text(results: Results, by_arm: Mapping[str, Speedup], more: Sequence[str] = ()) -> str:
     """Returns the report for a terminal."""
     paragraphs = [textwrap.fill(line, 100) for line in sentences(results, more)]
-    return "\n\n".join([render(arm_table(results)), *paragraphs])
+    return "\n\n".join([render(arm_table(results, by_arm)), *paragraphs])
 
 
-def write(results: Results, workdir: str, more: Sequence[str] = ()) -> list[str]:
-    """Writes the page and its figures into a folder, and returns their paths, the page first.
-
-    Raises:
-      UserError, StorageError: the folder cannot be written.
-    """
+def render_page(
+    results: Results, by_arm: Mapping[str, Speedup], more: Sequence[str] = ()
+) -> tuple[str, dict[str, bytes]]:
+    """Returns the page and its figures, PNG files by name, as `html.write` takes them."""
     with rc_context(STYLE):
-        pictures = {
+        figures = {
             "loss_over_flops.png": (png(drawing.over_flops(results)), drawing.OVER_FLOPS),
-            "speedups.png": (png(drawing.speedups(results)), drawing.SPEEDUPS),
+            "speedups.png": (png(drawing.speedups(results, by_arm)), drawing.SPEEDUPS),
             "growth.png": (png(drawing.growth(results)), drawing.GROWTH),
         }
+    losses, speedups, growth = (html.figure(*figure) for figure in figures.values())
     parts = [
         f"<h1>{escape(results.title)}</h1>",
-        *(html.figure(*picture) for picture in list(pictures.values())[:2]),
-        html.table_of(arm_table(results)),
+        losses,
+        speedups,
+        html.table_of(arm_table(results, by_arm)),
         *(f'<p class="definition">{escape(line)}</p>' for line in sentences(results, more)),
         "<h2>The step of growth</h2>",
-        html.figure(*pictures["growth.png"]),
+        growth,
     ]
-    root = as_path(workdir)
-    files: dict[str, bytes] = {PAGE: html.page(results.title, parts).encode()}
-    files |= {name: content for name, (content, _) in pictures.items()}
-    with storage_errors(f"{workdir}: the report cannot be written"):
-        make_folders(root)
-        for name, content in files.items():
-            (root / name).write_bytes(content)
-    return [str(root / name) for name in files]
+    pngs = {name: content for name, (content, _) in figures.items()}
+    return html.page(results.title, parts), pngs

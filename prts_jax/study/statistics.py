@@ -82,7 +82,7 @@ def speedup(
     """
     of_scratch, of_method = scratch.fit(blocks), method.fit(blocks)
     level = of_method[-1] if finished else of_scratch[-1]
-    if len(of_scratch) == 0 or of_scratch[0] <= level:
+    if of_scratch[0] <= level:
         return None
     theirs = flops_at(scratch.flops, of_scratch, level)
     ours = flops_at(method.flops, of_method, level)
@@ -111,11 +111,14 @@ class Estimate:
         return sum(value is None for value in self.values)
 
 
-def estimate(pairs: Sequence[tuple[Curve, Curve]], finished: bool, seed: int = 0) -> Estimate:
+def estimate(
+    pairs: Sequence[tuple[Curve, Curve] | None], finished: bool, seed: int = 0
+) -> Estimate:
     """Returns the mean speed-up over seeds and its 95% bootstrap interval.
 
     Args:
-      pairs: (scratch, method) of each seed, all with equal numbers of blocks.
+      pairs: (scratch, method) of each seed, all with equal numbers of blocks; None where one of
+        the two has no finished run.
       finished: see `speedup`.
       seed: of the bootstrap.
 
@@ -123,7 +126,8 @@ def estimate(pairs: Sequence[tuple[Curve, Curve]], finished: bool, seed: int = 0
       An estimate without mean if a seed does not reach the loss, and without interval for a single
       seed or if one sample in forty or more does not reach it.
     """
-    values = [speedup(*pair, finished) for pair in pairs]
+    curves = [pair for pair in pairs if pair is not None]
+    values = [None if pair is None else speedup(*pair, finished) for pair in pairs]
     known = [value for value in values if value is not None]
     if not values or len(known) < len(values):
         return Estimate(values, None, None, None)
@@ -131,12 +135,12 @@ def estimate(pairs: Sequence[tuple[Curve, Curve]], finished: bool, seed: int = 0
     if len(pairs) < 2:
         return Estimate(values, mean, None, None)
     random = np.random.default_rng(seed)
-    blocks = min(curve.losses.shape[1] for pair in pairs for curve in pair)
+    blocks = min(curve.losses.shape[1] for pair in curves for curve in pair)
     means = []
     for _ in range(SAMPLES):
         drawn = random.integers(blocks, size=blocks)
         seeds = random.integers(len(pairs), size=len(pairs))
-        sample = [speedup(scratch, method, finished, drawn) for scratch, method in pairs]
+        sample = [speedup(scratch, method, finished, drawn) for scratch, method in curves]
         of_seeds = [sample[at] for at in seeds]
         reached = [value for value in of_seeds if value is not None]
         if len(reached) == len(of_seeds):

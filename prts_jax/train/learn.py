@@ -18,15 +18,16 @@ from data_pipelines.batches.loader import TrainBatches
 from prts_jax import tree
 from prts_jax.checkpoint.layout import read_matrices
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.compilation import compile_together
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
-from prts_jax.errors import Interrupted, UserError
+from prts_jax.errors import DivergedError, Interrupted
 from prts_jax.feed import prefetch
 from prts_jax.growth import dense
 from prts_jax.growth.learned import with_arrays
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_leaves
-from prts_jax.mesh import compile_together, param_shardings, replicated, sharding
+from prts_jax.mesh import param_shardings, replicated, sharding
 from prts_jax.model.architecture import declare, logits
 from prts_jax.model.counts import six_n_d_per_token, training_flops_per_token
 from prts_jax.model.inputs import documents_of
@@ -91,8 +92,8 @@ def learn(
       run: workdir of the run; kept with the matrices, beside the cost of learning them.
 
     Raises:
-      UserError: the file of matrices cannot be read or belongs to other models, or the loss
-        diverged.
+      UserError: the file of matrices cannot be read or belongs to other models.
+      DivergedError: the loss is not finite.
       Interrupted: `stopping` returned True.
     """
     growth = config.init.growth
@@ -232,7 +233,7 @@ def _train(
 
 def _refuse_divergence(loss: float, step: int) -> None:
     if not np.isfinite(loss):
-        raise UserError(
+        raise DivergedError(
             f"loss: is {loss} at step {step} of learning the growth map: it has diverged; lower "
             "config.init.growth.learn_rate"
         )

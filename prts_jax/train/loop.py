@@ -15,11 +15,12 @@ from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import Checkpoints
+from prts_jax.compilation import compile_together
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.feed import prefetch
 from prts_jax.growth.gates import opening
-from prts_jax.mesh import axis_size, check_length, compile_together, use_mesh
+from prts_jax.mesh import axis_size, check_length, use_mesh
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import training_batches

@@ -35,11 +35,11 @@ def learning_rate(
     since_beginning = jnp.asarray(stage_step + grown_at, jnp.float32)
     step = since_growth if config.after_growth == "restart" else since_beginning
     warm = since_beginning if config.after_growth == "keep" else since_growth
-    warmup = jnp.minimum(1.0, (warm + 1) / max(config.warmup_steps, 1))
+    warmup = jnp.minimum(1.0, (warm + 1) / float(max(config.warmup_steps, 1)))
     if config.kind == "constant":
         return config.peak * warmup
     begin = config.warmup_steps if config.kind == "cosine" else config.decay_start
-    progress = jnp.clip((step - begin) / (config.decay_end - begin), 0.0, 1.0)
+    progress = jnp.clip((step - float(begin)) / float(config.decay_end - begin), 0.0, 1.0)
     decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.kind == "cosine" else 1 - progress
     return config.peak * warmup * (config.final + (1 - config.final) * decay)
 

@@ -77,6 +77,7 @@ def begin(
     Raises:
       UserError: the checkpoint does not match the config, or `allow_change` has an unknown key.
       DamagedError: the checkpoint is damaged, see `leave_damaged`.
+      DivergedError: the loss is not finite while a growth map is learned.
       Interrupted: SIGTERM came while a growth map was learned.
     """
     check_names(allow_change, stage.config)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.model.attention import SEGMENTS, causal_attention, on_gpu
+from prts_jax.model.attention import causal_attention, on_gpu
+from prts_jax.model.cudnn import SEGMENTS
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from prts_jax.errors import Interrupted, UserError
+from prts_jax.local_lock import local_lock
+from prts_jax.study import compare, pages, results
 from prts_jax.study import execute as executing
-from prts_jax.study import pages, results
 from prts_jax.study.design import Cell, check, ready
 from tests.study import synthetic_study as synthetic
 
@@ -24,16 +25,15 @@ def trainer(tmp_path, monkeypatch):
     monkeypatch.setattr(executing, "POLL_SECONDS", 0.01)
 
 
-def run(folder, study=None, lines=None):
-    said = [] if lines is None else lines
-    return executing.execute(study or synthetic.study(), str(folder), 2, said.append)
+def run(folder, study=None, say=lambda line: None):
+    return executing.execute(study or synthetic.study(), str(folder), 2, say)
 
 
 def test_all_runs_train_and_the_best_rate_of_the_first_seed_is_the_rate_of_the_others(
     trainer, tmp_path
 ):
     lines: list[str] = []
-    losses = run(tmp_path / "s", lines=lines)
+    losses = run(tmp_path / "s", say=lines.append)
     assert set(losses) == {
         *(f"shallow-peak0.001-seed{k}" for k in range(3)),
         "scratch-peak0.0005-seed0",
@@ -43,7 +43,8 @@ def test_all_runs_train_and_the_best_rate_of_the_first_seed_is_the_rate_of_the_o
     }
     grown = json.loads((tmp_path / "s/configs/stack-peak0.001-seed2.json").read_text())
     assert grown["init"]["grow_from"] == str(tmp_path / "s/runs/shallow-peak0.001-seed2")
-    assert grown["data"]["seed"] == grown["init"]["seed"] == grown["init"]["growth"]["seed"] == 2
+    assert grown["data"]["seed"] == grown["init"]["seed"] == 2
+    assert grown["init"]["growth"]["seed"] == 0  # stacking draws nothing
     assert "(13 of 13 runs done)" in lines[-1]
 
 
@@ -56,7 +57,7 @@ def test_finished_runs_are_reused(trainer, tmp_path, monkeypatch):
 def test_more_seeds_add_only_their_own_runs(trainer, tmp_path):
     run(tmp_path / "s", synthetic.study(seeds=(0, 1)))
     lines: list[str] = []
-    run(tmp_path / "s", synthetic.study(seeds=(0, 1, 2)), lines)
+    run(tmp_path / "s", synthetic.study(seeds=(0, 1, 2)), lines.append)
     started = [line for line in lines if "starts" in line]
     assert len(started) == 4
     assert all("seed2" in line for line in started)
@@ -144,22 +145,54 @@ def test_a_study_without_scratch_or_with_an_unknown_base_is_refused():
 
 def test_the_report_has_the_known_speedup_with_an_interval(trainer, tmp_path):
     """A grown run of the fake trainer needs half the FLOPs of scratch."""
-    study = synthetic.study()
-    results.write(study, run(tmp_path / "s"), str(tmp_path / "s"))
+    run(tmp_path / "s")
     read = results.read(str(tmp_path / "s"))
-    stack = next(arm for arm in read.arms if arm.name == "stack")
-    estimate = read.speedup(stack)
-    assert estimate.mean == pytest.approx(1.0, abs=0.02)
-    assert estimate.low == pytest.approx(1.0, abs=0.05)
-    assert estimate.high == pytest.approx(1.0, abs=0.05)
-    written = pages.write(read, str(tmp_path / "s"))
-    assert [path.rpartition("/")[2] for path in written] == [
-        "report.html",
-        "loss_over_flops.png",
-        "speedups.png",
-        "growth.png",
-    ]
-    page = (tmp_path / "s/report.html").read_text()
+    by_arm = compare.speedups(read)
+    booked = by_arm["stack"].booked
+    assert booked.mean == pytest.approx(1.0, abs=0.02)
+    assert booked.low == pytest.approx(1.0, abs=0.05)
+    assert booked.high == pytest.approx(1.0, abs=0.05)
+    page, pngs = pages.render_page(read, by_arm)
+    assert [*pngs] == ["loss_over_flops.png", "speedups.png", "growth.png"]
     assert "Kendall" in page
     assert page.count("<img") == 3
-    assert "+100" in pages.text(read) or "+99" in pages.text(read)
+    assert "+100" in pages.text(read, by_arm) or "+99" in pages.text(read, by_arm)
+
+
+def test_a_seed_that_diverges_has_no_speedup_and_is_named(trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", "stack-peak0.001-seed1")
+    monkeypatch.setenv("CODE", "1")
+    monkeypatch.setenv("LAST_LINE", "prts train: loss: is nan at step 3: training has diverged")
+    run(tmp_path / "s")
+    read = results.read(str(tmp_path / "s"))
+    by_arm = compare.speedups(read)
+    assert by_arm["stack"].booked.missing == 1
+    assert by_arm["zero"].booked.missing == 0
+    text = pages.text(read, by_arm)
+    assert "not reached in 1 of 3 seeds" in text
+    assert "Seeds that diverged, at the best rate that was tried: stack 1." in text
+
+
+def test_a_study_that_was_stopped_is_reported_as_far_as_it_has_run(trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", "zero-peak0.001-seed0")
+    monkeypatch.setenv("CODE", "75")
+    monkeypatch.setenv("LAST_LINE", "prts train: stopped by SIGTERM at step 3 and saved")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "s")
+    read = results.read(str(tmp_path / "s"))
+    text = pages.text(read, compare.speedups(read))
+    assert "Runs that are missing: " in text
+    assert "zero 3" in text
+
+
+def test_a_base_that_diverges_at_every_rate_ends_the_study(trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", "shallow-peak0.001-seed0")
+    monkeypatch.setenv("CODE", "1")
+    monkeypatch.setenv("LAST_LINE", "prts train: loss: is nan at step 3: training has diverged")
+    with pytest.raises(UserError, match="shallow-peak0.001-seed0 diverged; give shallow lower"):
+        run(tmp_path / "s")
+
+
+def test_a_folder_in_use_is_refused(trainer, tmp_path):
+    with local_lock(tmp_path / "s"), pytest.raises(UserError, match=f"process {os.getpid()} is"):
+        run(tmp_path / "s")

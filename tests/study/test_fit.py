@@ -25,7 +25,7 @@ def results(d1s: list[float], noise: float, seeds: int = 3) -> Results:
         return Run("grown", "grown", {}, rows, "finished")
 
     arms = [
-        ArmResult(f"after-{d1}", "grown", 1e-3, 10**8, None, [run(d1) for _ in range(seeds)])
+        ArmResult(f"after-{d1}", "grown", 1e-3, 10**8, None, {k: run(d1) for k in range(seeds)})
         for d1 in d1s
     ]
     return Results("When?", False, list(range(seeds)), arms)

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from prts_jax import config
 from prts_jax.cli import study as command
+from prts_jax.growth.operators import make_map
 from prts_jax.study.design import Cell, equal_steps
+from prts_jax.study.execute import resolved
+from prts_jax.study.folder import Folder
+from prts_jax.train.stages import remaining_stages
 from tests.conftest import ROOT
 
 STUDIES = sorted(path for path in Path(ROOT, "configs/study").glob("*.py") if path.stem != "sizes")
@@ -24,6 +29,21 @@ def test_every_way_spends_what_scratch_spends(path, size):
     assert spent
     assert spent == pytest.approx(dict.fromkeys(spent, flops["scratch"]), rel=0.03)
     assert len(study.seeds) == (2 if size == "smoke" else 3)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_growth_is_possible_with_every_seed(path):
+    """Through the planning of a run, which makes the maps of all growths from shapes alone."""
+    study = command.load(f"{path}:cpu")
+    folder = Folder(Path("study"))
+    ended = {Cell(arm, arm.rates()[0], seed).name: 3.0 for arm in study.arms for seed in (0, 1)}
+    ended |= {Cell(arm, peak, 0).name: 3.0 for arm in study.arms for peak in arm.rates()}
+    for arm in study.arms:
+        run = resolved(study, Cell(arm, arm.rates()[0], 1), ended, folder)
+        if arm.base:
+            source = config.resolve(study.arm(arm.base).config).model
+            assert make_map(source, run.model, **config.to_dict(run.init.growth))
+        remaining_stages(run, None)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

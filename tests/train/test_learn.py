@@ -14,7 +14,7 @@ from prts_jax.checkpoint.layout import matrices_file, read_lineage, read_matrice
 from prts_jax.checkpoint.lineage import training_spans
 from prts_jax.cli.family_tree import draw
 from prts_jax.config import to_dict
-from prts_jax.errors import Interrupted, UserError
+from prts_jax.errors import DivergedError, Interrupted
 from prts_jax.growth import dense
 from prts_jax.growth.operators import make_map
 from prts_jax.mesh import make_mesh, param_shardings
@@ -191,7 +191,9 @@ def test_accumulated_micro_batches_learn_the_same(configure):
 
 def test_a_diverged_learning_says_so_and_writes_nothing(run, tmp_path, wide_and_deep):
     changes = wide_and_deep | {"init__growth__learn_rate": 1e30}
-    with pytest.raises(UserError, match=r"has diverged; lower config\.init\.growth\.learn_rate"):
+    with pytest.raises(
+        DivergedError, match=r"has diverged; lower config\.init\.growth\.learn_rate"
+    ):
         run(tmp_path / "run", **changes)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 

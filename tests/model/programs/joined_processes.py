@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig
-from prts_jax.mesh import make_mesh, param_shardings, sharding, start_distributed
+from prts_jax.distributed import start_distributed
+from prts_jax.mesh import make_mesh, param_shardings, sharding
 from prts_jax.model import architecture
 from prts_jax.model.initialise import init_params
 
