@@ -46,25 +46,23 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith("gs://")
 
 
-def make_folders(path: str | os.PathLike[str]) -> list[epath.Path]:
+def make_folders(path: str | os.PathLike[str]) -> None:
     """Creates a folder and those above it; on object storage there are none.
 
     Unlike `mkdir(parents=True)` it needs no call for each part of the path.
 
-    Returns:
-      The folders created, outermost first.
-
     Raises:
       OSError: a folder cannot be created.
     """
-    folder = as_path(path)
-    if is_remote(path):
+    for folder in _missing_folders(as_path(path)):
+        folder.mkdir(exist_ok=True)
+
+
+def _missing_folders(folder: epath.Path) -> list[epath.Path]:
+    """Returns the folder and those above it that do not exist, outermost first."""
+    if is_remote(folder):
         return []
-    created: list[epath.Path] = []
-    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
-        missing.mkdir(exist_ok=True)
-        created.append(missing)
-    return created
+    return [one for one in (folder, *folder.parents) if not one.exists()][::-1]
 
 
 def check_output(path: str | os.PathLike[str], what: str) -> None:
@@ -87,7 +85,8 @@ def check_output(path: str | os.PathLike[str], what: str) -> None:
     with storage_errors(f"{what}: cannot be written"), contextlib.ExitStack() as undo:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-        for folder in make_folders(target.parent):
+        for folder in _missing_folders(target.parent):
+            folder.mkdir(exist_ok=True)
             undo.callback(_remove_empty, folder)
         temporary = _temporary(target)
         undo.callback(temporary.unlink, missing_ok=True)
