@@ -240,6 +240,8 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
         setup.recorder.settle(metrics)
     if saving:
+        lineage = dataclasses.replace(progress.lineage, skipped=setup.recorder.skipped)
+        progress = dataclasses.replace(progress, lineage=lineage)
         _save(setup, progress)
     return progress
 
