@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError, escaped
+from prts_jax.paths import as_path, check_output
 from prts_jax.report import figures, goodput, html, seeds, table
 from prts_jax.report.comparison import Comparison, as_json, compare
 from prts_jax.report.runs import read_seeds
@@ -80,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         directory that cannot be written.
     """
     arguments = parser().parse_args(argv)
+    if arguments.out:
+        check_output(as_path(arguments.out) / html.PAGE, f"--out={arguments.out}")
     if (arguments.study is None) == (not arguments.runs):
         raise UserError("name runs, or a study with --study=DIR; see `prts report --help`")
     if arguments.study is not None:

@@ -8,10 +8,10 @@ from prts_jax.report.runs import Run, is_finite
 from prts_jax.train.metrics import OUTSIDE_STEPS
 
 DEFINITION = (
-    "Wall time: the share of training steps is the goodput; starting is restoring, initialising and "
-    "growing; saving counts as far as steps wait for it; other is the time between starts, of the "
-    "processes' start-up and in steps that were lost. First step: median and longest time from a "
-    "start or a new stage to the end of its first step."
+    "Wall time: the share of training steps is the goodput; starting is restoring, initialising "
+    "and growing; saving counts as far as steps wait for it; other is the time between starts, of "
+    "the processes' start-up and in steps that were lost. First step: median and longest time from "
+    "a start or a new stage to the end of its first step."
 )
 
 
