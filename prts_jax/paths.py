@@ -1,5 +1,6 @@
 """Files on local disk and on gs://, through one library and without TensorFlow."""
 
+import contextlib
 import errno
 import os
 
@@ -45,6 +46,62 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith("gs://")
 
 
+def make_folders(path: str | os.PathLike[str]) -> None:
+    """Creates a folder and those above it; on object storage there are none.
+
+    Unlike `mkdir(parents=True)` it needs no call for each part of the path.
+
+    Raises:
+      OSError: a folder cannot be created.
+    """
+    for folder in _missing_folders(as_path(path)):
+        folder.mkdir(exist_ok=True)
+
+
+def _missing_folders(folder: epath.Path) -> list[epath.Path]:
+    """Returns the folder and those above it that do not exist, outermost first."""
+    if is_remote(folder):
+        return []
+    return [one for one in (folder, *folder.parents) if not one.exists()][::-1]
+
+
+def check_output(path: str | os.PathLike[str], what: str) -> None:
+    """Refuses an output file that cannot be written, before the work that computes its content.
+
+    Writes a file beside it and removes it again, with the folders created for it. On gs:// only the
+    address is checked.
+
+    Args:
+      path: the file; it may exist.
+      what: the flag and its value, for the message.
+
+    Raises:
+      UserError: the file cannot be written.
+      StorageError: the disk is full, or the storage failed.
+    """
+    target = as_path(path)
+    if is_remote(path):
+        return
+    with storage_errors(f"{what}: cannot be written"), contextlib.ExitStack() as undo:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        for folder in _missing_folders(target.parent):
+            folder.mkdir(exist_ok=True)
+            undo.callback(_remove_empty, folder)
+        temporary = _temporary(target)
+        undo.callback(temporary.unlink, missing_ok=True)
+        temporary.write_bytes(b"")
+
+
+def _remove_empty(folder: epath.Path) -> None:
+    with contextlib.suppress(OSError):  # another process may use it meanwhile
+        folder.rmdir()
+
+
+def _temporary(target: epath.Path) -> epath.Path:
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Replaces a text file as a whole: readers see the old or the new content, never a part.
 
@@ -57,7 +114,7 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
         if is_remote(path):
             target.write_text(text)
             return
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary = _temporary(target)
         try:
             temporary.write_text(text)
             temporary.replace(target)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prts_jax.errors import StorageError, UserError
-from prts_jax.paths import as_path, is_remote, write_atomically
+from prts_jax.paths import as_path, check_output, is_remote, write_atomically
 
 
 def test_local_paths_become_absolute(tmp_path, monkeypatch):
@@ -84,3 +84,30 @@ def test_a_remote_path_loads_no_tensorflow():
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_output_that_can_be_written_is_left_as_it_was(tmp_path):
+    (tmp_path / "old").write_text("old")
+    for name in ("old", "new", "folder/below/new"):
+        check_output(tmp_path / name, "--out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x" * 300, "File name too long"),
+        ("a/" * 2000 + "x" * 200, "File name too long"),
+        ("file/b", "Not a directory"),
+        ("folder", "Is a directory"),
+        ("new/" + "x" * 300, "File name too long"),
+    ],
+    ids=["long name", "deep", "below a file", "a folder", "long name in a new folder"],
+)
+def test_an_output_that_cannot_be_written_is_refused_and_nothing_stays(tmp_path, name, reason):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"--out: cannot be written .{reason}"):
+        check_output(tmp_path / name, "--out")
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder"}

@@ -1,5 +1,6 @@
 """Counts of a store: tokens, documents and bytes by set, and lengths of documents."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -192,12 +193,11 @@ def _column_sums(index: Mapping[str, Any], key: str) -> np.ndarray:
     return rows.reshape(-1, len(index["sources"])).sum(axis=0)
 
 
-def draw(counts: Statistics, path: str | os.PathLike[str], title: str) -> None:
-    """Draws a histogram of the documents' lengths by set, as a PNG.
+def draw(counts: Statistics, title: str) -> bytes:
+    """Returns a histogram of the documents' lengths by set, as a PNG.
 
     Args:
       counts: counts of a store.
-      path: file of the picture.
       title: title of the picture.
     """
     from matplotlib.figure import Figure
@@ -219,4 +219,6 @@ def draw(counts: Statistics, path: str | os.PathLike[str], title: str) -> None:
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, title="set (documents)")
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
+    return picture.getvalue()

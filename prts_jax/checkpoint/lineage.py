@@ -82,6 +82,19 @@ class BranchRecord:
 
 
 @dataclass(frozen=True)
+class SkipRecord:
+    """A step without a finite loss or gradient, which changed no parameter.
+
+    Attributes:
+      step: step of the lineage after it.
+      position: of its batch in the data order, tokens.
+    """
+
+    step: int
+    position: int
+
+
+@dataclass(frozen=True)
 class ChangeRecord:
     """A config key changed on resume, or the start of fine-tuning (key `TUNING`).
 
@@ -139,6 +152,7 @@ class Lineage:
       tokenizer: name → SHA-256 of the tokenizer's files in the checkpoint; {} without any, and in
         checkpoints of older versions.
       branches: branches, oldest first.
+      skipped: skipped steps, oldest first.
     """
 
     step: int
@@ -162,6 +176,7 @@ class Lineage:
     optimizer_digests: Digests = field(default_factory=dict)
     tokenizer: dict[str, str] = field(default_factory=dict)
     branches: tuple[BranchRecord, ...] = ()
+    skipped: tuple[SkipRecord, ...] = ()
 
     @property
     def model(self) -> ModelConfig:
@@ -271,7 +286,7 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
-        for key in ("optimizer_digests", "tokenizer", "branches"):
+        for key in ("optimizer_digests", "tokenizer", "branches", "skipped"):
             if not values[key]:
                 del values[key]
         return {"format": FORMAT, **values}

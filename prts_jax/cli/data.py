@@ -13,8 +13,8 @@ from typing import Any
 from prts_jax.cli import data_flags, data_show, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.cli.data_flags import SPLITS
-from prts_jax.errors import UserError
-from prts_jax.paths import as_path
+from prts_jax.errors import UserError, storage_errors
+from prts_jax.paths import as_path, check_output, make_folders
 from prts_jax.progress import report_to_stderr
 
 CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in tokenizer_config.json
@@ -244,29 +244,28 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _stats(arguments: argparse.Namespace) -> None:
     module = _data_module("store.statistics")
+    if arguments.histogram:
+        check_output(arguments.histogram, f"--histogram={arguments.histogram}")
     counts = module.statistics(arguments.store)
     print(json.dumps(counts.as_json()) if arguments.json else counts.table())
     if arguments.histogram:
-        try:
-            module.draw(counts, arguments.histogram, f"Documents of {arguments.store}")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot write {arguments.histogram}: {error}; give --histogram a .png file"
-            ) from error
+        picture = module.draw(counts, f"Documents of {arguments.store}")
+        _write(arguments.histogram, "--histogram", picture)
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
+    check_output(arguments.output, f"--output={arguments.output}")
     model = _data_module("text.tokenizer").train_from_directory(
         arguments.input, arguments.vocab_size
     )
-    try:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output).write_bytes(model)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {arguments.output}: {error.strerror}; give --output another file"
-        ) from error
+    _write(arguments.output, "--output", model)
     print(f"{arguments.output}: {arguments.vocab_size:,} pieces")
+
+
+def _write(path: str, flag: str, content: bytes) -> None:
+    with storage_errors(f"{flag}={path}: cannot be written"):
+        make_folders(as_path(path).parent)
+        as_path(path).write_bytes(content)
 
 
 def _data_module(name: str, extra: str = "data") -> ModuleType:

@@ -13,7 +13,10 @@ from prts_jax.errors import UserError, one_line
 from prts_jax.evaluate import paper_benchmarks, results
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import Scores
-from prts_jax.paths import as_path
+from prts_jax.paths import as_path, check_output
+
+LONGEST_TASK = 200
+"""Most characters of a task's name; the harness's longest has 93."""
 
 TEXTS = {
     "data": ("DIR", "token store (default: the checkpoint's validation store)"),
@@ -105,7 +108,14 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if arguments.save:
         results.check_new(arguments.save)
-    measured = [_evaluate(arguments, checkpoint) for checkpoint in arguments.checkpoint]
+    if arguments.picture:
+        check_output(arguments.picture, f"--picture={arguments.picture}")
+    from prts_jax.evaluate.loaded import resolve
+
+    for checkpoint in arguments.checkpoint:  # a missing one ends the command before any is loaded
+        resolve(checkpoint)
+    tasks = _tasks(arguments) if arguments.tasks else None
+    measured = [_evaluate(arguments, checkpoint, tasks) for checkpoint in arguments.checkpoint]
     if len(measured) > 1:
         return _compare(arguments, measured)
     if arguments.json:
@@ -154,17 +164,25 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if for_tasks and not arguments.tasks:
         raise UserError("--include_path, --shots, --limit, --add_bos_token: need --tasks; add it")
+    if arguments.include_path and not as_path(arguments.include_path).is_dir():
+        raise UserError(f"--include_path={arguments.include_path}: no such folder; name another")
+    # Else the harness reads all its task files, for half a minute, before it knows.
+    for name in arguments.tasks.split(","):
+        if not name.isprintable() or len(name) > LONGEST_TASK:
+            raise UserError(f"--tasks: {name!r} is no name of a task; name one of the harness's")
     if arguments.batch < 1 or arguments.length < 0 or arguments.limit < 0:
         raise UserError("--batch, --length, --limit: must be above 0")
 
 
-def _evaluate(arguments: argparse.Namespace, checkpoint: str) -> Results:
+def _evaluate(
+    arguments: argparse.Namespace, checkpoint: str, tasks: tuple[Any, list[str]] | None
+) -> Results:
     figures: dict[str, Any] = {}
     scores: list[Scores] = []
     if arguments.perplexity:
         figures, scores = _perplexity(arguments, checkpoint)
-    if arguments.tasks:
-        figures["tasks"], of_tasks = _tasks(arguments, checkpoint)
+    if tasks is not None:
+        figures["tasks"], of_tasks = _run_tasks(arguments, checkpoint, *tasks)
         scores += of_tasks
     label = one_line(PurePath(checkpoint).name)
     if arguments.layers:
@@ -188,9 +206,12 @@ def _perplexity(
     return data_loss.measure(loaded, data, arguments.batch, arguments.length, documents)
 
 
-def _tasks(
-    arguments: argparse.Namespace, checkpoint: str
-) -> tuple[dict[str, dict[str, Any]], list[Scores]]:
+def _tasks(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    """Returns the harness's tasks, and the names that were asked for.
+
+    Raises:
+      UserError: the harness is not installed, or a task is unknown.
+    """
     try:
         from prts_jax.evaluate import harness
     except ImportError as error:
@@ -206,6 +227,14 @@ def _tasks(
         )
     manager = harness.Tasks(include_path=arguments.include_path or None)
     manager.check(names)
+    return manager, names
+
+
+def _run_tasks(
+    arguments: argparse.Namespace, checkpoint: str, manager: Any, names: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[Scores]]:
+    from prts_jax.evaluate import harness
+
     model = harness.HarnessModel(
         checkpoint,
         arguments.tokenizer,

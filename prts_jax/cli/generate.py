@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import jax
 
@@ -14,6 +13,7 @@ from data_pipelines.chat.template import PLAIN
 from prts_jax.cli import run
 from prts_jax.cli.arguments import ADD_BOS_TOKEN, OneLineParser, add_model_flags, add_value_flags
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path
 
 TEXTS = {
     "prompt": ("TEXT", "text to continue"),
@@ -121,7 +121,7 @@ def _prompt(arguments: argparse.Namespace) -> str:
     if not file:
         return str(text)
     try:
-        return sys.stdin.read() if file == "-" else Path(file).expanduser().read_text("utf-8")
+        return sys.stdin.read() if file == "-" else as_path(file).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompt_file={file}: cannot be read as text ({error})") from error
 

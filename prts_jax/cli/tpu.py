@@ -18,7 +18,7 @@ from pathlib import Path
 from prts_jax.cli import EXIT_FAILED, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import StorageError, UserError, without_credentials
-from prts_jax.launch import babysit, code, doctor, gcloud, rent, settings, workers
+from prts_jax.launch import attempts, babysit, code, doctor, gcloud, record, rent, settings, workers
 from prts_jax.launch.settings import Settings
 
 SOURCE = {
@@ -174,13 +174,13 @@ def _watch(
     chosen: Settings, options: argparse.Namespace, following: Sequence[str]
 ) -> babysit.Watch:
     job = _job(chosen, options, following)
-    limits = babysit.Limits()
+    limits = attempts.Limits()
     if options.command == "babysit":
         for flag in NUMBERS:
             value = getattr(options, flag)
             if not 0 <= value < math.inf or (flag == "poll" and value < 1):
                 raise UserError(f"--{flag}={value}: too small, or no number; give a positive one")
-        limits = babysit.Limits(
+        limits = attempts.Limits(
             options.max_retries, options.max_hours, options.max_cost, options.price
         )
     if limits.cost and not limits.price:
@@ -275,7 +275,7 @@ def _status(chosen: Settings, options: argparse.Namespace, following: Sequence[s
         return gcloud.run(command)
 
     seen = service.describe(chosen, size, show)
-    lines = babysit.report(job, show)
+    lines = record.report(job, show)
     if not options.dry_run:
         print(f"{chosen.name}: {seen}", *lines, sep="\n")
     return 0

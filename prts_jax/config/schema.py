@@ -210,7 +210,7 @@ class TrainConfig:
     steps: int = 1000  # steps of this run since its start or growth; see growth.stages
     accumulation: int = 1  # micro-batches per step
     z_loss: float = 0.0  # weight of log² Z in the gradient of the loss; PaLM: 1e-4
-    max_skipped: int = 10  # steps without a finite loss or gradient that a start may skip
+    max_skipped: int = 10  # steps of a stage that have no finite loss or gradient and are skipped
     trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 
 

@@ -155,13 +155,16 @@ def choose(logits_BxV: jax.Array, draw: jax.Array | int, sampling: Sampling) -> 
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    # The largest becomes 0, so that a small temperature gives no infinity but −∞.
-    scaled = (logits_BxV - logits_BxV.max(axis=-1, keepdims=True)) / sampling.temperature
+    # The largest becomes 0, so that a small temperature gives no infinity but −∞. Zero and infinity
+    # in float32 would make NaN of it and of the ids that may not be chosen.
+    tiny = float(np.finfo(np.float32).tiny)
+    temperature = min(max(sampling.temperature, tiny), 1 / tiny)
+    scaled = (logits_BxV - logits_BxV.max(axis=-1, keepdims=True)) / temperature
     if sampling.top_p < 1:
         falling = jnp.sort(scaled, axis=-1, descending=True)
         probabilities = jax.nn.softmax(falling, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        kept = jnp.where(before < sampling.top_p, falling, jnp.inf)
+        kept = jnp.where(before < sampling.top_p, falling, 0.0)  # at least the likeliest
         scaled = jnp.where(scaled >= kept.min(axis=-1, keepdims=True), scaled, -jnp.inf)
     key = jax.random.fold_in(jax.random.key(sampling.seed), draw)
     return jax.random.categorical(key, scaled, axis=-1).astype(jnp.int32)

@@ -68,7 +68,7 @@ def load(
       UserError: the checkpoint is missing, damaged or has half-open gates of width, or `layers`
         is no list of the checkpoint's layers.
     """
-    path = _resolve(spec)
+    path = resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
     device_mesh = make_mesh(MeshConfig())
@@ -93,7 +93,15 @@ def _selected(params: Any, lineage: Lineage, layers: str) -> tuple[Any, Lineage]
     return params | {"layers": stacked}, dataclasses.replace(lineage, config=config)
 
 
-def _resolve(spec: str) -> str:
+def resolve(spec: str) -> str:
+    """Returns the path of a checkpoint.
+
+    Args:
+      spec: a checkpoint's directory, or a run's workdir[@step].
+
+    Raises:
+      UserError: there is no complete checkpoint; names the command that imports another format.
+    """
     try:
         return checkpoint_store.resolve(spec)
     except UserError as error:

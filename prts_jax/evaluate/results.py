@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from prts_jax.errors import UserError, one_line, storage_error
+from prts_jax.errors import UserError, one_line, storage_errors
 from prts_jax.evaluate import paper_benchmarks
 from prts_jax.evaluate import scores as request_scores
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Estimate, Scores, mean_of
-from prts_jax.paths import as_path, write_atomically
+from prts_jax.paths import as_path, check_output, make_folders, write_atomically
 
 FORMAT = "prts-eval-1"
 PERPLEXITY = "perplexity"
@@ -49,19 +49,27 @@ def save(results: Results, path: str) -> None:
         "results": results.figures,
         "scores": [scores.to_json() for scores in results.scores],
     }
-    check_new(path)
-    try:
-        as_path(path).parent.mkdir(parents=True, exist_ok=True)
+    _refuse_existing(path)
+    with storage_errors(f"--save={path}: cannot be written"):
+        make_folders(as_path(path).parent)
         write_atomically(path, json.dumps(values) + "\n")
-    except RecursionError as error:  # one call for each part of the path
-        raise UserError(f"--save={path}: cannot be written (File name too long)") from error
-    except OSError as error:
-        raise storage_error(f"--save={path}: cannot be written", error) from error
 
 
 def check_new(path: str) -> None:
-    """Raises UserError if the file exists, before results are computed for it."""
-    if as_path(path).exists():
+    """Refuses a file that `save` cannot write, before results are computed for it.
+
+    Raises:
+      UserError: the file exists or cannot be written.
+      StorageError: the disk is full, or the storage failed.
+    """
+    _refuse_existing(path)
+    check_output(path, f"--save={path}")
+
+
+def _refuse_existing(path: str) -> None:
+    with storage_errors(f"--save={path}: cannot be written"):
+        exists = as_path(path).exists()
+    if exists:
         raise UserError(f"--save={path}: exists; results are not overwritten, name another file")
 
 

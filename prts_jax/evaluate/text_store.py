@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prts_jax.errors import UserError
-from prts_jax.paths import is_remote
+from prts_jax.paths import as_path, is_remote
 
 ENDINGS = (".txt", ".md")
 
@@ -76,7 +76,7 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
         raise UserError(
             f"{path}: text is read from local disk; copy it there, or use a token store"
         )
-    root = Path(path).expanduser()
+    root = Path(as_path(path))
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _is_text(p))
     if not files:
         raise UserError(f"{path}: no text there; name a file, or a folder with .txt or .md files")

@@ -1,174 +1,21 @@
-"""State machine that keeps a run's slices rented until the run is finished.
+"""Keeps a run's slices rented until the run is finished: observes, decides and acts.
 
-`decide` is a pure function from what is known to what to do. `babysit` observes, decides and acts;
-it keeps its state in the bucket, so that it can be killed and started again anywhere.
+The state is in the bucket, so that a killed `babysit` can be started again anywhere.
 """
 
 import dataclasses
-import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from prts_jax.errors import StorageError, UserError
-from prts_jax.launch import rent, status, workers
-from prts_jax.launch.gcloud import Result, Runner
+from prts_jax.launch import attempts, rent, status, workers
+from prts_jax.launch.attempts import CREATE, DELETE, DONE, END, MISTAKES, WAIT, Decision, State
+from prts_jax.launch.gcloud import Runner
+from prts_jax.launch.record import Record
 from prts_jax.launch.settings import Settings, slice_of
 from prts_jax.launch.status import Status
-
-WAIT, CREATE, DELETE, END = "wait", "create", "delete", "end"
-
-LONGEST_BACKOFF_SECONDS = 1800.0
-STEADY_SECONDS = 3600.0
-"""Time ACTIVE after which the retries are counted from 0 again."""
-
-PARTIAL_SECONDS = 900.0
-"""Time that slices which have never been complete may stay PARTIAL."""
-
-USER_ERROR, RESUMABLE = 2, 75
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to give up; 0 for no limit.
-
-    Attributes:
-      retries: slices rented again in a row without an hour of activity.
-      hours: since the start.
-      cost: of the hosts that ran, in the currency of `price`.
-      price: of a chip for an hour.
-      backoff_seconds: pause before the first retry; it doubles up to half an hour.
-    """
-
-    retries: int = 10
-    hours: float = 0.0
-    cost: float = 0.0
-    price: float = 0.0
-    backoff_seconds: float = 60.0
-
-
-@dataclass(frozen=True)
-class State:
-    """Record of a run in the bucket; times in seconds since 1970.
-
-    Attributes:
-      attempt: launches so far; the hosts of this one know its number and `nonce`.
-      nonce: differs between two launches.
-      owner: the process that watches; another one that starts takes over.
-      source: URL of the code of all attempts.
-      arguments: of `prts train`.
-      retries: see `Limits`.
-      started: first start of this job.
-      last: last observation.
-      active_since: begin of the present activity; 0.0: not active.
-      created: time of the last launch.
-      next_create: earliest time of the next launch.
-      chip_hours: chips that ran, times hours.
-      outcome: "" while it runs; `done`, `user error` or the limit that ended it.
-    """
-
-    attempt: int = 0
-    nonce: str = ""
-    owner: str = ""
-    source: str = ""
-    arguments: tuple[str, ...] = ()
-    retries: int = 0
-    started: float = 0.0
-    last: float = 0.0
-    active_since: float = 0.0
-    created: float = 0.0
-    next_create: float = 0.0
-    chip_hours: float = 0.0
-    outcome: str = ""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The next action, the state to keep, the reason in one line, and the exit code of END."""
-
-    action: str
-    state: State
-    why: str = ""
-    code: int = 0
-
-
-def decide(
-    state: State, seen: Status, result: int | None, limits: Limits, chips_of_host: int, now: float
-) -> Decision:
-    """Returns the next action.
-
-    Args:
-      state: before this observation.
-      seen: the slices' state.
-      result: exit code of this attempt's job; None while it runs.
-      limits: see `Limits`.
-      chips_of_host: chips of a host, for the cost.
-      now: seconds since 1970.
-    """
-    state = _account(state, seen, chips_of_host, now)
-    if result == 0:
-        done = dataclasses.replace(state, outcome="done")
-        return Decision(END, done, f"attempt {state.attempt} is finished")
-    if result == USER_ERROR:
-        refused = dataclasses.replace(state, outcome="user error")
-        why = f"attempt {state.attempt} ended with exit code 2, a mistake in what was given"
-        return Decision(END, refused, f"{why}; see `prts tpu logs`", USER_ERROR)
-    if limit := _limit(state, limits, now):
-        stopped = dataclasses.replace(state, outcome=limit)
-        return Decision(END, stopped, f"stopped at {limit}", RESUMABLE)
-    if seen.state == status.ABSENT:
-        if now < state.next_create:
-            return Decision(WAIT, state)
-        launch = dataclasses.replace(
-            state, attempt=state.attempt + 1, nonce=secrets.token_hex(4), created=now
-        )
-        return Decision(CREATE, launch, f"renting slices, attempt {launch.attempt}")
-    if result is not None:
-        return retry(state, f"the job ended with exit code {result}", limits, now)
-    if seen.state in (status.SUSPENDED, status.FAILED):
-        return retry(state, str(seen), limits, now)
-    lost = bool(state.active_since) or now - state.created > PARTIAL_SECONDS
-    if seen.state == status.PARTIAL and lost:
-        return retry(state, f"{seen.seen} of {seen.expected} hosts run", limits, now)
-    return Decision(WAIT, state)
-
-
-def retry(state: State, reason: str, limits: Limits, now: float) -> Decision:
-    """Returns the deletion of what is left and a later launch, or the end."""
-    if limits.retries and state.retries >= limits.retries:
-        stopped = dataclasses.replace(state, outcome=f"{state.retries} retries")
-        why = f"{reason}; stopped at {state.retries} retries"
-        return Decision(END, stopped, why, RESUMABLE)
-    pause = min(limits.backoff_seconds * 2**state.retries, LONGEST_BACKOFF_SECONDS)
-    again = dataclasses.replace(
-        state, retries=state.retries + 1, next_create=now + pause, active_since=0.0
-    )
-    why = f"{reason}; deleting the slices, renting again in {pause:.0f} s (retry {again.retries})"
-    return Decision(DELETE, again, why)
-
-
-def _account(state: State, seen: Status, chips_of_host: int, now: float) -> State:
-    """Books the time since the last observation."""
-    hours = max(0.0, now - state.last) / 3600 if state.last and state.attempt else 0.0
-    active = seen.state == status.ACTIVE
-    since = (state.active_since or now) if active else state.active_since
-    return dataclasses.replace(
-        state,
-        last=now,
-        chip_hours=state.chip_hours + hours * seen.seen * chips_of_host,
-        active_since=since,
-        retries=0 if active and now - since > STEADY_SECONDS else state.retries,
-    )
-
-
-def _limit(state: State, limits: Limits, now: float) -> str:
-    """Returns the limit that is reached; "" for none."""
-    if limits.hours and now - state.started >= limits.hours * 3600:
-        return f"{limits.hours:g} hours"
-    if limits.cost and state.chip_hours * limits.price >= limits.cost:
-        return f"a cost of {limits.cost:g}"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -180,9 +27,9 @@ class Watch:
       job: the training, without attempt and nonce.
       source: code of the hosts; None: that of earlier attempts, or `pack`'s.
       pack: copies the working tree to the bucket and returns its URL.
-      extras: extras of the package to install, comma-separated.
       limits: when to give up.
-      delete_when_done: delete the slices after a success or a user error, not only at a limit.
+      extras: extras of the package to install, comma-separated.
+      delete_when_done: delete the slices after a success or a mistake too, not only at a limit.
       poll_seconds: pause between two observations.
     """
 
@@ -190,10 +37,16 @@ class Watch:
     job: workers.Job
     source: workers.Source | None
     pack: Callable[[], str]
-    limits: Limits = Limits()
+    limits: attempts.Limits = field(default_factory=attempts.Limits)
     extras: str = "tpu"
     delete_when_done: bool = False
     poll_seconds: float = 60.0
+
+    @property
+    def slices(self) -> str:
+        """Name, zone and service of the slices."""
+        backend = slice_of(self.settings).backend
+        return f"{self.settings.name} in {self.settings.zone} ({backend})"
 
 
 def babysit(
@@ -203,7 +56,7 @@ def babysit(
     sleep: Callable[[float], None],
     say: Callable[[str], None],
 ) -> int:
-    """Watches a run until it ends, and returns its exit code: 0, 2 or 75.
+    """Watches a run until it ends, and returns its exit code: 0, 1 after a divergence, 2 or 75.
 
     Args:
       watch: the run.
@@ -217,58 +70,87 @@ def babysit(
         over.
       StorageError: the bucket does not answer at the start; later it is waited for.
     """
-    size = slice_of(watch.settings)
-    service = rent.SERVICES[size.backend]
-    store = _Store(watch.job, run)
-    state = _begin(watch, store, run, now())
-    if state.outcome == "done":
-        say(f"attempt {state.attempt} is finished already")
+    record = Record(watch.job, run)
+    sitter = _Sitter(watch, record, _begin(watch, record, run, now()), run, now, say)
+    if sitter.state.outcome == DONE:
+        sitter.tell(f"attempt {sitter.state.attempt} is finished already")
+        if watch.delete_when_done and sitter.state.slices in ("", watch.slices):
+            sitter.release()
         return 0
-    owner, before = state.owner, ""
-
-    def tell(text: str) -> None:
-        stamp = datetime.fromtimestamp(now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        say(f"{stamp} {watch.settings.name}: {text}")
-
-    def tick() -> int | None:
-        nonlocal state, before
-        seen = service.describe(watch.settings, size, run)
-        if not state.attempt and seen.state not in (status.ABSENT, status.UNKNOWN):
-            raise UserError(
-                f"--name={watch.settings.name}: {seen} exists, and babysit has not rented it; "
-                "`prts tpu delete` it, or choose another name"
-            )
-        if str(seen) != before:
-            tell(f"{before} → {seen}" if before else str(seen))
-            before = str(seen)
-        result = store.result(state) if state.attempt else None
-        decision = decide(state, seen, result, watch.limits, size.chips // size.hosts, now())
-        store.check(owner)
-        store.write(decision.state)
-        state = decision.state
-        if decision.why:
-            tell(decision.why)
-        if decision.action == CREATE:
-            decision = _create(watch, state, run, now())
-            state = decision.state
-            store.write(state)
-            if decision.why:
-                tell(decision.why)
-        if decision.action == DELETE or (decision.action == END and _cleans(watch, decision)):
-            tell(f"deleted all that was rented ({rent.release(watch.settings, run)})")
-        return decision.code if decision.action == END else None
-
     trouble = ""
     while True:
         try:
-            code, trouble = tick(), ""
+            code, trouble = sitter.step(), ""
         except StorageError as error:
             if str(error) != trouble:
-                tell(trouble := str(error))
+                sitter.tell(trouble := str(error))
             code = None
         if code is not None:
             return code
         sleep(watch.poll_seconds)
+
+
+class _Sitter:
+    """A watch in progress: its state, and what was last said of the slices."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        record: Record,
+        state: State,
+        run: Runner,
+        now: Callable[[], float],
+        say: Callable[[str], None],
+    ) -> None:
+        self._watch, self._record, self._run, self._now, self._say = watch, record, run, now, say
+        self.state, self._owner, self._before = state, state.owner, ""
+
+    def tell(self, text: str) -> None:
+        stamp = datetime.fromtimestamp(self._now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._say(f"{stamp} {self._watch.settings.name}: {text}")
+
+    def release(self) -> None:
+        count = rent.release(self._watch.settings, self._run)
+        self.tell(f"deleted all that was rented ({count})")
+
+    def step(self) -> int | None:
+        """Observes, decides and acts once; returns the exit code at the end."""
+        watch, size = self._watch, slice_of(self._watch.settings)
+        seen = self._look()
+        result = self._record.result(self.state)
+        chips = size.chips // size.hosts
+        decision = attempts.decide(self.state, seen, result, watch.limits, chips, self._now())
+        self._record.check(self._owner)
+        self._keep(decision)
+        if decision.action == CREATE:
+            decision = _create(watch, self.state, self._run, self._now())
+            self._keep(decision)
+        end = decision.action == END
+        # A limit is there to end the cost.
+        stays = self.state.outcome in (DONE, *MISTAKES) and not watch.delete_when_done
+        if decision.action == DELETE or (end and not stays):
+            self.release()
+        return decision.code if end else None
+
+    def _look(self) -> Status:
+        settings = self._watch.settings
+        service, size = rent.service_of(settings)
+        seen = service.describe(settings, size, self._run)
+        if not self.state.attempt and seen.state not in (status.ABSENT, status.UNKNOWN):
+            raise UserError(
+                f"--name={settings.name}: {seen} exists, and babysit has not rented it; "
+                "`prts tpu delete` it, or choose another name"
+            )
+        if str(seen) != self._before:
+            self.tell(f"{self._before} → {seen}" if self._before else str(seen))
+            self._before = str(seen)
+        return seen
+
+    def _keep(self, decision: Decision) -> None:
+        self._record.write(decision.state)
+        self.state = decision.state
+        if decision.why:
+            self.tell(decision.why)
 
 
 def launch(watch: Watch, run: Runner, now: float) -> str:
@@ -279,28 +161,42 @@ def launch(watch: Watch, run: Runner, now: float) -> str:
 
     Raises:
       UserError: slices of this name exist.
-      StorageError: the bucket does not take the state.
+      StorageError: gcloud does not say what exists, or the bucket does not take the state.
     """
-    size = slice_of(watch.settings)
-    seen = rent.SERVICES[size.backend].describe(watch.settings, size, run)
-    if seen.state not in (status.ABSENT, status.UNKNOWN):
-        raise UserError(
-            f"--name={watch.settings.name}: {seen} exists; `prts tpu delete` it, or choose another"
-        )
-    store = _Store(watch.job, run)
-    state = _begin(watch, store, run, now)
-    seen = Status(status.ABSENT)
-    first = decide(dataclasses.replace(state, outcome=""), seen, None, Limits(), 0, now).state
-    store.write(first)
+    name = watch.settings.name
+    service, size = rent.service_of(watch.settings)
+    seen = service.describe(watch.settings, size, run)
+    if seen.state == status.UNKNOWN:
+        raise StorageError(f"gcloud does not say whether {name} exists ({seen.detail}); try again")
+    if seen.state != status.ABSENT:
+        raise UserError(f"--name={name}: {seen} exists; `prts tpu delete` it, or choose another")
+    record = Record(watch.job, run)
+    state = dataclasses.replace(_begin(watch, record, run, now), outcome="")
+    first = attempts.next_attempt(state, now)
+    record.write(first)
     return _create(watch, first, run, now).why
 
 
-def _begin(watch: Watch, store: "_Store", run: Runner, now: float) -> State:
-    """Returns the state to go on from, and takes the run over from another `babysit`."""
-    state = store.read() or State()
-    source = watch.source.url if watch.source else state.source
+def _begin(watch: Watch, record: Record, run: Runner, now: float) -> State:
+    """Returns the state to resume; an unfinished run is taken over from another `babysit`.
+
+    A changed command or, after a mistake, a new start is a new job with the present code.
+
+    Raises:
+      UserError: the state is that of other slices, which may still run.
+    """
+    state = record.read() or State()
+    code = "" if state.outcome in MISTAKES else state.source
+    source = watch.source.url if watch.source else code
     changed = (state.arguments, state.source) != (watch.job.arguments, source)
-    if state.attempt and (changed or state.outcome not in ("", "done")):
+    if state.outcome == DONE and not changed:
+        return state
+    if state.slices not in ("", watch.slices):
+        raise UserError(
+            f"{record.file}: is the state of {state.slices}, not of {watch.slices}; `prts tpu "
+            "delete` those slices and delete this file, or give another --workdir"
+        )
+    if state.attempt and (changed or state.outcome):
         rent.release(watch.settings, run)  # of the job before: a new attempt has a new result
         state = dataclasses.replace(state, nonce="", outcome="", retries=0, next_create=0.0)
     if changed or not source:
@@ -310,21 +206,21 @@ def _begin(watch: Watch, store: "_Store", run: Runner, now: float) -> State:
             arguments=watch.job.arguments,
             started=now,
         )
-    state = dataclasses.replace(state, owner=secrets.token_hex(4))
-    store.write(state)
+    state = dataclasses.replace(state, owner=secrets.token_hex(4), slices=watch.slices)
+    record.write(state)
     return state
 
 
 def _create(watch: Watch, state: State, run: Runner, now: float) -> Decision:
     """Rents the slices of a new attempt; what an earlier one left is deleted first."""
     source = watch.source or workers.Source(state.source, extras=watch.extras)
-    hosts = slice_of(watch.settings).hosts * watch.settings.slices
+    slices = watch.settings.slices
     job = dataclasses.replace(
         watch.job,
         attempt=state.attempt,
         nonce=state.nonce,
-        hosts=hosts,
-        slices=watch.settings.slices,
+        hosts=slice_of(watch.settings).hosts * slices,
+        slices=slices,
     )
     rent.release(watch.settings, run)
     result = rent.rent(watch.settings, workers.startup_script(source, job), run)
@@ -332,79 +228,5 @@ def _create(watch: Watch, state: State, run: Runner, now: float) -> Decision:
         return Decision(WAIT, state)
     if result.refused:
         ended = dataclasses.replace(state, outcome="refused")
-        return Decision(END, ended, f"gcloud refuses: {result.reason}", USER_ERROR)
-    return retry(state, result.reason, watch.limits, now)
-
-
-def _cleans(watch: Watch, decision: Decision) -> bool:
-    """Whether an end deletes the slices: always at a limit, which is there to end their cost."""
-    return watch.delete_when_done or decision.state.outcome not in ("done", "user error")
-
-
-def report(job: workers.Job, run: Runner) -> list[str]:
-    """Returns lines on the attempts of a run, for `prts tpu status`.
-
-    Raises:
-      StorageError: the bucket does not answer.
-    """
-    store = _Store(job, run)
-    state = store.read()
-    if state is None:
-        return ["no attempt is recorded"]
-    result = store.result(state)
-    ended = "runs, or has not started" if result is None else f"ended with exit code {result}"
-    lines = [f"attempt {state.attempt} {ended}; {state.retries} retries in a row"]
-    lines.append(f"code: {state.source}; {state.chip_hours:.1f} chip-hours seen by babysit")
-    return lines + ([f"babysit ended: {state.outcome}"] if state.outcome else [])
-
-
-class _Store:
-    """Files of a run in the bucket, by gcloud."""
-
-    def __init__(self, job: workers.Job, run: Runner) -> None:
-        self._job, self._run = job, run
-        self._file = f"{job.folder}/babysit.json"
-
-    def _cat(self, url: str) -> Result:
-        return self._run(("gcloud", "storage", "cat", url))
-
-    def read(self) -> State | None:
-        """Returns the state; None where there is none.
-
-        Raises:
-          StorageError: the bucket does not answer.
-          UserError: the state is of another version or damaged.
-        """
-        result = self._cat(self._file)
-        if result.code:
-            if "match" in result.stderr or result.absent:
-                return None
-            raise StorageError(f"{self._file}: cannot be read ({result.reason}); start again")
-        try:
-            values = json.loads(result.stdout)
-            return State(**values | {"arguments": tuple(values["arguments"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self._file}: is damaged ({error}); delete it") from error
-
-    def write(self, state: State) -> None:
-        """Writes the state.
-
-        Raises:
-          StorageError: the bucket does not take it.
-        """
-        text = json.dumps(dataclasses.asdict(state))
-        result = self._run(("gcloud", "storage", "cp", "--quiet", "-", self._file), text)
-        if result.code:
-            raise StorageError(f"{self._file}: cannot be written ({result.reason}); start again")
-
-    def check(self, owner: str) -> None:
-        """Raises UserError if another `babysit` has taken over."""
-        current = self.read()
-        if current and current.owner != owner:
-            raise UserError(f"{self._file}: another babysit watches this run now; leave it to that")
-
-    def result(self, state: State) -> int | None:
-        """Returns the exit code that this attempt's job has written; None while it runs."""
-        job = dataclasses.replace(self._job, attempt=state.attempt, nonce=state.nonce)
-        text = self._cat(job.result).stdout.strip()
-        return int(text) if text.isdigit() else None
+        return Decision(END, ended, f"gcloud refuses: {result.reason}", 2)
+    return attempts.retry(state, result.reason, watch.limits, now)

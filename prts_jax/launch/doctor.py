@@ -3,6 +3,7 @@
 A check is a gcloud command and a function from its output to a finding.
 """
 
+import functools
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ from typing import Any
 from prts_jax.errors import UserError
 from prts_jax.launch import rent, status, workers
 from prts_jax.launch.gcloud import Command, Result, Runner
-from prts_jax.launch.settings import Settings, slice_of
+from prts_jax.launch.settings import Settings, Slice, slice_of
 
 PORTS = (8080, 8471, 8476)
 """TCP ports between hosts: Megascale, libtpu, JAX's coordinator."""
@@ -45,95 +46,55 @@ class Check:
     judge: Callable[[Result], tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class _Target:
+    """The slices to check for, their bucket without a final slash, and `--project` for a fix."""
+
+    settings: Settings
+    size: Slice
+    bucket: str
+    flag: str
+
+    @property
+    def network(self) -> str:
+        return self.settings.network or "default"
+
+
+_JSON, _NAME, _ACCOUNT = "--format=json", "--format=value(config.name)", "--format=value(account)"
+_BUCKETS, _ACCOUNTS = ("storage", "buckets"), ("iam", "service-accounts")
+
+
 def checks(settings: Settings) -> list[Check]:
-    """Returns the checks that need no slice.
+    """Returns the checks that need no slice; those of a setting that is not given are left out.
 
     Raises:
       UserError: see `slice_of`.
     """
-    size = slice_of(settings)
+    bucket, account = settings.bucket.rstrip("/"), settings.service_account
     project = (f"--project={settings.project}",) if settings.project else ()
-    flag = "".join(f" {word}" for word in project)
-    network = settings.network or "default"
-    bucket = settings.bucket.rstrip("/")
-    apis = ["compute", "storage", *(["tpu"] if size.backend == "queued" else [])]
-    service = "tpu" if size.backend == "queued" else "compute"
-    firewall = f"--filter=network~/{network}$ AND direction=INGRESS"
-    listed = [
-        Check(
-            "account",
-            ("gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"),
-            lambda r: (
-                r.stdout.strip() or "nobody is logged in",
-                "" if r.stdout.strip() else "gcloud auth login",
-            ),
-        ),
-        Check(
-            "APIs",
-            ("gcloud", "services", "list", "--enabled", "--format=value(config.name)", *project),
-            lambda r: _apis(r, apis, flag),
-        ),
-        Check(
-            "quota",
-            (
-                "gcloud",
-                "beta",
-                "quotas",
-                "info",
-                "list",
-                f"--service={service}.googleapis.com",
-                "--format=json",
-                *project,
-            ),
-            lambda r: _quota(r, settings, size.chips * settings.slices),
-        ),
-        Check(
-            "ports",
-            ("gcloud", "compute", "firewall-rules", "list", firewall, "--format=json", *project),
-            lambda r: _ports(r, network, flag),
-        ),
+    target = _Target(settings, slice_of(settings), bucket, "".join(f" {word}" for word in project))
+    network = f"--filter=network~/{target.network}$ AND direction=INGRESS"
+    service = f"--service={_service(target.size)}.googleapis.com"
+    table: list[tuple[str, bool, Command, Callable[[_Target, Result], tuple[str, str]]]] = [
+        # Title, whether its settings are given, command, judge.
+        ("account", True, ("auth", "list", "--filter=status:ACTIVE", _ACCOUNT), _logged_in),
+        ("APIs", True, ("services", "list", "--enabled", _NAME), _apis),
+        ("quota", True, ("beta", "quotas", "info", "list", service, _JSON), _quota),
+        ("ports", True, ("compute", "firewall-rules", "list", network, _JSON), _ports),
+        ("bucket", bool(bucket), (*_BUCKETS, "describe", bucket, _JSON), _bucket),
+        ("service account", bool(account), (*_ACCOUNTS, "describe", account, _JSON), _identity),
+        ("access", bool(bucket and account), (*_BUCKETS, "get-iam-policy", bucket, _JSON), _access),
     ]
-    if bucket:
-        listed.append(
-            Check(
-                "bucket",
-                ("gcloud", "storage", "buckets", "describe", bucket, "--format=json"),
-                lambda r: _bucket(r, bucket, settings.region),
-            )
-        )
-    if settings.service_account:
-        account = settings.service_account
-        listed.append(
-            Check(
-                "service account",
-                (
-                    "gcloud",
-                    "iam",
-                    "service-accounts",
-                    "describe",
-                    account,
-                    "--format=json",
-                    *project,
-                ),
-                lambda r: (
-                    (account, "")
-                    if r.code == 0
-                    else (
-                        r.reason,
-                        f"gcloud iam service-accounts create {account.partition('@')[0]}{flag}",
-                    )
-                ),
-            )
-        )
-        if bucket:
-            listed.append(
-                Check(
-                    "access",
-                    ("gcloud", "storage", "buckets", "get-iam-policy", bucket, "--format=json"),
-                    lambda r: _access(r, bucket, account),
-                )
-            )
-    return listed
+    return [
+        Check(title, ("gcloud", *words, *project), functools.partial(judge, target))
+        for title, given, words, judge in table
+        if given
+    ]
+
+
+def _service(size: Slice) -> str:
+    """Returns the name of the API that rents the slice."""
+    return "tpu" if size.backend == "queued" else "compute"
 
 
 def examine(settings: Settings, run: Runner) -> list[Finding]:
@@ -175,28 +136,32 @@ def _json(result: Result) -> Any:
         return None
 
 
-def _apis(result: Result, needed: list[str], flag: str) -> tuple[str, str]:
+def _logged_in(target: _Target, result: Result) -> tuple[str, str]:
+    account = result.stdout.strip()
+    return (account, "") if account else ("nobody is logged in", "gcloud auth login")
+
+
+def _apis(target: _Target, result: Result) -> tuple[str, str]:
+    flag = target.flag
     if result.code:
         return result.reason, f"gcloud auth login && gcloud services list --enabled{flag}"
     enabled = set(result.stdout.split())
-    # Cloud Storage's API has two names; either serves.
-    names = {f"{api}.googleapis.com" for api in needed}
-    missing = sorted(
-        names
-        - enabled
-        - ({"storage.googleapis.com"} if any("storage" in e for e in enabled) else set())
-    )
-    if missing:
+    if "storage-api.googleapis.com" in enabled:
+        # Cloud Storage's API has two names; either serves.
+        enabled.add("storage.googleapis.com")
+    needed = {f"{api}.googleapis.com" for api in ("compute", "storage", _service(target.size))}
+    if missing := sorted(needed - enabled):
         return f"{', '.join(missing)} off", f"gcloud services enable {' '.join(missing)}{flag}"
-    return f"{', '.join(sorted(names))} on", ""
+    return f"{', '.join(sorted(needed))} on", ""
 
 
-def _quota(result: Result, settings: Settings, chips: int) -> tuple[str, str]:
+def _quota(target: _Target, result: Result) -> tuple[str, str]:
     """Judges the largest limit of this generation's quotas in this zone or region.
 
     Google counts chips for v5e and later and cores before; a limit below the chips is too small in
     both.
     """
+    settings, chips = target.settings, target.size.chips * target.settings.slices
     page = "open https://console.cloud.google.com/iam-admin/quotas and ask for more"
     rows = _json(result)
     if rows is None:
@@ -232,7 +197,8 @@ def _is_here(info: dict[str, Any], settings: Settings) -> bool:
     return not places or bool({settings.zone, settings.region, "global"} & set(places))
 
 
-def _bucket(result: Result, bucket: str, region: str) -> tuple[str, str]:
+def _bucket(target: _Target, result: Result) -> tuple[str, str]:
+    bucket, region = target.bucket, target.settings.region
     name = re.sub(r"[^a-z0-9-]", "-", bucket.removeprefix("gs://"))
     create = f"gcloud storage buckets create gs://{name}-{region} --location={region}"
     if result.absent:
@@ -246,7 +212,16 @@ def _bucket(result: Result, bucket: str, region: str) -> tuple[str, str]:
     return f"in {region}", ""
 
 
-def _access(result: Result, bucket: str, account: str) -> tuple[str, str]:
+def _identity(target: _Target, result: Result) -> tuple[str, str]:
+    account = target.settings.service_account
+    if result.code == 0:
+        return account, ""
+    name = account.partition("@")[0]
+    return result.reason, f"gcloud iam service-accounts create {name}{target.flag}"
+
+
+def _access(target: _Target, result: Result) -> tuple[str, str]:
+    bucket, account = target.bucket, target.settings.service_account
     member = f"serviceAccount:{account}"
     policy = _json(result) or {}
     for binding in policy.get("bindings", []):
@@ -259,18 +234,21 @@ def _access(result: Result, bucket: str, account: str) -> tuple[str, str]:
     )
 
 
-def _ports(result: Result, network: str, flag: str) -> tuple[str, str]:
+def _ports(target: _Target, result: Result) -> tuple[str, str]:
     wanted = ",".join(f"tcp:{port}" for port in PORTS)
     fix = (
-        f"gcloud compute firewall-rules create prts-tpu --network={network} --direction=INGRESS "
-        f"--allow={wanted} --source-ranges=10.0.0.0/8{flag}"
+        f"gcloud compute firewall-rules create prts-tpu --network={target.network} "
+        f"--direction=INGRESS --allow={wanted} --source-ranges=10.0.0.0/8{target.flag}"
     )
     rules = _json(result)
     if rules is None:
         return result.reason, fix
     closed = [port for port in PORTS if not any(_opens(rule, port) for rule in rules)]
     if closed:
-        return f"{', '.join(map(str, closed))} closed between hosts in network {network}", fix
+        return (
+            f"{', '.join(map(str, closed))} closed between hosts in network {target.network}",
+            fix,
+        )
     return f"{', '.join(map(str, PORTS))} open", ""
 
 

@@ -6,6 +6,7 @@ MIG with multi-host TPU slice", "Request TPU Spot VMs" and "Create a resize requ
 reference.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -127,12 +128,12 @@ def delete(settings: Settings, run: Runner | None, quiet: bool) -> list[Command]
         (_POLICIES, f"name~{ours} AND region~/{settings.region}$", region, names),
     )
     commands = []
-    for words, where, place, expected in kinds:
+    for words, where, scope, expected in kinds:
         present = expected
         if run is not None:
             listing = (*words, "list", f"--filter={where}", "--format=value(name)")
             present = _names(run(_command(settings, *listing)))
-        flags = [flag for flag in (place, "--quiet" if quiet else "") if flag]
+        flags = [flag for flag in (scope, "--quiet" if quiet else "") if flag]
         if present:
             commands.append(_command(settings, *words, "delete", *present, *flags))
     return commands
@@ -151,9 +152,14 @@ def _names(result: Result) -> list[str]:
 
 def describe(settings: Settings, size: Slice, run: Runner) -> Status:
     """Returns the state of all groups."""
-    return status.worst(
-        [parse(run(_list_instances(settings, name)), size.hosts) for name in slice_names(settings)]
-    )
+    states = []
+    for name in slice_names(settings):
+        seen = parse(run(_list_instances(settings, name)), size.hosts)
+        if seen.state == status.PARTIAL and not seen.seen and settings.provisioning == "flex_start":
+            # The group stays empty until its resize request is granted.
+            seen = dataclasses.replace(seen, state=status.WAITING)
+        states.append(seen)
+    return status.worst(states)
 
 
 def _list_instances(settings: Settings, group: str) -> Command:

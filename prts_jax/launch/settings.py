@@ -61,6 +61,8 @@ _FORMS = {
     "bucket": (r"(gs://[a-z0-9][a-z0-9._-]{1,220}/?)?", "no bucket; write gs://BUCKET"),
     "valid_until": (r"([0-9]+[smhdw])*", "no duration; write one such as 90m or 6h"),
     "max_run": (r"([0-9]+[smhd])*", "no duration; write one such as 90m or 3d"),
+    "backend": (f"({'|'.join(BACKENDS)})?", f"choose one of {', '.join(BACKENDS)}"),
+    "provisioning": ("|".join(PROVISIONING), f"choose one of {', '.join(PROVISIONING)}"),
     "topology": (r"([0-9]+(x[0-9]+){1,2})?", "no topology; write one such as 4x4 or 4x4x8"),
 }
 
@@ -103,10 +105,6 @@ class Settings:
             value = getattr(self, name)
             if not re.fullmatch(form, value):
                 raise UserError(f"--{name}={value}: {advice}")
-        for name, choices in (("backend", ("", *BACKENDS)), ("provisioning", PROVISIONING)):
-            if getattr(self, name) not in choices:
-                known = ", ".join(filter(None, choices))
-                raise UserError(f"--{name}={getattr(self, name)}: choose one of {known}")
         for name in ("slices", "disk_gb"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: at least 1; give 1 or more")

@@ -39,18 +39,18 @@ value() { sed -n "s/^$1: *'\{0,1\}\([^']*\).*/\1/p" <<<"$tpu_env"; }
 find_slices() {
   slices="$PRTS_SLICES"
   slice="$(sed -n 's/.*-slice-\([0-9]*\)-[^-]*$/\1/p' <<<"$host")"
-  local place="$PRTS_WORKDIR/launch/coordinator-$PRTS_ATTEMPT-$PRTS_NONCE"
+  local file="$PRTS_WORKDIR/launch/coordinator-$PRTS_ATTEMPT-$PRTS_NONCE"
   if [ "$slice.$worker" = 0.0 ]; then
-    echo "$coordinator" | gcloud storage cp --quiet - "$place" >/dev/null 2>&1 || return 1
+    echo "$coordinator" | gcloud storage cp --quiet - "$file" >/dev/null 2>&1 || return 1
   else
-    coordinator="$(gcloud storage cat "$place" 2>/dev/null)" || return 1
+    coordinator="$(gcloud storage cat "$file" 2>/dev/null)" || return 1
   fi
   export MEGASCALE_COORDINATOR_ADDRESS="$coordinator:8080" MEGASCALE_PORT=8080
   export MEGASCALE_NUM_SLICES="$slices" MEGASCALE_SLICE_ID="$slice"
 }
 
-# Reads this host's place from the metadata, again for every try: it changes when slices are replaced.
-find_place() {
+# Reads this host's index from the metadata, again for every try: it changes when slices are replaced.
+read_metadata() {
   local endpoints commas
   endpoints="$(metadata worker-network-endpoints)" && tpu_env="$(metadata tpu-env)" || return 1
   worker="$(metadata agent-worker-number 2>/dev/null || value WORKER_ID)"
@@ -73,7 +73,7 @@ find_place() {
 # Meets the other hosts of this attempt and sets the flags that join them.
 meet() {
   flags=()
-  if ! find_place; then
+  if ! read_metadata; then
     say "the metadata server or the bucket does not say which hosts there are"
     return 75
   fi
@@ -89,44 +89,66 @@ meet() {
 }
 
 training=''
+trained=''
+diverged=''
 stopped=''
 process=0
 processes=0
 trap 'stopped=yes; [ -z "$training" ] || kill -TERM "$training"' TERM
 
+# Trains and returns the exit code; sets `diverged` where the same start would diverge again.
+train() {
+  local code=0 first
+  say "try $try of $tries, process $process of $processes, attempt ${PRTS_ATTEMPT:-0}"
+  first="$(wc -l <"$log")"
+  "$PRTS_ROOT/venv/bin/prts" train "$@" "${flags[@]}" >>"$log" 2>&1 &
+  training=$!
+  wait "$training" || code=$?
+  if [ -n "$stopped" ]; then
+    # The signal ended the first wait while the run still saves.
+    code=0
+    wait "$training" || code=$?
+  fi
+  training=''
+  # The words of DivergedError, which shares exit code 1 with faults of the program.
+  if [ "$code" -eq 1 ] && grep -q 'training has diverged' < <(tail -n +"$first" "$log"); then
+    diverged=' diverged'
+  fi
+  return "$code"
+}
+
+# Meets the other hosts, trains, and on process 0 runs what follows the training.
+run() {
+  if [ -z "$trained" ]; then
+    meet || return
+    [ -z "$stopped" ] || return 75
+    train "$@" || return
+    trained=yes
+  fi
+  if [ "$process" -eq 0 ] && [ -n "$PRTS_AFTER" ]; then
+    [ -z "$stopped" ] || return 75
+    say "trained; now what follows"
+    PATH="$PRTS_ROOT/venv/bin:$PATH" bash -euo pipefail -c "$PRTS_AFTER" >>"$log" 2>&1
+  fi
+}
+
 cd "$PRTS_ROOT/source"
 tries=20
 for try in $(seq "$tries"); do
   code=0
-  meet || code=$?
-  say "try $try of $tries, process $process of $processes, attempt ${PRTS_ATTEMPT:-0}"
-  if [ "$code" -eq 0 ] && [ -z "$stopped" ]; then
-    "$PRTS_ROOT/venv/bin/prts" train "$@" "${flags[@]}" >>"$log" 2>&1 &
-    training=$!
-    wait "$training" || code=$?
-    if [ -n "$stopped" ]; then
-      # The signal ended the first wait while the run still saves.
-      code=0
-      wait "$training" || code=$?
-    fi
-    training=''
-    if [ "$code.$process" = 0.0 ] && [ -n "$PRTS_AFTER" ] && [ -z "$stopped" ]; then
-      say "trained; now what follows"
-      PATH="$PRTS_ROOT/venv/bin:$PATH" bash -euo pipefail -c "$PRTS_AFTER" >>"$log" 2>&1 || code=$?
-    fi
-  fi
-  say "exit code $code"
-  # Stops after success, a user error or a stop signal. Any other failure is retried, since all
-  # hosts fail when one is lost, and the run resumes from its last checkpoint.
-  case "$code" in 0 | 2) break ;; esac
-  if [ -n "$stopped" ] || [ "$try" -eq "$tries" ]; then break; fi
-  sleep "$PRTS_PAUSE"
+  run "$@" || code=$?
+  say "exit code $code$diverged, try $try of $tries"
+  # Stops after success, a user error, a divergence or a stop signal. Any other failure is retried,
+  # since all hosts fail when one is lost, and the run resumes from its last checkpoint.
+  case "$code$diverged" in 0 | 2 | '1 diverged') break ;; esac
+  if [ -z "$stopped" ] && [ "$try" -lt "$tries" ]; then sleep "$PRTS_PAUSE"; fi
+  if [ -n "$stopped" ]; then break; fi
 done
 
 kill "$uploader" 2>/dev/null || true
 upload
 if [ -n "$PRTS_ATTEMPT" ] && [ -z "$stopped" ] && { [ "$process" -eq 0 ] || [ "$code" -eq 2 ]; }; then
-  echo "$code" | gcloud storage cp --quiet - \
+  echo "$code$diverged" | gcloud storage cp --quiet - \
     "$PRTS_WORKDIR/launch/result-$PRTS_ATTEMPT-$PRTS_NONCE" >/dev/null 2>&1 || true
 fi
 if [ "$code.$process" = 0.0 ] && [ -n "$PRTS_ON_SUCCESS" ]; then

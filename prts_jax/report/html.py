@@ -4,14 +4,16 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from prts_jax.errors import UserError, storage_error
-from prts_jax.paths import as_path
-from prts_jax.report import table
+from prts_jax.errors import storage_errors
+from prts_jax.paths import as_path, make_folders
+from prts_jax.report import goodput, table
 from prts_jax.report.comparison import Comparison
 from prts_jax.report.runs import Run
 from prts_jax.report.seeds import seed_table
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
 from prts_jax.text_table import Table
+
+PAGE = "report.html"
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -51,6 +53,7 @@ def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
       figures: PNG files of the first seed by name, as `figures.draw_all` returns them.
     """
     comparison = seeds[0]
+    wall_time = [table.goodput_table(comparison), table.start_table(comparison)]
     pictures = [figure(png, CAPTIONS[name]) for name, png in figures.items()]
     parts = [
         "<h1>Run report</h1>",
@@ -60,6 +63,9 @@ def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
         "<h2>Runs</h2>",
         table_of(table.run_table(comparison)),
         _notes(comparison),
+        "<h2>Wall time</h2>" if wall_time[0] else "",
+        *map(table_of, wall_time),
+        f'<p class="definition">{escape(goodput.DEFINITION)}</p>' if wall_time[0] else "",
         "<h2>Speed-up at equal loss</h2>",
         table_of(table.speedup_table(comparison)),
         f'<p class="definition">{escape(DEFINITION)}</p>',
@@ -85,7 +91,7 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def write(page: str, pngs: Mapping[str, bytes], flag: str, directory: str) -> list[str]:
-    """Writes `report.html` and its figures, replacing an earlier report, and returns their paths.
+    """Writes the page and its figures, replacing an earlier report, and returns their paths.
 
     Args:
       page: the HTML.
@@ -99,15 +105,11 @@ def write(page: str, pngs: Mapping[str, bytes], flag: str, directory: str) -> li
     """
     root = as_path(directory)
     paths = []
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for name, content in {"report.html": page.encode(), **pngs}.items():
+    with storage_errors(f"{flag}={directory}: cannot be written"):
+        make_folders(root)
+        for name, content in {PAGE: page.encode(), **pngs}.items():
             (root / name).write_bytes(content)
             paths.append(str(root / name))
-    except RecursionError as error:  # one call for each part of the path
-        raise UserError(f"{flag}={directory}: cannot be written (File name too long)") from error
-    except OSError as error:
-        raise storage_error(f"{flag}={directory}: cannot be written", error) from error
     return paths
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 from prts_jax.checkpoint.lineage import BranchRecord
 from prts_jax.config import RunConfig, ScheduleConfig, StagesConfig, from_dict, parse_length
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path
 from prts_jax.train.origin import Origin
 from prts_jax.train.schedule import goes_on
 
@@ -22,15 +24,14 @@ def branch_config(stages: Sequence[RunConfig], origin: Origin) -> RunConfig:
       origin: the trunk's checkpoint, or on resume the branch's own.
 
     Raises:
-      UserError: the trunk is not in its stable phase there, or has a stage that the config lacks.
+      UserError: the trunk is not in its stable phase there, or has a stage that the config lacks;
+        or the workdir holds another run than this branch.
     """
     lineage = origin.lineage
-    if origin.own and lineage.branches:
-        record = lineage.branches[-1]
+    if origin.own:
+        record = _own_record(stages[0].init.branch_from, origin)
     else:
-        record = BranchRecord(
-            lineage.step, lineage.stage_step, lineage.stage, lineage.tokens, 0.0, origin.path
-        )
+        record = lineage.branched(origin.path).branches[-1]
         trunk = from_dict(ScheduleConfig, lineage.config["schedule"], "schedule")
         _refuse_unstable(trunk, record)
     if record.stage >= len(stages):
@@ -46,6 +47,19 @@ def branch_config(stages: Sequence[RunConfig], origin: Origin) -> RunConfig:
     )
     train = dataclasses.replace(config.train, steps=record.stage_step + steps)
     return dataclasses.replace(config, schedule=schedule, train=train, growth=StagesConfig())
+
+
+def _own_record(named: str, origin: Origin) -> BranchRecord:
+    """Returns the branch that a run's own checkpoint belongs to; it must leave the named step."""
+    lineage = origin.lineage
+    began = lineage.step - lineage.stage_step
+    record = next((r for r in lineage.branches[::-1] if r.step - r.stage_step == began), None)
+    step = re.search(r"(?:@|/checkpoints/)([0-9]+)/*$", named)
+    if record is None or (step and int(step[1]) != record.step):
+        held = f"a branch from step {record.step:,}" if record else "a run that is no branch"
+        workdir = as_path(origin.path).parent.parent
+        raise UserError(f"--workdir={workdir}: holds {held}; give {named} a workdir of its own")
+    return record
 
 
 def _counted(schedule: ScheduleConfig, record: BranchRecord) -> int:

@@ -15,6 +15,7 @@ FREE_TO_CHANGE = (
     "evaluation.",
     "checkpoint.",
     "train.steps",
+    "train.max_skipped",
     # Later stages may change; the current stage is compared key by key.
     "growth.stages",
     "compute.remat",

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.lineage import Lineage, SkipRecord
 from prts_jax.errors import DivergedError
-from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops
+from prts_jax.train.metrics import OUTSIDE_STEPS, MetricsLog, TerminalLine, peak_flops
 from prts_jax.train.step import StepMetrics
 
 
@@ -24,6 +24,9 @@ class Recorder:
     A step without a finite loss or gradient has changed nothing (`prts_jax.train.step`). It is left
     out of the means, and its line has the number of such steps (`skipped`) and the positions of
     their batches (`skipped_positions`).
+
+    Attributes:
+      skipped: all such steps that were read, those of the lineage before the first step included.
     """
 
     def __init__(
@@ -45,7 +48,8 @@ class Recorder:
           flops_per_token: training FLOPs per token, see `prts_jax.model.counts`.
           origin: lineage before the first step.
           sources: names of the sources in the order of `StepMetrics.source_losses`.
-          max_skipped: steps without a finite loss or gradient; one more is an error.
+          max_skipped: steps of the stage, over all its starts, without a finite loss or gradient;
+            one more is an error.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -53,18 +57,24 @@ class Recorder:
         self._peak = peak_flops(devices.flat[0].device_kind)
         self._unread: StepMetrics | None = None
         self._position = 0  # of the batch of the unread step
-        self._max_skipped, self._all_skipped = max_skipped, list[int]()
-        self._skipped: list[int] = []  # positions since the last line
+        self._max_skipped, self.skipped = max_skipped, origin.skipped
+        self._first_of_stage = origin.step - origin.stage_step
+        self._line_step = origin.step
         self._due: Lineage | None = None
         self._read: list[StepMetrics] = []  # since the last line
         self._sources = sources
         self._by_source = np.zeros((2, len(sources)))  # losses, tokens
         kept = log.kept if log is not None else []
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
-        # Wall time since the first start, with the pauses between starts; "time" is newer.
-        self._started = kept[0]["time"] - kept[0]["seconds"] if kept and "time" in kept[0] else 0.0
-        self._started = self._started or time.time() - self._seconds_before
+        # Wall time since the first start, with the pauses between starts; "started" is newer.
+        self._started = time.time() - self._seconds_before
+        if kept and "time" in kept[0]:
+            self._started = kept[0].get("started", kept[0]["time"] - kept[0]["seconds"])
         self._in_steps = kept[-1].get("step_seconds", 0.0) if kept else 0.0
+        self._outside = {
+            work: kept[-1].get(f"{work}_seconds", 0.0) if kept else 0.0 for work in OUTSIDE_STEPS
+        }
+        self._outside_before = sum(self._outside.values())
         self._began: float | None = None
         self._first_step_seconds = 0.0
         self._step, self._last_tokens = origin.step, origin.tokens
@@ -77,20 +87,29 @@ class Recorder:
           began: `time.perf_counter()` before the stage was restored, grown or initialised.
         """
         self._began = began
+        self._started = min(self._started, time.time() - (time.perf_counter() - began))
 
     def restart_clock(self) -> None:
-        """Excludes the time until now (compilation) from the rates, but not from `seconds`."""
+        """Excludes the time until now from the rates, but not from `seconds`.
+
+        What was neither compilation nor evaluation since the `began` of `begin` counts as starting.
+        """
         self._line_clock = time.perf_counter()
+        if self._began is not None:
+            known = sum(self._outside.values()) - self._outside_before
+            self._outside["starting"] += self._line_clock - self._began - known
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Excludes the time inside the context (evaluation, saving) from the rates."""
+    def paused(self, work: str) -> Iterator[None]:
+        """Excludes the time inside the context from the rates; it is one of `OUTSIDE_STEPS`."""
         if self._unread is not None:
             # The last dispatched step counts in the rates: the pause begins when it has finished.
             jax.block_until_ready(self._unread)
         began = time.perf_counter()
         yield
-        self._line_clock += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self._line_clock += seconds
+        self._outside[work] += seconds
 
     def dispatched(self, metrics: StepMetrics, position: int) -> None:
         """Keeps the metrics of a dispatched step unread, and reads those of the step before.
@@ -136,21 +155,23 @@ class Recorder:
             self._due = None
 
     def _skip(self, metrics: StepMetrics) -> None:
-        self._skipped.append(self._position)
-        self._all_skipped.append(self._position)
+        self.skipped = (*self.skipped, SkipRecord(self._step, self._position))
         what = f"loss is {metrics.loss:.4g}, gradient norm {metrics.gradient_norm:.4g}"
-        if len(self._all_skipped) > self._max_skipped:
+        if len(self._positions(self._first_of_stage)) > self._max_skipped:
             raise DivergedError(self._diverged(what))
         self._terminal.say(
             f"step {self._step}: {what}; skipped, batch at position {self._position}"
         )
 
+    def _positions(self, after: int) -> list[int]:
+        """Returns the positions of the batches skipped after a step."""
+        return [skip.position for skip in self.skipped if skip.step > after]
+
     def _diverged(self, what: str) -> str:
-        count, last = len(self._all_skipped), ""
-        if count:
-            last = f", the last at positions {self._all_skipped[-3:]}"
+        positions = self._positions(self._first_of_stage)
+        last = f", the last at positions {positions[-3:]}" if positions else ""
         return (
-            f"{what} at step {self._step}: training has diverged ({count} steps had no "
+            f"{what} at step {self._step}: training has diverged ({len(positions)} steps had no "
             f"finite gradient{last}); lower config.schedule.peak or lengthen warmup_steps, see "
             "these batches (`prts data show`), and begin again from a checkpoint before them "
             "(config.init.start_from) or in a new workdir"
@@ -169,8 +190,8 @@ class Recorder:
             "seconds": round(self._seconds_before + now - self._clock, 3),
         }
         seconds_per_step = 0.0
-        if self._skipped:
-            line["skipped"], line["skipped_positions"] = len(self._skipped), self._skipped
+        if skipped := self._positions(self._line_step):
+            line["skipped"], line["skipped_positions"] = len(skipped), skipped
         if self._read:
             latest = self._read[-1]
             weights = [float(step.loss_tokens) for step in self._read]
@@ -192,14 +213,16 @@ class Recorder:
             if self._peak is not None:
                 line["mfu"] = rate * self._flops_per_token / self._peak
         wall = max(time.time() - self._started, 1e-9)
+        line["started"] = round(self._started, 3)
         line["time"], line["step_seconds"] = round(time.time(), 3), round(self._in_steps, 3)
+        line |= {f"{work}_seconds": round(value, 3) for work, value in self._outside.items()}
         line["goodput"] = round(min(1.0, self._in_steps / wall), 4)
         if self._first_step_seconds:
             line["first_step_seconds"] = round(self._first_step_seconds, 3)
             self._first_step_seconds = 0.0
         line |= extra
         self._read, self._last_tokens, self._line_clock = [], lineage.tokens, now
-        self._skipped = []
+        self._line_step = self._step
         self._by_source[:] = 0
         if self._log is not None:
             self._log.write(line)

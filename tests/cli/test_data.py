@@ -76,7 +76,7 @@ def test_failed_training_leaves_no_file(tmp_path: Path):
             ]
         )
     assert not output.exists()
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written .Is a directory"):
         data.main(["tokenizer", f"--input={EMBEDDED_SHAKESPEARE}", f"--output={tmp_path}"])
 
 
@@ -120,8 +120,8 @@ def test_bad_rows_end_in_their_line_or_are_left_out_and_shown(
     counts = json.loads(capsys.readouterr().out)
     assert counts["bad"] == {"bad_json": 1, "invalid_utf8": 1}
     assert counts["total"]["documents"] == 62
-    with pytest.raises(UserError, match="give --histogram a .png file"):
-        data.main(["stats", store, f"--histogram={tmp_path}/none/x.png"])
+    with pytest.raises(UserError, match="--histogram=.*: cannot be written .Not a directory"):
+        data.main(["stats", "/no/store", f"--histogram={store}/index.json/x.png"])
 
     (tmp_path / "validation" / "shard-00000.sources").write_bytes(bytes(62))
     with pytest.raises(UserError, match="has 3 faults, the first: .*sources does not match"):

@@ -110,6 +110,23 @@ def test_results_are_not_overwritten(saved: Path, capsys: pytest.CaptureFixture[
     assert file.read_text() == before
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "file/results.json"], ids=["long", "below a file"])
+def test_results_that_cannot_be_saved_are_refused_before_the_evaluation(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    flags = ("--checkpoint=/no/such", "--perplexity", f"--save={tmp_path / name}")
+    assert "cannot be written (" in refusal(capsys, *flags)
+
+
+def test_every_checkpoint_is_looked_for_before_one_is_evaluated(
+    words: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eval_command, "_evaluate", lambda *_: pytest.fail("evaluated"))
+    flags = (f"--checkpoint={words / 'model'}", "--checkpoint=/no/such", "--perplexity")
+    assert "/no/such: does not exist" in refusal(capsys, *flags)
+
+
 REFUSALS = {
     "no checkpoint": (["--perplexity"], "--checkpoint: is missing; name one"),
     "nothing to do": (["--checkpoint=c"], "give --perplexity, --tasks=NAMES, or both"),
@@ -142,6 +159,15 @@ REFUSALS = {
     "a word for a number": (
         ["--checkpoint=c", "--perplexity", "--batch=x"],
         "--batch: invalid int value: 'x'; see `prts eval --help`",
+    ),
+    "task of two lines": (
+        ["--checkpoint=c", "--tasks=piqa,arc\neasy"],
+        "--tasks: 'arc\\neasy' is no name of a task",
+    ),
+    "overlong task": (["--checkpoint=c", "--tasks=" + "x" * 300], "is no name of a task"),
+    "no task folder": (
+        ["--checkpoint=c", "--tasks=piqa", "--include_path=/no/such"],
+        "--include_path=/no/such: no such folder",
     ),
     "no such checkpoint": (["--checkpoint=/no/such", "--perplexity"], "/no/such: "),
     "one file": (["--compare", "a.json"], "--compare: needs two files or more"),
@@ -218,23 +244,24 @@ def test_a_store_of_a_larger_vocabulary_and_a_checkpoint_without_tokenizer(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["data", "text"])
-def test_eight_devices_equal_one(
+@pytest.mark.parametrize(("kind", "devices"), [("data", 8), ("text", 3)])
+def test_several_devices_equal_one(
     words: Path,
     run_prts: RunPrts,
     kind: str,
+    devices: int,
 ) -> None:
-    """5.25 rows in batches of 8: most rows are padding, one device's share is nothing else."""
+    """Of 5.25 rows in a batch most are padding; 3 devices divide neither width nor heads."""
     where = words / {"data": "store", "text": "text"}[kind]
     flags = ("eval", f"--checkpoint={words / 'model'}", "--perplexity", f"--{kind}={where}")
-    one, eight = (
-        json.loads(run_prts(*flags, "--json", "--dtype=float32", devices=devices).stdout)
-        for devices in (1, 8)
+    one, several = (
+        json.loads(run_prts(*flags, "--json", "--dtype=float32", devices=count).stdout)
+        for count in (1, devices)
     )
-    assert eight.keys() == one.keys()
+    assert several.keys() == one.keys()
     for ours, theirs in (
-        (eight, one),
-        *((eight["per_source"][s], one["per_source"][s]) for s in ("cats", "text")),
+        (several, one),
+        *((several["per_source"][s], one["per_source"][s]) for s in ("cats", "text")),
     ):
         assert ours["tokens"] == theirs["tokens"]
         for name in ("loss", "perplexity", "bits_per_byte"):

@@ -9,6 +9,7 @@ import pytest
 from prts_jax.cli import generate, run
 from prts_jax.formats import convert
 from tests.checkpoint.tiny import write_source
+from tests.conftest import RunPrts
 from tests.evaluate.conftest import words
 from tests.evaluate.worded import WORDS, write_tokenizer
 from tests.formats.foreign_models import save_transformers, shape
@@ -49,6 +50,23 @@ def test_a_prompt_comes_from_flag_file_or_standard_input(
     assert capsys.readouterr().out == f"the cat sat{found['text']}\n"
 
 
+@pytest.mark.slow
+def test_three_devices_that_divide_neither_width_nor_heads_generate_what_one_does(
+    words: Path, run_prts: RunPrts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (f"--checkpoint={words / 'model'}", "--prompt=the cat")
+    done = run_prts("generate", *flags, "--json", "--tokens=6", "--dtype=float32", devices=3)
+    assert json.loads(done.stdout)["tokens"] == as_json(capsys, *flags)["tokens"]
+
+
+def test_a_prompts_line_breaks_stay_as_they_are(
+    words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt").write_bytes(b"the\r\ncat")
+    flags = (f"--checkpoint={words / 'model'}", f"--prompt_file={tmp_path / 'prompt'}")
+    assert as_json(capsys, *flags)["prompt"] == "the\r\ncat"
+
+
 def test_the_start_token_comes_first_on_request(
     words: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +94,8 @@ FLAGS = {
     "system alone": (["--prompt=a", "--system=s"], "--system: goes with --instruction"),
     "two prompts": (["--prompt=a", "--prompt_file=b"], "give one of them"),
     "no such file": (["--prompt_file=/no/such"], "--prompt_file=/no/such: cannot be read"),
+    "no such home": (["--prompt_file=~nobody_at_all/x"], "/x: cannot be read"),
+    "another scheme": (["--prompt_file=s3://b/x"], "paths of s3:// are not supported"),
     "no such checkpoint": (["--prompt=a"], "/no/checkpoint: "),
 }
 

@@ -106,3 +106,16 @@ def test_buckets_hold_the_length_and_are_few():
     assert len({bucket(length) for length in range(1, 3000)}) == 14
     assert bucket(100, largest=100) == 100
     assert bucket(101, largest=100) == 128
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e39, 1e308])
+def test_extreme_temperatures_draw_from_the_allowed_tokens(temperature: float) -> None:
+    logits = jnp.broadcast_to(jnp.asarray([-jnp.inf, 1.0, 3.0, 2.0]), (200, 4))
+    drawn = set(np.asarray(choose(logits, 0, Sampling(temperature))).tolist())
+    assert drawn == ({2} if temperature < 1 else {1, 2, 3})
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-45, 0.3])
+def test_a_small_top_p_leaves_the_likeliest_token(top_p: float) -> None:
+    logits = jnp.broadcast_to(jnp.asarray([-jnp.inf, 1.0, 3.0, 2.0]), (50, 4))
+    assert set(np.asarray(choose(logits, 0, Sampling(1.0, top_p))).tolist()) == {2}

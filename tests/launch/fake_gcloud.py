@@ -139,6 +139,8 @@ class FakeCloud:
         if f"managed {group}" not in self.resources:
             return NOT_FOUND
         state, _, message = self._now().partition(": ")
+        if state == "EMPTY":
+            return Result(0, "[]")
         members = [
             {"instance": f"zones/z/instances/{group}-{i:04d}", "currentAction": "NONE"}
             | {"instanceStatus": "RUNNING"}

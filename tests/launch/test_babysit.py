@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from prts_jax.errors import StorageError, UserError
-from prts_jax.launch import babysit, rent, workers
-from prts_jax.launch.babysit import Limits, Watch
+from prts_jax.launch import babysit, record, rent, workers
+from prts_jax.launch.attempts import Limits
+from prts_jax.launch.babysit import Watch
 from prts_jax.launch.settings import Settings
 from tests.launch.fake_gcloud import FakeCloud
 
@@ -133,6 +134,21 @@ def test_exit_code_75_of_the_job_is_retried_and_2_is_not(service):
     assert "mistake" in run.lines[-1]
 
 
+def test_a_job_that_has_diverged_is_not_rented_again_until_a_new_start_with_new_code():
+    cloud = FakeCloud([["ACTIVE", "exit 1 diverged", "ACTIVE"], ["ACTIVE", "exit 0", "ACTIVE"]])
+    run = Run("queued", cloud)
+    run.watch = dataclasses.replace(run.watch, source=None)
+    assert run.go() == 1
+    assert run.attempts() == 1
+    assert "has diverged" in run.lines[-1]
+    assert cloud.resources
+    assert "exit code 1, diverged" in record.report(run.watch.job, cloud)[0]
+    corrected = "gs://bkt/grown/code/corrected.tar.gz"
+    run.watch = dataclasses.replace(run.watch, pack=lambda: corrected)
+    assert run.go() == 0
+    assert corrected in cloud.scripts[1]
+
+
 @pytest.mark.parametrize(
     ("limits", "named"),
     [(Limits(hours=5), "5 hours"), (Limits(cost=100, price=2.0), "a cost of 100")],
@@ -159,6 +175,42 @@ def test_a_killed_babysit_starts_again_where_it_was(service):
     assert run.attempts() == 1, "the slices that run are kept"
     assert run.go() == 0, "a finished run stays finished"
     assert run.attempts() == 1
+
+
+@both
+def test_a_finished_run_whose_babysit_was_killed_is_deleted_at_the_next_start(service):
+    run = Run(service, FakeCloud([["ACTIVE", "exit 0", "ACTIVE"]]))
+    assert run.go() == 0
+    assert run.cloud.resources
+    run.watch = dataclasses.replace(run.watch, delete_when_done=True)
+    assert run.go() == 0
+    assert run.cloud.resources == []
+    assert run.attempts() == 1
+
+
+def test_slices_that_somebody_deleted_are_rented_again_and_may_start_one_host_after_the_other():
+    cloud = FakeCloud([["ACTIVE"], ["LOST", "LOST", "ACTIVE", "exit 0", "ACTIVE"]])
+    run = Run("mig", cloud)
+    run.stop_at = run.time + 100
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    rent.release(run.watch.settings, cloud)
+    run.stop_at = 1e12
+    assert run.go() == 0
+    assert run.attempts() == 2
+
+
+@pytest.mark.parametrize(("end", "attempts"), [("ACTIVE", 1), ("EMPTY", 2)])
+def test_an_empty_flex_start_group_is_waited_for_and_rented_again_when_its_time_is_over(
+    end, attempts
+):
+    timeline = [*["EMPTY"] * 100, "ACTIVE", end, "exit 0", "ACTIVE"]
+    run = Run("mig", FakeCloud([timeline, ["ACTIVE", "exit 0", "ACTIVE"]]))
+    settings = dataclasses.replace(run.watch.settings, provisioning="flex_start")
+    run.watch = dataclasses.replace(run.watch, settings=settings)
+    assert run.go() == 0
+    assert run.time > 1e9 + 100 * 60
+    assert run.attempts() == attempts
 
 
 def test_a_changed_command_or_a_new_start_after_a_mistake_is_a_new_attempt():
@@ -195,6 +247,22 @@ def test_slices_that_it_has_not_rented_are_left_alone(service):
     before = list(cloud.resources)
     with pytest.raises(UserError, match="has not rented"):
         Run(service, cloud).go()
+    assert cloud.resources == before
+
+
+@both
+def test_a_workdir_of_other_slices_is_refused_and_nothing_is_deleted(service):
+    cloud = FakeCloud([["ACTIVE"]])
+    run = Run(service, cloud)
+    babysit.launch(run.watch, cloud, run.time)
+    other = dataclasses.replace(run.watch.settings, name="other")
+    rent.rent(other, "#", cloud)
+    before = list(cloud.resources)
+    for arguments in (run.watch.job.arguments, ("--config=y.py",)):
+        job = dataclasses.replace(run.watch.job, arguments=arguments)
+        run.watch = dataclasses.replace(run.watch, settings=other, job=job)
+        with pytest.raises(UserError, match=r"is the state of grown in .*, not of other in"):
+            run.go()
     assert cloud.resources == before
 
 
@@ -251,6 +319,31 @@ def test_create_launches_once_and_babysit_watches_it_afterwards():
         babysit.launch(run.watch, cloud, run.time)
     assert run.go() == 0
     assert run.attempts() == 1
+
+
+@both
+def test_create_deletes_nothing_while_gcloud_does_not_say_what_exists(service):
+    cloud = FakeCloud([["ACTIVE"]])
+    run = Run(service, cloud)
+    rent.rent(run.watch.settings, "#", cloud)
+    before = list(cloud.resources)
+    for words in ("describe", "list-instances"):
+        cloud.failures.append([words, "503 Service Unavailable", 1])
+    with pytest.raises(StorageError, match="503"):
+        babysit.launch(run.watch, cloud, run.time)
+    assert cloud.resources == before
+
+
+def test_create_during_the_pause_before_a_retry_is_a_new_attempt():
+    cloud = FakeCloud([["SUSPENDED"], ["ACTIVE", "exit 0", "ACTIVE"]])
+    run = Run("queued", cloud, Limits(backoff_seconds=600))
+    run.stop_at = run.time + 130
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    assert cloud.resources == []
+    babysit.launch(run.watch, cloud, run.time)
+    assert nonce(cloud.scripts[0]) != nonce(cloud.scripts[1])
+    assert "PRTS_ATTEMPT=2\n" in cloud.scripts[1]
 
 
 @both

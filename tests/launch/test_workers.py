@@ -44,7 +44,7 @@ FAKES = {
 # Fails with the codes of $CODES one after the other, then succeeds.
 PRTS = """#!/usr/bin/env bash
 echo "prts $* in $PWD with port ${JAX_COORDINATOR_PORT-}" >>"$TRACE"
-echo 'step 1'
+echo "step 1${SAYS-}"
 count=$(grep -c '^prts' "$TRACE")
 read -ra codes <<<"${CODES-}"
 exit "${codes[count - 1]:-0}"
@@ -156,8 +156,14 @@ def test_what_follows_the_training_runs_once_on_process_0(worker, root):
     assert "wrote 0" in trace
     _, trace = worker(run_script(root, **job), WORKER="1")
     assert not any(line.startswith(("after", "wrote")) for line in trace)
-    done, trace = worker(run_script(root, **job | {"after": "exit 3"}))
-    assert done.returncode == 3
+
+
+def test_what_follows_the_training_is_retried_without_the_other_hosts(worker, root):
+    after = 'echo after >>"$TRACE"; [ "$(grep -c after "$TRACE")" -gt 2 ] || exit 3'
+    done, trace = worker(run_script(root, after=after))
+    assert done.returncode == 0
+    counts = [sum(word in line for line in trace) for word in ("handshake", "prts train", "after")]
+    assert counts == [1, 1, 3]
 
 
 def test_a_single_host_does_not_run_distributed(worker, root):
@@ -179,6 +185,17 @@ def test_a_run_is_retried_until_it_finishes(worker, root, codes, attempts, ends_
     done, trace = worker(run_script(root), CODES=codes)
     assert done.returncode == ends_with
     assert len(trained(trace)) == attempts
+
+
+def test_a_run_that_has_diverged_is_not_retried(worker, root):
+    script = run_script(root, attempt=1, nonce="x")
+    says = ": training has diverged (3 steps had no finite gradient)"
+    done, trace = worker(script, CODES="1", SAYS=says)
+    assert (done.returncode, len(trained(trace))) == (1, 1)
+    assert "wrote 1 diverged" in trace
+    done, trace = worker(script, CODES="1")
+    assert (done.returncode, len(trained(trace))) == (0, 2), "an earlier divergence does not count"
+    assert "wrote 0" in trace
 
 
 def test_the_log_is_copied_to_the_bucket(worker, root):
@@ -214,6 +231,16 @@ def test_a_stop_signal_reaches_the_run_which_saves(worker, root, tmp_path):
     done, _ = worker(run_script(root))
     assert done.returncode == 75
     assert "saved" in Path(root, "worker-0.log").read_text()
+
+
+def test_a_stop_signal_between_two_tries_is_no_success(worker, root, tmp_path):
+    pid = Path(root, "pid")
+    (tmp_path / "bin/sleep").write_text(
+        f'#!/bin/sh\n[ "$1" != 60 ] || exec /bin/sleep 60\nkill -TERM "$(cat {pid})"\n'
+    )
+    done, trace = worker(run_script(root, on_success='echo deleted >>"$TRACE"'), CODES="75 75")
+    assert (done.returncode, len(trained(trace))) == (75, 1)
+    assert "deleted" not in trace
 
 
 def test_set_up_installs_an_archive_into_a_new_environment(worker, tmp_path):

@@ -69,9 +69,18 @@ def test_a_branch_resumes_and_has_no_branches_of_its_own(trunk, run, tmp_path):
     (tmp_path / "branch" / "DONE").unlink()
     run(tmp_path / "branch", **branch)
     tiny.assert_same(tiny.stored_params(tmp_path / "branch"), whole)
+    with pytest.raises(UserError, match="holds a branch from step 4; give .*@8 a workdir"):
+        run(tmp_path / "branch", **branch | {"init__branch_from": f"{trunk}@8"})
     again = branch | {"init__branch_from": f"{tmp_path / 'branch'}@8"}
     with pytest.raises(UserError, match="decays since step 4"):
         run(tmp_path / "again", **again)
+
+
+def test_a_branch_in_its_trunks_workdir_is_refused(trunk, run):
+    before = contents(trunk)
+    with pytest.raises(UserError, match="holds a run that is no branch"):
+        run(trunk, **STABLE | BRANCH | {"init__branch_from": f"{trunk}@4"})
+    assert contents(trunk) == before
 
 
 @pytest.mark.parametrize(
