@@ -1,8 +1,8 @@
 """Disturbs a staged run at random moments until it ends, and compares the end bit for bit.
 
 A small run in two stages with growth is trained undisturbed. The same run is then started again and
-again with `prts train`, each time until a random moment (while it starts, trains, saves or grows),
-when one fault befalls it:
+again with `prts train`, in a process forked from one that has imported the program, each time until
+a random moment (while it starts, trains, saves or grows), when one fault befalls it:
 
 * `SIGKILL`; `SIGTERM`;
 * `flip`, `cut`, `empty`, `delete`: SIGKILL, and one file of the newest checkpoint has a bit
@@ -21,27 +21,28 @@ import argparse
 import collections
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.damaged_files import DAMAGES, Case, apply
+from prts_jax import cli
 from prts_jax.checkpoint.layout import complete_steps, read_lineage
 from prts_jax.config import to_dict
 from prts_jax.train.metrics import read_metrics
 from tests.train import tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = ({"steps": 100, "model": {"layers": 1}}, {"steps": 100})
 LAST = 200
 KINDS = ("SIGKILL", "SIGTERM", *DAMAGES, "half")
@@ -89,37 +90,38 @@ class Sweep:
                 ended = sum(self.tally.values()) >= faults
                 ended = wait(process) if ended else self._moment(process, log)
                 if ended:
-                    if process.returncode:
-                        raise Failure(f"exit code {process.returncode}: {last_line(log)}")
+                    if process.exitcode:
+                        raise Failure(f"exit code {process.exitcode}: {last_line(log)}")
                     return workdir
                 self._fault(process, workdir, damaged, log)
             finally:
                 process.kill()
-                process.wait()
+                process.join()
 
-    def _moment(self, process: subprocess.Popen[bytes], log: Path) -> bool:
+    def _moment(self, process: BaseProcess, log: Path) -> bool:
         """Waits for a random moment; returns whether the process has ended before."""
         if self.numbers.random() < 0.3:
             lines, pause = 0, self.numbers.uniform(0, STARTING_SECONDS)
         else:
             lines, pause = self.numbers.randrange(1, 50), self.numbers.uniform(0, 0.2)
         patience = time.monotonic() + PATIENCE_SECONDS
-        while log.read_text().count(" loss ") < lines and process.poll() is None:
+        while log.read_text().count(" loss ") < lines and process.is_alive():
             if time.monotonic() > patience:
                 raise Failure(f"hangs: {last_line(log)}")
             time.sleep(0.01)
         until = time.monotonic() + pause
-        while time.monotonic() < until and process.poll() is None:
+        while time.monotonic() < until and process.is_alive():
             time.sleep(0.005)
-        return process.poll() is not None
+        return not process.is_alive()
 
-    def _fault(
-        self, process: subprocess.Popen[bytes], workdir: Path, damaged: set[int], log: Path
-    ) -> None:
+    def _fault(self, process: BaseProcess, workdir: Path, damaged: set[int], log: Path) -> None:
         kind = self.numbers.choice(self.kinds)
         if kind == "full disk":
             fill(self.folder, process, self.numbers.uniform(1, 5))
-        process.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+        if kind == "SIGTERM":
+            process.terminate()
+        else:
+            process.kill()
         wait(process)
         saved = complete_steps(str(workdir / "checkpoints")) if workdir.exists() else []
         if kind in (*DAMAGES, "half"):
@@ -131,10 +133,10 @@ class Sweep:
                 damaged.add(saved[-1])
         self.tally[kind] += 1
         newest = saved[-1] if saved else None
-        self.events.append(f"{workdir.name} {newest} {kind} {process.returncode}")
+        self.events.append(f"{workdir.name} {newest} {kind} {process.exitcode}")
         print(f"{sum(self.tally.values())} {self.events[-1]}", file=sys.stderr, flush=True)
-        if process.returncode not in STOPPED.get(kind, STOPPED["SIGKILL"]):
-            raise Failure(f"{kind}: exit code {process.returncode}: {last_line(log)}")
+        if process.exitcode not in STOPPED.get(kind, STOPPED["SIGKILL"]):
+            raise Failure(f"{kind}: exit code {process.exitcode}: {last_line(log)}")
 
     def _damage(self, kind: str, checkpoint: Path) -> None:
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
@@ -146,35 +148,36 @@ class Sweep:
         apply(Case(file, kind, self.numbers.randrange(2**32)), checkpoint)
 
 
-def start(folder: Path, workdir: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, workdir: Path, log: Path) -> BaseProcess:
     """Starts `prts train`, whose output replaces the log."""
-    command = [sys.executable, "-m", "prts_jax.cli", "train", f"--config={folder / 'config.json'}"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    log.write_text("")
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run, args=(f"--config={folder / 'config.json'}", f"--workdir={workdir}", log)
+    )
+    process.start()
+    return process
+
+
+def _run(config: str, workdir: str, log: Path) -> None:
     with log.open("wb") as output:
-        return subprocess.Popen(
-            [*command, f"--workdir={workdir}"], stdout=output, stderr=output, env=environment
-        )
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    sys.exit(cli.main(["train", config, workdir]))
 
 
-def wait(process: subprocess.Popen[bytes]) -> bool:
+def wait(process: BaseProcess) -> bool:
     """Waits for the end of a process and returns True."""
-    try:
-        process.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise Failure(f"hangs for {PATIENCE_SECONDS:.0f} s") from error
+    process.join(PATIENCE_SECONDS)
+    if process.is_alive():
+        raise Failure(f"hangs for {PATIENCE_SECONDS:.0f} s")
     return True
 
 
-def fill(folder: Path, process: subprocess.Popen[bytes], seconds: float) -> None:
+def fill(folder: Path, process: BaseProcess, seconds: float) -> None:
     """Leaves no free byte on the folder's disk until the process ends, or for seconds."""
     ballast, until = folder / "ballast", time.monotonic() + seconds
     with ballast.open("wb", buffering=0) as file:
-        while time.monotonic() < until and process.poll() is None:
+        while time.monotonic() < until and process.is_alive():
             try:
                 file.write(bytes(4096))
             except OSError:
@@ -216,7 +219,7 @@ def prepare(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     process = start(folder, folder / "undisturbed", folder / "undisturbed.log")
     wait(process)
-    if process.returncode:
+    if process.exitcode:
         raise Failure(f"undisturbed: {last_line(folder / 'undisturbed.log')}")
     return folder / "undisturbed"
 
@@ -229,6 +232,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
     parser.add_argument("--out", type=Path, help="file for the results, too")
     arguments = parser.parse_args()
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(arguments.folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    multiprocessing.set_forkserver_preload(["__main__", "prts_jax.train.loop"])
     expected, began = end(prepare(arguments.folder)), time.monotonic()
     small = shutil.disk_usage(arguments.folder).free < SMALL_DISK
     kinds = (*KINDS, "full disk") if small else KINDS
