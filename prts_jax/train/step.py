@@ -1,6 +1,6 @@
 """The jitted training step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,12 +85,13 @@ def make_train_step(
       asymmetric: the growth whose new entries have a learning rate of their own; None: all entries
         have the same.
     """
-    new = None if asymmetric is None else new_parts(asymmetric, declare(model))
-    parts = {} if frozen is None else trained_parts(declare(model), frozen)
+    declarations = declare(model)
+    new = None if asymmetric is None else new_parts(asymmetric, declarations)
+    parts = {} if frozen is None else trained_parts(declarations, frozen)
     mesh = jax.sharding.get_mesh()
     apart: tuple[str, ...] = ()
     if config.train.accumulation > 1 and not mesh.empty:
-        apart = axes_summed_once(config.mesh.reduce_gradients, mesh, declare(model))
+        apart = axes_summed_once(config.mesh.reduce_gradients, mesh, declarations)
 
     def train_step(
         state: TrainState, batch: Batch, teacher_params: Any = None
@@ -98,28 +99,20 @@ def make_train_step(
         inputs = {"gates": gates and gates(state.stage_step), "frozen": frozen}
         taught_by = teacher and (teacher, teacher_params)
 
-        weights = state.params
-        if apart:
-            weights = in_compute_dtype(weights, model, config.compute)
-            weights = gathered(weights, declare(model), apart)
-
-        def gradient_of(micro: Batch) -> tuple[Any, Sums]:
-            gradient, sums = jax.grad(_summed_losses, has_aux=True)(
+        def gradient_of(weights: Any, micro: Batch) -> tuple[Any, Sums]:
+            return jax.grad(_summed_losses, has_aux=True)(
                 weights, micro, model, config, sources, taught_by, inputs
             )
-            return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), sums
 
-        count = config.train.accumulation
-        gradient, sums = sum_over_micro_batches(gradient_of, batch, count, apart)
-        gradient = gathered(gradient, declare(model), ())
+        gradient, sums = _summed_gradient(gradient_of, state.params, batch, model, config, apart)
         tokens = jnp.sum(batch["loss_weights"])
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
+        means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
+        norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
         params = apply_updates(state.params, updates, rate, new, new_rate)
-        means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
-        norm = optax.global_norm(gradient)
         # A step without a finite gradient is skipped: see `prts_jax.train.record`.
         finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"])
         params, opt_state = jax.tree.map(
@@ -127,17 +120,47 @@ def make_train_step(
             (params, opt_state),
             (state.params, state.optimizer),
         )
-        metrics = StepMetrics(
-            loss_tokens=tokens,
-            gradient_norm=norm,
-            learning_rate=rate,
-            **means,
-            **sums,
-        )
         after = TrainState(params, opt_state, state.stage_step + 1)
-        return keep_frozen(state, after, parts) if parts else after, metrics
+        after = keep_frozen(state, after, parts) if parts else after
+        metrics = StepMetrics(
+            loss_tokens=tokens, gradient_norm=norm, learning_rate=rate, **means, **sums
+        )
+        return after, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _summed_gradient(
+    gradient_of: Callable[[Any, Batch], tuple[Any, Sums]],
+    params: Any,
+    batch: Batch,
+    model: ModelConfig,
+    config: RunConfig,
+    apart: Sequence[str],
+) -> tuple[Any, Sums]:
+    """Returns the gradient of the summed loss, float32, split as declared, and the sums.
+
+    Args:
+      gradient_of: (weights, micro-batch) → the gradient and the sums for the metrics.
+      params: parameters of the model.
+      batch: arrays [batch, length].
+      model: config of the model.
+      config: config of the stage.
+      apart: mesh axes along which micro-batches take whole weights in the dtype of the computation,
+        and over which their gradients are summed once.
+    """
+    declarations, weights = declare(model), params
+    if apart:
+        weights = in_compute_dtype(weights, model, config.compute)
+        weights = gathered(weights, declarations, apart)
+
+    def of_micro_batch(micro: Batch) -> tuple[Any, Sums]:
+        gradient, sums = gradient_of(weights, micro)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), sums
+
+    count = config.train.accumulation
+    gradient, sums = sum_over_micro_batches(of_micro_batch, batch, count, apart)
+    return gathered(gradient, declarations, ()), sums
 
 
 def _summed_losses(

@@ -79,10 +79,14 @@ def test_more_skipped_steps_than_allowed_stop_the_run(sink, lineage):
 def test_goodput_counts_the_pauses_between_starts(sink, lineage):
     sink.kept = [
         {"step": 0, "seconds": 0.0, "time": time.time() - 1000},
-        {"step": 1, "seconds": 90.0, "time": time.time() - 900, "step_seconds": 80.0},
+        {"step": 1, "seconds": 90.0, "time": time.time() - 900, "step_seconds": 80.0}
+        | {"starting_seconds": 5.0, "saving_seconds": 2.0},
     ]
     record = recorder(sink, lineage)
     record.begin(time.perf_counter() - 20)
+    with record.paused("compiling"):
+        time.sleep(0.1)
+    record.restart_clock()
     for position in (0, 128):
         record.dispatched(metrics(1.0), position)
         record.line_due(lineage)
@@ -92,6 +96,9 @@ def test_goodput_counts_the_pauses_between_starts(sink, lineage):
     assert first["step_seconds"] == pytest.approx(80, abs=1)
     assert first["first_step_seconds"] == pytest.approx(20, abs=1)
     assert "first_step_seconds" not in second
+    assert first["compiling_seconds"] >= 0.1
+    assert first["starting_seconds"] == pytest.approx(25, abs=1)
+    assert (first["evaluation_seconds"], second["saving_seconds"]) == (0.0, 2.0)
 
 
 def test_a_validation_loss_that_is_no_number_stops_the_run(sink, lineage):
