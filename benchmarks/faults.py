@@ -1,8 +1,8 @@
 """Disturbs a staged run at random moments until it ends, and compares the end bit for bit.
 
 A small run in two stages with growth is trained undisturbed. The same run is then started again and
-again with `prts train`, each time until a random moment (while it starts, trains, saves or grows),
-when one fault befalls it:
+again with `prts train`, in a process forked from one that has imported the program, each time until
+a random moment (while it starts, trains, saves or grows), when one fault befalls it:
 
 * `SIGKILL`; `SIGTERM`;
 * `flip`, `cut`, `empty`, `delete`: SIGKILL, and one file of the newest checkpoint has a bit
@@ -21,27 +21,28 @@ import argparse
 import collections
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.damaged_files import DAMAGES, Case, apply
+from prts_jax import cli
 from prts_jax.checkpoint.layout import complete_steps, read_lineage
 from prts_jax.config import to_dict
 from prts_jax.train.metrics import read_metrics
 from tests.train import tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = ({"steps": 100, "model": {"layers": 1}}, {"steps": 100})
 LAST = 200
 KINDS = ("SIGKILL", "SIGTERM", *DAMAGES, "half")
@@ -51,7 +52,7 @@ SMALL_DISK = 1 << 30
 STOPPED = {
     "SIGKILL": (-signal.SIGKILL,),
     # Before Python has installed a handler, SIGTERM ends the process.
-    "SIGTERM": (0, 75, -signal.SIGTERM),
+    "SIGTERM": (75, -signal.SIGTERM),
     "full disk": (-signal.SIGKILL, 75),
 }
 """Exit codes that a fault may cause; damages follow a SIGKILL."""
@@ -71,6 +72,9 @@ class Sweep:
       kinds: of faults to draw from.
       tally: faults by kind.
       events: a line for each fault: run, newest complete step, kind, exit code.
+      failures: a line for each run that has failed.
+      runs: so far.
+      aside: checkpoints that runs have moved aside.
     """
 
     folder: Path
@@ -78,6 +82,38 @@ class Sweep:
     kinds: tuple[str, ...]
     tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     events: list[str] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    runs: int = 0
+    aside: int = 0
+
+    def run(self, faults: int, expected: tuple[Any, ...]) -> None:
+        """Disturbs one run until it ends or has failed; `expected` is its right `end`."""
+        name, self.runs = f"run-{self.runs}", self.runs + 1
+        try:
+            workdir = self.disturbed(name, faults)
+            if end(workdir) != expected:
+                raise Failure("another end")
+            self.aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
+            shutil.rmtree(workdir)
+        except Failure as failure:
+            self.failures.append(f"{name}: {failure}")
+
+    def results(self) -> dict[str, Any]:
+        """Returns what happened so far, with versions and machine."""
+        return {
+            "command": " ".join(sys.argv),
+            "faults": sum(self.tally.values()),
+            "tally": dict(self.tally),
+            "runs": self.runs,
+            "checkpoints moved aside": self.aside,
+            "failures": self.failures,
+            "versions": {
+                name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")
+            },
+            "Python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "events": self.events,
+        }
 
     def disturbed(self, name: str, faults: int) -> Path:
         """Starts a run until it ends, with at most `faults` faults, and returns its workdir."""
@@ -89,38 +125,41 @@ class Sweep:
                 ended = sum(self.tally.values()) >= faults
                 ended = wait(process) if ended else self._moment(process, log)
                 if ended:
-                    if process.returncode:
-                        raise Failure(f"exit code {process.returncode}: {last_line(log)}")
+                    if process.exitcode:
+                        raise Failure(f"exit code {process.exitcode}: {last_line(log)}")
                     return workdir
                 self._fault(process, workdir, damaged, log)
             finally:
                 process.kill()
-                process.wait()
+                process.join()
 
-    def _moment(self, process: subprocess.Popen[bytes], log: Path) -> bool:
+    def _moment(self, process: BaseProcess, log: Path) -> bool:
         """Waits for a random moment; returns whether the process has ended before."""
         if self.numbers.random() < 0.3:
             lines, pause = 0, self.numbers.uniform(0, STARTING_SECONDS)
         else:
             lines, pause = self.numbers.randrange(1, 50), self.numbers.uniform(0, 0.2)
         patience = time.monotonic() + PATIENCE_SECONDS
-        while log.read_text().count(" loss ") < lines and process.poll() is None:
+        while log.read_text().count(" loss ") < lines and process.is_alive():
             if time.monotonic() > patience:
                 raise Failure(f"hangs: {last_line(log)}")
             time.sleep(0.01)
         until = time.monotonic() + pause
-        while time.monotonic() < until and process.poll() is None:
+        while time.monotonic() < until and process.is_alive():
             time.sleep(0.005)
-        return process.poll() is not None
+        return not process.is_alive()
 
-    def _fault(
-        self, process: subprocess.Popen[bytes], workdir: Path, damaged: set[int], log: Path
-    ) -> None:
+    def _fault(self, process: BaseProcess, workdir: Path, damaged: set[int], log: Path) -> None:
         kind = self.numbers.choice(self.kinds)
         if kind == "full disk":
             fill(self.folder, process, self.numbers.uniform(1, 5))
-        process.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+        if kind == "SIGTERM":
+            process.terminate()
+        else:
+            process.kill()
         wait(process)
+        if process.exitcode == 0:
+            return  # the run had ended before
         saved = complete_steps(str(workdir / "checkpoints")) if workdir.exists() else []
         if kind in (*DAMAGES, "half"):
             # The run resumes from the checkpoint before, which must not be damaged as well.
@@ -131,10 +170,10 @@ class Sweep:
                 damaged.add(saved[-1])
         self.tally[kind] += 1
         newest = saved[-1] if saved else None
-        self.events.append(f"{workdir.name} {newest} {kind} {process.returncode}")
+        self.events.append(f"{workdir.name} {newest} {kind} {process.exitcode}")
         print(f"{sum(self.tally.values())} {self.events[-1]}", file=sys.stderr, flush=True)
-        if process.returncode not in STOPPED.get(kind, STOPPED["SIGKILL"]):
-            raise Failure(f"{kind}: exit code {process.returncode}: {last_line(log)}")
+        if process.exitcode not in STOPPED.get(kind, STOPPED["SIGKILL"]):
+            raise Failure(f"{kind}: exit code {process.exitcode}: {last_line(log)}")
 
     def _damage(self, kind: str, checkpoint: Path) -> None:
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
@@ -146,35 +185,36 @@ class Sweep:
         apply(Case(file, kind, self.numbers.randrange(2**32)), checkpoint)
 
 
-def start(folder: Path, workdir: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, workdir: Path, log: Path) -> BaseProcess:
     """Starts `prts train`, whose output replaces the log."""
-    command = [sys.executable, "-m", "prts_jax.cli", "train", f"--config={folder / 'config.json'}"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    log.write_text("")
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run, args=(f"--config={folder / 'config.json'}", f"--workdir={workdir}", log)
+    )
+    process.start()
+    return process
+
+
+def _run(config: str, workdir: str, log: Path) -> None:
     with log.open("wb") as output:
-        return subprocess.Popen(
-            [*command, f"--workdir={workdir}"], stdout=output, stderr=output, env=environment
-        )
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    sys.exit(cli.main(["train", config, workdir]))
 
 
-def wait(process: subprocess.Popen[bytes]) -> bool:
+def wait(process: BaseProcess) -> bool:
     """Waits for the end of a process and returns True."""
-    try:
-        process.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise Failure(f"hangs for {PATIENCE_SECONDS:.0f} s") from error
+    process.join(PATIENCE_SECONDS)
+    if process.is_alive():
+        raise Failure(f"hangs for {PATIENCE_SECONDS:.0f} s")
     return True
 
 
-def fill(folder: Path, process: subprocess.Popen[bytes], seconds: float) -> None:
+def fill(folder: Path, process: BaseProcess, seconds: float) -> None:
     """Leaves no free byte on the folder's disk until the process ends, or for seconds."""
     ballast, until = folder / "ballast", time.monotonic() + seconds
     with ballast.open("wb", buffering=0) as file:
-        while time.monotonic() < until and process.poll() is None:
+        while time.monotonic() < until and process.is_alive():
             try:
                 file.write(bytes(4096))
             except OSError:
@@ -206,17 +246,15 @@ def prepare(folder: Path) -> Path:
     store = str(tiny.write_store(folder / "store", tokens=40_000).directory)
     config = tiny.run_config(
         data__train=store,
-        data__validation=store,
+        data__validation="",
         growth__stages=STAGES,
         checkpoint__every_steps=5,
         checkpoint__keep=4,
-        evaluation__every_steps=25,
-        evaluation__tokens=200,
     )
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     process = start(folder, folder / "undisturbed", folder / "undisturbed.log")
     wait(process)
-    if process.returncode:
+    if process.exitcode:
         raise Failure(f"undisturbed: {last_line(folder / 'undisturbed.log')}")
     return folder / "undisturbed"
 
@@ -227,44 +265,26 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="new directory for the runs")
     parser.add_argument("--faults", type=int, default=100, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
-    parser.add_argument("--out", type=Path, help="file for the results, too")
+    parser.add_argument("--out", type=Path, help="file for the results, written after each run")
     arguments = parser.parse_args()
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(arguments.folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    multiprocessing.set_forkserver_preload(["__main__", "prts_jax.train.loop"])
     expected, began = end(prepare(arguments.folder)), time.monotonic()
     small = shutil.disk_usage(arguments.folder).free < SMALL_DISK
     kinds = (*KINDS, "full disk") if small else KINDS
     sweep = Sweep(arguments.folder, random.Random(arguments.seed), kinds)
-    failures, runs, aside = [], 0, 0
+    text = ""
     while sum(sweep.tally.values()) < arguments.faults:
-        name, runs = f"run-{runs}", runs + 1
-        try:
-            workdir = sweep.disturbed(name, arguments.faults)
-            if end(workdir) != expected:
-                failures.append(f"{name}: another end")
-                continue
-        except Failure as failure:
-            failures.append(f"{name}: {failure}")
-            continue
-        aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
-        shutil.rmtree(workdir)
-    results = {
-        "command": " ".join(sys.argv),
-        "seed": arguments.seed,
-        "faults": sum(sweep.tally.values()),
-        "tally": dict(sweep.tally),
-        "runs": runs,
-        "checkpoints moved aside": aside,
-        "failures": failures,
-        "seconds": round(time.monotonic() - began),
-        "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
-        "Python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "events": sweep.events,
-    }
-    text = json.dumps(results, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+        sweep.run(arguments.faults, expected)
+        text = json.dumps(sweep.results() | {"seconds": round(time.monotonic() - began)}, indent=2)
+        if arguments.out:
+            arguments.out.write_text(text + "\n")
     print(text)
-    return 1 if failures else 0
+    return 1 if sweep.failures else 0
 
 
 if __name__ == "__main__":

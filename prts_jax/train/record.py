@@ -11,6 +11,7 @@ import numpy as np
 from prts_jax.checkpoint.lineage import Lineage, SkipRecord
 from prts_jax.errors import DivergedError
 from prts_jax.train.metrics import OUTSIDE_STEPS, MetricsLog, TerminalLine, peak_flops
+from prts_jax.train.spikes import SpikeWatch
 from prts_jax.train.step import StepMetrics
 
 
@@ -38,6 +39,7 @@ class Recorder:
         origin: Lineage,
         sources: Sequence[str] = (),
         max_skipped: int = 0,
+        spike_deviations: float = 0.0,
     ) -> None:
         """Makes a recorder.
 
@@ -50,6 +52,7 @@ class Recorder:
           sources: names of the sources in the order of `StepMetrics.source_losses`.
           max_skipped: steps of the stage, over all its starts, without a finite loss or gradient;
             one more is an error.
+          spike_deviations: see `SpikeWatch`.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -58,6 +61,7 @@ class Recorder:
         self._unread: StepMetrics | None = None
         self._position = 0  # of the batch of the unread step
         self._max_skipped, self.skipped = max_skipped, origin.skipped
+        self._spikes = SpikeWatch(spike_deviations)
         self._first_of_stage = origin.step - origin.stage_step
         self._line_step = origin.step
         self._due: Lineage | None = None
@@ -145,6 +149,9 @@ class Recorder:
             if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
                 self._read.append(metrics)
                 self._by_source += (metrics.source_losses, metrics.source_tokens)
+                if spike := self._spikes.see(float(metrics.loss)):
+                    batch = f"batch at position {self._position}"
+                    self._terminal.say(f"step {self._step}: warning: {spike}; {batch}")
             else:
                 self._skip(metrics)
         if self._due is not None:
@@ -204,6 +211,7 @@ class Recorder:
             if soft:
                 line["distillation_loss"] = _mean(soft, weights)
             line["gradient_norm"] = float(latest.gradient_norm)
+            line["step_norm"] = float(latest.step_norm)
             line["learning_rate"] = float(latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
             self._in_steps += elapsed

@@ -31,7 +31,7 @@ class Sink:
 
 
 def metrics(loss: float, norm: float = 1.0) -> StepMetrics:
-    values = (loss, 8.0, norm, 1e-3)
+    values = (loss, 8.0, norm, 0.1, 1e-3)
     return StepMetrics(*map(np.float32, values), np.array([8 * loss]), np.array([8.0]))
 
 
@@ -45,9 +45,9 @@ def lineage() -> Lineage:
     return lineage_of({}, declarations={}, step=0)
 
 
-def recorder(sink: Sink, lineage: Lineage, max_skipped: int = 10) -> Recorder:
+def recorder(sink: Sink, lineage: Lineage, max_skipped: int = 10, spikes: float = 0.0) -> Recorder:
     devices = np.array(jax.devices()[:1])
-    return Recorder(sink, sink, devices, 1, lineage, ("text",), max_skipped)
+    return Recorder(sink, sink, devices, 1, lineage, ("text",), max_skipped, spikes)
 
 
 def test_skipped_steps_are_named_counted_and_left_out_of_the_means(sink, lineage):
@@ -65,6 +65,18 @@ def test_skipped_steps_are_named_counted_and_left_out_of_the_means(sink, lineage
     record.settle({})
     assert "loss" not in sink.lines[1]
     assert sink.lines[1]["skipped_positions"] == [384]
+
+
+def test_a_loss_spike_is_named_with_step_and_position_and_counts_in_the_means(sink, lineage):
+    record = recorder(sink, lineage, spikes=5.0)
+    for step, loss in enumerate([2.0] * 25 + [4.0, 2.0]):
+        record.dispatched(metrics(loss), 128 * step)
+    record.line_due(lineage)
+    record.settle({})
+    [warning] = sink.said
+    assert warning.startswith("step 26: warning: loss is 4, 1000.0 deviations above the mean 2 of")
+    assert warning.endswith("; batch at position 3200")
+    assert sink.lines[0]["loss"] == pytest.approx(2 + 2 / 27)
 
 
 def test_more_skipped_steps_than_allowed_stop_the_run(sink, lineage):
