@@ -14,7 +14,7 @@ At its end the run is compared with the undisturbed one (metrics, parameters, op
 position, totals) and begins anew in another folder, until all faults are done. Any other end, exit
 code or hang is a failure.
 
-    python benchmarks/faults.py --folder=DIR [--faults=100] [--minutes=M] [--seed=0] [--out=RESULTS.json]
+    python benchmarks/faults.py --folder=DIR [--faults=100] [--minutes=M] [--seed=0] [--out=FILE]
 """
 
 import argparse
