@@ -102,6 +102,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     decay: str = "all"  # decayed parameters: all, or matrices (no norms and no embedding)
     clip: float = 1.0  # global norm; 0 turns clipping off
+    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
