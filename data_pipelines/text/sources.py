@@ -53,9 +53,23 @@ SHAKESPEARE = Corpus(
         "tragedies": "ShakespeareTragedies",
     },
 )
-CORPORA = (SLIMPAJAMA, SHAKESPEARE)
+# Text of Debian's packages, as tools/debian_corpus.py writes it.
+DEBIAN = Corpus(
+    name="debian",
+    sets={
+        "documentation": "DebianDocumentation",
+        "reference": "DebianReference",
+        "code": "DebianCode",
+        "books": "DebianBooks",
+    },
+)
+CORPORA = (SLIMPAJAMA, SHAKESPEARE, DEBIAN)
 EMBEDDED_SHAKESPEARE = Path(__file__).parents[1] / "shakespeare"
-HOMES = {SHAKESPEARE.name: EMBEDDED_SHAKESPEARE, SLIMPAJAMA.name: Path("slimpajama")}
+HOMES = {
+    SHAKESPEARE.name: EMBEDDED_SHAKESPEARE,
+    SLIMPAJAMA.name: Path("slimpajama"),
+    DEBIAN.name: Path("debian"),
+}
 TOKENIZER = "tokenizer.model"
 
 

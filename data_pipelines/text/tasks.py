@@ -432,6 +432,7 @@ _registered: dict[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] = 
 
 TFDS_NAME = "slimpajama:1.0.0"
 MIXTURES = {
+    "debian_natural": "debian",
     "shakespeare_natural": "shakespeare",
     "slimpajama_natural": "slimpajama",
     "slimpajama_no_github": "slimpajama_all_but_github",

@@ -226,7 +226,7 @@ def _add_source(parser: Parser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--task",
-        help="shakespeare, slimpajama, one set (slimpajama_arxiv) or a mixture "
+        help="shakespeare, debian, slimpajama, one set (slimpajama_arxiv) or a mixture "
         "(slimpajama_no_github)",
     )
     source.add_argument(
