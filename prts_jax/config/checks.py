@@ -74,6 +74,7 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every_steps",
     "checkpoint.keep_every_tokens",
     "train.max_skipped",
+    "data.tokens_per_step",
     "optimizer.clip",
     "optimizer.weight_decay",
     "schedule.warmup_steps",
