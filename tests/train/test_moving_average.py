@@ -82,7 +82,11 @@ def test_a_run_saves_it_evaluates_it_and_resumes_it(averaged, run, tmp_path):
     ("size", "flags"),
     [
         ({"layers": 4}, ["--operator=stack", "--factor=2", "--mode=reference"]),
-        (WIDER, ["--operator=split", "--widths=embed=64,mlp=96,heads=8,kv_heads=4"]),
+        pytest.param(
+            WIDER,
+            ["--operator=split", "--widths=embed=64,mlp=96,heads=8,kv_heads=4"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["depth", "width"],
 )
@@ -106,6 +110,7 @@ def test_it_grows_on_disk_as_on_the_mesh(averaged, run, tmp_path, size, flags):
     tiny.assert_same(*(tiny.stored_params(tmp_path / name, "ema") for name in ("mesh", "disk")))
 
 
+@pytest.mark.slow
 def test_it_is_converted_and_evaluated_by_an_option(averaged, tmp_path, capsys):
     argv = ["--from=orbax", f"--source={averaged}", "--weights=ema", "--verify"]
     for kind in ("orbax", "hf"):
