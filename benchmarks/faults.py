@@ -1,167 +1,279 @@
-"""Damages every kind of file of a run's newest checkpoint, resumes, and compares bit for bit.
+"""Disturbs a staged run at random moments until it ends, and compares the end bit for bit.
 
-A small run in two stages with growth is trained undisturbed. Each case copies it as it was before
-its last steps, damages one file of the newest checkpoint (a flipped bit, the second half cut off,
-emptied, deleted), starts the same run again and compares the end with the undisturbed one: metrics,
-parameters, optimizer state, position and totals. "moved aside" and "unaffected" ended the same;
-"refused" ended in one line; everything else is a fault.
+A small run in two stages with growth is trained undisturbed. The same run is then started again and
+again with `prts train`, in a process forked from one that has imported the program, each time until
+a random moment (while it starts, trains, saves or grows), when one fault befalls it:
 
-    python benchmarks/faults.py --folder=DIR [--seed=0] [--flips=2] [--cases=N]
+* `SIGKILL`; `SIGTERM`;
+* `flip`, `cut`, `empty`, `delete`: SIGKILL, and one file of the newest checkpoint has a bit
+  flipped, loses its second half, is emptied or is deleted;
+* `half`: SIGKILL, and half of the files of the newest checkpoint are deleted;
+* `full disk`, where the folder's disk has less than 1 GB free: for some seconds nothing is left.
 
-Prints a table and, with --json, the tally and the faults as one JSON object.
+At its end the run is compared with the undisturbed one (metrics, parameters, optimizer state,
+position, totals) and begins anew in another folder, until all faults are done. Any other end, exit
+code or hang is a failure.
+
+    python benchmarks/faults.py --folder=DIR [--faults=100] [--seed=0] [--out=RESULTS.json]
 """
 
 import argparse
 import collections
+import dataclasses
 import json
+import multiprocessing
+import os
+import platform
 import random
-import re
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from prts_jax.checkpoint.layout import read_lineage
-from prts_jax.config import RunConfig
-from prts_jax.errors import StorageError, UserError
-from prts_jax.train.loop import train
+from benchmarks.damaged_files import DAMAGES, Case, apply
+from prts_jax import cli
+from prts_jax.checkpoint.layout import complete_steps, read_lineage
+from prts_jax.config import to_dict
 from prts_jax.train.metrics import read_metrics
 from tests.train import tiny
 
-DAMAGES = ("flip", "cut", "empty", "delete")
-GOOD = ("moved aside", "unaffected", "refused")
-LAST, SAVED = 8, 6
-"""Steps of the run, and of the newest checkpoint when a case begins."""
+STAGES = ({"steps": 100, "model": {"layers": 1}}, {"steps": 100})
+LAST = 200
+KINDS = ("SIGKILL", "SIGTERM", *DAMAGES, "half")
+STARTING_SECONDS = 10.0
+PATIENCE_SECONDS = 1200.0
+SMALL_DISK = 1 << 30
+STOPPED = {
+    "SIGKILL": (-signal.SIGKILL,),
+    # Before Python has installed a handler, SIGTERM ends the process.
+    "SIGTERM": (0, 75, -signal.SIGTERM),
+    "full disk": (-signal.SIGKILL, 75),
+}
+"""Exit codes that a fault may cause; damages follow a SIGKILL."""
 
 
-class Case(NamedTuple):
-    """One damage of one file; `file` is relative to the checkpoint."""
-
-    file: str
-    damage: str
-    seed: int
+class Failure(Exception):
+    """A run that did not survive a fault; the text says why."""
 
 
-def kind(file: str) -> str:
-    """Returns a file's kind: its path without random names."""
-    return re.sub(r"/d/[0-9a-f]{32}$", "/d/*", file)
+@dataclasses.dataclass
+class Sweep:
+    """Faults of one seed.
+
+    Attributes:
+      folder: for runs, config and logs.
+      numbers: decides on kinds, moments and damages.
+      kinds: of faults to draw from.
+      tally: faults by kind.
+      events: a line for each fault: run, newest complete step, kind, exit code.
+    """
+
+    folder: Path
+    numbers: random.Random
+    kinds: tuple[str, ...]
+    tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    events: list[str] = dataclasses.field(default_factory=list)
+
+    def disturbed(self, name: str, faults: int) -> Path:
+        """Starts a run until it ends, with at most `faults` faults, and returns its workdir."""
+        workdir, damaged = self.folder / name, set[int]()
+        while True:
+            log = self.folder / f"{name}.log"
+            process = start(self.folder, workdir, log)
+            try:
+                ended = sum(self.tally.values()) >= faults
+                ended = wait(process) if ended else self._moment(process, log)
+                if ended:
+                    if process.exitcode:
+                        raise Failure(f"exit code {process.exitcode}: {last_line(log)}")
+                    return workdir
+                self._fault(process, workdir, damaged, log)
+            finally:
+                process.kill()
+                process.join()
+
+    def _moment(self, process: BaseProcess, log: Path) -> bool:
+        """Waits for a random moment; returns whether the process has ended before."""
+        if self.numbers.random() < 0.3:
+            lines, pause = 0, self.numbers.uniform(0, STARTING_SECONDS)
+        else:
+            lines, pause = self.numbers.randrange(1, 50), self.numbers.uniform(0, 0.2)
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while log.read_text().count(" loss ") < lines and process.is_alive():
+            if time.monotonic() > patience:
+                raise Failure(f"hangs: {last_line(log)}")
+            time.sleep(0.01)
+        until = time.monotonic() + pause
+        while time.monotonic() < until and process.is_alive():
+            time.sleep(0.005)
+        return not process.is_alive()
+
+    def _fault(self, process: BaseProcess, workdir: Path, damaged: set[int], log: Path) -> None:
+        kind = self.numbers.choice(self.kinds)
+        if kind == "full disk":
+            fill(self.folder, process, self.numbers.uniform(1, 5))
+        if kind == "SIGTERM":
+            process.terminate()
+        else:
+            process.kill()
+        wait(process)
+        saved = complete_steps(str(workdir / "checkpoints")) if workdir.exists() else []
+        if kind in (*DAMAGES, "half"):
+            # The run resumes from the checkpoint before, which must not be damaged as well.
+            if len([step for step in saved if step not in damaged]) < 2 or saved[-1] in damaged:
+                kind = "SIGKILL"
+            else:
+                self._damage(kind, workdir / "checkpoints" / str(saved[-1]))
+                damaged.add(saved[-1])
+        self.tally[kind] += 1
+        newest = saved[-1] if saved else None
+        self.events.append(f"{workdir.name} {newest} {kind} {process.exitcode}")
+        print(f"{sum(self.tally.values())} {self.events[-1]}", file=sys.stderr, flush=True)
+        if process.exitcode not in STOPPED.get(kind, STOPPED["SIGKILL"]):
+            raise Failure(f"{kind}: exit code {process.exitcode}: {last_line(log)}")
+
+    def _damage(self, kind: str, checkpoint: Path) -> None:
+        files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+        if kind == "half":
+            for file in self.numbers.sample(files, -(-len(files) // 2)):
+                file.unlink()
+            return
+        file = str(self.numbers.choice(files).relative_to(checkpoint))
+        apply(Case(file, kind, self.numbers.randrange(2**32)), checkpoint)
 
 
-def undisturbed(folder: Path) -> RunConfig:
-    """Trains the run to its end in `folder/whole` and returns its config."""
-    store = tiny.write_store(folder / "store")
-    stages = ({"steps": 4, "model": {"layers": 1}}, {"steps": LAST - 4})
-    config = tiny.run_config(
-        data__train=str(store.directory),
-        data__validation=str(store.directory),
-        growth__stages=stages,
-        checkpoint__keep=10,
-        evaluation__tokens=200,
+def start(folder: Path, workdir: Path, log: Path) -> BaseProcess:
+    """Starts `prts train`, whose output replaces the log."""
+    log.write_text("")
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run, args=(f"--config={folder / 'config.json'}", f"--workdir={workdir}", log)
     )
-    train(config, str(folder / "whole"))
-    return config
+    process.start()
+    return process
 
 
-def before_the_end(folder: Path, name: str = "case") -> Path:
-    """Copies the run as it was after step `SAVED`."""
-    workdir = folder / name
-    shutil.rmtree(workdir, ignore_errors=True)
-    shutil.copytree(folder / "whole", workdir)
-    shutil.rmtree(workdir / "checkpoints" / str(LAST))
-    (workdir / "DONE").unlink()
-    return workdir
+def _run(config: str, workdir: str, log: Path) -> None:
+    with log.open("wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    sys.exit(cli.main(["train", config, workdir]))
 
 
-def cases(folder: Path, seed: int, flips: int) -> Iterator[Case]:
-    """Yields every damage of every file of the newest checkpoint, `flips` of "flip"."""
-    checkpoint = folder / "whole" / "checkpoints" / str(SAVED)
-    numbers = random.Random(seed)
-    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        for damage in ("flip",) * (flips - 1) + DAMAGES:
-            yield Case(str(file.relative_to(checkpoint)), damage, numbers.randrange(2**32))
+def wait(process: BaseProcess) -> bool:
+    """Waits for the end of a process and returns True."""
+    process.join(PATIENCE_SECONDS)
+    if process.is_alive():
+        raise Failure(f"hangs for {PATIENCE_SECONDS:.0f} s")
+    return True
 
 
-def apply(case: Case, checkpoint: Path) -> None:
-    """Damages a checkpoint as a case says."""
-    file = checkpoint / case.file
-    content = bytearray(file.read_bytes())
-    if case.damage == "delete":
-        file.unlink()
-        return
-    if case.damage == "flip" and content:
-        numbers = random.Random(case.seed)
-        content[numbers.randrange(len(content))] ^= 1 << numbers.randrange(8)
-    kept = {"flip": len(content), "cut": len(content) // 2, "empty": 0}[case.damage]
-    file.write_bytes(content[:kept])
+def fill(folder: Path, process: BaseProcess, seconds: float) -> None:
+    """Leaves no free byte on the folder's disk until the process ends, or for seconds."""
+    ballast, until = folder / "ballast", time.monotonic() + seconds
+    with ballast.open("wb", buffering=0) as file:
+        while time.monotonic() < until and process.is_alive():
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                time.sleep(0.01)
+    ballast.unlink()
+
+
+def last_line(log: Path) -> str:
+    """Returns the last line of a log."""
+    return (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
 
 
 def end(workdir: Path) -> tuple[Any, ...]:
     """Returns everything that has to be the same at the end of two runs."""
     lineage = read_lineage(str(workdir / "checkpoints" / str(LAST)))
     totals = (lineage.step, lineage.position, lineage.tokens, lineage.flops, lineage.growth)
-    lines = json.dumps(tiny.curve(read_metrics(str(workdir))))
-    return lines, totals, lineage.digests, lineage.optimizer_digests, (workdir / "DONE").exists()
+    params = {
+        name: (array.shape, array.tobytes())
+        for name, array in tiny.stored_params(str(workdir)).items()
+    }
+    lines = tiny.curve(read_metrics(str(workdir)))
+    done = (workdir / "DONE").exists()
+    return lines, totals, lineage.digests, lineage.optimizer_digests, params, done
 
 
-def outcome(case: Case, folder: Path, config: RunConfig) -> str:
-    """Runs a case and returns its outcome: one of `GOOD`, or a description of the fault."""
-    workdir = before_the_end(folder)
-    apply(case, workdir / "checkpoints" / str(SAVED))
-    try:
-        train(config, str(workdir))
-    except (UserError, StorageError) as error:
-        return "refused" if "\n" not in str(error) else f"refused in several lines: {error}"
-    except Exception as error:
-        return f"traceback: {type(error).__name__}: {str(error)[:300]}"
-    if end(workdir) != end(folder / "whole"):
-        return "another end, without a word"
-    moved = list((workdir / "checkpoints").glob(f"{SAVED}.damaged-*"))
-    return "moved aside" if moved else "unaffected"
+def prepare(folder: Path) -> Path:
+    """Writes data and config, trains the undisturbed run and returns its workdir."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = str(tiny.write_store(folder / "store", tokens=40_000).directory)
+    config = tiny.run_config(
+        data__train=store,
+        data__validation=store,
+        growth__stages=STAGES,
+        checkpoint__every_steps=5,
+        checkpoint__keep=4,
+        evaluation__every_steps=25,
+        evaluation__tokens=200,
+    )
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    process = start(folder, folder / "undisturbed", folder / "undisturbed.log")
+    wait(process)
+    if process.exitcode:
+        raise Failure(f"undisturbed: {last_line(folder / 'undisturbed.log')}")
+    return folder / "undisturbed"
 
 
 def main() -> int:
-    """Runs the sweep; returns 1 if there are faults."""
+    """Runs the sweep, prints its results as JSON and returns 1 after a failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="empty directory for the runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the flipped bits")
-    parser.add_argument("--flips", type=int, default=2, help="flipped bits for each file")
-    parser.add_argument("--cases", type=int, default=0, help="random cases to run; 0: all")
-    parser.add_argument("--json", action="store_true", help="print the tally as JSON")
+    parser.add_argument("--folder", type=Path, required=True, help="new directory for the runs")
+    parser.add_argument("--faults", type=int, default=100, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
+    parser.add_argument("--out", type=Path, help="file for the results, too")
     arguments = parser.parse_args()
-    config = undisturbed(arguments.folder)
-    chosen = list(cases(arguments.folder, arguments.seed, arguments.flips))
-    if arguments.cases:
-        chosen = random.Random(arguments.seed).sample(chosen, arguments.cases)
-    began = time.monotonic()
-    tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    faults = []
-    for number, case in enumerate(chosen):
-        result = outcome(case, arguments.folder, config)
-        tally[kind(case.file)][result if result in GOOD else "fault"] += 1
-        if result not in GOOD:
-            faults.append([*case, result])
-        print(f"{number + 1}/{len(chosen)} {case.file} {case.damage}: {result}", file=sys.stderr)
-    seconds = time.monotonic() - began
-    if arguments.json:
-        found = {name: dict(counts) for name, counts in tally.items()}
-        print(json.dumps({"seconds": seconds, "tally": found, "faults": faults}))
-    else:
-        print_table(tally)
-    return 1 if faults else 0
-
-
-def print_table(tally: dict[str, collections.Counter[str]]) -> None:
-    """Prints the tally as a table in Markdown, one row for each kind of file."""
-    columns = (*GOOD, "fault")
-    print(f"| file | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
-    for name, counts in sorted(tally.items()):
-        print(f"| `{name}` | {' | '.join(str(counts[column]) for column in columns)} |")
-    total: collections.Counter[str] = sum(tally.values(), collections.Counter())
-    print(f"| all | {' | '.join(str(total[column]) for column in columns)} |")
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(arguments.folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    multiprocessing.set_forkserver_preload(["__main__", "prts_jax.train.loop"])
+    expected, began = end(prepare(arguments.folder)), time.monotonic()
+    small = shutil.disk_usage(arguments.folder).free < SMALL_DISK
+    kinds = (*KINDS, "full disk") if small else KINDS
+    sweep = Sweep(arguments.folder, random.Random(arguments.seed), kinds)
+    failures, runs, aside = [], 0, 0
+    while sum(sweep.tally.values()) < arguments.faults:
+        name, runs = f"run-{runs}", runs + 1
+        try:
+            workdir = sweep.disturbed(name, arguments.faults)
+            if end(workdir) != expected:
+                failures.append(f"{name}: another end")
+                continue
+        except Failure as failure:
+            failures.append(f"{name}: {failure}")
+            continue
+        aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
+        shutil.rmtree(workdir)
+    results = {
+        "command": " ".join(sys.argv),
+        "seed": arguments.seed,
+        "faults": sum(sweep.tally.values()),
+        "tally": dict(sweep.tally),
+        "runs": runs,
+        "checkpoints moved aside": aside,
+        "failures": failures,
+        "seconds": round(time.monotonic() - began),
+        "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
+        "Python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "events": sweep.events,
+    }
+    text = json.dumps(results, indent=2)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    print(text)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

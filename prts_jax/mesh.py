@@ -271,3 +271,20 @@ def gather_residual(x_BxSxE: jax.Array) -> jax.Array:
     if mesh.empty or axis_size(mesh, "residual_length") == axis_size(mesh, "length"):
         return x_BxSxE
     return constrain(x_BxSxE, ("batch", "length", "features"))
+
+
+def split_by_width(x_BxSxE: jax.Array) -> jax.Array:
+    """Splits rows of the embedding as its width, on a mesh that holds copies of the table.
+
+    Their gradients then take the same way back, and copies exchange those of the table alone;
+    XLA would gather the whole batch's gradients on every copy, which may be another slice.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x_BxSxE.shape[-1] % axis_size(mesh, "embed"):
+        return x_BxSxE
+    width = mesh_axes("embed")
+    with rules_without(width):
+        if axis_size(mesh, "batch") == 1:
+            return x_BxSxE
+        spec = (*partition_spec(("batch",)), PartitionSpec.UNCONSTRAINED, width or None)
+    return jax.lax.with_sharding_constraint(x_BxSxE, PartitionSpec(*spec))

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 
 # etils would import TensorFlow for gs:// wherever it is installed; gcsfs does the same job.
 os.environ["EPATH_USE_TF"] = "false"
@@ -83,8 +84,9 @@ def check_output(path: str | os.PathLike[str], what: str) -> None:
     if is_remote(path):
         return
     with storage_errors(f"{what}: cannot be written"), contextlib.ExitStack() as undo:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(target).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         for folder in _missing_folders(target.parent):
             folder.mkdir(exist_ok=True)
             undo.callback(_remove_empty, folder)

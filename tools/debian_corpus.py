@@ -27,7 +27,7 @@ from tools.debian_text import dictionary_documents, html_text, read_files
 MEGABYTE = 10**6
 # Documents below this size are menus and stubs; above it, generated tables.
 SIZES = (200, MEGABYTE)
-HELD_OUT = 0.02
+HELD_OUT = 0.01
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prts_jax.errors import UserError
 SIZES = {
     # name: (vocab, layers, embed, heads, head_dim, mlp, batch, length, steps, warmup, peak, dtype)
     "smoke": (1024, 4, 32, 2, 16, 64, 8, 64, 40, 4, 4e-3, "float32"),
-    "cpu": (1024, 8, 128, 4, 32, 352, 8, 128, 640, 40, 2e-3, "float32"),
+    "cpu": (1024, 8, 64, 2, 32, 176, 8, 128, 800, 40, 4e-3, "float32"),
     "gpu": (32000, 12, 640, 10, 64, 1728, 64, 512, 1500, 100, 1e-3, "bfloat16"),
     "paper": (32000, 24, 1024, 16, 64, 2816, 1024, 2048, 48000, 3000, 6e-4, "bfloat16"),
 }
@@ -45,7 +45,7 @@ def get_config(size: str = "cpu"):
     c.schedule.kind = "constant"
     c.schedule.peak, c.schedule.warmup_steps = peak, warmup
     c.train.steps = steps
-    c.evaluation.every_steps = max(1, steps // 16)
+    c.evaluation.every_steps = max(1, steps // 8)
     c.evaluation.tokens = 4096 if size == "smoke" else 0
     c.evaluation.blocks = 16
     c.logging.every_steps = max(1, steps // 200)

@@ -15,6 +15,8 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
 _BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
 _BYTES |= {"f8e4m3fn": 1, "f8e5m2": 1}
 
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -205,16 +207,20 @@ def _first_group(rest: str, devices: int) -> list[int]:
         return [int(pairs[1]), int(pairs[2])]
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return [int(device) for device in listed[1].split(",")]
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        sizes = [int(n) for n in iota[3].split(",")]
-        order = np.arange(math.prod(sizes)).reshape(sizes)
-        if iota[4]:
-            order = order.transpose([int(n) for n in iota[4].split(",")])
-        return [int(n) for n in order.reshape(int(iota[1]), int(iota[2]))[0]]
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:\s*\{([^}]*)\})?", rest):
+    if iota := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_ORDER}", rest):
+        return _devices(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))[0].tolist()
+    if named := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))?", rest):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        chosen = re.findall(r"'(\w+)'", named[2] or "") or list(axes)
-        grid = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
+        over = re.match(r"\s*\{([^}]*)\}", rest[named.end() :])
+        chosen = re.findall(r"'(\w+)'", over[1]) if over else list(axes)
+        grid = _devices(named[2] or str(devices), named[3]).reshape(tuple(axes.values()))
         index = tuple(slice(None) if name in chosen else 0 for name in axes)
-        return [int(n) for n in grid[index].reshape(-1)]
+        return grid[index].reshape(-1).tolist()
     return list(range(devices))
+
+
+def _devices(sizes: str, order: str | None) -> np.ndarray:
+    """Returns the ids of all devices, counted in an array of `sizes` whose axes are exchanged."""
+    shape = [int(n) for n in sizes.split(",")]
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    return devices.transpose([int(n) for n in order.split(",")]) if order else devices

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import prts_jax
-from prts_jax.config import ModelConfig, check_model, from_dict, to_dict
+from prts_jax.checkpoint.lineage_checks import DAMAGED_VALUES, check_levels, check_values
+from prts_jax.config import ModelConfig, from_dict, to_dict
 from prts_jax.errors import UserError, first_line
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import COST, COUNTED, Matrices
@@ -327,15 +328,12 @@ class Lineage:
         known = {field.name for field in dataclasses.fields(cls)} - {"matrices"}
         kept = {key: value for key, value in values.items() if key in known}
         try:
+            check_levels(kept)
             lineage = from_dict(cls, kept, root="lineage")
-            check_model(lineage.model)
-            if lineage.length < 1 or min(lineage.step, lineage.position, lineage.tokens) < 0:
-                raise UserError("its counts are negative")
+            check_values(lineage)
         except KeyError as error:
-            raise UserError(
-                f"{where}: its config holds no {error}; the checkpoint is damaged"
-            ) from error
-        except (UserError, TypeError, ValueError, AttributeError, LookupError) as error:
+            raise UserError(f"{where}: it holds no {error}; the checkpoint is damaged") from error
+        except (UserError, *DAMAGED_VALUES) as error:
             raise UserError(f"{where}: {first_line(error)}; the checkpoint is damaged") from error
         return lineage
 

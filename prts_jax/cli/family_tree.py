@@ -28,7 +28,7 @@ def draw(path: str, lineage: Lineage) -> str:
         for stage in spans
     ]
     lines = [
-        f"{escaped(path)}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
+        f"{path}: {len(spans)} {'stage' if len(spans) == 1 else 'stages'}, "
         f"{lineage.tokens:,} tokens, {lineage.flops:.3e} FLOPs"
     ]
     for stage, row in zip(spans, align(rows), strict=True):
@@ -45,7 +45,7 @@ def draw(path: str, lineage: Lineage) -> str:
             for branch in lineage.branches
             if stage.first_step < branch.step <= stage.last_step
         ]
-    return "\n".join(lines)
+    return "\n".join(map(escaped, lines))
 
 
 def _shape(model: ModelConfig) -> str:

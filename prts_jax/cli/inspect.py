@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(as_json(lineage, stored)))
     else:
-        print("\n".join(_table(path, lineage, stored)))
+        print("\n".join(table(path, lineage, stored)))
     return 0
 
 
@@ -122,12 +122,13 @@ def combined(layers: tuple[str, ...]) -> str:
     return hashlib.sha256("".join(layers).encode()).hexdigest()[:16]
 
 
-def _table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> list[str]:
+def table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> list[str]:
+    """Returns the lines of `prts inspect`."""
     model = lineage.model
     total = sum(leaf.nbytes for leaf in stored.values())
     count = sum(leaf.nbytes // leaf.dtype.itemsize for leaf in stored.values())
     lines = [
-        escaped(path),
+        path,
         f"step       {lineage.step:,} ({lineage.stage_step:,} since the last growth)",
         f"model      {model.layers} layers, {model.embed} wide, {model.heads} heads "
         f"({model.kv_heads} kv) of {model.head_dim}, mlp {model.mlp}, vocabulary {model.vocab}"
@@ -144,8 +145,9 @@ def _table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> lis
             f"changed    {change.key} at step {change.step:,}: {change.from_} → {change.to}"
         )
     for growth in lineage.growth:
-        drawing = str(growth.map).replace("\n", "\n           ")
-        lines.append(f"grown      at step {growth.at_step:,}: {drawing}")
+        first, *others = str(growth.map).split("\n")
+        lines.append(f"grown      at step {growth.at_step:,}: {first}")
+        lines += [f"{'':<11}{line}" for line in others]
     width = max(map(len, stored), default=0)
     shapes = {name: "×".join(map(str, leaf.shape)) for name, leaf in stored.items()}
     columns = max(map(len, shapes.values()), default=0)
@@ -155,7 +157,7 @@ def _table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> lis
             f"  {name:<{width}}  {shapes[name]:<{columns}}  {leaf.dtype.name}  "
             f"{leaf.nbytes:>14,} B  {digest}"
         )
-    return lines
+    return [escaped(line) for line in lines]
 
 
 if __name__ == "__main__":

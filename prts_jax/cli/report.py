@@ -11,13 +11,19 @@ from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.errors import UserError, escaped
 from prts_jax.paths import as_path, check_output
-from prts_jax.report import figures, html, seeds, table
+from prts_jax.report import figures, goodput, html, seeds, table
 from prts_jax.report.comparison import Comparison, as_json, compare
 from prts_jax.report.runs import read_seeds
 from prts_jax.report.speedup import DEFINITION, FLOPS_DEFINITION
 from prts_jax.text_table import render
 
-TABLES = (table.run_table, table.source_table, table.speedup_table)
+TABLES = (
+    table.run_table,
+    table.source_table,
+    table.speedup_table,
+    table.goodput_table,
+    table.start_table,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,6 +140,8 @@ def _paragraphs(compared: Sequence[Comparison]) -> list[str]:
     tables = [table_of(comparison) for table_of in TABLES]
     rendered = [render(cells) for cells in (seeds.seed_table(compared), *tables) if cells]
     sentences = [*html.results(comparison), *comparison.notes]
+    if table.goodput_table(comparison):
+        sentences = [goodput.DEFINITION, *sentences]
     if comparison.baseline is not None:
         sentences = [DEFINITION, FLOPS_DEFINITION, *sentences]
     return [*rendered, *(textwrap.fill(sentence, 100) for sentence in sentences)]

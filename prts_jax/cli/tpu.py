@@ -136,6 +136,11 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(own)
     if following and options.command not in FOLLOWED:
         raise UserError(f"--: only {', '.join(FOLLOWED)} take arguments after it; leave them out")
+    if not following and options.command in ("run", "babysit"):
+        raise UserError(
+            f"{options.command}: has nothing to train; give the arguments of `prts train` after "
+            "--, such as -- --config=FILE"
+        )
     flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
     return _COMMANDS[options.command](settings.read(options.settings, flags), options, following)
 

@@ -75,6 +75,7 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every_tokens",
     "train.max_skipped",
     "data.tokens_per_step",
+    "logging.spike_deviations",
     "optimizer.clip",
     "optimizer.weight_decay",
     "schedule.warmup_steps",

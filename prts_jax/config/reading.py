@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-import math
+import functools
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -68,9 +69,7 @@ def from_dict(
 def _read(section: type[Section], values: Any, where: str) -> Section:
     if not isinstance(values, _NESTED):
         raise UserError(f"{where}: is {values!r}; expected a section with keys")
-    hints = {
-        name.rstrip("_"): (name, hint) for name, hint in typing.get_type_hints(section).items()
-    }
+    hints = _hints(typing.cast(Any, section))
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise UserError(f"{where}.{unknown[0]}: no such key; {nearest(unknown[0], hints)}")
@@ -85,6 +84,13 @@ def _read(section: type[Section], values: Any, where: str) -> Section:
     return section(
         **{hints[key][0]: _typed(values[key], hints[key][1], f"{where}.{key}") for key in values}
     )
+
+
+@functools.cache
+def _hints(section: type) -> dict[str, tuple[str, Any]]:
+    """Returns the field and the type of each key of a section."""
+    types = typing.get_type_hints(section)
+    return {name.rstrip("_"): (name, hint) for name, hint in types.items()}
 
 
 def _dotted(*names: str) -> str:
@@ -119,10 +125,10 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         return kind.from_json(value)
     if dataclasses.is_dataclass(kind):
         return _read(typing.cast(type, kind), value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:
+            raise UserError(f"{where}: is {value!r:.80}; it must be a finite number")
         return float(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}: is {value}; it must be a finite number")
     if type(value) is not kind:
         raise UserError(
             f"{where}: {value!r:.80} is of type {type(value).__name__}; expected {kind.__name__}"

@@ -201,10 +201,11 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """Interval of metrics and whether to write them to TensorBoard."""
+    """Interval of metrics, whether to write them to TensorBoard, and warnings of loss spikes."""
 
     every_steps: int = 10
     tensorboard: bool = True
+    spike_deviations: float = 0.0  # warn of losses this far above the running loss; 0: never
 
 
 @dataclasses.dataclass(frozen=True)

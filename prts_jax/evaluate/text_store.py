@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prts_jax.errors import UserError
+from prts_jax.errors import UserError, storage_errors
 from prts_jax.paths import as_path, is_remote
 
 ENDINGS = (".txt", ".md")
@@ -70,7 +70,8 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
       eos: id of the end token; None for none.
 
     Raises:
-      UserError: there are no such files, or one is not UTF-8.
+      UserError: there are no such files, or one cannot be read or is not UTF-8.
+      StorageError: the disk failed.
     """
     if is_remote(path):
         raise UserError(
@@ -87,7 +88,8 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
     owners: list[np.ndarray] = []
     digest = hashlib.sha256()
     for file, name in zip(files, names, strict=True):
-        content = file.read_bytes()
+        with storage_errors(f"{file}: cannot be read"):
+            content = file.read_bytes()
         try:
             ids = encode(content.decode())
         except UnicodeDecodeError as error:

@@ -38,7 +38,8 @@ value() { sed -n "s/^$1: *'\{0,1\}\([^']*\).*/\1/p" <<<"$tpu_env"; }
 # its address in the bucket.
 find_slices() {
   slices="$PRTS_SLICES"
-  slice="$(sed -n 's/.*-slice-\([0-9]*\)-[^-]*$/\1/p' <<<"$host")"
+  slice="$(sed -n 's/.*-slice-\([0-9][0-9]*\)-[^-]*$/\1/p' <<<"${host%%.*}")"
+  [ -n "$slice" ] || return 1
   local file="$PRTS_WORKDIR/launch/coordinator-$PRTS_ATTEMPT-$PRTS_NONCE"
   if [ "$slice.$worker" = 0.0 ]; then
     echo "$coordinator" | gcloud storage cp --quiet - "$file" >/dev/null 2>&1 || return 1

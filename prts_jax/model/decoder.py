@@ -10,7 +10,7 @@ from flax.core import meta
 
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.declaration import LAYERS, Kind
-from prts_jax.mesh import axis_size, constrain, gather_residual
+from prts_jax.mesh import axis_size, constrain, gather_residual, split_by_width
 from prts_jax.model.attention import ATTENTION
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
 from prts_jax.model.layers import (
@@ -84,7 +84,8 @@ class Decoder(nn.Module):
             ("embed",) if m.tied else (),
             "embedding",
         )
-        x_BxSxE = gated(table_VxE.astype(dtype)[tokens_BxS], gates.embed_E)
+        x_BxSxE = split_by_width(table_VxE.astype(dtype)[tokens_BxS])
+        x_BxSxE = gated(x_BxSxE, gates.embed_E)
         x_BxSxE = constrain(x_BxSxE, ("batch", "residual_length", "features"))
         if self.frozen is not None:
             x_BxSxE = jax.lax.stop_gradient(x_BxSxE)

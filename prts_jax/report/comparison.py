@@ -7,6 +7,7 @@ from typing import Any
 
 from prts_jax.report import speedup
 from prts_jax.report.baseline import find_baseline, find_bases, seconds_before
+from prts_jax.report.goodput import goodput
 from prts_jax.report.runs import Run
 from prts_jax.tree import flatten
 
@@ -149,6 +150,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def _run_as_json(comparison: Comparison, run: Run) -> dict[str, Any]:
     base = comparison.bases.get(run.label)
     primary = comparison.primary(run)
+    spent = goodput(run)
     losses = {source: run.last(f"{SOURCE}{source}") for source in comparison.sources()}
     return {
         "label": run.label,
@@ -160,6 +162,7 @@ def _run_as_json(comparison: Comparison, run: Run) -> dict[str, Any]:
         **_finite({key: run.last(key) for key in NEWEST}),
         "per_source": _finite(losses),
         "tokens_per_second": run.tokens_per_second(),
+        "goodput": spent.to_json() if spent else None,
         "speedup": primary.speedup if primary else None,
     }
 

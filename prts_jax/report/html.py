@@ -6,7 +6,7 @@ from html import escape
 
 from prts_jax.errors import storage_errors
 from prts_jax.paths import as_path, make_folders
-from prts_jax.report import table
+from prts_jax.report import goodput, table
 from prts_jax.report.comparison import Comparison
 from prts_jax.report.runs import Run
 from prts_jax.report.seeds import seed_table
@@ -53,6 +53,7 @@ def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
       figures: PNG files of the first seed by name, as `figures.draw_all` returns them.
     """
     comparison = seeds[0]
+    wall_time = [table.goodput_table(comparison), table.start_table(comparison)]
     pictures = [figure(png, CAPTIONS[name]) for name, png in figures.items()]
     parts = [
         "<h1>Run report</h1>",
@@ -62,6 +63,9 @@ def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
         "<h2>Runs</h2>",
         table_of(table.run_table(comparison)),
         _notes(comparison),
+        "<h2>Wall time</h2>" if wall_time[0] else "",
+        *map(table_of, wall_time),
+        f'<p class="definition">{escape(goodput.DEFINITION)}</p>' if wall_time[0] else "",
         "<h2>Speed-up at equal loss</h2>",
         table_of(table.speedup_table(comparison)),
         f'<p class="definition">{escape(DEFINITION)}</p>',

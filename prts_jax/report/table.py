@@ -1,12 +1,18 @@
 """The tables of a report, for the terminal and the page."""
 
 import math
+import statistics
 from typing import Any
 
 from prts_jax.errors import one_line
 from prts_jax.report.comparison import SOURCE, Comparison
+from prts_jax.report.goodput import Goodput, goodput
 from prts_jax.report.runs import Run
 from prts_jax.text_table import MISSING, Table
+from prts_jax.train.metrics import OUTSIDE_STEPS
+
+MOST_STARTS = 20
+"""Starts of a run that the table of starts shows, the newest."""
 
 
 def run_table(comparison: Comparison) -> Table:
@@ -88,6 +94,34 @@ def config_table(comparison: Comparison) -> Table | None:
     return Table("Config keys that differ.", header, rows, text_columns=len(header))
 
 
+def goodput_table(comparison: Comparison) -> Table | None:
+    """Returns the shares of each run's wall time; None if no run has them."""
+    found = [(run.label, goodput(run)) for run in comparison.runs]
+    if not any(of_run for _, of_run in found):
+        return None
+    ends = ("starts", "first step", "at most")
+    header = ("run", "wall time", "steps", *OUTSIDE_STEPS, "other", *ends)
+    rows = [(label, *(_goodput_cells(of_run) if of_run else ())) for label, of_run in found]
+    filled = [(*row, *[MISSING] * (len(header) - len(row))) for row in rows]
+    return Table(
+        "Wall time from the first start to the newest line, and its shares.", header, filled
+    )
+
+
+def start_table(comparison: Comparison) -> Table | None:
+    """Returns the newest starts of each run; None if no run has started more than once."""
+    starts = {run.label: of_run.starts for run in comparison.runs if (of_run := goodput(run))}
+    if not any(len(of_run) > 1 for of_run in starts.values()):
+        return None
+    rows = [
+        (label, number(step), duration(seconds))
+        for label, of_run in starts.items()
+        for step, seconds in of_run[-MOST_STARTS:]
+    ]
+    title = f"Starts and new stages, the newest {MOST_STARTS} of each run, by their first line."
+    return Table(title, ("run", "step", "to first step"), rows)
+
+
 def speedup_cell(comparison: Comparison, run: Run) -> str:
     """Returns the primary speed-up of a run, or the reason why it has none."""
     if run is comparison.baseline:
@@ -110,6 +144,22 @@ def _state(run: Run) -> str:
 def _perplexity(run: Run) -> str:
     perplexity = run.last("validation_perplexity")
     return MISSING if perplexity is None else f"{perplexity:.2f}"
+
+
+def _goodput_cells(of_run: Goodput) -> list[str]:
+    outside = [of_run.outside.get(work) for work in OUTSIDE_STEPS]
+    times = [seconds for _, seconds in of_run.starts]
+    return [
+        duration(of_run.wall),
+        *(_share(part, of_run.wall) for part in (of_run.in_steps, *outside, of_run.other)),
+        number(len(times)),
+        duration(statistics.median(times) if times else None),
+        duration(max(times, default=None)),
+    ]
+
+
+def _share(part: float | None, wall: float) -> str:
+    return MISSING if part is None else f"{part / wall:.1%}"
 
 
 def _reached(value: float | None) -> str:

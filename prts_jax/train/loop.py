@@ -263,7 +263,7 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
         gates=opening.at if opening else None,
         asymmetric=record.map if record is not None and asymmetric else None,
     )
-    with setup.recorder.paused():
+    with setup.recorder.paused("compiling"):
         flags = setup.config.compute.tpu_flags
         compiled = compile_together(
             step, progress.state, batch, setup.teacher_params, tpu_flags=flags
@@ -277,7 +277,7 @@ def _validate(setup: Setup, progress: Progress) -> tuple[Progress, dict[str, flo
     """Returns the progress with its evaluation in the lineage, and the metrics for the line."""
     if setup.evaluate is None:
         return progress, {}
-    with setup.recorder.paused():
+    with setup.recorder.paused("evaluation"):
         result = setup.evaluate(progress.state.params, progress.gates())
         metrics: dict[str, float] = result.metrics(setup.config.evaluation.blocks)
         if progress.state.ema is not None:
@@ -325,7 +325,7 @@ def _save(setup: Setup, progress: Progress) -> None:
         setup.check_lock()
     if setup.log is not None:
         setup.log.flush()
-    with setup.recorder.paused():
+    with setup.recorder.paused("saving"):
         state = progress.state
         setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage, state.ema)
     setup.save_clock.restart()

@@ -13,6 +13,9 @@ from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
 
 Line = dict[str, Any]
 
+OUTSIDE_STEPS = ("starting", "compiling", "evaluation", "saving")
+"""Work of a run besides its training steps; lines have `<work>_seconds`, summed over resumes."""
+
 
 def peak_flops(device_kind: str) -> float | None:
     """Returns the dense bf16 peak of a device in FLOP/s; None if unknown, then there is no MFU.

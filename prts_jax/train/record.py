@@ -10,7 +10,8 @@ import numpy as np
 
 from prts_jax.checkpoint.lineage import Lineage, SkipRecord
 from prts_jax.errors import DivergedError
-from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops
+from prts_jax.train.metrics import OUTSIDE_STEPS, MetricsLog, TerminalLine, peak_flops
+from prts_jax.train.spikes import SpikeWatch
 from prts_jax.train.step import StepMetrics
 
 
@@ -38,6 +39,7 @@ class Recorder:
         origin: Lineage,
         sources: Sequence[str] = (),
         max_skipped: int = 0,
+        spike_deviations: float = 0.0,
     ) -> None:
         """Makes a recorder.
 
@@ -50,6 +52,7 @@ class Recorder:
           sources: names of the sources in the order of `StepMetrics.source_losses`.
           max_skipped: steps of the stage, over all its starts, without a finite loss or gradient;
             one more is an error.
+          spike_deviations: see `SpikeWatch`.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -58,6 +61,7 @@ class Recorder:
         self._unread: StepMetrics | None = None
         self._position = 0  # of the batch of the unread step
         self._max_skipped, self.skipped = max_skipped, origin.skipped
+        self._spikes = SpikeWatch(spike_deviations)
         self._first_of_stage = origin.step - origin.stage_step
         self._line_step = origin.step
         self._due: Lineage | None = None
@@ -66,10 +70,15 @@ class Recorder:
         self._by_source = np.zeros((2, len(sources)))  # losses, tokens
         kept = log.kept if log is not None else []
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
-        # Wall time since the first start, with the pauses between starts; "time" is newer.
-        self._started = kept[0]["time"] - kept[0]["seconds"] if kept and "time" in kept[0] else 0.0
-        self._started = self._started or time.time() - self._seconds_before
+        # Wall time since the first start, with the pauses between starts; "started" is newer.
+        self._started = time.time() - self._seconds_before
+        if kept and "time" in kept[0]:
+            self._started = kept[0].get("started", kept[0]["time"] - kept[0]["seconds"])
         self._in_steps = kept[-1].get("step_seconds", 0.0) if kept else 0.0
+        self._outside = {
+            work: kept[-1].get(f"{work}_seconds", 0.0) if kept else 0.0 for work in OUTSIDE_STEPS
+        }
+        self._outside_before = sum(self._outside.values())
         self._began: float | None = None
         self._first_step_seconds = 0.0
         self._step, self._last_tokens = origin.step, origin.tokens
@@ -82,20 +91,29 @@ class Recorder:
           began: `time.perf_counter()` before the stage was restored, grown or initialised.
         """
         self._began = began
+        self._started = min(self._started, time.time() - (time.perf_counter() - began))
 
     def restart_clock(self) -> None:
-        """Excludes the time until now (compilation) from the rates, but not from `seconds`."""
+        """Excludes the time until now from the rates, but not from `seconds`.
+
+        What was neither compilation nor evaluation since the `began` of `begin` counts as starting.
+        """
         self._line_clock = time.perf_counter()
+        if self._began is not None:
+            known = sum(self._outside.values()) - self._outside_before
+            self._outside["starting"] += self._line_clock - self._began - known
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Excludes the time inside the context (evaluation, saving) from the rates."""
+    def paused(self, work: str) -> Iterator[None]:
+        """Excludes the time inside the context from the rates; it is one of `OUTSIDE_STEPS`."""
         if self._unread is not None:
             # The last dispatched step counts in the rates: the pause begins when it has finished.
             jax.block_until_ready(self._unread)
         began = time.perf_counter()
         yield
-        self._line_clock += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self._line_clock += seconds
+        self._outside[work] += seconds
 
     def dispatched(self, metrics: StepMetrics, position: int) -> None:
         """Keeps the metrics of a dispatched step unread, and reads those of the step before.
@@ -131,6 +149,9 @@ class Recorder:
             if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
                 self._read.append(metrics)
                 self._by_source += (metrics.source_losses, metrics.source_tokens)
+                if spike := self._spikes.see(float(metrics.loss)):
+                    batch = f"batch at position {self._position}"
+                    self._terminal.say(f"step {self._step}: warning: {spike}; {batch}")
             else:
                 self._skip(metrics)
         if self._due is not None:
@@ -199,7 +220,9 @@ class Recorder:
             if self._peak is not None:
                 line["mfu"] = rate * self._flops_per_token / self._peak
         wall = max(time.time() - self._started, 1e-9)
+        line["started"] = round(self._started, 3)
         line["time"], line["step_seconds"] = round(time.time(), 3), round(self._in_steps, 3)
+        line |= {f"{work}_seconds": round(value, 3) for work, value in self._outside.items()}
         line["goodput"] = round(min(1.0, self._in_steps / wall), 4)
         if self._first_step_seconds:
             line["first_step_seconds"] = round(self._first_step_seconds, 3)

@@ -115,6 +115,7 @@ def set_up(
         lineage,
         batches.store.sources,
         config.train.max_skipped,
+        config.logging.spike_deviations,
     )
     return Setup(
         stage=stage,

@@ -1,12 +1,17 @@
-"""Every shipped run for TPUs: its mesh fits its slice, and no device holds what it need not.
+"""Every shipped run for TPUs: its mesh fits its slice, and devices hold and exchange no more.
 
-The train step is lowered for a mesh without devices; neither a TPU nor its compiler is needed.
+The train step is lowered for a mesh without devices, or partitioned for virtual ones; neither a
+TPU nor its compiler is needed.
 """
 
+import json
 import math
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -19,6 +24,8 @@ from prts_jax.config.rules import MESH_AXES
 from prts_jax.mesh import axis_size, mesh_shape
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.step import make_train_step
+from tests.aot.programs.exchanged_bytes import CHIPS
+from tests.conftest import ROOT, prts_environment
 
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "tpu.py"))
 MIB = 2**20
@@ -75,6 +82,48 @@ def test_no_large_array_of_a_step_is_whole_on_a_device(name: str) -> None:
     tokens = config.data.batch * config.data.length // axis_size(mesh, "batch")
     logits = 4 * config.model.vocab * tokens / config.compute.loss_chunks / MIB
     assert max(size / parts for _, size, parts in found) <= logits
+
+
+@pytest.fixture(scope="module")
+def exchanges() -> dict[str, dict[str, Any]]:
+    """Returns what tests/aot/programs/exchanged_bytes.py prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.aot.programs.exchanged_bytes"],
+        cwd=ROOT,
+        env=prts_environment(2 * CHIPS, None),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIG["RUNS"])
+def test_a_step_exchanges_weights_gradients_and_rows_of_the_embedding(
+    name: str, exchanges: dict[str, dict[str, Any]]
+) -> None:
+    """Bytes of all collectives; the network between slices carries gradients of a device's part."""
+    run = exchanges[name]
+    parameters, table = run["parameters"], run["table"]
+    head_kept = table if run["chunks"] == 1 else 0
+    expected = {
+        # Forward and backward; the embedding stays where it is.
+        ("all-gather", "fsdp"): 2 * (parameters - table) - head_kept,
+        # The head's gradient once for each chunk of the loss.
+        ("all-reduce", "fsdp"): parameters - 2 * table + run["chunks"] * table,
+        # Rows of the embedding to their devices, and their gradients back.
+        ("all-to-all", "fsdp"): 2 * run["activation"],
+    }
+    if resolve(CONFIG["get_config"](name)).mesh.data > 1:
+        head_again = (run["chunks"] - 1) * table / CHIPS
+        expected["all-reduce", "data"] = parameters / CHIPS + head_again
+    exchanged = {(kind, axes): total for kind, axes, total in run["exchanged"]}
+    for key, bytes_ in expected.items():
+        assert exchanged.pop(key) == pytest.approx(bytes_, rel=1e-3)
+    # Norms of gradients, losses and the weights of norms.
+    assert sum(exchanged.values()) < 1e-4 * parameters
 
 
 @pytest.mark.parametrize("name", CONFIG["RUNS"])

@@ -71,6 +71,8 @@ def test_collectives_inside_of_fusions_are_hidden_and_others_are_not() -> None:
         ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
         ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b'}", ("fsdp",)),
         ("replica_groups=mesh['a'=8] {'a'}", ("data", "fsdp", "tensor")),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ("fsdp", "tensor")),
         ("source_target_pairs={{0,2},{1,3}}", ("fsdp",)),
     ],
 )

@@ -128,6 +128,8 @@ def test_a_failed_launch_is_exit_code_1_and_says_how_to_clean_up(cloud, capsys):
         (["babysit", *FLAGS, SERVICES["mig"], SOURCE, "--max_hours=nan", *TRAIN], "--max_hours"),
         (["create", *FLAGS[:3], SERVICES["mig"], SOURCE, *TRAIN], "--bucket"),
         (["create", *FLAGS, SERVICES["mig"], SOURCE, "--after=none.sh", *TRAIN], "--after"),
+        (["babysit", *FLAGS, SERVICES["mig"], SOURCE], "after --"),
+        (["run", *FLAGS, SERVICES["mig"], "--"], "after --"),
         (["status", *FLAGS], "--accelerator_type"),
         (["ssh", *FLAGS, SERVICES["queued"], "--host=x"], "--host"),
         (["ssh", *FLAGS, SERVICES["mig"], "--host=x"], "--host"),

@@ -136,6 +136,19 @@ def test_slices_of_compute_engine_find_process_0_by_the_bucket(worker, root, tmp
     assert "wrote 10.0.0.1" in trace
 
 
+@pytest.mark.parametrize(
+    ("host", "trains"), [("grown-slice-1-x7.c.internal", True), ("own", False)]
+)
+def test_the_number_of_a_slice_comes_from_the_name_of_its_host(
+    worker, root, tmp_path, host, trains
+):
+    (tmp_path / "bin/hostname").write_text(f"#!/bin/sh\necho {host}\n")
+    (tmp_path / "address").write_text("10.7.0.1\n")
+    script = run_script(root, attempt=3, nonce="ab", slices=2)
+    _, trace = worker(script, ARCHIVE=str(tmp_path / "address"), WORKER="1")
+    assert bool(trained(trace)) == trains
+
+
 def test_a_part_of_a_slice_does_not_train(worker, root):
     done, trace = worker(run_script(root, hosts=4))
     assert done.returncode == 75

@@ -55,5 +55,5 @@ def test_scratch_is_swept_as_carefully_as_what_is_compared_with_it(path):
 def test_a_longer_run_of_the_factor_study_has_more_tokens():
     short, long = (command.load(f"{ROOT}/configs/study/factor.py:cpu{x}") for x in ("", ",4"))
     steps = [study.arm("scratch").config.train.steps for study in (short, long)]
-    assert steps == [640, 2560]
-    assert equal_steps(Cell(long.arms[0], 1, 0).flops(), long.arms[0].config) == 2560
+    assert steps == [800, 3200]
+    assert equal_steps(Cell(long.arms[0], 1, 0).flops(), long.arms[0].config) == 3200

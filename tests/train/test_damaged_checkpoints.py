@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
+from benchmarks import damaged_files
 from prts_jax.checkpoint import layout
 from prts_jax.config import RunConfig
 from prts_jax.errors import StorageError, UserError
@@ -18,7 +18,7 @@ from prts_jax.train.loop import train
 def whole(tmp_path_factory) -> tuple[Path, RunConfig]:
     """A staged run with growth, trained to its end, and its config."""
     folder = tmp_path_factory.mktemp("faults")
-    return folder, faults.undisturbed(folder)
+    return folder, damaged_files.undisturbed(folder)
 
 
 @pytest.mark.slow
@@ -37,15 +37,15 @@ def test_a_run_goes_on_exactly_from_the_checkpoint_before(whole, file, damage, e
     folder, config = whole
     (case, *_) = (
         case
-        for case in faults.cases(folder, seed=3, flips=1)
-        if (faults.kind(case.file), case.damage) == (file, damage)
+        for case in damaged_files.cases(folder, seed=3, flips=1)
+        if (damaged_files.kind(case.file), case.damage) == (file, damage)
     )
-    assert faults.outcome(case, folder, config) == expected
+    assert damaged_files.outcome(case, folder, config) == expected
 
 
 def test_without_any_lineage_nothing_begins_and_nothing_is_touched(whole, capsys):
     folder, config = whole
-    workdir = faults.before_the_end(folder, "no lineage")
+    workdir = damaged_files.before_the_end(folder, "no lineage")
     for file in workdir.glob("checkpoints/*/lineage/lineage.json"):
         file.unlink()
     (workdir / "checkpoints" / "NOTES.txt").write_text("mine")
@@ -59,7 +59,7 @@ def test_without_any_lineage_nothing_begins_and_nothing_is_touched(whole, capsys
 
 def test_a_run_with_nothing_but_damage_moved_aside_does_not_begin_anew(whole):
     folder, config = whole
-    workdir = faults.before_the_end(folder, "aside")
+    workdir = damaged_files.before_the_end(folder, "aside")
     for step in (2, 4):
         shutil.rmtree(workdir / "checkpoints" / str(step))
     (workdir / "checkpoints" / "6").rename(workdir / "checkpoints" / "6.damaged-params")
@@ -69,7 +69,7 @@ def test_a_run_with_nothing_but_damage_moved_aside_does_not_begin_anew(whole):
 
 def test_failing_storage_moves_nothing_aside(whole, monkeypatch):
     folder, config = whole
-    workdir = faults.before_the_end(folder, "storage")
+    workdir = damaged_files.before_the_end(folder, "storage")
     file = workdir / "checkpoints" / "6" / "lineage" / "lineage.json"
     read_bytes = type(layout.as_path(file)).read_bytes
 
@@ -86,7 +86,7 @@ def test_failing_storage_moves_nothing_aside(whole, monkeypatch):
 
 def test_a_save_that_cannot_make_its_directory_ends_at_once(whole, monkeypatch):
     folder, config = whole
-    workdir = faults.before_the_end(folder, "full")
+    workdir = damaged_files.before_the_end(folder, "full")
     mkdir = os.mkdir
 
     def full(path, *rest, **options):
@@ -101,4 +101,4 @@ def test_a_save_that_cannot_make_its_directory_ends_at_once(whole, monkeypatch):
     signal.alarm(0)
     monkeypatch.undo()
     train(config, str(workdir))
-    assert faults.end(workdir) == faults.end(folder / "whole")
+    assert damaged_files.end(workdir) == damaged_files.end(folder / "whole")

@@ -45,9 +45,9 @@ def lineage() -> Lineage:
     return lineage_of({}, declarations={}, step=0)
 
 
-def recorder(sink: Sink, lineage: Lineage, max_skipped: int = 10) -> Recorder:
+def recorder(sink: Sink, lineage: Lineage, max_skipped: int = 10, spikes: float = 0.0) -> Recorder:
     devices = np.array(jax.devices()[:1])
-    return Recorder(sink, sink, devices, 1, lineage, ("text",), max_skipped)
+    return Recorder(sink, sink, devices, 1, lineage, ("text",), max_skipped, spikes)
 
 
 def test_skipped_steps_are_named_counted_and_left_out_of_the_means(sink, lineage):
@@ -67,6 +67,18 @@ def test_skipped_steps_are_named_counted_and_left_out_of_the_means(sink, lineage
     assert sink.lines[1]["skipped_positions"] == [384]
 
 
+def test_a_loss_spike_is_named_with_step_and_position_and_counts_in_the_means(sink, lineage):
+    record = recorder(sink, lineage, spikes=5.0)
+    for step, loss in enumerate([2.0] * 25 + [4.0, 2.0]):
+        record.dispatched(metrics(loss), 128 * step)
+    record.line_due(lineage)
+    record.settle({})
+    [warning] = sink.said
+    assert warning.startswith("step 26: warning: loss is 4, 1000.0 deviations above the mean 2 of")
+    assert warning.endswith("; batch at position 3200")
+    assert sink.lines[0]["loss"] == pytest.approx(2 + 2 / 27)
+
+
 def test_more_skipped_steps_than_allowed_stop_the_run(sink, lineage):
     record = recorder(sink, lineage, max_skipped=1)
     record.dispatched(metrics(math.inf), 0)
@@ -79,10 +91,14 @@ def test_more_skipped_steps_than_allowed_stop_the_run(sink, lineage):
 def test_goodput_counts_the_pauses_between_starts(sink, lineage):
     sink.kept = [
         {"step": 0, "seconds": 0.0, "time": time.time() - 1000},
-        {"step": 1, "seconds": 90.0, "time": time.time() - 900, "step_seconds": 80.0},
+        {"step": 1, "seconds": 90.0, "time": time.time() - 900, "step_seconds": 80.0}
+        | {"starting_seconds": 5.0, "saving_seconds": 2.0},
     ]
     record = recorder(sink, lineage)
     record.begin(time.perf_counter() - 20)
+    with record.paused("compiling"):
+        time.sleep(0.1)
+    record.restart_clock()
     for position in (0, 128):
         record.dispatched(metrics(1.0), position)
         record.line_due(lineage)
@@ -92,6 +108,9 @@ def test_goodput_counts_the_pauses_between_starts(sink, lineage):
     assert first["step_seconds"] == pytest.approx(80, abs=1)
     assert first["first_step_seconds"] == pytest.approx(20, abs=1)
     assert "first_step_seconds" not in second
+    assert first["compiling_seconds"] >= 0.1
+    assert first["starting_seconds"] == pytest.approx(25, abs=1)
+    assert (first["evaluation_seconds"], second["saving_seconds"]) == (0.0, 2.0)
 
 
 def test_a_validation_loss_that_is_no_number_stops_the_run(sink, lineage):

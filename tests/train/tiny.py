@@ -19,6 +19,7 @@ from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.checkpoint.store import restore_params
 from prts_jax.mesh import abstract_params, make_mesh
 from prts_jax.model.architecture import declare
+from prts_jax.train.metrics import OUTSIDE_STEPS
 
 MODEL = config.ModelConfig(vocab=64, layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48)
 SOURCES = ("prose", "verse")
@@ -105,7 +106,7 @@ def read_lines(workdir: Path) -> list[dict[str, Any]]:
 def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the lines without what a clock measured."""
     clock = ("seconds", "tokens_per_second_per_device", "mfu", "time", "step_seconds", "goodput")
-    clock += ("first_step_seconds",)
+    clock += ("started", "first_step_seconds", *(f"{work}_seconds" for work in OUTSIDE_STEPS))
 
     def timeless(line: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in line.items() if key not in clock}
