@@ -122,6 +122,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 b1=shares,
                 b2=shares,
                 momentum=shares,
+                ema=shares,
             ),
             schedule=section(
                 ScheduleConfig,
@@ -140,6 +141,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
         config.data,
         batch=config.train.accumulation * draw(st.integers(1, 64)),
         length=config.compute.loss_chunks * draw(st.integers(1, 64)),
+        tokens_per_step=0,
     )
     if data.instructions:  # rows are read as they were packed
         data = dataclasses.replace(data, documents=True, overlap=False, block=0, mixture="")
