@@ -52,7 +52,7 @@ SMALL_DISK = 1 << 30
 STOPPED = {
     "SIGKILL": (-signal.SIGKILL,),
     # Before Python has installed a handler, SIGTERM ends the process.
-    "SIGTERM": (0, 75, -signal.SIGTERM),
+    "SIGTERM": (75, -signal.SIGTERM),
     "full disk": (-signal.SIGKILL, 75),
 }
 """Exit codes that a fault may cause; damages follow a SIGKILL."""
@@ -72,6 +72,9 @@ class Sweep:
       kinds: of faults to draw from.
       tally: faults by kind.
       events: a line for each fault: run, newest complete step, kind, exit code.
+      failures: a line for each run that has failed.
+      runs: so far.
+      aside: checkpoints that runs have moved aside.
     """
 
     folder: Path
@@ -79,6 +82,38 @@ class Sweep:
     kinds: tuple[str, ...]
     tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     events: list[str] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    runs: int = 0
+    aside: int = 0
+
+    def run(self, faults: int, expected: tuple[Any, ...]) -> None:
+        """Disturbs one run until it ends or has failed; `expected` is its right `end`."""
+        name, self.runs = f"run-{self.runs}", self.runs + 1
+        try:
+            workdir = self.disturbed(name, faults)
+            if end(workdir) != expected:
+                raise Failure("another end")
+            self.aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
+            shutil.rmtree(workdir)
+        except Failure as failure:
+            self.failures.append(f"{name}: {failure}")
+
+    def results(self) -> dict[str, Any]:
+        """Returns what happened so far, with versions and machine."""
+        return {
+            "command": " ".join(sys.argv),
+            "faults": sum(self.tally.values()),
+            "tally": dict(self.tally),
+            "runs": self.runs,
+            "checkpoints moved aside": self.aside,
+            "failures": self.failures,
+            "versions": {
+                name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")
+            },
+            "Python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "events": self.events,
+        }
 
     def disturbed(self, name: str, faults: int) -> Path:
         """Starts a run until it ends, with at most `faults` faults, and returns its workdir."""
@@ -123,6 +158,8 @@ class Sweep:
         else:
             process.kill()
         wait(process)
+        if process.exitcode == 0:
+            return  # the run had ended before
         saved = complete_steps(str(workdir / "checkpoints")) if workdir.exists() else []
         if kind in (*DAMAGES, "half"):
             # The run resumes from the checkpoint before, which must not be damaged as well.
@@ -209,12 +246,10 @@ def prepare(folder: Path) -> Path:
     store = str(tiny.write_store(folder / "store", tokens=40_000).directory)
     config = tiny.run_config(
         data__train=store,
-        data__validation=store,
+        data__validation="",
         growth__stages=STAGES,
         checkpoint__every_steps=5,
         checkpoint__keep=4,
-        evaluation__every_steps=25,
-        evaluation__tokens=200,
     )
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     process = start(folder, folder / "undisturbed", folder / "undisturbed.log")
@@ -230,7 +265,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="new directory for the runs")
     parser.add_argument("--faults", type=int, default=100, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
-    parser.add_argument("--out", type=Path, help="file for the results, too")
+    parser.add_argument("--out", type=Path, help="file for the results, written after each run")
     arguments = parser.parse_args()
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
@@ -242,38 +277,14 @@ def main() -> int:
     small = shutil.disk_usage(arguments.folder).free < SMALL_DISK
     kinds = (*KINDS, "full disk") if small else KINDS
     sweep = Sweep(arguments.folder, random.Random(arguments.seed), kinds)
-    failures, runs, aside = [], 0, 0
+    text = ""
     while sum(sweep.tally.values()) < arguments.faults:
-        name, runs = f"run-{runs}", runs + 1
-        try:
-            workdir = sweep.disturbed(name, arguments.faults)
-            if end(workdir) != expected:
-                failures.append(f"{name}: another end")
-                continue
-        except Failure as failure:
-            failures.append(f"{name}: {failure}")
-            continue
-        aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
-        shutil.rmtree(workdir)
-    results = {
-        "command": " ".join(sys.argv),
-        "seed": arguments.seed,
-        "faults": sum(sweep.tally.values()),
-        "tally": dict(sweep.tally),
-        "runs": runs,
-        "checkpoints moved aside": aside,
-        "failures": failures,
-        "seconds": round(time.monotonic() - began),
-        "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
-        "Python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "events": sweep.events,
-    }
-    text = json.dumps(results, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+        sweep.run(arguments.faults, expected)
+        text = json.dumps(sweep.results() | {"seconds": round(time.monotonic() - began)}, indent=2)
+        if arguments.out:
+            arguments.out.write_text(text + "\n")
     print(text)
-    return 1 if failures else 0
+    return 1 if sweep.failures else 0
 
 
 if __name__ == "__main__":
