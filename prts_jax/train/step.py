@@ -13,6 +13,7 @@ from prts_jax.growth.new_entries import new_parts
 from prts_jax.model.architecture import declare, in_compute_dtype, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
+from prts_jax.train import moving_average
 from prts_jax.train.accumulation import (
     Batch,
     axes_summed_once,
@@ -38,6 +39,7 @@ class StepMetrics(NamedTuple):
       loss: weighted mean over the batch's tokens, nats.
       loss_tokens: sum of the weights of these tokens.
       gradient_norm: global norm before clipping.
+      step_norm: global norm of the change of the parameters; 0 if the step is skipped.
       learning_rate: learning rate of this step.
       source_losses: [sources], weighted sum over the tokens of each source, nats.
       source_tokens: [sources], sum of the weights of these tokens.
@@ -47,6 +49,7 @@ class StepMetrics(NamedTuple):
     loss: jax.Array
     loss_tokens: jax.Array
     gradient_norm: jax.Array
+    step_norm: jax.Array
     learning_rate: jax.Array
     source_losses: jax.Array
     source_tokens: jax.Array
@@ -66,10 +69,11 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
-    The state is donated. A step whose loss or gradient is not finite leaves parameters and
-    optimizer as they are and only counts. The third argument holds the parameters of `teacher`, or
-    is None. The batch comes from `data_pipelines.batches.loader`; its arrays are [batch, length].
-    The loss is the weighted mean over all tokens of the batch, with or without accumulation.
+    The state is donated. A step whose loss or gradient is not finite leaves parameters, their
+    average and the optimizer as they are and only counts. The third argument holds the parameters
+    of `teacher`, or is None. The batch comes from `data_pipelines.batches.loader`; its arrays are
+    [batch, length]. The loss is the weighted mean over all tokens of the batch, with or without
+    accumulation.
 
     Args:
       model: config of the model.
@@ -120,10 +124,18 @@ def make_train_step(
             (params, opt_state),
             (state.params, state.optimizer),
         )
-        after = TrainState(params, opt_state, state.stage_step + 1)
+        after = TrainState(params, opt_state, state.stage_step + 1, state.ema)
         after = keep_frozen(state, after, parts) if parts else after
+        ema = moving_average.updated(config, state.ema, after.params, finite)
+        after = after._replace(ema=ema)
+        change = jax.tree.map(jnp.subtract, after.params, state.params)
         metrics = StepMetrics(
-            loss_tokens=tokens, gradient_norm=norm, learning_rate=rate, **means, **sums
+            loss_tokens=tokens,
+            gradient_norm=norm,
+            step_norm=optax.global_norm(change),
+            learning_rate=rate,
+            **means,
+            **sums,
         )
         return after, metrics
 
