@@ -14,7 +14,7 @@ At its end the run is compared with the undisturbed one (metrics, parameters, op
 position, totals) and begins anew in another folder, until all faults are done. Any other end, exit
 code or hang is a failure.
 
-    python benchmarks/faults.py --folder=DIR [--faults=100] [--seed=0] [--out=RESULTS.json]
+    python benchmarks/faults.py --folder=DIR [--faults=100] [--minutes=M] [--seed=0] [--out=FILE]
 """
 
 import argparse
@@ -70,6 +70,8 @@ class Sweep:
       folder: for runs, config and logs.
       numbers: decides on kinds, moments and damages.
       kinds: of faults to draw from.
+      faults: how many there are in all.
+      until: `time.monotonic()` after which there are no more.
       tally: faults by kind.
       events: a line for each fault: run, newest complete step, kind, exit code.
       failures: a line for each run that has failed.
@@ -80,17 +82,23 @@ class Sweep:
     folder: Path
     numbers: random.Random
     kinds: tuple[str, ...]
+    faults: int
+    until: float
     tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     events: list[str] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
     runs: int = 0
     aside: int = 0
 
-    def run(self, faults: int, expected: tuple[Any, ...]) -> None:
+    def is_over(self) -> bool:
+        """Whether there are no more faults."""
+        return sum(self.tally.values()) >= self.faults or time.monotonic() > self.until
+
+    def run(self, expected: tuple[Any, ...]) -> None:
         """Disturbs one run until it ends or has failed; `expected` is its right `end`."""
         name, self.runs = f"run-{self.runs}", self.runs + 1
         try:
-            workdir = self.disturbed(name, faults)
+            workdir = self.disturbed(name)
             if end(workdir) != expected:
                 raise Failure("another end")
             self.aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
@@ -115,15 +123,14 @@ class Sweep:
             "events": self.events,
         }
 
-    def disturbed(self, name: str, faults: int) -> Path:
-        """Starts a run until it ends, with at most `faults` faults, and returns its workdir."""
+    def disturbed(self, name: str) -> Path:
+        """Starts a run until it ends, disturbs it, and returns its workdir."""
         workdir, damaged = self.folder / name, set[int]()
         while True:
             log = self.folder / f"{name}.log"
             process = start(self.folder, workdir, log)
             try:
-                ended = sum(self.tally.values()) >= faults
-                ended = wait(process) if ended else self._moment(process, log)
+                ended = wait(process) if self.is_over() else self._moment(process, log)
                 if ended:
                     if process.exitcode:
                         raise Failure(f"exit code {process.exitcode}: {last_line(log)}")
@@ -264,6 +271,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="new directory for the runs")
     parser.add_argument("--faults", type=int, default=100, help="how many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no fault is added")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
     parser.add_argument("--out", type=Path, help="file for the results, written after each run")
     arguments = parser.parse_args()
@@ -276,10 +284,11 @@ def main() -> int:
     expected, began = end(prepare(arguments.folder)), time.monotonic()
     small = shutil.disk_usage(arguments.folder).free < SMALL_DISK
     kinds = (*KINDS, "full disk") if small else KINDS
-    sweep = Sweep(arguments.folder, random.Random(arguments.seed), kinds)
+    until = began + 60 * arguments.minutes
+    sweep = Sweep(arguments.folder, random.Random(arguments.seed), kinds, arguments.faults, until)
     text = ""
-    while sum(sweep.tally.values()) < arguments.faults:
-        sweep.run(arguments.faults, expected)
+    while not sweep.is_over():
+        sweep.run(expected)
         text = json.dumps(sweep.results() | {"seconds": round(time.monotonic() - began)}, indent=2)
         if arguments.out:
             arguments.out.write_text(text + "\n")

@@ -122,6 +122,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 b1=shares,
                 b2=shares,
                 momentum=shares,
+                ema=shares,
             ),
             schedule=section(
                 ScheduleConfig,
@@ -140,6 +141,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
         config.data,
         batch=config.train.accumulation * draw(st.integers(1, 64)),
         length=config.compute.loss_chunks * draw(st.integers(1, 64)),
+        tokens_per_step=0,
     )
     if data.instructions:  # rows are read as they were packed
         data = dataclasses.replace(data, documents=True, overlap=False, block=0, mixture="")
@@ -370,6 +372,9 @@ def test_a_stage_is_the_whole_runs_config_but_for_what_it_changes() -> None:
         ({}, "steps: is None; give the stage's steps, at least 1"),
         ({"steps": 0}, "steps: is 0"),
         ({"steps": 1.5}, "steps: is 1.5"),
+        ({"steps": "0 tokens"}, "steps: is '0 tokens'"),
+        ({"steps": "10%"}, "steps: is '10%'"),
+        ({"steps": "some"}, "steps: is 'some'"),
         ({"steps": 1, "modle": {}}, "modle: no such key; did you mean 'model'?"),
         ({"steps": 1, "model": {"layer": 1}}, "model.layer: no such key; did you mean 'layers'?"),
         ({"steps": 1, "model": 3}, "model: is 3; expected a section with keys"),
@@ -392,12 +397,33 @@ def test_a_mistake_in_a_stage_names_the_stage_and_the_key(stage: Any, message: s
         ({"model": {"heads": 3, "kv_heads": 2}}, "model.heads: 3 heads do not divide"),
         ({"schedule": {"kind": "cosin"}}, "schedule.kind: 'cosin' is unknown; did you mean"),
         ({"data": {"batch": 0}}, "data.batch: is 0"),
+        ({"data": {"batch": 0, "tokens_per_step": 8}}, "data.batch: is 0"),
+        ({"data": {"tokens_per_step": -1}}, "data.tokens_per_step: is -1"),
+        (
+            {"data": {"batch": 2, "length": 8, "tokens_per_step": 40}},
+            "data.tokens_per_step: 40 is no multiple of data.batch × data.length = 16; give 32",
+        ),
+        (
+            {"data": {"batch": 2, "tokens_per_step": 8192}, "train": {"accumulation": 2}},
+            "data.tokens_per_step: derives train.accumulation",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_work_in_a_stage_is_refused_as_in_a_run(stage: Any, message: str) -> None:
     refused = refusal({"growth": {"stages": [STAGES[0], {"steps": 1} | stage]}})
     assert refused.startswith(f"config.growth.stages[1]: config.{message}")
+
+
+def test_tokens_become_steps_and_micro_batches() -> None:
+    data = {"batch": 4, "length": 8, "tokens_per_step": 64}
+    (run,) = stage_configs(resolve({"data": data}))
+    assert (run.data.batch, run.train.accumulation, run.data.tokens_per_step) == (8, 2, 0)
+    assert stage_configs(run) == (run,)
+    stages = [{"steps": "129 tokens"}, {"steps": "2k tokens", "data": {"tokens_per_step": 128}}]
+    first, second = stage_configs(resolve({"data": data, "growth": {"stages": stages}}))
+    assert (first.train.steps, first.data.batch, first.train.accumulation) == (3, 8, 2)
+    assert (second.train.steps, second.data.batch, second.train.accumulation) == (16, 16, 4)
 
 
 @pytest.mark.parametrize("stages", [3, "x", {"steps": 1}, [3], ["steps"]])

@@ -31,7 +31,7 @@ def abstract_state(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     params = abstract_params(declare(config.model), mesh)
     optimizer = abstract_optimizer(make_optimizer(config), params, mesh)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return TrainState(params, optimizer, step)
+    return TrainState(params, optimizer, step, params if config.optimizer.ema else None)
 
 
 def abstract_batch(

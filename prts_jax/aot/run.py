@@ -34,6 +34,7 @@ def compile_train_step(config: RunConfig, topology: Topology) -> Estimate:
         arguments = {
             "parameters": state.params,
             "optimizer": state.optimizer,
+            **({"average": state.ema} if state.ema is not None else {}),
             "batch": programs.abstract_batch(config, mesh, config.data.batch),
         }
         lowered = programs.lower_train_step(config, mesh)

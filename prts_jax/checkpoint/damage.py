@@ -31,7 +31,8 @@ class DamagedError(UserError):
 
     Attributes:
       checkpoint: path of the checkpoint.
-      item: the damaged part: "lineage", "params", "optimizer", "matrices" or "tokenizer".
+      item: the damaged part: "lineage", "params", "optimizer", "ema", "matrices" or
+        "tokenizer".
     """
 
     def __init__(self, checkpoint: str, item: str, message: str) -> None:

@@ -195,7 +195,7 @@ def check_paths(
 
     Args:
       checkpoint: path of the checkpoint.
-      item: "params" or "optimizer".
+      item: "params", "optimizer" or "ema".
       expected: digests in the lineage; none in older checkpoints, which pass.
       stored: paths on disk; leaves without elements are not stored.
 

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths
-from prts_jax.checkpoint.layout import LINEAGE, MATRICES, OPTIMIZER, PARAMS, TOKENIZER
+from prts_jax.checkpoint.layout import EMA, LINEAGE, MATRICES, OPTIMIZER, PARAMS, TOKENIZER
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.declaration import LAYERS
 from prts_jax.errors import (
@@ -86,6 +86,7 @@ def checkpointer() -> ocp.AsyncCheckpointer:
     handlers = {
         PARAMS: arrays(),
         OPTIMIZER: arrays(),
+        EMA: arrays(),
         LINEAGE: _FilesHandler(),
         MATRICES: _FilesHandler(),
         TOKENIZER: _FilesHandler(),
@@ -101,6 +102,7 @@ def save_args(
     lineage: Lineage,
     complete: Callable[[], Lineage],
     tokenizer: Mapping[str, bytes],
+    ema: Any = None,
 ) -> _SyncedSave:
     """Returns the arguments of a save for `checkpointer`.
 
@@ -110,6 +112,7 @@ def save_args(
       lineage: of the checkpoint.
       complete: returns the lineage with its digests; called in the background.
       tokenizer: name → contents of the tokenizer's files.
+      ema: nested dict as `params`; None saves none.
     """
     items = {
         PARAMS: _tree_save(flatten(params)),
@@ -117,6 +120,8 @@ def save_args(
     }
     if optimizer is not None:
         items[OPTIMIZER] = _tree_save(named_leaves(optimizer))
+    if ema is not None:
+        items[EMA] = _tree_save(flatten(ema))
     if lineage.matrices:
         files = {f"{digest}.npz": m.to_bytes for digest, m in lineage.matrices.items()}
         items[MATRICES] = _FilesSave(files)
@@ -151,7 +156,7 @@ def read_tree(
 
     Args:
       checkpoint: path of the checkpoint.
-      item: `PARAMS` or `OPTIMIZER`.
+      item: `PARAMS`, `OPTIMIZER` or `EMA`.
       expected: path → anything with shape and dtype, for all arrays of the item.
       chosen: path → `jax.ShapeDtypeStruct` with a sharding, or a NumPy array for one on the host,
         of each array to read.

@@ -2,6 +2,8 @@
 
     <workdir>/checkpoints/<step>/params/       parameters: Orbax, OCDBT, zarr3, one chunk per layer
                                  optimizer/    optimizer state; absent after growth
+                                 ema/          moving average of the parameters, laid out as they
+                                               are; absent unless the run has one
                                  lineage/lineage.json
                                  tokenizer/    tokenizer files of an imported model
                                  matrices/<digest>.npz       matrices of learned growth, if any
@@ -38,6 +40,10 @@ from prts_jax.paths import as_path, is_remote
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
 OPTIMIZER = "optimizer"
+EMA = "ema"
+WEIGHTS = (PARAMS, EMA)
+"""Items that hold a value for each parameter of the model."""
+
 LINEAGE = "lineage"
 TOKENIZER = "tokenizer"
 LINEAGE_FILE = "lineage.json"
@@ -238,6 +244,21 @@ def read_lineage(path: str) -> Lineage:
                 read = dataclasses.replace(read, learning={"run": path, **record.learning})
             matrices[digest] = read
     return dataclasses.replace(lineage, matrices=matrices)
+
+
+def check_weights(path: str, lineage: Lineage, item: str) -> None:
+    """Checks that a checkpoint holds an item of `WEIGHTS`.
+
+    Raises:
+      UserError: there is no such item, or the run kept no moving average.
+    """
+    if item not in WEIGHTS:
+        raise UserError(f"--weights={item}: is none of {', '.join(WEIGHTS)}; name one of them")
+    if item == EMA and not lineage.ema_digests:
+        raise UserError(
+            f"{path}: holds no moving average of the weights (config.optimizer.ema was 0); leave "
+            f"--weights={EMA} out"
+        )
 
 
 def matrices_file(path: str, digest: str) -> str:

@@ -23,6 +23,9 @@ Digests = dict[str, tuple[str, ...]]
 TUNING = "data.instructions"
 """Config key that switches from pretraining to fine-tuning on instructions."""
 
+WEIGHTS_TAKEN = "weights"
+"""Key of the record that a conversion took another item than the parameters as the weights."""
+
 
 def current_versions() -> dict[str, str]:
     """Returns the versions of the packages that affect the values in a checkpoint."""
@@ -97,7 +100,7 @@ class SkipRecord:
 
 @dataclass(frozen=True)
 class ChangeRecord:
-    """A config key changed on resume, or the start of fine-tuning (key `TUNING`).
+    """A config key changed on resume, the start of fine-tuning (`TUNING`), or `WEIGHTS_TAKEN`.
 
     Attributes:
       step: step of the lineage at which it changed.
@@ -154,6 +157,7 @@ class Lineage:
         checkpoints of older versions.
       branches: branches, oldest first.
       skipped: skipped steps, oldest first.
+      ema_digests: as `digests`, of the moving average of the parameters; {} without one.
     """
 
     step: int
@@ -178,6 +182,15 @@ class Lineage:
     tokenizer: dict[str, str] = field(default_factory=dict)
     branches: tuple[BranchRecord, ...] = ()
     skipped: tuple[SkipRecord, ...] = ()
+    ema_digests: Digests = field(default_factory=dict)
+
+    def digests_of(self, item: str) -> Digests:
+        """Returns the digests of a checkpoint's item: "params", "optimizer" or "ema"."""
+        return {
+            "params": self.digests,
+            "optimizer": self.optimizer_digests,
+            "ema": self.ema_digests,
+        }[item]
 
     @property
     def model(self) -> ModelConfig:
@@ -204,6 +217,7 @@ class Lineage:
         learning: Mapping[str, Any] | None = None,
         optimizer_digests: Mapping[str, tuple[str, ...]] | None = None,
         optimizer: str = "reset",
+        ema_digests: Digests | None = None,
     ) -> "Lineage":
         """Returns the lineage after growth, at the start of a new stage.
 
@@ -217,6 +231,7 @@ class Lineage:
             values to record.
           optimizer_digests: of the grown optimizer state; None without one.
           optimizer: what became of the optimizer state, for the record.
+          ema_digests: of the grown moving average; None without one.
         """
         spent = dict(learning or self._cost_of_reuse(growth_map.matrices))
         record = GrowthRecord(
@@ -242,6 +257,7 @@ class Lineage:
             growth=(*self.growth, record),
             digests=digests,
             optimizer_digests=dict(optimizer_digests or {}),
+            ema_digests=dict(ema_digests or {}),
             versions=current_versions(),
             matrices={**self.matrices, **learned},
             teacher={},
@@ -287,7 +303,7 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
-        for key in ("optimizer_digests", "tokenizer", "branches", "skipped"):
+        for key in ("optimizer_digests", "tokenizer", "branches", "skipped", "ema_digests"):
             if not values[key]:
                 del values[key]
         return {"format": FORMAT, **values}

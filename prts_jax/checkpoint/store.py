@@ -13,7 +13,14 @@ from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.digests import check_digests, digests, optimizer_digests, start_digests
 from prts_jax.checkpoint.items import checkpointer, read_tree, save_args, saving
-from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS, TOKENIZER, read_lineage, resolve
+from prts_jax.checkpoint.layout import (
+    OPTIMIZER,
+    PARAMS,
+    TOKENIZER,
+    check_weights,
+    read_lineage,
+    resolve,
+)
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
 from prts_jax.checkpoint.tokenizer import check_tokenizer, file_digests, read_tokenizer
@@ -70,7 +77,9 @@ class Checkpoints:
             check_tokenizer(checkpoint, lineage)
             self._tokenizer = read_tokenizer(f"{checkpoint}/{TOKENIZER}")
 
-    def save(self, step: int, params: Any, optimizer: Any, lineage: Lineage) -> None:
+    def save(
+        self, step: int, params: Any, optimizer: Any, lineage: Lineage, ema: Any = None
+    ) -> None:
         """Starts to save a checkpoint in the background; every process calls it.
 
         Waits for the earlier save and for the copy to the host; then the arrays may be donated.
@@ -80,8 +89,9 @@ class Checkpoints:
           step: the lineage's step; names the directory.
           params: nested dict of arrays.
           optimizer: any tree of arrays.
-          lineage: its digests are replaced by those of the tokenizer, and of `params` and
-            `optimizer`, which their devices compute meanwhile.
+          lineage: its digests are replaced by those of the tokenizer, and of `params`,
+            `optimizer` and `ema`, which their devices compute meanwhile.
+          ema: nested dict as `params`, their moving average; None: the run has none.
 
         Raises:
           UserError: the step is already saved.
@@ -91,14 +101,18 @@ class Checkpoints:
         if step in layout.contents(self._directory).steps:
             raise UserError(f"{self.path(step)}: exists already; a step is saved once")
         of_params, of_optimizer = start_digests(params, optimizer)
+        of_ema, _ = start_digests(ema or {}, None)
         lineage = dataclasses.replace(lineage, tokenizer=file_digests(self._tokenizer))
 
         def with_digests() -> Lineage:
             return dataclasses.replace(
-                lineage, digests=of_params(), optimizer_digests=of_optimizer()
+                lineage,
+                digests=of_params(),
+                optimizer_digests=of_optimizer(),
+                ema_digests=of_ema(),
             )
 
-        arguments = save_args(params, optimizer, lineage, with_digests, self._tokenizer)
+        arguments = save_args(params, optimizer, lineage, with_digests, self._tokenizer, ema)
         with saving(f"checkpoint {self.path(step)}: could not be written"):
             self._saving = step
             with all_processes():
@@ -146,11 +160,12 @@ class Checkpoints:
                 remove(self._directory, step)
 
     def close(self) -> None:
-        """Calls `wait` and stops the background threads."""
-        try:
+        """Calls `wait` and stops the background threads; raises as `wait`."""
+        with (
+            saving(f"checkpoint in {self._directory}: could not be written"),
+            contextlib.closing(self._checkpointer),
+        ):
             self.wait()
-        finally:
-            self._checkpointer.close()
 
     def _dropped(self, steps: list[int]) -> list[int]:
         every = self._keep_every_steps
@@ -189,6 +204,7 @@ def restore_params(
     declarations: Mapping[str, Declaration],
     verify: bool = True,
     lineage: Lineage | None = None,
+    item: str = PARAMS,
 ) -> dict[str, Any]:
     """Reads parameters directly into the given shardings, which may differ from the saved ones.
 
@@ -198,22 +214,24 @@ def restore_params(
       declarations: path → declaration of the same parameters.
       verify: whether to compare digests of the values with those in the lineage.
       lineage: of the checkpoint; None reads it.
+      item: `PARAMS`, or `EMA` for their moving average.
 
     Returns:
       Nested dict of arrays.
 
     Raises:
       UserError: tree, shape or dtype of the config differ from the checkpoint's (names the leaf and
-        both shapes).
+        both shapes), or the checkpoint holds no such item.
       DamagedError: files are missing or damaged, or values differ from those saved (names the leaf
         and the layer).
       StorageError: the storage failed.
     """
     lineage = lineage or read_lineage(path)
+    check_weights(path, lineage, item)
     with agreed():
-        params = unflatten(_restore(path, PARAMS, flatten(abstract), lineage))
+        params = unflatten(_restore(path, item, flatten(abstract), lineage))
     if verify:
-        check_digests(path, lineage.digests, digests(params, declarations))
+        check_digests(path, lineage.digests_of(item), digests(params, declarations), item)
     return params
 
 
@@ -298,11 +316,10 @@ def _restore(
     checkpoint: str, item: str, leaves: Mapping[str, Any], lineage: Lineage
 ) -> dict[str, Any]:
     """Returns path → array; empty ones, which Orbax cannot save, are made here."""
-    digests = lineage.digests if item == PARAMS else lineage.optimizer_digests
     stored = {path: leaf for path, leaf in leaves.items() if np.prod(leaf.shape)}
     zeros = {
         path: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         for path, leaf in leaves.items()
         if path not in stored
     }
-    return read_tree(checkpoint, item, stored, stored, digests) | zeros
+    return read_tree(checkpoint, item, stored, stored, lineage.digests_of(item)) | zeros

@@ -58,18 +58,30 @@ def add_value_flags(
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --dtype and --tokenizer, for commands that run the model of a checkpoint."""
+    """Adds --dtype, --weights and --tokenizer, for commands that run the model of a checkpoint."""
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
         default="bfloat16",
         help="of activations and matrix products (default: bfloat16)",
     )
+    add_weights_flag(parser)
     parser.add_argument(
         "--tokenizer",
         default="",
         metavar="PATH",
         help="folder, tokenizer.json or tokenizer.model (default: the checkpoint's own)",
+    )
+
+
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights, for commands that read the weights of a checkpoint."""
+    parser.add_argument(
+        "--weights",
+        choices=("params", "ema"),
+        default="params",
+        help="of the checkpoint: the parameters (default), or their moving average "
+        "(config.optimizer.ema)",
     )
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from prts_jax.cli import EXIT_FAILED, run
-from prts_jax.cli.arguments import OneLineParser
+from prts_jax.cli.arguments import OneLineParser, add_weights_flag
 from prts_jax.errors import UserError, escaped, one_line
 from prts_jax.formats import convert, import_transforms
 from prts_jax.formats.convert import ConversionReport
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"to hf: {', '.join(convert.TARGET_DTYPES)} (default: what the weights came in until "
         "they are trained or grown, then float32); checkpoints of prts_jax are float32",
     )
+    add_weights_flag(flags)
     flags.add_argument(
         "--vocab",
         type=int,
@@ -96,7 +97,9 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parser().parse_args(argv)
     _check(arguments)
-    opened = convert.open_source(arguments.source_format, arguments.source, arguments.preset)
+    opened = convert.open_source(
+        arguments.source_format, arguments.source, arguments.preset, arguments.weights
+    )
     source = import_transforms.with_vocab(opened, arguments.vocab)
     report = _convert(arguments, source)
     verified, difference = _verify(arguments, source)

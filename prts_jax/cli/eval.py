@@ -188,6 +188,9 @@ def _evaluate(
     if arguments.layers:
         figures["layers"] = arguments.layers
         label = f"{label}, layers {arguments.layers}"
+    if arguments.weights != "params":
+        figures["weights"] = arguments.weights
+        label = f"{label}, {arguments.weights}"
     return Results(label, checkpoint, figures, tuple(scores))
 
 
@@ -197,7 +200,7 @@ def _perplexity(
     from prts_jax.evaluate import data_loss
     from prts_jax.evaluate.loaded import load
 
-    loaded = load(checkpoint, arguments.dtype, layers=arguments.layers)
+    loaded = load(checkpoint, arguments.dtype, layers=arguments.layers, weights=arguments.weights)
     if arguments.text:
         data = data_loss.read_text(loaded, arguments.text, arguments.tokenizer)
     else:
@@ -243,6 +246,7 @@ def _run_tasks(
         arguments.length,
         arguments.add_bos_token,
         arguments.layers,
+        arguments.weights,
     )
     shots = None if arguments.shots < 0 else arguments.shots
     figures, scores = harness.run_tasks(model, manager, names, shots, arguments.limit or None)

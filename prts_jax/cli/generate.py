@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     prompt = _prompt(arguments)
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UserError("prompt: holds bytes that are not UTF-8; convert it")
-    loaded = load(arguments.checkpoint, arguments.dtype)
+    loaded = load(arguments.checkpoint, arguments.dtype, weights=arguments.weights)
     tokenizer = tokenizer_of(loaded.path, loaded.lineage, arguments.tokenizer)
     ids = tokenizer.encode(prompt)
     begin = [] if tokenizer.bos is None else [tokenizer.bos]

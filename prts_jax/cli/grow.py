@@ -190,7 +190,7 @@ def _print(
         return
     print(work.growth_map)
     print("\n".join(growth_text.leaves(work)))
-    print(f"{escaped(work.target)}: {growth_text.report_text(report)}")
+    print(f"{escaped(work.target)}: {growth_text.report_text(report, work)}")
     if verified is not None:
         print(growth_text.agreement_text(verified))
 

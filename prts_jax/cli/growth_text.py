@@ -34,7 +34,7 @@ def dry_run(execution: Execution) -> str:
         )
         if execution.bytes_written:
             size = format_bytes(execution.bytes_written)
-            lines.append(f"writes {size} of optimizer state, which cannot be shared")
+            lines.append(f"writes {size} of {_unshared(work)}, which cannot be shared")
     else:
         if execution.reason:
             lines.append(
@@ -78,14 +78,14 @@ def as_json(execution: Execution) -> dict[str, Any]:
     }
 
 
-def report_text(report: GrowthReport) -> str:
+def report_text(report: GrowthReport, work: GrowthPlan) -> str:
     """Returns the report in a line."""
     if report.mode == "reference":
         files = "file" if report.files_linked == 1 else "files"
         size = format_bytes(report.bytes_linked)
         text = f"{report.files_linked} {files} of {size} shared with the source"
         if report.bytes_written:
-            text += f", {format_bytes(report.bytes_written)} of optimizer state written"
+            text += f", {format_bytes(report.bytes_written)} of {_unshared(work)} written"
     else:
         text = (
             f"{format_bytes(report.bytes_written)} written, {format_bytes(report.bytes_read)} read"
@@ -106,6 +106,11 @@ def agreement_text(agreement: "Agreement") -> str:
             f"  loss {agreement.loss_before:.4f} before, {agreement.loss_after:.4f} after",
         ]
     )
+
+
+def _unshared(work: GrowthPlan) -> str:
+    names = {"optimizer state": work.optimizer, "the weights' moving average": work.ema}
+    return " and ".join(name for name, planned in names.items() if planned)
 
 
 def _function(growth_map: GrowthMap) -> Sequence[str]:

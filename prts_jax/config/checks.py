@@ -74,6 +74,7 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every_steps",
     "checkpoint.keep_every_tokens",
     "train.max_skipped",
+    "data.tokens_per_step",
     "logging.spike_deviations",
     "optimizer.clip",
     "optimizer.weight_decay",
@@ -112,7 +113,7 @@ def check_numbers(config: RunConfig) -> None:
     for key in ("init.seed", "init.growth.seed", "data.seed"):
         if not 0 <= get(config, key) < 2**63:
             raise UserError(f"config.{key}: is {get(config, key)}; it must be 0 to 2^63 - 1")
-    for key in ("optimizer.b1", "optimizer.b2", "optimizer.momentum"):
+    for key in ("optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema"):
         if not 0 <= get(config, key) < 1:
             raise UserError(f"config.{key}: is {get(config, key)}; it must be in [0, 1)")
     if not 0 <= config.distillation.weight <= 1:

@@ -78,6 +78,9 @@ class DataConfig:
     validation: str = ""  # directory of the validation token store; empty: no validation
     length: int = 2048  # sequence length in tokens
     batch: int = 1024  # sequences per step over all hosts
+    # Tokens per step; `batch` is then the sequences of a micro-batch, and train.accumulation is
+    # derived. 0: batch × length.
+    tokens_per_step: int = 0
     shuffle: bool = True
     overlap: bool = True  # windows share one token; False: disjoint blocks as in the original
     # Empty: all sets; no_github; sets "A,B"; or shares of windows "A=0.7,B=0.3". For several
@@ -102,6 +105,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     decay: str = "all"  # decayed parameters: all, or matrices (no norms and no embedding)
     clip: float = 1.0  # global norm; 0 turns clipping off
+    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +233,8 @@ class StageChanges(dict[str, Any]):
 class StagesConfig:
     """Stages of a run that grows during training, see `prts_jax.config.stages`."""
 
-    stages: tuple[StageChanges, ...] = ()  # {"steps": 400, "model": {"layers": 2}}, …
+    # {"steps": 400, "model": {"layers": 2}}, {"steps": "1.5B tokens"}, …
+    stages: tuple[StageChanges, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

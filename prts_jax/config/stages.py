@@ -6,18 +6,21 @@
         {"steps": 800},
     )
 
-A stage may change any key except `growth` and `train.steps`, which its "steps" replaces. Keys that
-it omits have the value of the whole run, not of the previous stage; those of `init.growth` that its
-operator does not take are ignored. A run without stages has one.
+A stage may change any key except `growth` and `train.steps`, which its "steps" replaces: a number,
+or the tokens that it trains on, as "1.5B tokens". Keys that it omits have the value of the whole
+run, not of the previous stage; those of `init.growth` that its operator does not take are ignored.
+A run without stages has one.
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prts_jax.config.lengths import parse_length
 from prts_jax.config.reading import from_dict, nearest, to_dict
-from prts_jax.config.schema import GrowthConfig, RunConfig
+from prts_jax.config.schema import DataConfig, GrowthConfig, RunConfig
 from prts_jax.errors import UserError
 
 _FROM_OUTSIDE = ("grow_from", "start_from", "branch_from")
@@ -26,12 +29,15 @@ _FROM_OUTSIDE = ("grow_from", "start_from", "branch_from")
 def stage_configs(config: RunConfig) -> tuple[RunConfig, ...]:
     """Returns the config of each stage, at least one, with the stage's steps in `train.steps`.
 
+    `data.tokens_per_step` becomes `data.batch` and `train.accumulation`, and is then 0.
+
     Raises:
-      UserError: a stage has no steps, an unknown key or a value of the wrong type.
+      UserError: a stage has no steps, an unknown key or a value of the wrong type, or its tokens
+        per step are not whole micro-batches.
     """
     stages = config.growth.stages
     if not stages:
-        return (config,)
+        return (_accumulating(config),)
     return tuple(_stage_config(config, stage, index) for index, stage in enumerate(stages))
 
 
@@ -69,9 +75,6 @@ def check_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
 
 def _stage_config(config: RunConfig, stage: Mapping[str, Any], index: int) -> RunConfig:
     where = f"growth.stages[{index}]"
-    steps = stage.get("steps")
-    if type(steps) is not int or steps < 1:
-        raise UserError(f"config.{where}.steps: is {steps!r}; give the stage's steps, at least 1")
     changes = {name: values for name, values in stage.items() if name != "steps"}
     _check_names(RunConfig, changes, where)
     if "growth" in changes:
@@ -85,11 +88,48 @@ def _stage_config(config: RunConfig, stage: Mapping[str, Any], index: int) -> Ru
             "first may start from another checkpoint"
         )
     values = _merged(to_dict(config), changes)
-    values["train"]["steps"] = steps
     try:
-        return from_dict(RunConfig, values)
+        merged = _accumulating(from_dict(RunConfig, values))
     except UserError as error:
         raise UserError(f"config.{where}: {error}") from error
+    steps = _steps(stage.get("steps"), merged.data, f"{where}.steps")
+    return dataclasses.replace(merged, train=dataclasses.replace(merged.train, steps=steps))
+
+
+def _steps(length: Any, data: DataConfig, key: str) -> int:
+    """Returns the steps of a stage, of which the last one reaches the tokens of a text."""
+    steps = length
+    if isinstance(length, str):
+        number, unit = parse_length(length, key)
+        per_step = {"steps": 1, "tokens": max(data.batch * data.length, 1)}
+        steps = math.ceil(number / per_step[unit]) if unit in per_step else None
+    if type(steps) is not int or steps < 1:
+        raise UserError(
+            f"config.{key}: is {length!r}; give the stage's steps, at least 1, or its tokens, such "
+            "as '1.5B tokens'"
+        )
+    return steps
+
+
+def _accumulating(config: RunConfig) -> RunConfig:
+    """Returns the config with a batch of `data.tokens_per_step`, in parts of `data.batch`."""
+    tokens, micro_batch = config.data.tokens_per_step, config.data.batch * config.data.length
+    if tokens < 1 or micro_batch < 1 or config.data.length < 1:
+        return config  # nothing to derive, or refused by the checks of ranges
+    if config.train.accumulation != 1:
+        raise UserError(
+            "config.data.tokens_per_step: derives train.accumulation, which is set too; keep one"
+        )
+    count = tokens // micro_batch
+    if tokens % micro_batch:
+        near = " or ".join(f"{n * micro_batch}" for n in (count, count + 1) if n)
+        raise UserError(
+            f"config.data.tokens_per_step: {tokens} is no multiple of data.batch × data.length = "
+            f"{micro_batch}; give {near}"
+        )
+    data = dataclasses.replace(config.data, batch=count * config.data.batch, tokens_per_step=0)
+    train = dataclasses.replace(config.train, accumulation=count)
+    return dataclasses.replace(config, data=data, train=train)
 
 
 def _check_names(section: type, changes: Any, where: str) -> None:

@@ -32,6 +32,7 @@ ARGUMENTS = (
     "dtype",
     "batch_size",
     "max_length",
+    "weights",
     "add_bos_token",
     "layers",
 )
@@ -51,6 +52,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         max_length: int | str = 0,
         add_bos_token: bool = False,
         layers: str = "",
+        weights: str = "params",
         device: Any = None,
         max_batch_size: Any = None,
         **unknown: Any,
@@ -66,6 +68,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
           add_bos_token: puts the start token before every text that does not begin with it, as the
             harness's own model `hf` does with this argument.
           layers: the layers to apply, see `prts_jax.evaluate.loaded.load`; "" for all in order.
+          weights: "params", or "ema" for their moving average.
           device: of the harness; ignored.
           max_batch_size: of the harness; ignored.
           **unknown: refused.
@@ -84,7 +87,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
             raise UserError(f"--model_args: dtype={dtype!r}: give {' or '.join(DTYPES)}")
         if not isinstance(add_bos_token, bool):
             raise UserError(f"--model_args: add_bos_token={add_bos_token!r}: give True or False")
-        self._loaded: LoadedModel = load(str(checkpoint), dtype, layers=str(layers))
+        self._loaded: LoadedModel = load(
+            str(checkpoint), dtype, layers=str(layers), weights=str(weights)
+        )
         lineage = self._loaded.lineage
         self._tokenizer: CheckpointTokenizer = tokenizer_of(self._loaded.path, lineage, tokenizer)
         self._begin_texts = add_bos_token

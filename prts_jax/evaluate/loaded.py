@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig, to_dict
 from prts_jax.errors import UserError
@@ -53,7 +54,11 @@ class LoadedModel:
 
 
 def load(
-    spec: str, dtype: str = "bfloat16", attention: str = "auto", layers: str = ""
+    spec: str,
+    dtype: str = "bfloat16",
+    attention: str = "auto",
+    layers: str = "",
+    weights: str = PARAMS,
 ) -> LoadedModel:
     """Restores a checkpoint onto all devices.
 
@@ -63,17 +68,20 @@ def load(
       attention: implementation, see `ComputeConfig`.
       layers: the layers to apply in order, as `prts_jax.growth.notation` reads them: repeated,
         left out or permuted; "" applies each once.
+      weights: `PARAMS`, or `EMA` for their moving average.
 
     Raises:
-      UserError: the checkpoint is missing, damaged or has half-open gates of width, or `layers`
-        is no list of the checkpoint's layers.
+      UserError: the checkpoint is missing, damaged, without a moving average or has half-open gates
+        of width, or `layers` is no list of the checkpoint's layers.
     """
     path = resolve(spec)
     lineage = checkpoint_store.read_lineage(path)
     declarations = declare(lineage.model)
     device_mesh = make_mesh(MeshConfig())
     abstract = abstract_params_on_any_mesh(declarations, device_mesh)
-    params = checkpoint_store.restore_params(path, abstract, declarations, lineage=lineage)
+    params = checkpoint_store.restore_params(
+        path, abstract, declarations, lineage=lineage, item=weights
+    )
     params = fold_current_gates(params, lineage, declarations)
     if layers:
         params, lineage = _selected(params, lineage, layers)

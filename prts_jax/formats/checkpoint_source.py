@@ -1,11 +1,13 @@
 """A checkpoint of prts_jax as the source of a conversion."""
 
+import dataclasses
+
 import numpy as np
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths, digest_of, not_what_was_saved
-from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.lineage import WEIGHTS_TAKEN, Lineage
 from prts_jax.checkpoint.tokenizer import holds_tokenizer, special_ids_of
 from prts_jax.formats.model_source import ModelSource, TensorShape
 
@@ -13,16 +15,24 @@ REPEATED = ("special_ids", "generation_config", "config_dtype")
 """Keys of `Lineage.imported` that an export repeats."""
 
 
-def open_checkpoint(spec: str) -> ModelSource:
+def open_checkpoint(spec: str, weights: str = layout.PARAMS) -> ModelSource:
     """Opens a checkpoint of prts_jax; each layer read is checked against its digest.
 
+    Args:
+      spec: as `layout.resolve` takes it.
+      weights: `PARAMS`, or `EMA` for their moving average, which the lineage then records.
+
     Raises:
-      UserError: the checkpoint is missing or damaged.
+      UserError: the checkpoint is missing, damaged or without a moving average.
     """
     path = layout.resolve(spec)
     lineage = layout.read_lineage(path)
-    stored = arrays.describe(path)
-    check_paths(path, layout.PARAMS, lineage.digests, stored)
+    layout.check_weights(path, lineage, weights)
+    stored, digests = arrays.describe(path, weights), lineage.digests_of(weights)
+    check_paths(path, weights, digests, stored)
+    if weights == layout.EMA:
+        record = lineage.change_record(WEIGHTS_TAKEN, layout.PARAMS, layout.EMA)
+        lineage = dataclasses.replace(lineage, changes=(*lineage.changes, record))
     # Weights keep the dtype in which they were imported until they are trained or grown.
     imported = lineage.imported if lineage.step == 0 and not lineage.growth else {}
     dtypes = {path: [_held(one) for one in own] for path, own in imported.get("dtypes", {}).items()}
@@ -30,11 +40,11 @@ def open_checkpoint(spec: str) -> ModelSource:
 
     def read(leaf: str, layer: int | None) -> np.ndarray:
         where = leaf if layer is None else f"{leaf}, layer {layer}"
-        array = arrays.open_leaf(path, leaf)
-        with reading(path, layout.PARAMS, f"{path}: {where}"):
+        array = arrays.open_leaf(path, leaf, weights)
+        with reading(path, weights, f"{path}: {where}"):
             values: np.ndarray = (array if layer is None else array[layer]).read().result()
-        if digest_of(values) != lineage.digests[leaf][layer or 0]:
-            raise not_what_was_saved(path, where)
+        if digest_of(values) != digests[leaf][layer or 0]:
+            raise not_what_was_saved(path, where, weights)
         return values
 
     return ModelSource(

@@ -87,25 +87,30 @@ class ConversionReport:
         return dataclasses.asdict(self) | {"tokenizer": list(self.tokenizer)}
 
 
-def open_source(source_format: str, path: str, preset: str = "") -> ModelSource:
+def open_source(
+    source_format: str, path: str, preset: str = "", weights: str = layout.PARAMS
+) -> ModelSource:
     """Opens a model for conversion, without reading its weights.
 
     Args:
       source_format: "hf", "litgpt" or "orbax".
       path: a folder, a file, or (orbax) a checkpoint as `layout.resolve` takes it.
       preset: name of the shape of a lit-gpt file without a config.
+      weights: of a checkpoint: `PARAMS`, or `EMA` for their moving average.
 
     Raises:
       UserError: the format is unknown, or the source is missing, damaged or not supported.
     """
     if preset and source_format != "litgpt":
         raise UserError("--preset: only a .pth file lacks its shape; leave it out")
+    if weights != layout.PARAMS and source_format != "orbax":
+        raise UserError(f"--weights={weights}: only a checkpoint of prts_jax has it; leave it out")
     if source_format == "hf":
         return huggingface.open_model(path)
     if source_format == "litgpt":
         return litgpt.open_model(path, preset)
     if source_format == "orbax":
-        return open_checkpoint(path)
+        return open_checkpoint(path, weights)
     raise UserError(f"--from={source_format}: is none of hf, litgpt, orbax; name one of them")
 
 
@@ -120,7 +125,8 @@ def write_checkpoint(
 ) -> ConversionReport:
     """Writes a model as a checkpoint of prts_jax: float32, one chunk per layer.
 
-    A foreign model gets a new lineage: step 0, no tokens, no store.
+    A foreign model gets a new lineage: step 0, no tokens, no store. Optimizer state and moving
+    average of a checkpoint are left behind.
 
     Args:
       source: what `open_source` returned.
@@ -357,7 +363,9 @@ def _with_tokenizer(ids: SpecialIds, tokenizer: str) -> SpecialIds:
 def _lineage(source: ModelSource, tokenizer: str) -> Lineage:
     ids = _with_tokenizer(source.special_ids, tokenizer)
     if source.lineage is not None:
-        return dataclasses.replace(source.lineage, special_ids=ids)
+        return dataclasses.replace(
+            source.lineage, special_ids=ids, optimizer_digests={}, ema_digests={}
+        )
     mixed = {
         path: list(dtypes)
         for path, dtypes in source.dtypes.items()

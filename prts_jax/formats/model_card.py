@@ -1,5 +1,6 @@
 """The model card of an exported model: shape, tokens, FLOPs and lineage."""
 
+from prts_jax.checkpoint.lineage import WEIGHTS_TAKEN
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.growth.map import format_ranges
 from prts_jax.model.architecture import declare
@@ -56,6 +57,9 @@ def _lineage(source: ModelSource) -> list[str]:
         f"* {lineage.step:,} optimizer steps on {lineage.tokens:,} tokens and "
         f"{lineage.flops:.3e} FLOPs ({lineage.flops_6nd:.3e} by 6·N·D), ancestors included."
     )
+    taken = [change.step for change in lineage.changes if change.key == WEIGHTS_TAKEN]
+    if lineage.step in taken:
+        lines.append("* The weights are the moving average of those that were trained.")
     if lineage.store:
         lines.append(f"* Token store: fingerprint `{lineage.store}`.")
     return lines

@@ -13,6 +13,7 @@ from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.optimizer import grow_optimizer
 from prts_jax.mesh import abstract_params, abstract_params_on_any_mesh, param_shardings
 from prts_jax.model.architecture import declare
+from prts_jax.train import moving_average
 from prts_jax.train.learn import Learn
 from prts_jax.train.origin import Origin, Start
 from prts_jax.train.state import (
@@ -42,6 +43,8 @@ def grow_from(
       optimizer: optimizer of the stage.
       learn: learns the matrices of the map, if it has any.
 
+    The moving average of the weights grows by the map of the weights.
+
     Returns:
       The start; its lineage is that right after growth.
 
@@ -56,6 +59,9 @@ def grow_from(
     source_params = checkpoint_store.restore_params(path, abstract, old, lineage=source)
     growth_map, lineage, learning = learn(growth_map, source_params, source)
     params = grow_params(source_params, growth_map, new, shardings)
+    ema = moving_average.restored(config, path, source, abstract, old)
+    if ema is not None:
+        ema = grow_params(ema, growth_map, new, shardings)
     policy = config.init.growth.optimizer
     if policy != "reset":
         moments = checkpoint_store.restore_optimizer(
@@ -76,6 +82,7 @@ def grow_from(
         state = TrainState(params, grown, stage_step_array(0, mesh))
     else:
         state = fresh_state(params, optimizer, mesh)
+    state = state._replace(ema=ema or moving_average.begun(config, params))
     # Digests are computed on saving.
     lineage = lineage.grown(growth_map, {}, learning, optimizer=policy)
     return Start(f"grown from {path}", state, lineage, origin.own, growth_map)
@@ -116,4 +123,6 @@ def start_from(
         how = f"{how} with its optimizer state"
     else:
         state = fresh_state(params, optimizer, mesh)
+    ema = moving_average.restored(config, path, lineage, abstract, declarations)
+    state = state._replace(ema=ema or moving_average.begun(config, params))
     return Start(how, state, dataclasses.replace(lineage, stage_step=0), origin.own)

@@ -279,7 +279,10 @@ def _validate(setup: Setup, progress: Progress) -> tuple[Progress, dict[str, flo
         return progress, {}
     with setup.recorder.paused("evaluation"):
         result = setup.evaluate(progress.state.params, progress.gates())
-    metrics: dict[str, float] = result.metrics(setup.config.evaluation.blocks)
+        metrics: dict[str, float] = result.metrics(setup.config.evaluation.blocks)
+        if progress.state.ema is not None:
+            average = setup.evaluate(progress.state.ema, progress.gates())
+            metrics["validation_loss_ema"] = average.loss
     evaluation = {"step": progress.lineage.step, **metrics}
     lineage = dataclasses.replace(progress.lineage, evaluation=evaluation)
     return dataclasses.replace(progress, lineage=lineage), metrics
@@ -324,7 +327,7 @@ def _save(setup: Setup, progress: Progress) -> None:
         setup.log.flush()
     with setup.recorder.paused("saving"):
         state = progress.state
-        setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage)
+        setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage, state.ema)
     setup.save_clock.restart()
 
 

@@ -25,6 +25,7 @@ from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
 from prts_jax.special_ids import of_store
+from prts_jax.train import moving_average
 from prts_jax.train.ancestor import grow_from, start_from
 from prts_jax.train.batches import check_batches
 from prts_jax.train.changes import BRANCH_CHANGES, check_names, config_changes
@@ -132,7 +133,8 @@ def _fresh(
         teacher=choose_teacher(config),
         special_ids=of_store(batches.store.directory, batches.store.eos_id),
     )
-    return Start("fresh parameters", fresh_state(params, optimizer, mesh), lineage)
+    state = fresh_state(params, optimizer, mesh)._replace(ema=moving_average.begun(config, params))
+    return Start("fresh parameters", state, lineage)
 
 
 def _resume(
@@ -153,10 +155,12 @@ def _resume(
     abstract = abstract_params(declarations, mesh)
     params = checkpoint_store.restore_params(path, abstract, declarations, lineage=lineage)
     moments = abstract_optimizer(optimizer, abstract, mesh)
+    ema = moving_average.restored(config, path, lineage, abstract, declarations)
     state = TrainState(
         params,
         checkpoint_store.restore_optimizer(path, moments, lineage),
         stage_step_array(lineage.stage_step, mesh),
+        ema or moving_average.begun(config, params),
     )
     lineage = dataclasses.replace(
         lineage,

@@ -18,11 +18,13 @@ class TrainState(NamedTuple):
       params: nested dictionary, float32.
       optimizer: state of the optax optimizer for `params`.
       stage_step: int32 scalar, steps since the start of the stage; sets the learning rate.
+      ema: moving average of `params`, in their tree and shardings; None: the run has none.
     """
 
     params: Any
     optimizer: Any
     stage_step: jax.Array
+    ema: Any = None
 
 
 def abstract_optimizer(

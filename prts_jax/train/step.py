@@ -13,6 +13,7 @@ from prts_jax.growth.new_entries import new_parts
 from prts_jax.model.architecture import declare, in_compute_dtype, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
+from prts_jax.train import moving_average
 from prts_jax.train.accumulation import (
     Batch,
     axes_summed_once,
@@ -68,10 +69,11 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
-    The state is donated. A step whose loss or gradient is not finite leaves parameters and
-    optimizer as they are and only counts. The third argument holds the parameters of `teacher`, or
-    is None. The batch comes from `data_pipelines.batches.loader`; its arrays are [batch, length].
-    The loss is the weighted mean over all tokens of the batch, with or without accumulation.
+    The state is donated. A step whose loss or gradient is not finite leaves parameters, their
+    average and the optimizer as they are and only counts. The third argument holds the parameters
+    of `teacher`, or is None. The batch comes from `data_pipelines.batches.loader`; its arrays are
+    [batch, length]. The loss is the weighted mean over all tokens of the batch, with or without
+    accumulation.
 
     Args:
       model: config of the model.
@@ -122,8 +124,10 @@ def make_train_step(
             (params, opt_state),
             (state.params, state.optimizer),
         )
-        after = TrainState(params, opt_state, state.stage_step + 1)
+        after = TrainState(params, opt_state, state.stage_step + 1, state.ema)
         after = keep_frozen(state, after, parts) if parts else after
+        ema = moving_average.updated(config, state.ema, after.params, finite)
+        after = after._replace(ema=ema)
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         metrics = StepMetrics(
             loss_tokens=tokens,

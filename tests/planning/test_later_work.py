@@ -1,4 +1,4 @@
-"""What later work says of a plan, against hand arithmetic and the sources' figures."""
+"""Later work applied to a plan, against hand arithmetic and the sources' figures."""
 
 import math
 from typing import Any

@@ -17,7 +17,11 @@ from tests.train.tiny import read_lines
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 STEPS = 6
-RUN = (f"--config.train.steps={STEPS}", "--config.checkpoint.every_steps=3")
+RUN = (
+    f"--config.train.steps={STEPS}",
+    "--config.checkpoint.every_steps=3",
+    "--config.optimizer.ema=0.7",
+)
 # Sums over the batch and over contracted dimensions are taken in another order. Measured over these
 # steps: at most 2.2e-7 in losses and 7.3e-7 in gradient norms. Wrong data or a missing collective
 # would show as 1e-2.
@@ -82,7 +86,8 @@ def run_two(start_two):
 def assert_same_losses(workdir: Path, expected: Path, steps: int = STEPS) -> None:
     ours, theirs = read_lines(workdir), read_lines(expected)
     assert [line["step"] for line in ours] == list(range(steps + 1))
-    for name in ("loss", "gradient_norm", "validation_loss", "validation_loss/verse"):
+    validation = ("validation_loss", "validation_loss/verse", "validation_loss_ema")
+    for name in ("loss", "gradient_norm", *validation):
         values = [
             [line[name] for line in lines[: steps + 1] if name in line] for lines in (ours, theirs)
         ]

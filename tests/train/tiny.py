@@ -117,12 +117,12 @@ def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [timeless(line) for line in lines]
 
 
-def stored_params(checkpoint: str | Path) -> dict[str, np.ndarray]:
-    """Returns path → array of a checkpoint, or of a run's newest."""
+def stored_params(checkpoint: str | Path, item: str = "params") -> dict[str, np.ndarray]:
+    """Returns path → array of an item of a checkpoint, or of a run's newest."""
     path = resolve(str(checkpoint))
     declarations = declare(read_lineage(path).model)
     abstract = abstract_params(declarations, make_mesh(config.MeshConfig()))
-    params = restore_params(path, abstract, declarations)
+    params = restore_params(path, abstract, declarations, item=item)
     return {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.commit import check_space, new_checkpoint
-from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS
+from prts_jax.checkpoint.layout import EMA, OPTIMIZER, PARAMS
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.checkpoint.tokenizer import (
     carry_tokenizer,
@@ -47,8 +47,8 @@ class Execution:
 
     @property
     def streamed(self) -> tuple[LeafPlan, ...]:
-        """The leaves whose values are read and written: an optimizer's always."""
-        return self.work.leaves if self.mode == "stream" else self.work.optimizer
+        """The leaves whose values are read and written."""
+        return self.work.leaves if self.mode == "stream" else self.work.unshared
 
     @property
     def bytes_read(self) -> int:
@@ -181,11 +181,10 @@ def _write(execution: Execution, progress: Progress | None) -> reference.Linked:
 
 def _describe(work: GrowthPlan, directory: str) -> None:
     """Writes the description of each tree that Orbax looks for beside the arrays."""
-    params = {leaf.recipe.path: leaf.recipe.declaration for leaf in work.params}
-    arrays.write_tree(directory, params)
-    if work.optimizer:
-        state = {leaf.recipe.path: leaf.recipe.declaration for leaf in work.optimizer}
-        arrays.write_tree(directory, state, OPTIMIZER)
+    for item, leaves in ((PARAMS, work.params), (OPTIMIZER, work.optimizer), (EMA, work.ema)):
+        if leaves:
+            tree = {leaf.recipe.path: leaf.recipe.declaration for leaf in leaves}
+            arrays.write_tree(directory, tree, item)
 
 
 def _finish(work: GrowthPlan, directory: str, digests: Mapping[str, Digests]) -> None:
@@ -197,6 +196,7 @@ def _finish(work: GrowthPlan, directory: str, digests: Mapping[str, Digests]) ->
         digests[PARAMS],
         optimizer_digests=digests[OPTIMIZER],
         optimizer=work.policy,
+        ema_digests=digests[EMA],
     )
     carried = file_digests(read_tokenizer(target))
     layout.write_lineage(directory, dataclasses.replace(lineage, tokenizer=carried))

@@ -9,7 +9,7 @@ import numpy as np
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.arrays import StoredLeaf
 from prts_jax.checkpoint.digests import check_paths
-from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS
+from prts_jax.checkpoint.layout import EMA, OPTIMIZER, PARAMS
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import model_differences
 from prts_jax.declaration import Declaration
@@ -38,7 +38,7 @@ class LeafPlan:
     """The growth of one leaf of a checkpoint.
 
     Attributes:
-      item: of the checkpoint: `PARAMS` or `OPTIMIZER`.
+      item: of the checkpoint: `PARAMS`, `OPTIMIZER` or `EMA`.
       recipe: what the target's leaf is made of.
       stored: the source's leaf on disk; None where the source has none.
       digests: one for each source layer; none for the optimizer's state of an older version.
@@ -130,6 +130,7 @@ class GrowthPlan:
       growth_map: what is applied.
       params: the parameters.
       optimizer: the optimizer's state; empty where it is left behind.
+      ema: the moving average of the parameters; empty where the source has none.
       arrays: the matrices of a dense map.
       policy: what becomes of the optimizer's state, as in `init.growth.optimizer`.
     """
@@ -140,13 +141,19 @@ class GrowthPlan:
     growth_map: GrowthMap
     params: tuple[LeafPlan, ...]
     optimizer: tuple[LeafPlan, ...]
+    ema: tuple[LeafPlan, ...]
     arrays: Arrays
     policy: str = "reset"
 
     @property
     def leaves(self) -> tuple[LeafPlan, ...]:
         """The leaves of all items."""
-        return (*self.params, *self.optimizer)
+        return (*self.params, *self.unshared)
+
+    @property
+    def unshared(self) -> tuple[LeafPlan, ...]:
+        """The leaves that are written even where the parameters' files are shared."""
+        return (*self.optimizer, *self.ema)
 
     @property
     def recipes(self) -> dict[str, LeafRecipe]:
@@ -155,7 +162,7 @@ class GrowthPlan:
 
     def memory(self, leaf: LeafPlan) -> int:
         """Returns about how many bytes of memory a piece of a leaf takes for values."""
-        return leaf.memory(mixes=self.growth_map.matrices is not None and leaf.item == PARAMS)
+        return leaf.memory(mixes=self.growth_map.matrices is not None and leaf.item != OPTIMIZER)
 
 
 def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "reset") -> GrowthPlan:
@@ -185,17 +192,14 @@ def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "rese
     _check_leaves(source, stored, declared)
     _check_digests(source, lineage, declared)
     targets = declare(growth_map.target)
-    params = tuple(
-        LeafPlan(PARAMS, recipe, stored.get(path), lineage.digests.get(path, ()))
-        for path, recipe in recipes(growth_map, targets).items()
-    )
     state = arrays.describe(source, OPTIMIZER) if moments else {}
     return GrowthPlan(
         source=source,
         target=str(as_path(target)),
         lineage=lineage,
         growth_map=growth_map,
-        params=params,
+        params=_weights(PARAMS, stored, lineage, growth_map),
+        ema=_average(source, lineage, growth_map),
         optimizer=tuple(
             LeafPlan(
                 OPTIMIZER, leaf, state[leaf.path], lineage.optimizer_digests.get(leaf.path, ())
@@ -205,6 +209,26 @@ def plan(source: str, target: str, growth_map: GrowthMap, optimizer: str = "rese
         arrays=dense.arrays_of(growth_map, targets),
         policy=optimizer,
     )
+
+
+def _weights(
+    item: str, stored: Mapping[str, StoredLeaf], lineage: Lineage, growth_map: GrowthMap
+) -> tuple[LeafPlan, ...]:
+    """Plans the growth of the parameters, or of their average, which grows by the same recipes."""
+    digests = lineage.digests_of(item)
+    return tuple(
+        LeafPlan(item, recipe, stored.get(path), digests.get(path, ()))
+        for path, recipe in recipes(growth_map, declare(growth_map.target)).items()
+    )
+
+
+def _average(source: str, lineage: Lineage, growth_map: GrowthMap) -> tuple[LeafPlan, ...]:
+    if not lineage.ema_digests:
+        return ()
+    stored = arrays.describe(source, EMA)
+    check_paths(source, EMA, lineage.ema_digests, stored)
+    _check_leaves(source, stored, declare(growth_map.source))
+    return _weights(EMA, stored, lineage, growth_map)
 
 
 def _check_model(source: str, lineage: Lineage, growth_map: GrowthMap) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from prts_jax.checkpoint import arrays
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import LayerDigest, digest_of, not_what_was_saved
-from prts_jax.checkpoint.layout import OPTIMIZER, PARAMS
+from prts_jax.checkpoint.layout import EMA, OPTIMIZER, PARAMS
 from prts_jax.checkpoint.lineage import Digests
 from prts_jax.growth import dense
 from prts_jax.growth.leaf import fresh_layers, grow_layers, source_rows
@@ -76,12 +76,12 @@ def stream(
       progress: called after each job with the bytes written so far; its errors end the work.
 
     Returns:
-      Item → path → digest of each target layer; both items, also where nothing was written.
+      Item → path → digest of each target layer; all items, also where nothing was written.
 
     Raises:
       UserError: a source layer is damaged or cannot be read.
     """
-    digests: dict[str, dict[str, list[str]]] = {PARAMS: {}, OPTIMIZER: {}}
+    digests: dict[str, dict[str, list[str]]] = {PARAMS: {}, OPTIMIZER: {}, EMA: {}}
     for leaf in leaves:
         digests[leaf.item][leaf.recipe.path] = [""] * len(leaf.recipe.layers)
     growths = {(leaf.item, leaf.recipe.path): LeafGrowth(work, leaf, directory) for leaf in leaves}
