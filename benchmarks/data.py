@@ -1,4 +1,4 @@
-"""What preparing and reading tokens costs, beside what others take for the same work.
+"""Rates of preparing and reading tokens, beside those of other programs for the same work.
 
     pip install grain
     python benchmarks/data.py [--tokenizer=tokenizer.model] [--seconds=160]

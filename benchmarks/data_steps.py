@@ -1,4 +1,4 @@
-"""What real data and losses by source cost a training step, for `benchmarks/data.py`.
+"""Cost of real data and of losses by source in a training step, for `benchmarks/data.py`.
 
 Three steps take turns in a random order: with batches read as the trainer reads them, with one
 batch that lies on the device, and with that batch but without losses by source. What is compared is

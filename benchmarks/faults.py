@@ -14,7 +14,7 @@ At its end the run is compared with the undisturbed one (metrics, parameters, op
 position, totals) and begins anew in another folder, until all faults are done. Any other end, exit
 code or hang is a failure.
 
-    python benchmarks/faults.py --folder=DIR [--faults=100] [--seed=0] [--out=RESULTS.json]
+    python benchmarks/faults.py --folder=DIR [--faults=100] [--minutes=M] [--seed=0] [--out=FILE]
 """
 
 import argparse
@@ -52,7 +52,7 @@ SMALL_DISK = 1 << 30
 STOPPED = {
     "SIGKILL": (-signal.SIGKILL,),
     # Before Python has installed a handler, SIGTERM ends the process.
-    "SIGTERM": (0, 75, -signal.SIGTERM),
+    "SIGTERM": (75, -signal.SIGTERM),
     "full disk": (-signal.SIGKILL, 75),
 }
 """Exit codes that a fault may cause; damages follow a SIGKILL."""
@@ -70,25 +70,67 @@ class Sweep:
       folder: for runs, config and logs.
       numbers: decides on kinds, moments and damages.
       kinds: of faults to draw from.
+      faults: how many there are in all.
+      until: `time.monotonic()` after which there are no more.
       tally: faults by kind.
       events: a line for each fault: run, newest complete step, kind, exit code.
+      failures: a line for each run that has failed.
+      runs: so far.
+      aside: checkpoints that runs have moved aside.
     """
 
     folder: Path
     numbers: random.Random
     kinds: tuple[str, ...]
+    faults: int
+    until: float
     tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     events: list[str] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    runs: int = 0
+    aside: int = 0
 
-    def disturbed(self, name: str, faults: int) -> Path:
-        """Starts a run until it ends, with at most `faults` faults, and returns its workdir."""
+    def is_over(self) -> bool:
+        """Whether there are no more faults."""
+        return sum(self.tally.values()) >= self.faults or time.monotonic() > self.until
+
+    def run(self, expected: tuple[Any, ...]) -> None:
+        """Disturbs one run until it ends or has failed; `expected` is its right `end`."""
+        name, self.runs = f"run-{self.runs}", self.runs + 1
+        try:
+            workdir = self.disturbed(name)
+            if end(workdir) != expected:
+                raise Failure("another end")
+            self.aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
+            shutil.rmtree(workdir)
+        except Failure as failure:
+            self.failures.append(f"{name}: {failure}")
+
+    def results(self) -> dict[str, Any]:
+        """Returns what happened so far, with versions and machine."""
+        return {
+            "command": " ".join(sys.argv),
+            "faults": sum(self.tally.values()),
+            "tally": dict(self.tally),
+            "runs": self.runs,
+            "checkpoints moved aside": self.aside,
+            "failures": self.failures,
+            "versions": {
+                name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")
+            },
+            "Python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "events": self.events,
+        }
+
+    def disturbed(self, name: str) -> Path:
+        """Starts a run until it ends, disturbs it, and returns its workdir."""
         workdir, damaged = self.folder / name, set[int]()
         while True:
             log = self.folder / f"{name}.log"
             process = start(self.folder, workdir, log)
             try:
-                ended = sum(self.tally.values()) >= faults
-                ended = wait(process) if ended else self._moment(process, log)
+                ended = wait(process) if self.is_over() else self._moment(process, log)
                 if ended:
                     if process.exitcode:
                         raise Failure(f"exit code {process.exitcode}: {last_line(log)}")
@@ -123,6 +165,8 @@ class Sweep:
         else:
             process.kill()
         wait(process)
+        if process.exitcode == 0:
+            return  # the run had ended before
         saved = complete_steps(str(workdir / "checkpoints")) if workdir.exists() else []
         if kind in (*DAMAGES, "half"):
             # The run resumes from the checkpoint before, which must not be damaged as well.
@@ -209,12 +253,10 @@ def prepare(folder: Path) -> Path:
     store = str(tiny.write_store(folder / "store", tokens=40_000).directory)
     config = tiny.run_config(
         data__train=store,
-        data__validation=store,
+        data__validation="",
         growth__stages=STAGES,
         checkpoint__every_steps=5,
         checkpoint__keep=4,
-        evaluation__every_steps=25,
-        evaluation__tokens=200,
     )
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     process = start(folder, folder / "undisturbed", folder / "undisturbed.log")
@@ -229,8 +271,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="new directory for the runs")
     parser.add_argument("--faults", type=int, default=100, help="how many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no fault is added")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
-    parser.add_argument("--out", type=Path, help="file for the results, too")
+    parser.add_argument("--out", type=Path, help="file for the results, written after each run")
     arguments = parser.parse_args()
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
@@ -241,39 +284,16 @@ def main() -> int:
     expected, began = end(prepare(arguments.folder)), time.monotonic()
     small = shutil.disk_usage(arguments.folder).free < SMALL_DISK
     kinds = (*KINDS, "full disk") if small else KINDS
-    sweep = Sweep(arguments.folder, random.Random(arguments.seed), kinds)
-    failures, runs, aside = [], 0, 0
-    while sum(sweep.tally.values()) < arguments.faults:
-        name, runs = f"run-{runs}", runs + 1
-        try:
-            workdir = sweep.disturbed(name, arguments.faults)
-            if end(workdir) != expected:
-                failures.append(f"{name}: another end")
-                continue
-        except Failure as failure:
-            failures.append(f"{name}: {failure}")
-            continue
-        aside += len(list(workdir.glob("checkpoints/*.damaged-*")))
-        shutil.rmtree(workdir)
-    results = {
-        "command": " ".join(sys.argv),
-        "seed": arguments.seed,
-        "faults": sum(sweep.tally.values()),
-        "tally": dict(sweep.tally),
-        "runs": runs,
-        "checkpoints moved aside": aside,
-        "failures": failures,
-        "seconds": round(time.monotonic() - began),
-        "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
-        "Python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "events": sweep.events,
-    }
-    text = json.dumps(results, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    until = began + 60 * arguments.minutes
+    sweep = Sweep(arguments.folder, random.Random(arguments.seed), kinds, arguments.faults, until)
+    text = ""
+    while not sweep.is_over():
+        sweep.run(expected)
+        text = json.dumps(sweep.results() | {"seconds": round(time.monotonic() - began)}, indent=2)
+        if arguments.out:
+            arguments.out.write_text(text + "\n")
     print(text)
-    return 1 if failures else 0
+    return 1 if sweep.failures else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a store of SlimPajama's size costs a host: opening it, its memory, and batches far into it.
+"""Costs of a store of SlimPajama's size on a host: opening it, its memory, batches far into it.
 
     python benchmarks/full_size.py --folder=DIR
 

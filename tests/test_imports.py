@@ -1,4 +1,4 @@
-"""Who may import whom: the lines that keep growth free of frameworks and training of TensorFlow."""
+"""Packages import only those that they may: growth no framework, training no TensorFlow."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""What a plain install holds: the two packages, the embedded corpus and the command `prts`."""
+"""A plain install holds the two packages, the embedded corpus and the command `prts`."""
 
 import re
 import subprocess

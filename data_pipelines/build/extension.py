@@ -57,12 +57,13 @@ class Base:
         """
         index = {"layout": "mixed", **read_index(directory)}
         open_checked(directory, index)
-        for key in SAME:
-            if index.get(key) != identity.get(key):
+        theirs, ours = ({**of, **of.get("packing", {})} for of in (index, identity))
+        for key in (*identity.get("packing", {}), *SAME):
+            if theirs.get(key) != ours.get(key):
                 raise UserError(
-                    f"--extend={directory}: its {key} is {index.get(key)!r:.80}, not the new "
-                    f"files' {identity.get(key)!r:.80}; a store is extended with the same task, "
-                    "tokenizer and layout"
+                    f"--extend={directory}: its {key} is {theirs.get(key)!r:.80}, not the new "
+                    f"files' {ours.get(key)!r:.80}; a store is extended with the same task, "
+                    "tokenizer, layout and packing"
                 )
         if [shard["name"] for shard in index["shards"]] != _shard_names(len(index["shards"])):
             raise UserError(f"--extend={directory}: its shards are not numbered from 0")
@@ -70,8 +71,8 @@ class Base:
         if both:
             more = f" and {len(both) - 1:,} more" if len(both) > 1 else ""
             raise UserError(
-                f"--extend={directory}: already has {both[0]}{more}; give new files alone (for "
-                "example with --include or --exclude), under other names"
+                f"--extend={directory}: already has {both[0]}{more}; give new files alone, "
+                "under other names"
             )
         sources = tuple(index["sources"])
         return cls(directory, index["fingerprint"], len(index["shards"]), sources)

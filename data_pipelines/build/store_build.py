@@ -19,7 +19,7 @@ from data_pipelines.build.extension import Base
 from data_pipelines.chat.packing import Packing, pack
 from data_pipelines.store.fields import parse
 from data_pipelines.store.files import open_files
-from data_pipelines.store.store import INDEX, MAX_SETS, file_sizes, read_index
+from data_pipelines.store.store import INDEX, MAX_SETS, PADDING, file_sizes, read_index
 from data_pipelines.store.writer import (
     TEMPORARY,
     Encoded,
@@ -303,7 +303,7 @@ class Build:
             record.stem,
             self._inputs[index],
             self.sizes[index],
-            pack(good(), packing, len(sources) - 1, tokenizer.eos_id) if packing else good(),
+            pack(good(), packing, sources.index(PADDING), tokenizer.eos_id) if packing else good(),
             tokenizer.vocab_size,
             len(sources),
             by_set=self.rules.layout == "by_set",

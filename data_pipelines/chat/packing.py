@@ -1,7 +1,7 @@
 """Packing of whole examples into rows, done once, when a store is built.
 
 Each row is `length` + 1 tokens: `length` inputs and the same shifted by one as targets. No example
-crosses rows. The rest of a row is one document of the last source, `store.PADDING`.
+crosses rows. The rest of a row is one document of a source of its own, `store.PADDING`.
 """
 
 from bisect import bisect_left, insort

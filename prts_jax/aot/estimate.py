@@ -45,7 +45,8 @@ class Estimate:
 
     Attributes:
       fits: whether the program fits the device's memory.
-      reason: the compiler's reason where it does not; else "".
+      reason: the compiler's reason where it does not, or where its program cannot be read and
+        only the memory is known; else "".
       hbm_bytes: kind of memory → bytes; "total" is what the program needs at its peak.
       compile_seconds: wall time of the compilation.
       seconds: phase → estimated seconds of a call; {} where the clock is unknown.
@@ -119,7 +120,10 @@ def estimate(
     kinds["total"] = memory.argument_size_in_bytes + sum(
         kinds[k] for k in ("outputs", "activations", "code")
     )
-    program = hlo.parse(compiled.as_text() or "")
+    try:
+        program = hlo.parse(compiled.as_text() or "")
+    except jax.errors.JaxRuntimeError as error:  # some programs with SparseCores, as on v5p
+        return Estimate(True, f"time unknown: {first_line(error, most=400)}", kinds, took)
     clock = topology.generation.clock_hz
     return Estimate(True, "", kinds, took, **_read(program, mesh, clock))
 

@@ -182,11 +182,10 @@ def _text(name: str, result: Any, config: RunConfig, topology: Any) -> str:
 
     memory = [[kind, f"{size / GIB:.2f}"] for kind, size in result.hbm_bytes.items()]
     memory.append(["of", f"{topology.hbm_bytes_per_device / GIB:.2f}"])
-    title = f"{name} step on {topology.slices} × {topology.name}: " + (
-        "fits" if result.fits else f"does not fit: {result.reason}"
-    )
+    title = f"{name} step on {topology.slices} × {topology.name}: "
+    title += ": ".join(filter(None, ("fits" if result.fits else "does not fit", result.reason)))
     parts = [render(Table(title, ("memory of a device", "GiB"), memory))]
-    if not result.fits:
+    if result.reason:
         return parts[0]
     times = [["total", _seconds(result.estimated_seconds)]]
     if name == "train":

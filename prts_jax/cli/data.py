@@ -194,8 +194,8 @@ def _instructions(arguments: argparse.Namespace) -> None:
     tasks = instructions.open_instructions(arguments.input, tokenizer, encoder.ids, packing)
     if as_path(arguments.input).is_dir():
         _name_left_out(arguments.input, tasks.values())
-    rules = _rules(arguments, packing=packing)
     for split, task in tasks.items():
+        rules = _rules(arguments, packing=packing, extends=_extended(arguments, split))
         store = _data_module("build.cache").cache(
             task, os.path.join(arguments.output, split), rules=rules
         )

@@ -77,6 +77,7 @@ def add_instructions(commands: Commands) -> Parser:
     )
     _add_end_id(parser, "answer")
     _add_path(parser, "--output", "folder for the stores")
+    _add_extend(parser, "same tokenizer and packing")
     parser.add_argument(
         "--length", type=int, required=True, help="tokens of a row, config.data.length later"
     )
@@ -212,13 +213,7 @@ def _add_input(parser: Parser) -> None:
     _add_source(parser)
     _add_fields(parser)
     _add_path(parser, "--output", "folder for the stores, one per split")
-    _add_path(
-        parser,
-        "--extend",
-        "finished store, or the folder of its splits, whose shards begin the new one; the input "
-        "then holds new files alone (same task, tokenizer and layout)",
-        required=False,
-    )
+    _add_extend(parser, "same task, tokenizer and layout")
 
 
 def _add_source(parser: Parser) -> None:
@@ -299,6 +294,16 @@ def _add_fields(parser: Parser) -> None:
         ),
     ):
         parser.add_argument(name, action="append", default=[], metavar="GLOB", help=meaning)
+
+
+def _add_extend(parser: Parser, same: str) -> None:
+    _add_path(
+        parser,
+        "--extend",
+        "finished store, or the folder of its splits, whose shards begin the new one; the input "
+        f"then holds new files alone ({same})",
+        required=False,
+    )
 
 
 def _add_end_id(parser: Parser, what: str) -> None:

@@ -11,7 +11,6 @@ import jax
 
 from prts_jax.cli import run
 from prts_jax.cli.arguments import OneLineParser
-from prts_jax.errors import UserError
 from prts_jax.planning.plan import DEFAULT_MFU, make_plan
 from prts_jax.report.table import flops, quantity
 from prts_jax.text_table import Table, render
@@ -81,22 +80,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       UserError: sizes at which the guidelines have no meaning, or an unknown name.
     """
-    arguments = parser().parse_args(argv)
-    if arguments.mfu is not None and not arguments.hardware:
-        raise UserError("--mfu: says nothing without --hardware; name a slice such as v5p-256")
+    options = vars(parser().parse_args(argv))
+    as_json, preset_name = options.pop("json"), options.pop("preset")
     # Shapes only: a plan must not take the accelerator of a run in progress.
     jax.config.update("jax_platforms", "cpu")
-    plan = make_plan(
-        tokens=arguments.tokens,
-        params=arguments.params,
-        preset_name=arguments.preset,
-        length=arguments.length,
-        hardware=arguments.hardware,
-        mfu=DEFAULT_MFU if arguments.mfu is None else arguments.mfu,
-        t_mix=arguments.t_mix,
-        saturation=arguments.saturation,
-    )
-    print(json.dumps(plan, allow_nan=False) if arguments.json else as_text(plan))
+    plan = make_plan(preset_name=preset_name, **options)
+    print(json.dumps(plan, allow_nan=False) if as_json else as_text(plan))
     return 0
 
 
@@ -105,45 +94,31 @@ def as_text(plan: dict[str, Any]) -> str:
     saving, target, base, hardware = (plan[k] for k in ("saving", "target", "base", "hardware"))
     chosen = "" if target["preset_given"] else " (the nearest preset in parameters; see --preset)"
     least, most = saving["measured_range"]
-    lines = [
-        _line(
-            "target",
-            f"{target['preset']}{chosen}: {target['layers']} layers, {target['embed']} wide, "
-            f"{target['heads']} heads ({target['kv_heads']} kv) of {target['head_dim']}, mlp "
-            f"{target['mlp']}, vocabulary {target['vocab']}{', tied' if target['tied'] else ''}; "
-            f"{target['params'] / 1e9:.4g}B parameters",
-        ),
-        _line(
-            "base",
-            f"{base['layers']} layers, all else as the target; "
-            f"{base['params'] / 1e9:.4g}B parameters",
-        ),
-        _line(
-            "growth",
-            f"after {plan['growth_tokens'] / 1e9:.2f}B tokens, by stacking "
-            f"{plan['growth_factor']} times (equation 4 for N = {plan['params']:.4g}, "
-            f"C = 6·N·D = {flops(plan['compute'])})",
-        ),
-        _line(
-            "saving",
-            f"speed-up {saving['speedup']:.1%}, {saving['flops_saved']:.1%} fewer FLOPs at "
-            f"equal loss, the base's included: {saving['status']}. Basis: {saving['basis']}; the "
-            f"four measured sizes gave {least:.1%} to {most:.1%}",
-        ),
-        f"\n{render(_costs(plan))}\n",
-        _line(
-            "FLOPs",
-            f"matrix products and attention at length {plan['length']}; 6·N·D counts all "
-            "parameters of the preset. The grown run's FLOPs follow from the predicted saving; "
-            "with the FLOPs from scratch it could train for "
-            f"{quantity(plan['tokens_after_growth']['equal_flops'])} tokens after growth, to a "
-            "lower loss",
-        ),
-    ]
+    parts = {
+        "target": f"{target['preset']}{chosen}: {target['layers']} layers, {target['embed']} wide, "
+        f"{target['heads']} heads ({target['kv_heads']} kv) of {target['head_dim']}, mlp "
+        f"{target['mlp']}, vocabulary {target['vocab']}{', tied' if target['tied'] else ''}; "
+        f"{target['params'] / 1e9:.4g}B parameters",
+        "base": f"{base['layers']} layers, all else as the target; "
+        f"{base['params'] / 1e9:.4g}B parameters",
+        "growth": f"after {plan['growth_tokens'] / 1e9:.2f}B tokens, by stacking "
+        f"{plan['growth_factor']} times (equation 4 for N = {plan['params']:.4g}, "
+        f"C = 6·N·D = {flops(plan['compute'])})",
+        "saving": f"speed-up {saving['speedup']:.1%}, {saving['flops_saved']:.1%} fewer FLOPs at "
+        f"equal loss, the base's included: {saving['status']}. Basis: {saving['basis']}; the "
+        f"four measured sizes gave {least:.1%} to {most:.1%}",
+        "FLOPs": f"matrix products and attention at length {plan['length']}; 6·N·D counts all "
+        "parameters of the preset. The grown run's FLOPs follow from the predicted saving; "
+        "with the FLOPs from scratch it could train for "
+        f"{quantity(plan['tokens_after_growth']['equal_flops'])} tokens after growth, to a "
+        "lower loss",
+    }
     if hardware:
         tera = hardware["peak_flops_per_chip"] / 1e12
         mfu = f"an assumed MFU of {hardware['mfu']:.0%} (--mfu)"
-        lines.append(_line("days", f"{hardware['chips']} chips of {tera:.0f} TFLOP/s at {mfu}"))
+        parts["days"] = f"{hardware['chips']} chips of {tera:.0f} TFLOP/s at {mfu}"
+    lines = [_line(label, text) for label, text in parts.items()]
+    lines.insert(list(parts).index("FLOPs"), f"\n{render(_costs(plan))}\n")
     lines += [_line("warning", warning) for warning in plan["warnings"]]
     lines.append("\nLater work (source; range)")
     for name, said in plan["later_work"].items():

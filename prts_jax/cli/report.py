@@ -58,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fit",
         action="store_true",
-        help="with --study: fit the saturation law L(D1, D2) to runs grown after different tokens",
+        help="with --study: fit what the study varies: the saturation law and the best moment to "
+        "runs grown after different tokens, the bound on g to different growth factors",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for report.html and the figures")
     parser.add_argument(
@@ -109,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
 def _report_study(arguments: argparse.Namespace) -> int:
     from prts_jax.study import compare as studies
     from prts_jax.study import pages  # SciPy takes half a second to load
-    from prts_jax.study.fit import fit
+    from prts_jax.study.fits import fit_all
     from prts_jax.study.results import read
 
     if arguments.baseline is not None:
@@ -118,15 +119,15 @@ def _report_study(arguments: argparse.Namespace) -> int:
     by_arm = studies.speedups(results)
     probe = arguments.probe
     more = [] if probe is None else [pages.probe_sentence(results, probe)]
-    law = fit(results) if arguments.fit else None
-    more += [law.sentence()] if law else []
+    fits = fit_all(results, by_arm) if arguments.fit else {}
+    more += [one.sentence() for one in fits.values()]
     written = []
     if arguments.out:
         page, pngs = pages.render_page(results, by_arm, more)
         written = html.write(page, pngs, "--out", arguments.out)
     if arguments.json:
         values = studies.as_json(results, by_arm, probe) | {"files": written}
-        values |= {"saturation": dataclasses.asdict(law)} if law else {}
+        values |= {name: dataclasses.asdict(one) for name, one in fits.items()}
         print(json.dumps(values, allow_nan=False))
     else:
         print(pages.text(results, by_arm, more))

@@ -3,6 +3,7 @@
 Source: Cloud TPU documentation, "TPU versions" and "TPU software versions".
 """
 
+import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -143,7 +144,6 @@ def parse(name: str, flag: str = "--accelerator_type") -> Accelerator:
     """
     where = f"{flag}={name}"
     match = re.fullmatch(r"([a-z0-9]+)-([1-9][0-9]*)", name)
-    known = ", ".join(GENERATIONS)
     if match is None:
         raise UserError(f"{where}: not GENERATION-SIZE; write one such as v5litepod-16 or v5p-128")
     prefix, size = match[1], int(match[2])
@@ -153,7 +153,9 @@ def parse(name: str, flag: str = "--accelerator_type") -> Accelerator:
             f"write {flag}={ALIASES[prefix]}-{size}"
         )
     if prefix not in GENERATIONS:
-        raise UserError(f"{where}: unknown generation {prefix!r}; choose one of {known}")
+        close = difflib.get_close_matches(prefix, [*GENERATIONS, *ALIASES], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(GENERATIONS)}"
+        raise UserError(f"{where}: {prefix!r} is unknown; {hint}")
     generation = GENERATIONS[prefix]
     if generation.cores_per_chip == 1 and size not in CHIPS_OF_SMALL_SLICES:
         sizes = ", ".join(map(str, CHIPS_OF_SMALL_SLICES))

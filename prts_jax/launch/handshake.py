@@ -147,13 +147,14 @@ def _join(address: str, port: int, me: Host, deadline: float, seconds: float) ->
                 connection.sendall(json.dumps(asdict(me)).encode() + b"\n")
                 connection.settimeout(left + 3.0)
                 answer = json.loads(_line(connection))
-        except (OSError, ValueError) as error:
+                code, text = answer["code"], answer["text"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error) or reason
             time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
             continue
-        if answer["code"] == 0:
+        if code == 0:
             return
-        raise (UserError if answer["code"] == 2 else Interrupted)(answer["text"])
+        raise (UserError if code == 2 else Interrupted)(text)
     raise Interrupted(
         f"expected {me.hosts} hosts, process 0 at {address}:{port} does not answer process "
         f"{me.process} within {seconds:.0f} s ({reason}); it may not have booted, or the address "

@@ -69,7 +69,7 @@ _FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The slices to rent, their place and their user; `HELP` explains each.
+    """The slices to rent, their zone and their user; `HELP` explains each.
 
     Raises:
       UserError: a value that gcloud would refuse, or read as a flag.

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Runs on every host as root: trains until the run is finished and copies the log to the bucket.
-# Variables: PRTS_ROOT; PRTS_WORKDIR, a gs:// folder; PRTS_PAUSE, seconds between two tries;
+# Variables: PRTS_ROOT; PRTS_WORKDIR, a gs:// folder; PRTS_TRIES; PRTS_PAUSE, seconds between two;
 # PRTS_ATTEMPT and PRTS_NONCE of the launch; PRTS_HOSTS and PRTS_SLICES expected, or "";
 # PRTS_AFTER, a script that process 0 runs after the training; PRTS_ON_SUCCESS, a last command.
 # Arguments: those of `prts train`.
@@ -100,7 +100,7 @@ trap 'stopped=yes; [ -z "$training" ] || kill -TERM "$training"' TERM
 # Trains and returns the exit code; sets `diverged` where the same start would diverge again.
 train() {
   local code=0 first
-  say "try $try of $tries, process $process of $processes, attempt ${PRTS_ATTEMPT:-0}"
+  say "try $try of $PRTS_TRIES, process $process of $processes, attempt ${PRTS_ATTEMPT:-0}"
   first="$(wc -l <"$log")"
   "$PRTS_ROOT/venv/bin/prts" train "$@" "${flags[@]}" >>"$log" 2>&1 &
   training=$!
@@ -134,15 +134,14 @@ run() {
 }
 
 cd "$PRTS_ROOT/source"
-tries=20
-for try in $(seq "$tries"); do
+for try in $(seq "$PRTS_TRIES"); do
   code=0
   run "$@" || code=$?
-  say "exit code $code$diverged, try $try of $tries"
+  say "exit code $code$diverged, try $try of $PRTS_TRIES"
   # Stops after success, a user error, a divergence or a stop signal. Any other failure is retried,
   # since all hosts fail when one is lost, and the run resumes from its last checkpoint.
   case "$code$diverged" in 0 | 2 | '1 diverged') break ;; esac
-  if [ -z "$stopped" ] && [ "$try" -lt "$tries" ]; then sleep "$PRTS_PAUSE"; fi
+  if [ -z "$stopped" ] && [ "$try" -lt "$PRTS_TRIES" ]; then sleep "$PRTS_PAUSE"; fi
   if [ -n "$stopped" ]; then break; fi
 done
 

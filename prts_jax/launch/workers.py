@@ -17,6 +17,9 @@ ROOT = "/opt/prts_jax"
 PAUSE_SECONDS = 30
 """Pause between two tries of a run on a host."""
 
+TRIES = 20
+"""Tries of a run on a host."""
+
 SETUP_TRIES = 5
 """Tries of the set-up at boot, where the network or the package registry may not answer yet."""
 
@@ -109,15 +112,18 @@ def setup_script(source: Source, root: str = ROOT) -> str:
     return _with_variables(variables, "worker_setup.sh")
 
 
-def run_script(job: Job, root: str = ROOT, pause_seconds: int = PAUSE_SECONDS) -> str:
+def run_script(
+    job: Job, root: str = ROOT, pause_seconds: int = PAUSE_SECONDS, tries: int = TRIES
+) -> str:
     """Returns the bash text that trains on a host until the run is finished.
 
-    A run that fails or is stopped (exit code 75) restarts up to 20 times and resumes from its last
-    checkpoint; a user error (exit code 2) does not.
+    A run that fails or is stopped (exit code 75) is tried again, `tries` times in all, and resumes
+    from its last checkpoint; after a user error (exit code 2) or a divergence it is not.
     """
     variables = {
         "PRTS_ROOT": root,
         "PRTS_WORKDIR": job.workdir.rstrip("/"),
+        "PRTS_TRIES": str(tries),
         "PRTS_PAUSE": str(pause_seconds),
         "PRTS_ATTEMPT": str(job.attempt or ""),
         "PRTS_NONCE": job.nonce,

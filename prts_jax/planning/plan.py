@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prts_jax.config import ModelConfig, nearest, to_dict
+from prts_jax.config import ModelConfig, to_dict
 from prts_jax.errors import UserError
 from prts_jax.launch import accelerators
 from prts_jax.model.architecture import declare
@@ -39,7 +39,7 @@ def make_plan(
     preset_name: str = "",
     length: int = 2048,
     hardware: str = "",
-    mfu: float = DEFAULT_MFU,
+    mfu: float | None = None,
     t_mix: float | None = None,
     saturation: str = "",
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def make_plan(
       preset_name: the target's shape; "" for the one with the nearest number of parameters.
       length: tokens of a training sequence, for attention's FLOPs.
       hardware: accelerator type, such as v5p-256; "" for none.
-      mfu: assumed model FLOPs utilisation on it, in (0, 1].
+      mfu: assumed model FLOPs utilisation on it, in (0, 1]; None for `DEFAULT_MFU`.
       t_mix: tokens of mixing time for growth under WSD; None if it is not measured.
       saturation: constants of `prts_jax.planning.saturation`; "" if none are given.
 
@@ -73,25 +73,10 @@ def make_plan(
         params = count_parameters(declare(preset(preset_name))).total
     growth_tokens = round(guidelines.growth_timing(params, tokens))
     chosen = preset_name or nearest_preset(params)
-    target = _shape(preset(chosen), length)
-    base = _shape(guidelines.base_model(preset(chosen)), length)
+    model = preset(chosen)
+    target, base = _shape(model, length), _shape(guidelines.base_model(model), length)
     saving = guidelines.predicted_saving(params, tokens)
-    scratch = target["flops_per_token"] * tokens
-    grown = scratch / (1 + saving["speedup"])
-    base_flops = float(base["flops_per_token"] * growth_tokens)
-    after_growth = {
-        name: round((total - base_flops) / target["flops_per_token"])
-        for name, total in (("equal_loss", grown), ("equal_flops", scratch))
-    }
-    base_6nd = float(6 * base["params"] * growth_tokens)
-    flops = {
-        "base": base_flops,
-        "grown": grown,
-        "scratch": scratch,
-        "base_6nd": base_6nd,
-        "grown_6nd": base_6nd + 6 * target["params"] * after_growth["equal_loss"],
-        "scratch_6nd": 6 * target["params"] * tokens,
-    }
+    flops, after_growth = _costs(target, base, tokens, growth_tokens, saving["speedup"])
     warnings = guidelines.outside_measurements(params, tokens, growth_tokens)
     if abs(math.log(target["params"] / params)) > math.log(1.1):
         warnings.append(
@@ -110,7 +95,7 @@ def make_plan(
         "flops": flops,
         "tokens_after_growth": after_growth,
         "saving": saving,
-        "hardware": _hardware(hardware, mfu, flops) if hardware else None,
+        "hardware": _hardware(hardware, mfu, flops),
         "warnings": warnings,
     }
     return plan | {"later_work": later_work.of_plan(plan, t_mix, saturation)}
@@ -127,14 +112,42 @@ def _shape(model: ModelConfig, length: int) -> dict[str, Any]:
     }
 
 
-def _hardware(name: str, mfu: float, flops: Mapping[str, float]) -> dict[str, Any]:
-    """Returns the slice and the days that each part of the plan takes on it."""
+def _costs(
+    target: Mapping[str, Any],
+    base: Mapping[str, Any],
+    tokens: float,
+    growth_tokens: int,
+    speedup: float,
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns the FLOPs of each part of the plan, and the tokens after growth."""
+    scratch = target["flops_per_token"] * tokens
+    of_base = float(base["flops_per_token"] * growth_tokens)
+    grown = scratch / (1 + speedup)
+    after_growth = {
+        name: round((total - of_base) / target["flops_per_token"])
+        for name, total in (("equal_loss", grown), ("equal_flops", scratch))
+    }
+    base_6nd = float(6 * base["params"] * growth_tokens)
+    flops = {
+        "base": of_base,
+        "grown": grown,
+        "scratch": scratch,
+        "base_6nd": base_6nd,
+        "grown_6nd": base_6nd + 6 * target["params"] * after_growth["equal_loss"],
+        "scratch_6nd": 6 * target["params"] * tokens,
+    }
+    return flops, after_growth
+
+
+def _hardware(name: str, mfu: float | None, flops: Mapping[str, float]) -> dict[str, Any] | None:
+    """Returns the slice and the days that each part of the plan takes on it; None without one."""
+    if not name:
+        if mfu is not None:
+            raise UserError("--mfu: says nothing without --hardware; name a slice such as v5p-256")
+        return None
+    mfu = DEFAULT_MFU if mfu is None else mfu
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={mfu:g}: a share of the peak, above 0 and at most 1; try 0.4")
-    prefix = name.partition("-")[0]
-    known = (*accelerators.GENERATIONS, *accelerators.ALIASES)
-    if "-" in name and prefix not in known:
-        raise UserError(f"--hardware={name}: {prefix!r} is unknown; {nearest(prefix, known)}")
     accelerator = accelerators.parse(name, flag="--hardware")
     generation = accelerator.generation.prefix
     peak = PEAK_FLOPS_PER_CHIP[generation]

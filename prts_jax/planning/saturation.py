@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from prts_jax.errors import UserError
 
 SOURCE = "arXiv 2510.06548"
-RANGE = "Llamas of up to 1.1B parameters; the constants belong to one data set and one growth"
 
 
 class Constants(NamedTuple):
@@ -69,16 +68,26 @@ def advice(d1: float, d2: float, text: str) -> dict[str, Any]:
         "L(D1, D2) = A·D1^(−α1)·D2^(−α2 + α3·ln D1) + E: the longer the base trains (D1), the less "
         "each token after growth (D2) gains"
     )
+    loss = exponent = None
     if not text:
         statement += "; --saturation evaluates it with the constants of the study's table"
-        return {"statement": statement, "loss": None, "exponent": None}
-    constants = parse(text)
-    try:
-        loss = constants.loss(d1, d2)
-    except OverflowError as error:
-        raise UserError(
-            f"--saturation={text}: gives no finite loss; check the constants"
-        ) from error
-    exponent = constants.exponent(d1)
-    statement += f"; L = {loss:.4g} and D2's exponent is {exponent:.4g} with --saturation={text}"
-    return {"statement": statement, "loss": loss, "exponent": exponent}
+    else:
+        constants = parse(text)
+        exponent = constants.exponent(d1)
+        try:
+            loss = constants.loss(d1, d2)
+        except OverflowError as error:
+            raise UserError(
+                f"--saturation={text}: gives no finite loss; check the constants"
+            ) from error
+        statement += (
+            f"; L = {loss:.4g} and D2's exponent is {exponent:.4g} with --saturation={text}"
+        )
+    return {
+        "statement": statement,
+        "loss": loss,
+        "exponent": exponent,
+        "source": SOURCE,
+        "range": "Llamas of up to 1.1B parameters; the constants belong to one data set and one "
+        "growth",
+    }

@@ -96,12 +96,12 @@ def config_table(comparison: Comparison) -> Table | None:
 
 def goodput_table(comparison: Comparison) -> Table | None:
     """Returns the shares of each run's wall time; None if no run has them."""
-    found = [(run.label, goodput(run)) for run in comparison.runs]
-    if not any(of_run for _, of_run in found):
+    spent = [(run.label, goodput(run)) for run in comparison.runs]
+    if not any(of_run for _, of_run in spent):
         return None
     ends = ("starts", "first step", "at most")
     header = ("run", "wall time", "steps", *OUTSIDE_STEPS, "other", *ends)
-    rows = [(label, *(_goodput_cells(of_run) if of_run else ())) for label, of_run in found]
+    rows = [(label, *(_goodput_cells(of_run) if of_run else ())) for label, of_run in spent]
     filled = [(*row, *[MISSING] * (len(header) - len(row))) for row in rows]
     return Table(
         "Wall time from the first start to the newest line, and its shares.", header, filled

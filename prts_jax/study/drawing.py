@@ -27,9 +27,15 @@ SPEEDUPS = (
     "Hollow: the base's FLOPs are left out (sunk)."
 )
 GROWTH = (
-    "The first steps after growth, first seed: training loss, and the gradient's norm before it is "
-    "clipped."
+    "The first steps after growth, first seed: training loss, the gradient's norm before it is "
+    "clipped, and the norm of the step, the change of the parameters."
 )
+CLOSE_UP = {
+    "loss": "training loss (nats / token)",
+    "gradient_norm": "gradient norm",
+    "step_norm": "step norm",
+}
+"""Key of `metrics.jsonl` → its panel in the close-up of a growth."""
 
 CLOSE_UP_STEPS = 200
 SKIPPED = 0.12
@@ -126,23 +132,24 @@ def _draw_speedup(axes: Axes, at: int, speedup: Speedup, colour: str, marker: st
 
 
 def growth(results: Results) -> Figure:
-    """Draws training loss and gradient norm of the steps after growth, for the first seed."""
+    """Draws training loss, gradient and step norm of the steps after growth, for the first seed."""
     figure = new_figure(HEIGHT_PIXELS * 0.75)
-    panels: Sequence[Axes] = figure.subplots(1, 2)
+    panels: Sequence[Axes] = figure.subplots(1, len(CLOSE_UP))
     looks = _looks(results)
     for arm in results.compared("grown"):
-        for axes, key in zip(panels, ("loss", "gradient_norm"), strict=True):
+        for axes, key in zip(panels, CLOSE_UP, strict=True):
             assert arm.example is not None, "a compared arm has a run"
             step, values = arm.example.curve("stage_step", key)
             near = step <= CLOSE_UP_STEPS
             colour = looks[arm.name][0]
             axes.plot(step[near], values[near], color=colour, label=legend_name(arm.name))
-    for axes, name in zip(panels, ("training loss (nats / token)", "gradient norm"), strict=True):
+    for axes, name in zip(panels, CLOSE_UP.values(), strict=True):
         axes.set_xlabel("steps after growth")
-        axes.set_ylabel(name)
-    panels[1].set_yscale("log")
-    panels[1].yaxis.set_major_formatter("{x:g}")  # the default writes mathtext, which is off
-    panels[1].yaxis.set_minor_formatter("{x:g}")
+        axes.set_title(name, fontsize=10)
+    for axes in panels[1:]:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # the default writes mathtext, which is off
+        axes.yaxis.set_minor_formatter("{x:g}")
     if panels[0].lines:
         panels[0].legend(fontsize=9)
     figure.suptitle("After growth", x=0.01, ha="left", weight="bold", fontsize=13)

@@ -63,10 +63,19 @@ class ArmResult:
 
     def connection_rate(self) -> float | None:
         """Returns the map's share of neighbouring layers that were neighbours before growth."""
+        grown = self._map()
+        return None if grown is None else grown.connection_rate()
+
+    def depth_factor(self) -> float | None:
+        """Returns the number of layers after growth over that before; None if it did not grow."""
+        grown = self._map()
+        return None if grown is None else grown.target.layers / grown.source.layers
+
+    def _map(self) -> GrowthMap | None:
         for row in self.example.rows if self.example else ():
             record = row.get("growth")
             if isinstance(record, Mapping) and isinstance(record.get("map"), Mapping):
-                return GrowthMap.from_json(record["map"]).connection_rate()
+                return GrowthMap.from_json(record["map"])
         return None
 
 

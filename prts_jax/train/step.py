@@ -39,6 +39,7 @@ class StepMetrics(NamedTuple):
       loss: weighted mean over the batch's tokens, nats.
       loss_tokens: sum of the weights of these tokens.
       gradient_norm: global norm before clipping.
+      step_norm: global norm of the change of the parameters; 0 if the step is skipped.
       learning_rate: learning rate of this step.
       source_losses: [sources], weighted sum over the tokens of each source, nats.
       source_tokens: [sources], sum of the weights of these tokens.
@@ -48,6 +49,7 @@ class StepMetrics(NamedTuple):
     loss: jax.Array
     loss_tokens: jax.Array
     gradient_norm: jax.Array
+    step_norm: jax.Array
     learning_rate: jax.Array
     source_losses: jax.Array
     source_tokens: jax.Array
@@ -126,8 +128,14 @@ def make_train_step(
         after = keep_frozen(state, after, parts) if parts else after
         ema = moving_average.updated(config, state.ema, after.params, finite)
         after = after._replace(ema=ema)
+        change = jax.tree.map(jnp.subtract, after.params, state.params)
         metrics = StepMetrics(
-            loss_tokens=tokens, gradient_norm=norm, learning_rate=rate, **means, **sums
+            loss_tokens=tokens,
+            gradient_norm=norm,
+            step_norm=optax.global_norm(change),
+            learning_rate=rate,
+            **means,
+            **sums,
         )
         return after, metrics
 

@@ -1,4 +1,4 @@
-"""How a user names a checkpoint, and what counts as one."""
+"""Names of checkpoints, and the folders that count as one."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What sharing files and streaming know of Orbax's layout on disk: one test a fact.
+"""Facts of Orbax's layout on disk that sharing files and streaming rely on: one test a fact.
 
 A failure here after an upgrade names what changed; `leaves`, `extents` and `reference` rely on it.
 `prts grow` streams where sharing no longer works, so nothing else would tell.

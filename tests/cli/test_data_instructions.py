@@ -52,7 +52,7 @@ def words(tmp_path: Path) -> Path:
 
 
 def texts_of(store: TokenStore) -> list[str]:
-    """What each answer of a store reads, in its tokenizer's own words."""
+    """Returns the text of each answer of a store, decoded by its tokenizer."""
     tokenizer = open_tokenizer(tokenizer_file(store.directory))
     tokens, answers = store.read(0, store.tokens), store.read_answers([(0, store.tokens)])[0]
     texts, current = [], []

@@ -1,4 +1,4 @@
-"""How commands end: exit codes, and one line on standard error."""
+"""Commands end with the right exit code, and one line on standard error."""
 
 import errno
 import os

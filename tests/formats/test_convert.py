@@ -35,7 +35,7 @@ def imported(tmp_path: Path, model: ModelConfig, dtype: str = "float32", **extra
 
 
 def load(folder: Path) -> Any:
-    """What a user of transformers does; the attention is the one that the others here have."""
+    """Loads a folder as a user of transformers does, with the attention that the others have."""
     return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
 
 

@@ -32,7 +32,7 @@ OPERATORS = {
 
 @pytest.fixture(scope="module")
 def smol(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, np.ndarray]:
-    """Where its folders are, transformers' model, and real text as tokens [1, 96]."""
+    """The folders, transformers' model, and real text as tokens [1, 96]."""
     root = tmp_path_factory.mktemp("smollm2")
     model, tokenizer = smollm2.save(root / "hf")
     tokens = np.asarray(tokenizer(a_play())["input_ids"][:96])[None]

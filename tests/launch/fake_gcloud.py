@@ -71,10 +71,10 @@ class FakeCloud:
             source, target = names
             self.files[target] = stdin if source == "-" else Path(source).name
             return Result(0)
-        found = [self.files[url] for url in self.files if fnmatch.fnmatch(url, names[0])]
-        if not found:
+        matching = [self.files[url] for url in self.files if fnmatch.fnmatch(url, names[0])]
+        if not matching:
             return Result(1, "", "ERROR: The following URLs matched no objects or files")
-        return Result(0, "".join(found))
+        return Result(0, "".join(matching))
 
     def _launch(self, flags: list[str]) -> None:
         for flag in flags:

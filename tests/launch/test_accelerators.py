@@ -29,7 +29,7 @@ def test_size_counts_cores_or_chips_by_generation(name, chips, runtime_version):
         ("v5e-16", "v5litepod-16"),
         ("v5lite-8", "v5litepod-8"),
         ("7x-16", "tpu7x-16"),
-        ("v7-8", "v6e"),
+        ("v7-8", "did you mean 'v7x'"),
         ("v6e-512", "256"),
         ("v5p-12", "multiple of 8"),
         ("v5p-0", "GENERATION-SIZE"),

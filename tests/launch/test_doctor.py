@@ -19,11 +19,11 @@ def policy(role: str = "roles/storage.objectAdmin") -> list[dict]:
 
 
 def quota(value: int, identity: str = "TPUV5sLitepodPerProjectPerZone") -> list[dict]:
-    place = {"zone": "us-west4-a"}
+    zone = {"zone": "us-west4-a"}
     return [
         {
             "quotaId": identity,
-            "dimensionsInfos": [{"dimensions": place, "details": {"value": str(value)}}],
+            "dimensionsInfos": [{"dimensions": zone, "details": {"value": str(value)}}],
         }
     ]
 

@@ -100,3 +100,20 @@ def test_strangers_on_the_port_are_ignored(port):
     strangers.start()
     assert set(meet(port, host(0, hosts=2), host(1, hosts=2), seconds=20).values()) == {None}
     strangers.join()
+
+
+@pytest.mark.parametrize("answer", [b"[]\n", b"{}\n", b"HTTP/1.1 400\n"])
+def test_a_stranger_in_place_of_process_0_is_no_answer(port, answer):
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        (error,) = meet(port, host(1), seconds=0.3).values()
+        server.shutdown(socket.SHUT_RDWR)
+    assert "does not answer" in str(error)

@@ -12,6 +12,7 @@ from prts_jax.errors import UserError
 from prts_jax.launch import workers
 
 WORKDIR = "gs://bucket/run"
+TRIES = 4
 
 FAKES = {
     # The metadata server of worker 0 of a slice of two hosts.
@@ -99,7 +100,7 @@ def root(tmp_path: Path) -> str:
 
 
 def run_script(root: str, *arguments: str, **job) -> str:
-    return workers.run_script(workers.Job(WORKDIR, arguments, **job), root, pause_seconds=0)
+    return workers.run_script(workers.Job(WORKDIR, arguments, **job), root, 0, TRIES)
 
 
 def trained(trace: list[str]) -> list[str]:
@@ -191,7 +192,7 @@ def test_a_single_host_does_not_run_distributed(worker, root):
         ("", 1, 0),  # finished
         ("75 1 134", 4, 0),  # preempted, lost a host, aborted; then finished
         ("2", 1, 2),  # a user error is not retried
-        (" ".join(["1"] * 30), 20, 1),  # gives up
+        ("1 1 1 1 1", TRIES, 1),  # gives up
     ],
 )
 def test_a_run_is_retried_until_it_finishes(worker, root, codes, attempts, ends_with):

@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_values() -> None:
 
 
 def test_the_first_loss_is_near_that_of_a_uniform_guess() -> None:
-    """What the paper's initialisation is for: logits of about the embedding's size."""
+    """The paper's initialisation gives logits of about the embedding's size."""
     params = tree.unflatten(fresh())
     tokens = jax.random.randint(jax.random.key(0), (4, 32), 0, MODEL.vocab, jnp.int32)
     log_probs = jax.nn.log_softmax(logits(params, tokens, MODEL, ComputeConfig(dtype="float32")))

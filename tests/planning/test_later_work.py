@@ -1,4 +1,4 @@
-"""What later work says of a plan, against hand arithmetic and the sources' figures."""
+"""Later work applied to a plan, against hand arithmetic and the sources' figures."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.planning import growth_factor, later_work, saturation, wsd
+from prts_jax.planning import later_work, saturation
 from prts_jax.planning.plan import make_plan
 
 CONSTANTS = "12,0.1,0.3,0.005,1.8"
@@ -43,7 +43,7 @@ def test_a_sunk_base_costs_nothing(plan):
 
 @pytest.mark.parametrize(("tokens", "advised"), [(19e9, None), (20e9, None), (21e9, 2)])
 def test_beyond_20_tokens_per_parameter_a_factor_of_2_is_advised(tokens, advised):
-    advice = growth_factor.advice(params=1e9, tokens=tokens, factor=4)
+    advice = later_work.growth_factor(params=1e9, tokens=tokens, factor=4)
     assert advice["tokens_per_parameter"] == tokens / 1e9
     assert advice["advised"] == advised
 
@@ -55,13 +55,13 @@ def test_growth_under_wsd_is_at_t_mix_before_the_end(plan):
         plan["base"]["flops_per_token"] * 1.9e12 + per_token * 1e11
     )
     assert said["flops_saved"] == pytest.approx(1 - said["flops"] / (per_token * 2e12))
-    assert wsd.advice(1e12, 1.0, 4.0, None)["growth_tokens"] == 8e11
+    assert later_work.growth_under_wsd(1e12, 1.0, 4.0, None)["growth_tokens"] == 8e11
 
 
 @pytest.mark.parametrize("t_mix", [0.0, -1.0, 2e12, math.nan, math.inf])
 def test_a_mixing_time_outside_the_run_is_refused(t_mix):
     with pytest.raises(UserError, match=r"--t_mix=.*above 0 and below --tokens"):
-        wsd.advice(2e12, 1.0, 4.0, t_mix)
+        later_work.growth_under_wsd(2e12, 1.0, 4.0, t_mix)
 
 
 def test_the_saturation_law_equals_hand_arithmetic(plan):

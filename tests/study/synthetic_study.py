@@ -32,7 +32,7 @@ for step in range(0, steps + 1):
     spent = flops * rate * (2 if grown else 1)
     loss = 2 + (spent / 1e6) ** -0.3 + 0.001 * cell["data"]["seed"]
     line = {"step": step, "stage_step": step, "tokens": 1000 * step, "flops": flops, "loss": loss}
-    line |= {"gradient_norm": 1.0, "validation_loss": loss, "seconds": step}
+    line |= {"gradient_norm": 1.0, "step_norm": 0.1, "validation_loss": loss, "seconds": step}
     line |= {f"validation_block/{k:03d}": loss + 0.01 * k - 0.015 for k in range(4)}
     lines.append(line)
 (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))

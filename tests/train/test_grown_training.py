@@ -1,4 +1,4 @@
-"""What becomes of grown parameters once they are trained (the paper's operators, App. A)."""
+"""Grown parameters train as the paper says of its operators (App. A)."""
 
 import dataclasses
 import subprocess

@@ -206,7 +206,7 @@ def test_a_grown_run_reads_the_batches_that_the_base_would_have_read(base, share
 def test_in_blocks_a_grown_run_of_another_length_and_batch_reads_on_at_the_next_token(
     run, configure, tmp_path, monkeypatch
 ):
-    """What both runs read, in a row, is what one reader of whole blocks reads."""
+    """Both runs together read what one reader of whole blocks reads."""
     read: dict[int, np.ndarray] = {}
     rows = TrainBatches.rows
 

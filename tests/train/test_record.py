@@ -31,7 +31,7 @@ class Sink:
 
 
 def metrics(loss: float, norm: float = 1.0) -> StepMetrics:
-    values = (loss, 8.0, norm, 1e-3)
+    values = (loss, 8.0, norm, 0.1, 1e-3)
     return StepMetrics(*map(np.float32, values), np.array([8 * loss]), np.array([8.0]))
 
 

@@ -1,4 +1,4 @@
-"""Where a run begins: resume, growth, another checkpoint or fresh parameters, and what it refuses.
+"""A run begins by resume, growth, another checkpoint or fresh parameters, or is refused.
 
 `begin` is called here as the loop calls it.
 """

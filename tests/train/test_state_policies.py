@@ -1,4 +1,4 @@
-"""What becomes of the optimizer's state at growth, against Adam in NumPy, and in whole runs."""
+"""The optimizer's state after a growth, against Adam in NumPy, and in whole runs."""
 
 import dataclasses
 import functools

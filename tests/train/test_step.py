@@ -110,6 +110,15 @@ def test_gradient_norm_is_reported_before_the_clip():
     assert float(free.gradient_norm) > 1e-2
 
 
+def test_step_norm_is_that_of_the_change_of_the_parameters():
+    state, step = start(tiny.run_config())
+    before = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
+    state, metrics = step(state, make_batch())
+    after = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
+    squares = sum(((b - a) ** 2).sum() for a, b in zip(before, after, strict=True))
+    assert float(metrics.step_norm) == pytest.approx(np.sqrt(squares), rel=1e-5)
+
+
 def test_loss_and_gradients_are_torchs_on_hugging_faces_llama():
     """From the same weights and the same batch; torch computes in float64."""
     torch = pytest.importorskip("torch")

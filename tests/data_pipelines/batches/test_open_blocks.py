@@ -75,7 +75,7 @@ def test_the_interleaved_order_is_pinned(counting_store: CountingStore):
 def test_any_rows_at_any_step_are_those_of_a_reader_of_single_windows(
     make_store: MakeStore, batch: int, documents: bool, mixture: str, data: st.DataObject
 ):
-    """What stays open, on any number of hosts and after any seek, changes no value."""
+    """Open blocks, on any number of hosts and after any seek, change no value."""
     shards = [
         [(range(s * 90 + d * 9, s * 90 + d * 9 + 9), d % 2) for d in range(10)] for s in range(5)
     ]

@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def row_by_hand(tokens: list[int], padded: int) -> dict[str, list[int]]:
-    """What a row of tokens means, read off the words: the last `padded` are padding.
+    """Returns the meaning of a row of tokens by its words: the last `padded` are padding.
 
     An answer begins after `### Response :` and ends with its end-of-text.
     """

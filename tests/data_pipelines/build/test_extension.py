@@ -10,19 +10,26 @@ import sys
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
+from data_pipelines.batches.order import ReadOrder
+from data_pipelines.batches.packed import PackedBatches
 from data_pipelines.build.cache import cache
 from data_pipelines.build.store_build import Build, Rules
+from data_pipelines.chat.instructions import open_instructions
+from data_pipelines.chat.packing import Packing
 from data_pipelines.store.store import TokenStore, read_index
 from data_pipelines.store.verify import verify
 from prts_jax.errors import UserError
 from tests.conftest import ROOT
 from tests.data_pipelines.build.line_task import LineTask, contents, silent, write_files
 from tests.gcs import fake_gcs, gcs_server  # noqa: F401 (fixtures)
+from tests.instruction_data import TOKENIZER, encode, many, write_lines
 
 OLD = {"a.txt": "one\nand two\n", "b.txt": "three\n" * 50}
 NEW = {"c.txt": "four\nfive is longer\n", "d.txt": "six\n"}
+PACKING = Packing(80)
 
 
 @pytest.fixture
@@ -112,6 +119,38 @@ def test_sets_that_the_old_store_lacks_come_after_its_own(old: Path, tmp_path: P
         Rules(extends=str(tmp_path / "new")),
     )
     assert longer.tokens == store.tokens + 2
+
+
+def test_packed_instructions_are_extended_by_rows_of_new_files(tmp_path: Path):
+    """The old sets end with the padding, so a new one comes after it."""
+    texts = {"a/1.jsonl": many(30), "b/2.jsonl": many(9), "c/3.jsonl": many(20)}
+
+    def build(names: list[str], to: str, **rules: str) -> TokenStore:
+        for name in names:
+            write_lines(tmp_path / to / name, texts[name])
+        task = open_instructions(tmp_path / to, TOKENIZER, encode, PACKING)["train"]
+        return cache(task, tmp_path / f"{to} store", silent, rules=Rules(packing=PACKING, **rules))
+
+    def inputs(store: TokenStore) -> int:
+        rows = PackedBatches(store, ReadOrder(PACKING.length, 1, overlap=False, documents=True))
+        return rows.inputs(np.arange(rows.windows_per_epoch))
+
+    first, both = build(["a/1.jsonl"], "old"), build(["a/1.jsonl", "b/2.jsonl"], "at once")
+    extended = build(["b/2.jsonl", "c/3.jsonl"], "new", extends=first.directory)
+    assert extended.sources == ("a", "padding", "b", "c")
+    verify(extended.directory)
+    assert inputs(extended) == inputs(both) + inputs(build(["c/3.jsonl"], "last"))
+    for number in range(2):
+        for suffix in ("tokens", "ends", "answers"):
+            name = f"shard-{number:05d}.{suffix}"
+            assert Path(extended.directory, name).read_bytes() == (
+                Path(both.directory, name).read_bytes()
+            )
+    other = dataclasses.replace(PACKING, seed=1)
+    task = open_instructions(tmp_path / "new", TOKENIZER, encode, other)["train"]
+    with pytest.raises(UserError, match="its seed is 0, not the new files' 1; a store is"):
+        cache(task, tmp_path / "x", silent, rules=Rules(packing=other, extends=first.directory))
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written(old: Path, tmp_path: Path):

@@ -18,7 +18,7 @@ def letters(text: str) -> list[int]:
 
 
 def said(row: dict[str, Any]) -> tuple[str, str]:
-    """What a row reads, and below each character `a` where it is an answer; the end is `$`."""
+    """Returns a row's text, and below each character `a` where it is an answer; the end is `$`."""
     turns = turns_of(row, 1)
     assert not isinstance(turns, Fault)
     tokens, answers = tokens_of(turns, letters, EOS)

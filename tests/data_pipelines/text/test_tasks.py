@@ -178,7 +178,7 @@ def test_bad_input_ends_in_its_own_message(
     with pytest.raises(UserError, match=r"truncated_file: .*chunk2.*fetch it again"):
         cache(tasks.open_task("slimpajama", "train", slimpajama, TOKENIZER), store, lambda _: None)
 
-    # Mended, it goes on.
+    # With the whole file it ends.
     file.write_bytes(whole)
     cache(tasks.open_task("slimpajama", "train", slimpajama, TOKENIZER), store, lambda _: None)
 

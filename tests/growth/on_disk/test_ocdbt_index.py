@@ -1,4 +1,4 @@
-"""Where a database's values lie, held against what the database itself reads."""
+"""The OCDBT index gives the values that the database itself reads."""
 
 from pathlib import Path
 

@@ -73,10 +73,7 @@ def fit(results: Results, bootstrap_seed: int = 0) -> Fit:
     by_seed = [points for points in by_seed if len(points)]
     everything = np.concatenate(by_seed) if by_seed else np.empty((0, 3))
     if len(np.unique(everything[:, 0])) < FEWEST:
-        raise UserError(
-            "--fit: the grown runs of this study start after fewer than three different numbers of "
-            "tokens; use one that varies them, such as configs/study/timing.py"
-        )
+        raise UserError("the grown runs start after fewer than three different numbers of tokens")
     constants = fit_points(everything)
     low = high = None
     if len(by_seed) > 1:

@@ -6,8 +6,8 @@ import pytest
 from prts_jax.errors import UserError
 from prts_jax.planning.saturation import Constants
 from prts_jax.report.runs import Run
-from prts_jax.study.fit import fit
 from prts_jax.study.results import ArmResult, Results
+from prts_jax.study.saturation_fit import fit
 
 LAW = Constants(40.0, 0.08, 0.2, 0.004, 1.7)
 
@@ -49,5 +49,5 @@ def test_noise_widens_the_intervals():
 
 
 def test_too_few_bases_are_refused():
-    with pytest.raises(UserError, match="--fit: the grown runs"):
+    with pytest.raises(UserError, match="fewer than three"):
         fit(results([1e7, 1e8], noise=0.0))
