@@ -29,7 +29,7 @@ from prts_jax.train.step import make_train_step
 
 PROXY = {"embed": 64, "layers": 2}
 HEAD, VOCAB, ROWS, LENGTH = 16, 256, 8, 32
-WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8, 16)
+WIDTHS, DEPTHS = (64, 128, 256), (2, 4, 8)
 KINDS = ("none", "mup", "completep")
 
 
