@@ -20,6 +20,7 @@ from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
 from prts_jax.config import RunConfig, from_dict, stage_configs
 from prts_jax.errors import UserError, first_line, storage_errors
 from prts_jax.paths import as_path
+from prts_jax.train.data_position import with_old_order
 from prts_jax.train.metrics import read_metrics
 from prts_jax.train.stages import stage_file
 
@@ -167,12 +168,7 @@ def _stage_config(
     own = own or next((line.config for line in lineages[::-1] if line.stage == stage), None)
     if own is None:
         return stages[stage]
-    return from_dict(RunConfig, {**own, "data": _with_pieces(own["data"])})
-
-
-def _with_pieces(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `config.data`; older versions read a block's windows in a row."""
-    return {"pieces": 1, **data} if data.get("block") else dict(data)
+    return from_dict(RunConfig, {**own, "data": with_old_order(own["data"])})
 
 
 def _check_in_stage(mark: Mark, step: int, steps: int, workdir: str) -> None:
