@@ -151,10 +151,10 @@ class Sweep:
         while log.read_text().count(" loss ") < lines and process.is_alive():
             if time.monotonic() > patience:
                 raise Failure(f"hangs: {last_line(log)}")
-            time.sleep(0.01)
+            time.sleep(0.05)
         until = time.monotonic() + pause
         while time.monotonic() < until and process.is_alive():
-            time.sleep(0.005)
+            time.sleep(0.02)
         return not process.is_alive()
 
     def _fault(self, process: BaseProcess, workdir: Path, damaged: set[int], log: Path) -> None:
@@ -227,7 +227,7 @@ def fill(folder: Path, process: BaseProcess, seconds: float) -> None:
             try:
                 file.write(bytes(4096))
             except OSError:
-                time.sleep(0.01)
+                time.sleep(0.05)
     ballast.unlink()
 
 
