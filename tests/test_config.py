@@ -22,6 +22,7 @@ from prts_jax.config import (
     OptimizerConfig,
     RopeScaling,
     RunConfig,
+    ScalingConfig,
     ScheduleConfig,
     StageChanges,
     TrainConfig,
@@ -124,6 +125,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
                 momentum=shares,
                 ema=shares,
             ),
+            scaling=section(ScalingConfig, kind=st.just("none")),
             schedule=section(
                 ScheduleConfig,
                 kind=choice("schedule.kind"),
@@ -402,6 +404,16 @@ def test_a_mistake_in_a_stage_names_the_stage_and_the_key(stage: Any, message: s
         (
             {"data": {"batch": 2, "length": 8, "tokens_per_step": 40}},
             "data.tokens_per_step: 40 is no multiple of data.batch × data.length = 16; give 32",
+        ),
+        ({"scaling": {"kind": "mup"}}, "scaling.embed: is 0; give that of the model"),
+        ({"scaling": {"kind": "completep", "embed": 256}}, "scaling.layers: is 0"),
+        (
+            {"scaling": {"kind": "mup", "embed": 100}},
+            "scaling.heads: is 0, and 16 × 100 / 1024 is no whole number; give that of the proxy",
+        ),
+        (
+            {"scaling": {"kind": "mup", "embed": 256}, "optimizer": {"kind": "muon"}},
+            "scaling.kind: mup scales the rates of adamw",
         ),
         (
             {"data": {"batch": 2, "tokens_per_step": 8192}, "train": {"accumulation": 2}},

@@ -268,6 +268,19 @@ def test_a_bucket_path_does_not_load_tensorflow():
     assert loaded_after(EMPTY_BUCKETS + code, "tensorflow", "gcsfs") == {"gcsfs"}
 
 
+def test_tensorboard_is_written_without_torch_and_google_cloud(tmp_path: Path):
+    # tensorboardX imports both where they are installed, which takes seconds.
+    assert importlib.util.find_spec("torch"), "install .[hf]: nothing is shown without it"
+    code = (
+        "from prts_jax.train.metrics import MetricsLog\n"
+        f"log = MetricsLog({str(tmp_path)!r}, None, tensorboard=True)\n"
+        "log.write({'step': 1, 'loss': 2.0})\n"
+        "log.close()\n"
+    )
+    heavy = ("torch", "google.cloud.storage")
+    assert loaded_after(code, "tensorboardX", *heavy) == {"tensorboardX"}
+
+
 def test_prts_itself_and_its_tpu_command_load_the_standard_library_only():
     # `-S` hides site-packages: a laptop that has nothing installed.
     done = subprocess.run(

@@ -52,7 +52,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     Raises:
       UserError: an unknown name or shape, or the compiler is not installed.
     """
-    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", name)
+    match = re.fullmatch(r"([a-z0-9]+):([1-9]\d{0,4}(?:x[1-9]\d{0,4}){1,2})", name)
     known = ", ".join(_BY_COMPILER)
     if not match or match[1] not in _BY_COMPILER:
         raise UserError(
@@ -62,9 +62,16 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     if not 1 <= slices <= 1024:
         raise UserError(f"--slices={slices}: must be between 1 and 1024")
     shape = tuple(map(int, match[2].split("x")))
-    if math.prod(shape) > 16384:
+    generation = _BY_COMPILER[match[1]]
+    edges = generation.machine.dimensions
+    if len(shape) != edges:
+        raise UserError(
+            f"--topology={name}: slices of {match[1]} have {edges} edges; write one such as "
+            f"{match[1]}:{'x'.join('4' * edges)}"
+        )
+    if math.prod(shape) > (_POD_EDGE**2 if edges == 2 else 16384):
         raise UserError(f"--topology={name}: no slice has {math.prod(shape)} chips")
-    return Topology(name, _BY_COMPILER[match[1]], slices, _devices(name, match[1], shape, slices))
+    return Topology(name, generation, slices, _devices(name, match[1], shape, slices))
 
 
 def _devices(name: str, generation: str, shape: tuple[int, ...], slices: int) -> tuple[Any, ...]:

@@ -76,6 +76,10 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every_tokens",
     "train.max_skipped",
     "data.tokens_per_step",
+    "scaling.embed",
+    "scaling.layers",
+    "scaling.heads",
+    "scaling.mlp",
     "logging.spike_deviations",
     "optimizer.clip",
     "optimizer.weight_decay",
@@ -155,6 +159,8 @@ def check_combinations(config: RunConfig) -> None:
             f"config.train.accumulation: {config.train.accumulation} does not divide "
             f"config.data.batch={config.data.batch}"
         )
+    if config.scaling.kind != "none":
+        _check_scaling(config)
     if config.data.instructions:
         _check_packed_rows(config.data)
     for key in ("schedule.warmup", "schedule.decay"):
@@ -200,6 +206,28 @@ def check_schedule(schedule: ScheduleConfig) -> None:
             f"config.schedule.decay_start: is {schedule.decay_start}; wsd needs warmup_steps ≤ "
             f"decay_start < decay_end={schedule.decay_end}"
         )
+
+
+def _check_scaling(config: RunConfig) -> None:
+    """Checks that the proxy's shape is known, and the optimizer one whose rates are scaled."""
+    scaling, model = config.scaling, config.model
+    if config.optimizer.kind != "adamw":
+        raise UserError(
+            f"config.scaling.kind: {scaling.kind} scales the rates of adamw, and "
+            f"config.optimizer.kind is {config.optimizer.kind}; set it to 'none'"
+        )
+    needed = ("embed", "layers") if scaling.kind == "completep" else ("embed",)
+    for name in needed:
+        if not getattr(scaling, name):
+            raise UserError(
+                f"config.scaling.{name}: is 0; give that of the model whose learning rate is used"
+            )
+    for name in ("heads", "mlp"):
+        if not getattr(scaling, name) and getattr(model, name) * scaling.embed % model.embed:
+            raise UserError(
+                f"config.scaling.{name}: is 0, and {getattr(model, name)} × {scaling.embed} / "
+                f"{model.embed} is no whole number; give that of the proxy"
+            )
 
 
 def _check_packed_rows(data: DataConfig) -> None:

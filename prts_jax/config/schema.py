@@ -110,6 +110,17 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScalingConfig:
+    """Transfer of a learning rate tuned on a proxy, see `prts_jax.train.scaling`."""
+
+    kind: str = "none"  # none, mup (across widths) or completep (across widths and depths)
+    embed: int = 0  # the proxy's width
+    layers: int = 0  # completep: the proxy's depth
+    heads: int = 0  # the proxy's; 0: in proportion to the width
+    mlp: int = 0  # the proxy's; 0: in proportion to the width
+
+
+@dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate as a function of the step; `after_growth` selects where steps start."""
 
@@ -247,6 +258,7 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    scaling: ScalingConfig = ScalingConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     init: InitConfig = InitConfig()
     distillation: DistillationConfig = DistillationConfig()
@@ -263,6 +275,7 @@ CHOICES = {
     "compute.remat": ("none", "dots", "minimal", "save_qkv", "offload", "full"),
     "optimizer.kind": ("adamw", "muon"),
     "optimizer.decay": ("all", "matrices"),
+    "scaling.kind": ("none", "mup", "completep"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "schedule.after_growth": ("restart", "rewarm", "keep"),
     "init.kind": ("paper", "torch_default"),

@@ -32,7 +32,8 @@ def open_checkpoint(spec: str, weights: str = layout.PARAMS) -> ModelSource:
     check_paths(path, weights, digests, stored)
     if weights == layout.EMA:
         record = lineage.change_record(WEIGHTS_TAKEN, layout.PARAMS, layout.EMA)
-        lineage = dataclasses.replace(lineage, changes=(*lineage.changes, record))
+        # The evaluation is of the parameters.
+        lineage = dataclasses.replace(lineage, changes=(*lineage.changes, record), evaluation={})
     # Weights keep the dtype in which they were imported until they are trained or grown.
     imported = lineage.imported if lineage.step == 0 and not lineage.growth else {}
     dtypes = {path: [_held(one) for one in own] for path, own in imported.get("dtypes", {}).items()}

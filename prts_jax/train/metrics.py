@@ -1,10 +1,11 @@
 """Metrics of a run: metrics.jsonl (segments on gs://), TensorBoard and the terminal line."""
 
+import contextlib
 import json
 import math
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prts_jax.errors import UserError, storage_errors
@@ -134,7 +135,10 @@ class MetricsLog:
                 segment.unlink()
 
     def _tensorboard(self, after_step: int | None) -> Any:
-        from tensorboardX import SummaryWriter
+        # It imports whatever of these is installed: torch alone takes seconds, for no scalar.
+        unused = ["torch"] if is_remote(self._workdir) else ["torch", "google.cloud.storage"]
+        with _absent(*unused):
+            from tensorboardX import SummaryWriter
 
         purge = None if after_step is None else after_step + 1
         return SummaryWriter(str(as_path(self._workdir) / "tensorboard"), purge_step=purge)
@@ -180,6 +184,18 @@ class MetricsLog:
         self.flush()
         if self._writer is not None:
             self._writer.close()
+
+
+@contextlib.contextmanager
+def _absent(*modules: str) -> Iterator[None]:
+    """Makes imports of these modules fail within the context, unless they are loaded."""
+    hidden: dict[str, Any] = {name: None for name in modules if name not in sys.modules}
+    sys.modules.update(hidden)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _segments(workdir: str) -> list[Any]:

@@ -12,7 +12,7 @@ from prts_jax.config import OptimizerConfig, RunConfig
 from prts_jax.declaration import Declaration, Kind
 from prts_jax.growth.new_entries import Parts, mask_of
 from prts_jax.model.architecture import declare
-from prts_jax.train import muon
+from prts_jax.train import muon, scaling
 
 
 def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
@@ -24,10 +24,14 @@ def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
     Args:
       run: config of the stage; its model's declarations say which parameters are matrices.
 
-    Source: AdamW (arXiv 1711.05101) as in optax; Muon as in `prts_jax.train.muon`.
+    Source: AdamW (arXiv 1711.05101) as in optax; Muon as in `prts_jax.train.muon`;
+    multipliers as in `prts_jax.train.scaling`.
     """
     config, declarations = run.optimizer, declare(run.model)
     kinds = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if run.scaling.kind != "none":
+        of_leaves = scaling.multipliers(run)
+        kinds = scaling.scale_by_adam(config.b1, config.b2, config.eps, of_leaves)
     if config.kind == "muon":
         momenta = muon.scale_by_muon(declarations, config.momentum, run.compute.dtype)
         parts = {"muon": momenta, "adam": kinds}

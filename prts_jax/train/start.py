@@ -25,7 +25,7 @@ from prts_jax.mesh import abstract_params, param_shardings
 from prts_jax.model.architecture import declare
 from prts_jax.model.initialise import init_params
 from prts_jax.special_ids import of_store
-from prts_jax.train import moving_average
+from prts_jax.train import moving_average, scaling
 from prts_jax.train.ancestor import grow_from, start_from
 from prts_jax.train.batches import check_batches
 from prts_jax.train.changes import BRANCH_CHANGES, check_names, config_changes
@@ -113,6 +113,8 @@ def _fresh(
     params = init_params(
         declarations, config.model.layers, config.init.kind, config.init.seed, shardings
     )
+    if config.scaling.kind != "none":
+        params = scaling.scaled_params(params, scaling.multipliers(config))
     if config.init.zero_outputs:
         leaves = tree.flatten(params)
         silent = {path for path, leaf in declarations.items() if leaf.writes_stream}

@@ -158,16 +158,17 @@ def _stage_config(
     workdir: str, config: dict[str, Any], lineages: Sequence[Lineage], stage: int
 ) -> RunConfig:
     """Returns the config of a stage; older versions kept it in the stage's checkpoints alone."""
-    stages = stage_configs(from_dict(RunConfig, config))
-    if stage >= len(stages):
+    run = from_dict(RunConfig, config)
+    count = max(len(run.growth.stages), 1)
+    if stage >= count:
         raise UserError(
-            f"config.json has {len(stages)} stages and the run's records are of stage {stage + 1}; "
+            f"config.json has {count} stages and the run's records are of stage {stage + 1}; "
             "restore it"
         )
-    own = _read_config(workdir, stage_file(stage)) if len(stages) > 1 else config
+    own = _read_config(workdir, stage_file(stage)) if count > 1 else config
     own = own or next((line.config for line in lineages[::-1] if line.stage == stage), None)
     if own is None:
-        return stages[stage]
+        return stage_configs(run)[stage]
     return from_dict(RunConfig, {**own, "data": with_old_order(own["data"])})
 
 

@@ -44,6 +44,22 @@ def test_slices_without_a_data_axis_are_refused() -> None:
         make_mesh(MeshConfig(), open_topology("v5e:4x4", 2).devices)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e:0x4", "is not GENERATION:SHAPE"),  # with it the compiler ends the process
+        ("v9:4x4", "is not GENERATION:SHAPE"),
+        ("v5p:4x4", "slices of v5p have 3 edges; write one such as v5p:4x4x4"),
+        ("v5e:2x2x2", "slices of v5e have 2 edges; write one such as v5e:4x4"),
+        ("v6e:16x32", "no slice has 512 chips"),
+        ("v5e:3x1", "the compiler has no such slice"),
+    ],
+)
+def test_slices_that_do_not_exist_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_topology(name)
+
+
 def test_chips_and_memory_come_from_the_table() -> None:
     topology = open_topology("tpu7x:2x2x1")
     assert (topology.chips, len(topology.devices)) == (4, 8)

@@ -118,6 +118,7 @@ def test_it_is_converted_and_evaluated_by_an_option(averaged, tmp_path, capsys):
     assert "weights are the moving average" in (tmp_path / "hf" / "README.md").read_text()
     lineage = read_lineage(str(tmp_path / "orbax"))
     assert not has_optimizer(str(tmp_path / "orbax"), lineage)
+    assert lineage.evaluation == {}  # that of the source is of its parameters
     tiny.assert_same(tiny.stored_params(tmp_path / "orbax"), tiny.stored_params(averaged, "ema"))
     capsys.readouterr()
     losses = []
