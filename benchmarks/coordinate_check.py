@@ -31,6 +31,8 @@ PROXY = {"embed": 64, "layers": 2}
 HEAD, VOCAB, ROWS, LENGTH = 16, 256, 8, 32
 WIDTHS, DEPTHS = (64, 128, 256), (2, 4, 8)
 KINDS = ("none", "mup", "completep")
+STYLES = {"none": "-", "mup": "--", "completep": ":"}
+"""Lines that are seen where they lie upon each other."""
 
 
 def config_of(kind: str, width: int, depth: int, rate: float) -> RunConfig:
@@ -111,9 +113,11 @@ def draw(results: dict[str, dict[tuple[int, int], dict[str, float]]], picture: s
                     for size in sizes
                 ]
                 values = [of_shapes[shape][name] for shape in shapes]
-                panel.plot(sizes, values, marker="o", label=kind)
+                panel.plot(sizes, values, STYLES[kind], marker="o", label=kind)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}")
             panel.set_xticks(sizes, [str(size) for size in sizes])
             panel.set_xlabel(axis)
             if column == 0:
