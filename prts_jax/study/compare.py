@@ -9,8 +9,10 @@ import numpy as np
 
 from prts_jax.errors import UserError
 from prts_jax.report.runs import Run, is_finite
+from prts_jax.report.table import percent
 from prts_jax.study.results import ArmResult, Results
 from prts_jax.study.statistics import METHOD, Curve, Estimate, estimate, rank_agreement
+from prts_jax.text_table import MISSING
 
 BLOCK = "validation_block/"
 """Prefix of the metrics that hold the loss of one part of the validation text."""
@@ -35,6 +37,27 @@ def speedups(results: Results) -> dict[str, Speedup]:
         arm.name: Speedup(_speedup(results, arm, sunk=False), _speedup(results, arm, sunk=True))
         for arm in results.compared("grown")
     }
+
+
+def cell(estimate: Estimate) -> str:
+    """Returns "mean [low to high]", or why there is none."""
+    if estimate.missing:
+        return bound(estimate)
+    if estimate.mean is None:
+        return MISSING
+    if estimate.low is None:
+        return f"{percent(estimate.mean)} (no interval)"
+    return f"{percent(estimate.mean)} [{percent(estimate.low)} to {percent(estimate.high)}]"
+
+
+def bound(estimate: Estimate) -> str:
+    """Returns "> x" or "< x" of a speed-up without a mean; "not reached" where nothing is known."""
+    seeds = f"{estimate.missing} of {len(estimate.values)} seeds"
+    if estimate.at_least is not None:
+        return f"> {percent(estimate.at_least)} (a bound in {seeds})"
+    if estimate.at_most is not None:
+        return f"< {percent(estimate.at_most)} (a bound in {seeds})"
+    return f"not reached in {seeds}"
 
 
 def _speedup(results: Results, arm: ArmResult, sunk: bool) -> Estimate:

@@ -15,7 +15,7 @@ from prts_jax.report.figures import (
     legend_name,
     new_figure,
 )
-from prts_jax.study.compare import Speedup, curve
+from prts_jax.study.compare import Speedup, bound, curve
 from prts_jax.study.results import ArmResult, Results
 
 OVER_FLOPS = (
@@ -121,7 +121,7 @@ def _draw_speedup(axes: Axes, at: int, speedup: Speedup, colour: str, marker: st
     seeds = [100 * value for value in booked.values if value is not None]
     axes.plot(seeds, [at] * len(seeds), ".", color=colour, alpha=0.6, markersize=5)
     if booked.mean is None:
-        axes.text(0, at, f"  not reached in {booked.missing} seeds", va="center", fontsize=9.5)
+        axes.text(0, at, f"  {bound(booked)}", va="center", fontsize=9.5)
         return
     if booked.low is not None and booked.high is not None:
         ends = [100 * booked.low, 100 * booked.high]

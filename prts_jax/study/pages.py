@@ -8,11 +8,11 @@ from matplotlib import rc_context
 
 from prts_jax.report import html
 from prts_jax.report.figures import STYLE, png
-from prts_jax.report.table import loss, percent
+from prts_jax.report.table import loss
 from prts_jax.study import drawing
-from prts_jax.study.compare import Speedup, paper_agreement, probe
+from prts_jax.study.compare import Speedup, cell, paper_agreement, probe
 from prts_jax.study.results import Results
-from prts_jax.study.statistics import METHOD, Estimate
+from prts_jax.study.statistics import METHOD
 from prts_jax.text_table import MISSING, Table, render
 
 FINISHED = (
@@ -61,17 +61,6 @@ def arm_table(results: Results, by_arm: Mapping[str, Speedup]) -> Table:
         "connections",
     )
     return Table(results.title, header, rows, text_columns=2)
-
-
-def cell(estimate: Estimate) -> str:
-    """Returns "mean [low to high]", or why there is none."""
-    if estimate.missing:
-        return f"not reached in {estimate.missing} of {len(estimate.values)} seeds"
-    if estimate.mean is None:
-        return MISSING
-    if estimate.low is None:
-        return f"{percent(estimate.mean)} (no interval)"
-    return f"{percent(estimate.mean)} [{percent(estimate.low)} to {percent(estimate.high)}]"
 
 
 def sentences(results: Results, more: Sequence[str] = ()) -> list[str]:

@@ -15,8 +15,10 @@ METHOD = (
     "Speed-up at a loss ℓ = FLOPs(scratch, ℓ) / FLOPs(method, ℓ) − 1, the base's FLOPs included. "
     "A curve is the non-increasing least-squares fit (isotonic regression) of validation loss over "
     "FLOPs; FLOPs(curve, ℓ) is where the fit first is ℓ or lower, linear in log FLOPs between two "
-    "points. Nothing is extrapolated: a loss that a fit does not attain is “not reached”. The k-th "
-    "seed of a method is compared with the k-th seed of scratch, which reads the same data. "
+    "points. Nothing is extrapolated. Where scratch does not reach ℓ, it is more (>) than with "
+    "scratch's last FLOPs in the formula; where a method does not, or scratch is there at its "
+    "first point, it is less (<) than with these. The k-th seed of a method is compared with the "
+    "k-th seed of scratch, which reads the same data. "
     f"Intervals are the 2.5% and 97.5% quantiles of the mean over seeds in {SAMPLES:,} bootstrap "
     "samples, which draw seeds and blocks of the validation text with replacement; both runs of a "
     "pair are evaluated on the drawn blocks. Three seeds make such an interval too narrow rather "
@@ -66,7 +68,18 @@ def flops_at(flops: np.ndarray, fit: np.ndarray, level: float) -> float | None:
 def speedup(
     scratch: Curve, method: Curve, finished: bool, blocks: np.ndarray | None = None
 ) -> float | None:
-    """Returns FLOPs(scratch, ℓ) / FLOPs(method, ℓ) − 1 of one seed.
+    """Returns FLOPs(scratch, ℓ) / FLOPs(method, ℓ) − 1 of one seed; None if only a bound is known.
+
+    The arguments are those of `bounds`.
+    """
+    low, high = bounds(scratch, method, finished, blocks)
+    return low if low == high else None
+
+
+def bounds(
+    scratch: Curve, method: Curve, finished: bool, blocks: np.ndarray | None = None
+) -> tuple[float | None, float | None]:
+    """Returns the lowest and the highest speed-up that one seed's curves allow.
 
     Args:
       scratch: evaluations of the scratch run; if `finished`, the ends of scratch runs of several
@@ -77,16 +90,20 @@ def speedup(
       blocks: columns of the losses to average; None for all.
 
     Returns:
-      None where a curve does not reach ℓ, or where scratch's first point is there already, so that
-      its FLOPs are only known to be no more.
+      Twice the speed-up where both curves reach ℓ. No highest one (None) where scratch does not.
+      No lowest one where the method does not, or where scratch's first point is there already, so
+      that its FLOPs are only known to be no more.
     """
     of_scratch, of_method = scratch.fit(blocks), method.fit(blocks)
     level = of_method[-1] if finished else of_scratch[-1]
-    if of_scratch[0] <= level:
-        return None
     theirs = flops_at(scratch.flops, of_scratch, level)
     ours = flops_at(method.flops, of_method, level)
-    return None if theirs is None or ours is None else theirs / ours - 1
+    most_of_ours = method.flops[-1] if ours is None else ours
+    if theirs is None:
+        return float(scratch.flops[-1] / most_of_ours - 1), None
+    ratio = float(theirs / most_of_ours - 1)
+    known = ours is not None and of_scratch[0] > level
+    return (ratio if known else None), ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +115,16 @@ class Estimate:
       mean: over seeds; None if a seed has no value.
       low: lower end of the 95% interval; None if unknown.
       high: upper end.
+      at_least: where there is no mean, what it cannot be below; None if unknown.
+      at_most: the same, above.
     """
 
     values: Sequence[float | None]
     mean: float | None
     low: float | None
     high: float | None
+    at_least: float | None = None
+    at_most: float | None = None
 
     @property
     def missing(self) -> int:
@@ -127,10 +148,12 @@ def estimate(
       seed or if one sample in forty or more does not reach it.
     """
     curves = [pair for pair in pairs if pair is not None]
-    values = [None if pair is None else speedup(*pair, finished) for pair in pairs]
+    limits = [(None, None) if pair is None else bounds(*pair, finished) for pair in pairs]
+    values = [low if low == high else None for low, high in limits]
     known = [value for value in values if value is not None]
     if not values or len(known) < len(values):
-        return Estimate(values, None, None, None)
+        at_least, at_most = map(_mean, zip(*limits, strict=True)) if limits else (None, None)
+        return Estimate(values, None, None, None, at_least, at_most)
     mean = float(np.mean(known))
     if len(pairs) < 2:
         return Estimate(values, mean, None, None)
@@ -149,6 +172,11 @@ def estimate(
         return Estimate(values, mean, None, None)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(values, mean, float(low), float(high))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def rank_agreement(ours: Sequence[float], theirs: Sequence[float]) -> float | None:

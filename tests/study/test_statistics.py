@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prts_jax.study.statistics import Curve, estimate, flops_at, rank_agreement, speedup
+from prts_jax.study.compare import bound
+from prts_jax.study.statistics import (
+    Curve,
+    bounds,
+    estimate,
+    flops_at,
+    rank_agreement,
+    speedup,
+)
 
 FLOPS = np.geomspace(1e12, 1e15, 40)
 BLOCKS = 8
@@ -33,18 +41,38 @@ def test_an_equal_method_has_none():
     assert speedup(power_law(FLOPS), power_law(FLOPS), finished=False) == 0
 
 
-def test_a_loss_that_is_never_reached_has_no_speedup():
+def test_a_loss_that_the_method_does_not_reach_bounds_the_speedup_from_above():
     pairs = [(power_law(FLOPS), power_law(FLOPS, cost=1.5, seed=k)) for k in range(2)]
     pairs.append((power_law(FLOPS), power_law(FLOPS, cost=0.5)))
     result = estimate(pairs, finished=False)
     assert result.missing == 2
-    assert result.mean is None
-    assert result.low is None
+    assert result.mean is result.low is result.at_least is None
+    # The truth is (1 / 1.5 - 1) twice and 1 once; the slower method's end bounds it by 0.
+    assert result.at_most == pytest.approx((0 + 0 + 1) / 3, rel=1e-2)
+    assert bound(result) == "< +33.3% (a bound in 2 of 3 seeds)"
 
 
-def test_scratch_runs_that_are_all_better_than_the_method_give_no_figure():
+def test_a_loss_that_no_scratch_run_reaches_bounds_the_speedup_from_below():
+    method = power_law(FLOPS[-8:-7], cost=0.1)
+    low, high = bounds(power_law(FLOPS), method, finished=True)
+    assert high is None
+    assert low == pytest.approx(FLOPS[-1] / FLOPS[-8] - 1)
+    assert low < 1 / 0.1 - 1
+    result = estimate([(power_law(FLOPS), method)] * 3, finished=True)
+    assert result.at_least == pytest.approx(low)
+    assert bound(result).startswith("> +")
+
+
+def test_scratch_runs_that_are_all_better_than_the_method_bound_it_from_above():
     method = power_law(np.array([1e11]))
     assert speedup(power_law(FLOPS), method, finished=True) is None
+    assert bounds(power_law(FLOPS), method, finished=True) == (None, pytest.approx(1e12 / 1e11 - 1))
+
+
+def test_a_seed_without_runs_leaves_nothing_known():
+    result = estimate([(power_law(FLOPS), power_law(FLOPS, 0.5)), None], finished=False)
+    assert result.at_least is result.at_most is None
+    assert bound(result) == "not reached in 1 of 2 seeds"
 
 
 def test_the_interval_covers_the_truth_under_noise_and_narrows_with_less_of_it():

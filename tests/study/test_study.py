@@ -74,5 +74,5 @@ def test_the_grid_is_printed_without_training(tmp_path, capsys):
     shipped = f"--config={ROOT}/configs/study/schedules.py:cpu"
     assert cli.main(["study", shipped, "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    assert "32 runs" in printed
-    assert "scratch@0.4" in printed
+    assert "28 runs" in printed
+    assert "scratch@0.6" in printed
