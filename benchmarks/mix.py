@@ -2,9 +2,9 @@
 
     python benchmarks/mix.py [FOLDER]
 
-The first table counts the windows of 400 batches by source in a store with the counts of SlimPajama
-in `--layout=by_set`, of which only the index is needed. The second reads a store of random tokens
-in FOLDER (a temporary one by default, 0.8 GB).
+The first table counts the windows of 400 batches, far apart, by source in a store with the counts
+of SlimPajama in `--layout=by_set`, of which only the index is needed. The second reads a store of
+random tokens in FOLDER (a temporary one by default, 0.8 GB).
 """
 
 import platform
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batches.loader import TrainBatches
+from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.files import open_files
 from data_pipelines.store.store import TokenStore
@@ -35,12 +35,13 @@ SHARES = {  # of SlimPajama's tokens, in the order of the table of its paper
 SHARDS, SHARD_TOKENS = 4000, 10_600_000  # SlimPajama has 59,166 shards
 BATCH_TOKENS = 1 << 21
 BATCHES = 400
+APART = 37  # batches between those counted: neighbours share their open blocks
 LENGTHS = (512, 1024, 2048, 4096)
 ORDERS = {
     "single windows": {},
     "blocks of 65,536 in a row": {"block": 65536, "pieces": 1},
     "blocks of 65,536 interleaved": {"block": 65536, "pieces": 32},
-    "blocks of 16,384 interleaved": {"block": 16384, "pieces": 32},
+    "blocks of 65,536, 32 strata": {"block": 65536, "pieces": 32, "strata": 32},
 }
 
 
@@ -84,13 +85,13 @@ def show_mix(length: int) -> None:
     store, rows = slimpajama(), BATCH_TOKENS // length
     print(f"length {length:,}: share of a batch's windows, mean ± standard deviation over batches")
     for name, options in ORDERS.items():
-        batches = TrainBatches(store, ReadOrder(length, rows, seed=0, **options))
+        batches = train_batches(store, ReadOrder(length, rows, seed=0, **options))
         counts = np.zeros((BATCHES, len(SHARES)))
         first = 2_000 * rows  # anywhere in the epoch
         for number in range(BATCHES):
-            consumed = first + number * rows + np.arange(rows)
+            consumed = first + number * APART * rows + np.arange(rows)
             starts = batches.store_windows(consumed) * length
-            sources = [int(store.source_ids(start, 1)[0]) for start in starts.tolist()]
+            sources = [int(batches.store.source_ids(start, 1)[0]) for start in starts.tolist()]
             counts[number] = np.bincount(sources, minlength=len(SHARES))
         shares = 100 * counts / rows
         shown = "  ".join(
@@ -111,7 +112,7 @@ def show_speed(folder: Path) -> None:
         f"\nreading {store.tokens:,} tokens: million tokens per CPU-second, first epoch and later"
     )
     for name, options in ORDERS.items():
-        batches = TrainBatches(TokenStore.open(folder), ReadOrder(2048, rows, seed=0, **options))
+        batches = train_batches(TokenStore.open(folder), ReadOrder(2048, rows, seed=0, **options))
         rates = []
         steps = batches.windows_per_epoch // rows
         for epoch in range(2):

@@ -20,7 +20,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from data_pipelines.batches.open_blocks import OpenBlocks
 from data_pipelines.batches.order import OPEN_TOKENS, ReadOrder, check_rows, check_sizes
-from data_pipelines.batches.permutation import permute
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 
@@ -159,7 +158,7 @@ class TrainBatches:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             key = f"{self.order.seed}/{epoch}/{self.store.fingerprint}"
-            blocks[here] = permute(blocks[here], count, key)
+            blocks[here] = self.order.blocks_of(blocks[here], count, key)
         return blocks * self.order.block_windows + within
 
     @functools.cached_property

@@ -170,14 +170,19 @@ def train_batches(
     if order.instructions:
         return PackedBatches(store, order)
     if mixture in ("", "natural"):
-        return TrainBatches(store, order, open_tokens)
+        return _whole(store, order, open_tokens)
     if mixture in WITHOUT:
         names = [name for name in store.sources if name != WITHOUT[mixture]]
-        return TrainBatches(store.only(names), order, open_tokens)
+        return _whole(store.only(names), order, open_tokens)
     if "=" not in mixture:
         names = [name.strip() for name in mixture.split(",")]
-        return TrainBatches(store.only(names), order, open_tokens)
+        return _whole(store.only(names), order, open_tokens)
     return _mix_sets(store, order, open_tokens)
+
+
+def _whole(store: TokenStore, order: ReadOrder, open_tokens: int) -> TrainBatches:
+    """Returns the batches of all tokens of a store in their natural shares."""
+    return TrainBatches(store.set_by_set() if order.stratified else store, order, open_tokens)
 
 
 def _mix_sets(store: TokenStore, order: ReadOrder, open_tokens: int) -> MixedBatches:

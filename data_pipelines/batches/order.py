@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from data_pipelines.batches.permutation import permute
 from prts_jax.errors import UserError
 
 OPEN_TOKENS = 1 << 26
@@ -30,6 +31,9 @@ class ReadOrder:
       pieces: pieces into which a block is cut, at least this many if it has that many windows; the
         pieces of all open blocks take turns (`spread`). 1: the windows of a block follow one
         another, the order of versions without this field.
+      strata: equal parts of the store, its sets one after the other; of as many blocks that open in
+        turn each comes from another part, so that the sets of a batch scatter less than by chance.
+        1: blocks open in any order, that of versions without this field.
       documents: keeps documents apart: batches say where each begins.
       mixture: "" or "natural" for everything; "no_github"; sets ("A,B") in their natural shares;
         or shares of windows ("A=0.7,B=0.3").
@@ -44,6 +48,7 @@ class ReadOrder:
     overlap: bool = True
     block: int = 0
     pieces: int = 1
+    strata: int = 1
     documents: bool = False
     mixture: str = ""
     instructions: bool = False
@@ -54,8 +59,8 @@ class ReadOrder:
             raise UserError(
                 f"block={self.block} is not a multiple of length={self.length}: give one, or 0"
             )
-        if self.pieces < 1:
-            raise UserError(f"pieces={self.pieces}: give at least 1")
+        if min(self.pieces, self.strata) < 1:
+            raise UserError(f"pieces={self.pieces}, strata={self.strata}: give at least 1")
         if self.block and not self.overlap:
             raise UserError(
                 "block and overlap=False: disjoint windows cannot share blocks; drop one"
@@ -112,6 +117,43 @@ class ReadOrder:
         ages, within = np.divmod(within, self.block_windows // pieces)
         opened = (turns - ages * self.apart(blocks, open_tokens)) % blocks
         return opened, ages * (self.block_windows // pieces) + within
+
+    @property
+    def stratified(self) -> bool:
+        """Whether blocks open from parts of the store in turn."""
+        return self.shuffle and self.block > 0 and self.strata > 1
+
+    def blocks_of(self, opened: np.ndarray, blocks: int, key: str) -> np.ndarray:
+        """Maps blocks in their order of opening to blocks of the store.
+
+        Args:
+          opened: numbers in the order of opening, int64.
+          blocks: number of blocks.
+          key: key of the epoch's shuffle.
+
+        Returns:
+          int64 of the same shape, a permutation of 0 … blocks - 1.
+        """
+        if not self.stratified:
+            return permute(opened, blocks, key)
+        strata = min(self.strata, blocks)
+        # In each round every stratum opens a block, in an order that each round turns anew. The
+        # first `longer` strata have a block more, which comes in a last round.
+        rounds, longer = divmod(blocks, strata)
+        of_round, slot = np.divmod(opened, strata)
+        turned = permute(of_round, rounds + 1, f"{key}/turns")
+        stratum = (permute(slot, strata, f"{key}/strata") + turned) % strata
+        last = of_round == rounds
+        stratum[last] = permute(slot[last], max(longer, 1), f"{key}/last")
+        first = stratum * rounds + np.minimum(stratum, longer)
+        sizes = rounds + (stratum < longer)
+        shift = permute(stratum, blocks, f"{key}/shifts")
+        result = np.empty_like(opened)
+        for size in {rounds, rounds + (longer > 0)}:
+            here = sizes == size
+            within = permute(of_round[here], size, f"{key}/within {size}") + shift[here]
+            result[here] = first[here] + within % size
+        return result
 
     def apart(self, blocks: int, open_tokens: int = OPEN_TOKENS) -> int:
         """Returns the turns from one piece of a block to its next."""

@@ -195,6 +195,7 @@ class TokenStore:
             [shard["tokens_per_source"] for shard in index["shards"]], np.int64
         ).reshape(len(self._names), len(self.sources))
         self._section_ends = np.cumsum(self._per_source, axis=1)
+        self._chosen = list(range(len(self.sources)))
         per_shard = self._per_source.sum(axis=1)
         self._take(np.arange(len(self._names)), np.zeros_like(per_shard), per_shard)
         self.descriptions = lru_cache(OPEN_DESCRIPTIONS)(self._read_descriptions)
@@ -232,12 +233,25 @@ class TokenStore:
                 "when training"
             )
         some = copy(self)
-        begins = self._section_ends - self._per_source
-        shards = np.repeat(np.arange(len(self._names)), len(chosen))
-        some._take(shards, begins[:, chosen].ravel(), self._per_source[:, chosen].ravel())
+        some._chosen = chosen
+        some._take(*(array.ravel() for array in some._sections()))
         content = f"{self.fingerprint} {[self.sources[source] for source in chosen]}"
         some.fingerprint = hashlib.sha256(content.encode()).hexdigest()
         return some
+
+    def set_by_set(self) -> "TokenStore":
+        """Returns the same tokens one set after the other, over all shards, where they lie so."""
+        if self.layout != "by_set":
+            return self
+        ordered = copy(self)
+        ordered._take(*(array.T.ravel() for array in self._sections()))
+        return ordered
+
+    def _sections(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns shard, first token and tokens of each chosen set: int64 [shards, sets]."""
+        begins, sizes = self._section_ends - self._per_source, self._per_source
+        shards = np.broadcast_to(np.arange(len(self._names))[:, None], sizes.shape)
+        return shards[:, self._chosen], begins[:, self._chosen], sizes[:, self._chosen]
 
     def _source(self, name: str) -> int:
         if name not in self.sources:

@@ -59,8 +59,9 @@ def verify(
     for problem in problems:
         report(problem)
     if problems:
+        count = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
         raise UserError(
-            f"damaged token store: {directory} has {len(problems)} faults, the first: "
+            f"damaged token store: {directory} has {count}, the first: "
             f"{problems[0]}; copy those files again, or delete the store and cache again"
         )
     return index

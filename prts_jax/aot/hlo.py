@@ -202,9 +202,13 @@ def mesh_axes(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[str, .
 
 
 def _first_group(rest: str, devices: int) -> list[int]:
-    """Returns the devices of the first replica group, in any of XLA's three notations."""
-    if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
-        return [int(pairs[1]), int(pairs[2])]
+    """Returns the devices of the first replica group, in any of XLA's notations.
+
+    Of pairs it is the first of two devices: some send to themselves.
+    """
+    if permuted := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", rest):
+        pairs = [list(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", permuted[1])]
+        return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return [int(device) for device in listed[1].split(",")]
     if iota := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_ORDER}", rest):

@@ -1,10 +1,10 @@
 """Checks of a lineage's values, so that a damaged file is refused and not used."""
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from prts_jax.config import DataConfig, check_model, from_dict
+from prts_jax.config import DataConfig, RunConfig, check_model, from_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.matrices import COST
 
@@ -35,8 +35,14 @@ def check_levels(values: Any) -> None:
 def check_values(lineage: "Lineage") -> None:
     """Raises UserError, or one of `DAMAGED_VALUES`, where a value cannot be what its name says."""
     check_model(lineage.model)
-    if lineage.length < 1 or min(lineage.step, lineage.position, lineage.tokens) < 0:
+    counts = (lineage.step, lineage.stage_step, lineage.stage, lineage.position, lineage.tokens)
+    if lineage.length < 1 or min(*counts, lineage.flops, lineage.flops_6nd) < 0:
         raise UserError("its counts are negative")
+    if max(counts) >= 1 << 63:
+        raise UserError("its counts are beyond 64 bits")
+    for name, section in get_type_hints(RunConfig).items():
+        if is_dataclass(section) and not isinstance(lineage.config.get(name, {}), Mapping):
+            raise UserError(f"its config.{name} is {lineage.config[name]!r:.80}, no section")
     data = lineage.config["data"]
     known = {field.name for field in fields(DataConfig)} & data.keys()
     from_dict(DataConfig, {name: data[name] for name in known}, "data")

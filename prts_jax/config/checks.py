@@ -58,6 +58,7 @@ _AT_LEAST_ONE = (
     "data.length",
     "data.batch",
     "data.pieces",
+    "data.strata",
     "train.steps",
     "train.accumulation",
     "compute.loss_chunks",

@@ -88,6 +88,7 @@ class DataConfig:
     mixture: str = ""
     block: int = 0  # tokens shuffled as one block, a multiple of length; 0: single windows
     pieces: int = 32  # of a block, interleaved with other blocks'; 1: windows one after another
+    strata: int = 32  # parts of the store that take turns in opening blocks; 1: in any order
     documents: bool = False  # attention only within a document; False: across, as in the paper
     instructions: bool = False  # loss on answers only; needs a store of `prts data instructions`
     seed: int = 0

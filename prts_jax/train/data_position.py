@@ -1,7 +1,7 @@
 """The position in the training data from which a run continues after a checkpoint."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from data_pipelines.batches.loader import TrainBatches
@@ -13,7 +13,7 @@ from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
 from prts_jax.config import DataConfig, RunConfig
 from prts_jax.errors import UserError
 
-DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block", "pieces")
+DATA_ORDER = ("length", "seed", "shuffle", "overlap", "mixture", "block", "pieces", "strata")
 """Keys of `config.data` that determine the tokens at a position."""
 
 
@@ -74,6 +74,10 @@ def data_position(
 
 
 def data_config(lineage: Lineage) -> dict[str, Any]:
-    """Returns `config.data` of a checkpoint; older versions read a block's windows in a row."""
-    data = lineage.config["data"]
-    return {"pieces": 1, **data} if data.get("block") else data
+    """Returns `config.data` of a checkpoint, with the order of blocks that its version had."""
+    return with_old_order(lineage.config["data"])
+
+
+def with_old_order(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `config.data`; older versions read a block's windows in a row, or without strata."""
+    return {"pieces": 1, "strata": 1, **data} if data.get("block") else dict(data)

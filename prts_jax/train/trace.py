@@ -20,6 +20,7 @@ from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
 from prts_jax.config import RunConfig, from_dict, stage_configs
 from prts_jax.errors import UserError, first_line, storage_errors
 from prts_jax.paths import as_path
+from prts_jax.train.data_position import with_old_order
 from prts_jax.train.metrics import read_metrics
 from prts_jax.train.stages import stage_file
 
@@ -157,22 +158,18 @@ def _stage_config(
     workdir: str, config: dict[str, Any], lineages: Sequence[Lineage], stage: int
 ) -> RunConfig:
     """Returns the config of a stage; older versions kept it in the stage's checkpoints alone."""
-    stages = stage_configs(from_dict(RunConfig, config))
-    if stage >= len(stages):
+    run = from_dict(RunConfig, config)
+    count = max(len(run.growth.stages), 1)
+    if stage >= count:
         raise UserError(
-            f"config.json has {len(stages)} stages and the run's records are of stage {stage + 1}; "
+            f"config.json has {count} stages and the run's records are of stage {stage + 1}; "
             "restore it"
         )
-    own = _read_config(workdir, stage_file(stage)) if len(stages) > 1 else config
+    own = _read_config(workdir, stage_file(stage)) if count > 1 else config
     own = own or next((line.config for line in lineages[::-1] if line.stage == stage), None)
     if own is None:
-        return stages[stage]
-    return from_dict(RunConfig, {**own, "data": _with_pieces(own["data"])})
-
-
-def _with_pieces(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `config.data`; older versions read a block's windows in a row."""
-    return {"pieces": 1, **data} if data.get("block") else dict(data)
+        return stage_configs(run)[stage]
+    return from_dict(RunConfig, {**own, "data": with_old_order(own["data"])})
 
 
 def _check_in_stage(mark: Mark, step: int, steps: int, workdir: str) -> None:

@@ -74,6 +74,7 @@ def test_collectives_inside_of_fusions_are_hidden_and_others_are_not() -> None:
         ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",)),
         ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ("fsdp", "tensor")),
         ("source_target_pairs={{0,2},{1,3}}", ("fsdp",)),
+        ("source_target_pairs={{0,0},{1,3},{2,1}}", ("fsdp",)),
     ],
 )
 def test_groups_of_devices_name_the_mesh_axes(groups: str, axes: tuple[str, ...]) -> None:

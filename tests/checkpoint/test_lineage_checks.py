@@ -93,6 +93,9 @@ def test_wrong_values_are_refused_in_one_line_or_shown_as_they_are(values: dict[
         (("changes", 1, "evaluation"), {"step": 8}),
         (("growth", 0, "learning", "last_loss"), None),
         (("config", "data", "length"), "512"),
+        (("config", "distillation"), "none"),
+        (("position",), 10**400),
+        (("flops_6nd",), -1),
         (("config", "model", "layers"), True),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 
 from prts_jax.train.loop import train
+from prts_jax.train.trace import batch_of_step
 from tests.train import tiny
 
 ROW = 16  # tokens
@@ -32,6 +33,8 @@ def test_the_batch_grows_and_optimizer_and_schedule_go_on(configure, tmp_path):
     data = lineage.config["data"]
     assert (data["batch"], data["tokens_per_step"]) == (16, 0)
     assert lineage.config["train"]["accumulation"] == 4
+    traced = batch_of_step(str(tmp_path), 4)
+    assert (traced.position // ROW, traced.batches.order.batch) == (32, 16)
     before = tiny.stored_params(tmp_path)
     for name in ("checkpoints/5", "DONE"):
         (tmp_path / name).rename(tmp_path / name.replace("/", "-"))

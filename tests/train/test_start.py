@@ -419,13 +419,13 @@ def test_another_order_begins_a_new_epoch(base, tmp_path, change, position):
 
 def test_in_blocks_another_length_goes_on_at_the_next_token(base, stores):
     begun = start(base.config, base.workdir)
-    data = {**begun.lineage.config["data"], "block": 64, "pieces": 1}
+    data = {**begun.lineage.config["data"], "block": 64, "pieces": 1, "strata": 1}
     lineage = dataclasses.replace(begun.lineage, config={**begun.lineage.config, "data": data})
     store = TokenStore.open(stores.train)
 
     def position(length: int, at: int, **order: int) -> int:
         keys = {f"data__{key}": value for key, value in order.items()}
-        config = changed(base.config, data__length=length, data__block=64, **keys)
+        config = changed(base.config, data__length=length, data__block=64, data__strata=1, **keys)
         batches = TrainBatches(store, ReadOrder(length, 8, seed=0, block=64, **order))
         there = dataclasses.replace(lineage, position=at)
         actual, _, changes = data_position(there, config, batches, ())
@@ -439,15 +439,15 @@ def test_in_blocks_another_length_goes_on_at_the_next_token(base, stores):
 
 
 def test_a_run_of_an_older_version_does_not_change_the_order_of_its_blocks(base, stores):
-    """It read a block's windows in a row; now that needs pieces=1, and 32 are the default."""
+    """It read a block's windows in a row; now that needs pieces=1 and strata=1."""
     begun = start(base.config, base.workdir)
     data = {**begun.lineage.config["data"], "block": 64}
-    del data["pieces"]
+    del data["pieces"], data["strata"]
     lineage = dataclasses.replace(
         begun.lineage, config={**begun.lineage.config, "data": data}, position=768
     )
     store = TokenStore.open(stores.train)
-    same = changed(base.config, data__block=64, data__pieces=1)
+    same = changed(base.config, data__block=64, data__pieces=1, data__strata=1)
     assert config_changes(lineage, same, store.fingerprint, ()) == ()
     batches = TrainBatches(store, ReadOrder(16, 8, seed=0, block=64))
     assert data_position(lineage, same, batches, ())[0] == 768
@@ -455,6 +455,9 @@ def test_a_run_of_an_older_version_does_not_change_the_order_of_its_blocks(base,
     new = changed(base.config, data__block=64)
     with pytest.raises(UserError, match=r"config.data.pieces: was 1 .* is now 32; set it back"):
         config_changes(lineage, new, store.fingerprint, ())
+    later = changed(base.config, data__block=64, data__pieces=1)
+    with pytest.raises(UserError, match=r"config.data.strata: was 1 .* is now 32; set it back"):
+        config_changes(lineage, later, store.fingerprint, ())
     batches = TrainBatches(store, ReadOrder(16, 8, seed=0, block=64, pieces=32))
     assert data_position(lineage, new, batches, ())[0] == 3999 // 64 * 64
 

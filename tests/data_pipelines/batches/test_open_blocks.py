@@ -65,22 +65,48 @@ def test_the_interleaved_order_is_pinned(counting_store: CountingStore):
     assert firsts == [0, 52, 168, 92, 16, 180, 104, 156, 64, 36, 120, 140]
 
 
+@given(strata=st.integers(1, 40), blocks=st.integers(1, 300), seed=st.integers(0, 9))
+def test_each_round_opens_a_block_of_each_stratum(strata: int, blocks: int, seed: int):
+    order = ReadOrder(1, 1, block=2, strata=strata)
+    opened = order.blocks_of(np.arange(blocks), blocks, str(seed))
+    assert sorted(opened.tolist()) == list(range(blocks))
+    parts = np.array_split(np.arange(blocks), min(strata, blocks))
+    stratum = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    rounds = stratum[opened[: blocks - blocks % len(parts)]].reshape(-1, len(parts))
+    if strata > 1:
+        assert (np.sort(rounds) == np.arange(len(parts))).all()
+
+
+def test_the_order_with_strata_is_pinned(counting_store: CountingStore):
+    # See `test_the_order_is_pinned`.
+    order = ReadOrder(length=4, batch=12, seed=0, block=16, pieces=4, strata=3)
+    firsts = TrainBatches(counting_store(200), order).rows(0, 0, 12)["tokens"][:, 0].tolist()
+    assert firsts == [144, 100, 40, 28, 0, 132, 88, 76, 112, 52, 184, 172]
+
+
 @given(
     batch=st.integers(1, 9),
     documents=st.booleans(),
+    strata=st.sampled_from([1, 3]),
     mixture=st.sampled_from(["", "a", "a=2,b=1"]),
     data=st.data(),
 )
 @settings(shared_fixture, max_examples=30)
 def test_any_rows_at_any_step_are_those_of_a_reader_of_single_windows(
-    make_store: MakeStore, batch: int, documents: bool, mixture: str, data: st.DataObject
+    make_store: MakeStore,
+    batch: int,
+    documents: bool,
+    strata: int,
+    mixture: str,
+    data: st.DataObject,
 ):
     """Open blocks, on any number of hosts and after any seek, change no value."""
     shards = [
         [(range(s * 90 + d * 9, s * 90 + d * 9 + 9), d % 2) for d in range(10)] for s in range(5)
     ]
     store = make_store(shards, vocab_size=500, layout="by_set")
-    order = ReadOrder(4, batch, seed=1, block=16, pieces=4, documents=documents, mixture=mixture)
+    options = {"documents": documents, "strata": strata, "mixture": mixture}
+    order = ReadOrder(4, batch, seed=1, block=16, pieces=4, **options)
     batches = train_batches(store, order)
     steps = data.draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
     for step in [*steps, steps[0] + 1]:
@@ -146,9 +172,28 @@ def test_shares_scatter_little_more_than_with_single_windows(make_store: MakeSto
     assert scatter(block=128, pieces=16) < 1.5 * single
 
 
-def test_a_block_without_pieces_is_refused():
-    with pytest.raises(UserError, match="pieces=0: give at least 1"):
+def test_strata_scatter_shares_less_than_single_windows(make_store: MakeStore):
+    """Also where a piece has four windows, so that a batch draws from 16 blocks."""
+    sets = np.random.default_rng(0).integers(0, 4, (30, 40))
+    shards = [[([1] * 512, int(number)) for number in np.sort(of_shard)] for of_shard in sets]
+    store = make_store(shards, sources=("a", "b", "c", "d"), layout="by_set")
+
+    def scatter(**options: int) -> float:
+        batches = train_batches(store, ReadOrder(8, 64, seed=0, **options), open_tokens=16 * 128)
+        read = [batches.starts(np.arange(64) + at * 64) for at in range(0, 1100, 5)]
+        sources = [[one.source_ids(start, 1)[0] for one, start in rows] for rows in read]
+        return float(np.std(np.mean(np.array(sources) == 0, axis=1)))
+
+    few = {"block": 128, "pieces": 4}
+    assert scatter(**few) > 1.5 * scatter()
+    assert scatter(**few, strata=4) < 0.8 * scatter()
+
+
+def test_a_block_without_pieces_or_strata_is_refused():
+    with pytest.raises(UserError, match="pieces=0, strata=1: give at least 1"):
         ReadOrder(4, 8, block=16, pieces=0)
+    with pytest.raises(UserError, match="pieces=1, strata=0: give at least 1"):
+        ReadOrder(4, 8, block=16, strata=0)
 
 
 def test_a_length_below_the_piece_keeps_the_position(counting_store: CountingStore):
