@@ -52,7 +52,7 @@ FOUNDATIONS = {
 
 # library: the files that may import it
 OWNERS = {
-    "seqio": ["data_pipelines/text/tasks.py"],
+    "seqio": ["data_pipelines/text/tasks.py", "data_pipelines/text/seqio_file_task.py"],
     "tensorflow": ["data_pipelines/text/tasks.py"],
     "tensorflow_datasets": ["data_pipelines/text/tasks.py", "data_pipelines/slimpajama/"],
     "apache_beam": ["data_pipelines/build/beam.py", "data_pipelines/slimpajama/"],

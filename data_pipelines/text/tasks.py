@@ -1,4 +1,4 @@
-"""The seqio tasks and mixtures; the only module that imports seqio and TensorFlow.
+"""The seqio tasks and mixtures; with `seqio_file_task` alone it imports seqio and TensorFlow.
 
 Each corpus has the tasks `{corpus}` (everything, in file order) and `{corpus}_{set}`, and the
 mixture `{corpus}_natural`. SlimPajama also has `slimpajama_no_github` (the paper's data) and
@@ -16,12 +16,10 @@ import functools
 import importlib
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from data_pipelines.store.writer import Encoded
 from data_pipelines.text.mixed_tasks import MixedTask
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.rows import Fault, read_rows
@@ -37,7 +35,7 @@ from data_pipelines.text.sources import (
     located,
     tasks_of,
 )
-from data_pipelines.text.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.text.tokenizer import load_tokenizer
 from prts_jax.errors import UserError, first_line
 
 
@@ -66,6 +64,8 @@ with _silent_libraries():
 
     # TensorFlow would take all of an accelerator's memory, which tokenizing does not use.
     tf.config.set_visible_devices([], "GPU")
+
+    from data_pipelines.text.seqio_file_task import SeqioFileTask
 # seqio warns of every vocabulary without a padding id, like Llama's.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -216,106 +216,6 @@ class LoadedOnce(seqio.SentencePieceVocabulary):
             return super().tf_tokenizer
 
 
-class SeqioFileTask:
-    """One split of any seqio task as `build.FileTask`: its documents file by file, in order.
-
-    The task's source must list its files, as sources over files and TFDS do, and its `targets` must
-    come from a SentencePiece vocabulary. The documents of a user's task belong to one source, with
-    the task's name.
-    """
-
-    def __init__(
-        self, name: str, split: str, task: seqio.Task, recipe: tuple[Any, ...] | None = None
-    ):
-        """Takes a registered task.
-
-        Args:
-          name: name of the task or mixture.
-          split: name of the split.
-          task: a task over a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
-          recipe: arguments of `open_task` that open this task in another process.
-        """
-        vocabulary = _vocabulary(name, task)
-        if split not in task.splits:
-            raise UserError(f"task {name} has no split {split}: it has {', '.join(task.splits)}")
-        self.name = name
-        self.split = split
-        self.sources = tuple(getattr(task.source, "sources", (task.name,)))
-        self.files = [os.fspath(file) for file in task.source.list_shards(split)]
-        self.tokenizer: Tokenizer = load_tokenizer(vocabulary.sentencepiece_model_file)
-        self._task = task
-        self._recipe = recipe
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        if self._recipe is None:
-            raise UserError(f"task {self.name} was not opened by its name: cache it in one process")
-        return open_task, self._recipe
-
-    def documents(self, index: int) -> Iterator[Encoded | Fault]:
-        """Yields file `index`'s documents and faults, in order.
-
-        Text lengths are known if the task keeps the text as `targets_pretokenized`.
-
-        Raises:
-          UserError: a file of a corpus cannot be read.
-        """
-        faults: list[Fault] = getattr(self._task.source, "faults", [])
-        faults.clear()
-        count = 0
-        try:
-            dataset = self._task.get_dataset(
-                split=self.split,
-                shuffle=False,
-                shard_info=seqio.ShardInfo(index=index, num_shards=len(self.files)),
-                try_in_mem_cache=False,
-            )
-            for example in dataset.as_numpy_iterator():
-                while faults:
-                    yield faults.pop(0)
-                encoded = _encoded(example, count + 1)
-                count += 1
-                yield encoded
-        except Exception as error:
-            if failure := getattr(self._task.source, "failure", None):
-                raise failure from None
-            reason = re.sub(r"\{\{.*?\}\}", "", first_line(error)).strip()
-            raise UserError(
-                f"task {self.name}: {self.files[index]}, document {count + 1}: "
-                f"{type(error).__name__}: {reason}; fix the task's preprocessors"
-            ) from error
-        yield from faults
-
-
-def _encoded(example: Mapping[str, Any], number: int) -> Encoded:
-    """Returns the document of an example, the file's `number`-th.
-
-    Raises:
-      ValueError: `targets` are missing, or are no list of integers.
-    """
-    tokens, text = example.get("targets"), example.get("targets_pretokenized")
-    if tokens is None or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise ValueError("an example has no targets of token ids")
-    source, row = int(example.get("source_ids", 0)), int(example.get("row", number))
-    return Encoded(tokens, source, None if text is None else len(text), row=row)
-
-
-def _vocabulary(name: str, task: seqio.Task) -> seqio.SentencePieceVocabulary:
-    """Returns the vocabulary of a task's targets.
-
-    Raises:
-      UserError: the task has no targets, or another kind of vocabulary.
-    """
-    feature = task.output_features.get("targets")
-    if feature is None:
-        raise UserError(f"task {name} has no output feature 'targets': name its tokens so")
-    if not isinstance(feature.vocabulary, seqio.SentencePieceVocabulary):
-        raise UserError(
-            f"task {name}: its targets have a {type(feature.vocabulary).__name__}; a store needs "
-            "a seqio.SentencePieceVocabulary"
-        )
-    return feature.vocabulary
-
-
 def native_task(name: str, split: str, task: seqio.Task) -> NativeTask | None:
     """Returns the task without TensorFlow, or None if it does more than tokenize."""
     source, feature = task.source, task.output_features.get("targets")
@@ -391,8 +291,9 @@ def open_task(
 
 
 def _file_task(
-    name: str, split: str, task: seqio.Task, recipe: tuple[Any, ...]
+    name: str, split: str, task: seqio.Task, arguments: tuple[Any, ...]
 ) -> NativeTask | SeqioFileTask:
+    recipe = (open_task, arguments)
     return native_task(name, split, task) or SeqioFileTask(name, split, task, recipe)
 
 

@@ -196,10 +196,11 @@ def test_a_block_without_pieces_or_strata_is_refused():
         ReadOrder(4, 8, block=16, strata=0)
 
 
-def test_a_length_below_the_piece_keeps_the_position(counting_store: CountingStore):
+@pytest.mark.parametrize("strata", [1, 5])
+def test_a_length_below_the_piece_keeps_the_position(counting_store: CountingStore, strata: int):
     store = counting_store(2000)
-    short = TrainBatches(store, ReadOrder(2, 6, seed=1, block=64, pieces=4))
-    long = TrainBatches(store, ReadOrder(16, 3, seed=1, block=64, pieces=4))
+    short = TrainBatches(store, ReadOrder(2, 6, seed=1, block=64, pieces=4, strata=strata))
+    long = TrainBatches(store, ReadOrder(16, 3, seed=1, block=64, pieces=4, strata=strata))
     assert short.order.piece == long.order.piece == 16
     epoch = 64 * (1999 // 64)
     first = 16 * 3 * 5
