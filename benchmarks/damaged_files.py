@@ -147,8 +147,8 @@ def main() -> int:
         print(f"{number + 1}/{len(chosen)} {case.file} {case.damage}: {result}", file=sys.stderr)
     seconds = time.monotonic() - began
     if arguments.json:
-        found = {name: dict(counts) for name, counts in tally.items()}
-        print(json.dumps({"seconds": seconds, "tally": found, "faults": faults}))
+        actual = {name: dict(counts) for name, counts in tally.items()}
+        print(json.dumps({"seconds": seconds, "tally": actual, "faults": faults}))
     else:
         print_table(tally)
     return 1 if faults else 0

@@ -32,13 +32,13 @@ def write_store(folder: Path) -> None:
     size = SHARD_TOKENS // SHARD_DOCUMENTS
     numbers = sorted(number % len(sources) for number in range(SHARD_DOCUMENTS))
     documents = (Encoded(np.zeros(size, np.int32), number) for number in numbers)
-    made = write_shard(folder, "shard-00000", "0", 1, documents, 32_000, len(sources))
+    built = write_shard(folder, "shard-00000", "0", 1, documents, 32_000, len(sources))
     os.truncate(folder / "shard-00000.tokens", 0)
     os.truncate(folder / "shard-00000.tokens", 2 * SHARD_TOKENS)
-    entries = [Shard(**{**vars(made), "name": f"shard-{i:05d}"}) for i in range(SHARDS)]
+    entries = [Shard(**{**vars(built), "name": f"shard-{i:05d}"}) for i in range(SHARDS)]
     for entry in entries[1:]:
-        for suffix in made.sha256:
-            os.link(folder / f"{made.name}.{suffix}", folder / f"{entry.name}.{suffix}")
+        for suffix in built.sha256:
+            os.link(folder / f"{built.name}.{suffix}", folder / f"{entry.name}.{suffix}")
     names = [f"chunk{1 + i // 5917}/example_train_{i}.jsonl.zst" for i in range(SHARDS)]
     write_index(
         folder,

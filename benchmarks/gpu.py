@@ -69,9 +69,9 @@ def check_attention(small: bool) -> None:
                 for a, b in zip(ours, expected, strict=True)
             ]
             names = ("out", "dq", "dk", "dv")
-            found = ", ".join(f"{n} {e:.1e}" for n, e in zip(names, errors, strict=True))
+            actual = ", ".join(f"{n} {e:.1e}" for n, e in zip(names, errors, strict=True))
             verdict = "ok" if max(errors) < 0.02 else "WRONG"
-            print(f"attention, head_dim {head_dim}, {rows}: {found}: {verdict}", flush=True)
+            print(f"attention, head_dim {head_dim}, {rows}: {actual}: {verdict}", flush=True)
 
 
 def _attention(implementation: str, qkv: list[jax.Array], ids: jax.Array | None) -> list[jax.Array]:
@@ -168,8 +168,8 @@ def train_with_torch(model: ModelConfig, options: argparse.Namespace) -> dict[st
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["failed without a message"])[-1]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    actual: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return actual
 
 
 def report_torch(model: ModelConfig, found: dict[str, Any] | str, small: bool) -> None:

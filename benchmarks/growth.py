@@ -53,8 +53,8 @@ def main() -> None:
         source = f"{folder}/source"
         start = time.monotonic()
         write_source(source, model)
-        made = {"model": to_dict(model), "seconds": time.monotonic() - start}
-        _print({"source": made | {"bytes": _size(source)}})
+        built = {"model": to_dict(model), "seconds": time.monotonic() - start}
+        _print({"source": built | {"bytes": _size(source)}})
         options = {"factor": arguments.factor}
         modes = ["copy", "stream", "reference"]
         if arguments.widths:
@@ -85,7 +85,7 @@ def write_source(path: str, model: ModelConfig) -> None:
         piece = _piece(declaration)
         leaf = arrays.create_leaf(path, name, declaration, piece)
         layer_shape = declaration.shape[1:] if declaration.stacked else declaration.shape
-        found = [
+        actual = [
             LayerDigest(layer_shape) for _ in range(model.layers if declaration.stacked else 1)
         ]
         grid = arrays.StoredLeaf(declaration.shape, np.dtype(declaration.dtype), piece, piece)
@@ -95,10 +95,10 @@ def write_source(path: str, model: ModelConfig) -> None:
             leaf[block].write(values).result()
             origin = tuple(box.start for box in block)
             if declaration.stacked:
-                found[origin[0]].update(values[0], origin[1:])
+                actual[origin[0]].update(values[0], origin[1:])
             else:
-                found[0].update(values, origin)
-        digests[name] = tuple(digest.hexdigest() for digest in found)
+                actual[0].update(values, origin)
+        digests[name] = tuple(digest.hexdigest() for digest in actual)
     arrays.write_tree(path, declarations)
     config = to_dict(RunConfig(model=model))
     layout.write_lineage(path, Lineage(0, 0, config, 0, 0, 0.0, 0.0, "", (), digests))

@@ -104,8 +104,8 @@ def main() -> None:
         step()
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - began) / steps
-    found = {"version": torch.__version__, "tokens_per_second": rows * length / seconds}
-    print(json.dumps(found | {"bytes": torch.cuda.max_memory_allocated()}))
+    actual = {"version": torch.__version__, "tokens_per_second": rows * length / seconds}
+    print(json.dumps(actual | {"bytes": torch.cuda.max_memory_allocated()}))
 
 
 if __name__ == "__main__":

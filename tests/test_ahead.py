@@ -8,21 +8,21 @@ from prts_jax.ahead import one_ahead
 
 
 def test_values_come_in_order_and_two_exist_at_most():
-    made, taken, most = [], [], 0
+    built, taken, most = [], [], 0
     both = threading.Lock()
 
     def make(number):
         nonlocal most
         with both:
-            made.append(number)
-            most = max(most, len(made) - len(taken))
+            built.append(number)
+            most = max(most, len(built) - len(taken))
         return number
 
     for value in one_ahead(lambda number=number: make(number) for number in range(50)):
         assert value == len(taken)
         with both:
             taken.append(value)
-    assert made == taken == list(range(50))
+    assert built == taken == list(range(50))
     assert most == 2
 
 

@@ -41,11 +41,11 @@ def test_prefetch_keeps_the_order():
 
 
 def test_prefetch_works_ahead_but_not_far():
-    made = []
+    built = []
     twice_ahead = threading.Event()
 
     def make(index: int) -> int:
-        made.append(index)
+        built.append(index)
         if index == 2:
             twice_ahead.set()
         return index
@@ -55,7 +55,7 @@ def test_prefetch_works_ahead_but_not_far():
     assert twice_ahead.wait(10)
     assert next(stream) == 1
     stream.close()
-    assert max(made) <= 3
+    assert max(built) <= 3
 
 
 def test_prefetch_raises_where_the_result_is_asked_for():

@@ -73,9 +73,9 @@ def test_ids_of_a_tokenizer_json_are_those_of_transformers(
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     vocab = {"<s>": 0, "</s>": 1, "<pad>": 2, "a": 3}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<s>"))
-    made.add_special_tokens(["<s>", "</s>", "<pad>"])
-    made.save(str(tmp_path / "tokenizer.json"))
+    built = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<s>"))
+    built.add_special_tokens(["<s>", "</s>", "<pad>"])
+    built.save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))

@@ -44,16 +44,16 @@ class Spread:
 
 def spreads(seeds: Sequence[Comparison]) -> dict[str, dict[str, Spread]]:
     """Returns, by label of a run, its "validation_loss", "speedup" and "speedup_6nd"."""
-    found = {}
+    actual = {}
     for at, run in enumerate(seeds[0].runs):
         of_seeds = [(seed, seed.runs[at]) for seed in seeds]
         levels = [seed.primary(one) for seed, one in of_seeds]
-        found[run.label] = {
+        actual[run.label] = {
             "validation_loss": Spread([one.last("validation_loss") for _, one in of_seeds]),
             "speedup": Spread([level.speedup if level else None for level in levels]),
             "speedup_6nd": Spread([level.speedup_6nd if level else None for level in levels]),
         }
-    return found
+    return actual
 
 
 def seed_table(seeds: Sequence[Comparison]) -> Table | None:

@@ -43,13 +43,13 @@ def run_and_mesh(name: str) -> tuple[RunConfig, AbstractMesh]:
 
 def constraints(text: str, mesh: AbstractMesh) -> list[tuple[str, float, int]]:
     """Returns (constraint, MiB of the whole array, parts that it is split into) of a program."""
-    found = []
+    actual = []
     for match in CONSTRAINT.finditer(text):
         *shape, dtype = match[2].split("x")
         size = math.prod(map(int, shape)) * BYTES[dtype]
         axes = re.findall(r'"(\w+)"', match[1])
-        found.append((match[0], size / MIB, math.prod(mesh.shape[axis] for axis in axes)))
-    return found
+        actual.append((match[0], size / MIB, math.prod(mesh.shape[axis] for axis in axes)))
+    return actual
 
 
 @pytest.mark.parametrize("name", CONFIG["RUNS"])
@@ -74,14 +74,14 @@ def test_no_large_array_of_a_step_is_whole_on_a_device(name: str) -> None:
         batch = abstract_batch(config, mesh, config.data.batch)
         traced = step.trace(abstract_state(config, mesh), batch, None)
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
-    found = constraints(text, mesh)
-    assert len(found) > 20
+    actual = constraints(text, mesh)
+    assert len(actual) > 20
     # Parameters and gradients have a copy for each part of the axis data.
-    copied = [each for each in found if each[1] > 1 and each[2] * config.mesh.data < mesh.size]
+    copied = [each for each in actual if each[1] > 1 and each[2] * config.mesh.data < mesh.size]
     assert copied == []
     tokens = config.data.batch * config.data.length // axis_size(mesh, "batch")
     logits = 4 * config.model.vocab * tokens / config.compute.loss_chunks / MIB
-    assert max(size / parts for _, size, parts in found) <= logits
+    assert max(size / parts for _, size, parts in actual) <= logits
 
 
 @pytest.fixture(scope="module")

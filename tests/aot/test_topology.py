@@ -29,9 +29,9 @@ def test_a_mesh_fills_the_slices(
     name: str, slices: int, mesh: MeshConfig, shape: tuple[int, ...]
 ) -> None:
     topology = open_topology(name, slices)
-    made = make_mesh(mesh, topology.devices)
-    assert tuple(made.shape[axis] for axis in ("data", "fsdp", "tensor")) == shape
-    assert len(set(made.devices.reshape(-1).tolist())) == len(topology.devices)
+    built = make_mesh(mesh, topology.devices)
+    assert tuple(built.shape[axis] for axis in ("data", "fsdp", "tensor")) == shape
+    assert len(set(built.devices.reshape(-1).tolist())) == len(topology.devices)
 
 
 def test_only_the_data_axis_crosses_slices() -> None:

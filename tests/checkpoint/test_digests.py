@@ -117,8 +117,8 @@ def test_boxes_in_any_order_make_the_digest_of_the_whole(order, rows, columns):
     layer = random(6, 50, 3)
     digest = LayerDigest(layer.shape)
     boxes = [(a, b) for a in range(0, 6, rows) for b in range(0, 50, columns)]
-    for place in sorted(range(len(boxes)), key=lambda number: order[number % 6]):
-        a, b = boxes[place]
+    for spot in sorted(range(len(boxes)), key=lambda number: order[number % 6]):
+        a, b = boxes[spot]
         digest.update(layer[a : a + rows, b : b + columns], origin=(a, b, 0))
     assert digest.hexdigest() == digest_of(layer)
 

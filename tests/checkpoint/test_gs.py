@@ -252,8 +252,8 @@ def test_models_are_converted_from_and_to_object_stores(fake_gcs, tmp_path):
     assert is_complete(f"{fake_gcs}/imported")
     back = convert.open_source("orbax", f"{fake_gcs}/imported")
     convert.write_huggingface(back, str(tmp_path / "back"))
-    found = convert.open_source("hf", str(tmp_path / "back"))
-    assert convert.first_difference(ours, found, "float32") == ""
+    actual = convert.open_source("hf", str(tmp_path / "back"))
+    assert convert.first_difference(ours, actual, "float32") == ""
     assert (tmp_path / "back" / "tokenizer.json").read_text() == tokenizer
     with pytest.raises(UserError, match="exists already"):
         convert.write_checkpoint(remote, f"{fake_gcs}/imported")

@@ -107,12 +107,12 @@ def test_any_flipped_bit_of_a_lineage_is_noticed(tmp_path):
     rng = random.Random(0)
     keys = [whole.index(key) for key in (b'"checksum_kind"', b'"checksum"', b'"format"')]
     places = [at + step for at in keys for step in range(12)]
-    for place in [*places, *rng.sample(range(len(whole)), 600)]:
+    for spot in [*places, *rng.sample(range(len(whole)), 600)]:
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.randrange(8)
+        damaged[spot] ^= 1 << rng.randrange(8)
         file.write_bytes(damaged)
         try:
-            assert read_lineage(str(tmp_path / "c")) == lineage, place
+            assert read_lineage(str(tmp_path / "c")) == lineage, spot
         except DamagedError as error:
             assert "\n" not in str(error)
 

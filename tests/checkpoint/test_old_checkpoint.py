@@ -84,8 +84,8 @@ def test_it_grows(workdir: str, tmp_path: Path, params: Any, mode: str) -> None:
     assert grow.main([*arguments, f"--mode={mode}"]) == 0
     model = make_map(STACK.target, None, "stack", 2).target
     deep = random_params(declare(model))
-    found = restore_params(target, abstract(deep), declare(model))
-    up, expected = found["layers"]["mlp"]["up"], params["layers"]["mlp"]["up"]
+    actual = restore_params(target, abstract(deep), declare(model))
+    up, expected = actual["layers"]["mlp"]["up"], params["layers"]["mlp"]["up"]
     np.testing.assert_array_equal(up, np.concatenate([expected, expected]))
 
 
@@ -97,8 +97,8 @@ def test_it_is_exported_to_hugging_face(workdir: str, tmp_path: Path, params: An
         convert.main(["--from=orbax", "--to=hf", f"--source={workdir}", f"--target={target}"]) == 0
     )
     tensors = library.load_file(target / "model.safetensors")
-    found = tensors["model.embed_tokens.weight"]
+    actual = tensors["model.embed_tokens.weight"]
     assert any(
-        leaf.shape == found.shape and (np.asarray(leaf) == found).all()
+        leaf.shape == actual.shape and (np.asarray(leaf) == actual).all()
         for leaf in jax.tree.leaves(params)
     )

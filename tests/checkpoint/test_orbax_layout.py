@@ -90,8 +90,8 @@ def test_a_key_has_a_small_value_or_the_place_of_a_large_one(params):
         assert entry.keys() in ({"key", "inline_value"}, {"key", "indirect_value"})
     places = [entry["indirect_value"] for entry in entries(params) if "indirect_value" in entry]
     assert places
-    for place in places:
-        kind, folder, file, offset, length = place.split(":")
+    for spot in places:
+        kind, folder, file, offset, length = spot.split(":")
         assert kind == "value"
         assert (params / (folder + file)).stat().st_size >= int(offset) + int(length)
 

@@ -32,13 +32,13 @@ def test_stages_follow_each_other_and_add_up():
     stacked = make_map(MODEL, None, "stack", 2)
     wider = make_map(stacked.target, None, "split", widths="mlp=48")
     lineage = later(later(BASE.grown(stacked, {}), 3).grown(wider, {}), 5)
-    found = training_spans(lineage)
-    assert [stage.growth for stage in found] == [None, stacked, wider]
-    assert [stage.model for stage in found] == [MODEL, stacked.target, wider.target]
-    assert [(stage.first_step, stage.last_step) for stage in found] == [(0, 7), (7, 10), (10, 15)]
-    assert [stage.tokens for stage in found] == [BASE.tokens, 3 * 512, 5 * 512]
-    assert sum(stage.flops for stage in found) == lineage.flops
-    assert sum(stage.share for stage in found) == pytest.approx(1)
+    actual = training_spans(lineage)
+    assert [stage.growth for stage in actual] == [None, stacked, wider]
+    assert [stage.model for stage in actual] == [MODEL, stacked.target, wider.target]
+    assert [(stage.first_step, stage.last_step) for stage in actual] == [(0, 7), (7, 10), (10, 15)]
+    assert [stage.tokens for stage in actual] == [BASE.tokens, 3 * 512, 5 * 512]
+    assert sum(stage.flops for stage in actual) == lineage.flops
+    assert sum(stage.share for stage in actual) == pytest.approx(1)
 
 
 def test_each_change_is_in_the_stage_that_it_began():
@@ -54,8 +54,8 @@ def test_each_change_is_in_the_stage_that_it_began():
 
 def test_each_stage_has_its_last_evaluation():
     def evaluated(lineage, loss):
-        found = {"step": lineage.step, "validation_loss": loss}
-        return dataclasses.replace(lineage, evaluation=found)
+        actual = {"step": lineage.step, "validation_loss": loss}
+        return dataclasses.replace(lineage, evaluation=actual)
 
     grown = evaluated(BASE, 3.5).grown(make_map(MODEL, None, "stack", 2), {})
     assert [stage.evaluation for stage in training_spans(grown)] == [
@@ -69,5 +69,5 @@ def test_each_stage_has_its_last_evaluation():
 
 def test_a_checkpoint_that_was_grown_before_its_first_step_has_spent_nothing():
     fresh = dataclasses.replace(BASE, step=0, stage_step=0, tokens=0, flops=0.0)
-    found = training_spans(fresh.grown(make_map(MODEL, None, "stack", 2), {}))
-    assert [stage.share for stage in found] == [0.0, 0.0]
+    actual = training_spans(fresh.grown(make_map(MODEL, None, "stack", 2), {}))
+    assert [stage.share for stage in actual] == [0.0, 0.0]

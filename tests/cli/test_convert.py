@@ -60,11 +60,11 @@ def test_inspect_says_what_differs(
 ) -> None:
     write_source(tmp_path / "ours")
     assert inspect.main([str(folder), str(tmp_path / "ours"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["config"]["model.layers"] == [2, 3]
-    assert found["shapes"]["head"] == [[16, 40], [16, 48]]
-    assert "final_norm" in found["values"]
-    assert not found["same"]
+    actual = json.loads(capsys.readouterr().out)
+    assert actual["config"]["model.layers"] == [2, 3]
+    assert actual["shapes"]["head"] == [[16, 40], [16, 48]]
+    assert "final_norm" in actual["values"]
+    assert not actual["same"]
     assert inspect.main([str(folder), str(tmp_path / "ours")]) == 0
     text = capsys.readouterr().out
     assert "model.vocab: 40 in A, 48 in B" in text
@@ -203,8 +203,8 @@ def test_memory_is_for_some_tensors_whatever_the_models_size(
     """A model 600 MB larger takes less than an eighth of that more, there and back."""
 
     def peak(source: Path, target: Path, kind: str, to: str) -> int:
-        found = run_prts("convert", *argv(source, target, "--json", kind=kind, to=to))
-        rss: int = json.loads(found.stdout)["peak_rss_bytes"]
+        actual = run_prts("convert", *argv(source, target, "--json", kind=kind, to=to))
+        rss: int = json.loads(actual.stdout)["peak_rss_bytes"]
         return rss
 
     large = ModelConfig(vocab=1000, embed=512, heads=8, kv_heads=8, head_dim=64, mlp=2048)

@@ -48,13 +48,13 @@ def test_json_has_the_documented_keys(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     flags = (f"--checkpoint={words / 'model'}", "--perplexity", f"--text={words / 'text'}")
-    found = evaluate(capsys, *flags, *FLOAT32)
-    assert set(found) == {"loss", "perplexity", "tokens", "bits_per_byte", "per_source", "length"}
-    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
-    assert set(found["per_source"]["cats"]) == {"loss", "perplexity", "tokens", "bits_per_byte"}
+    actual = evaluate(capsys, *flags, *FLOAT32)
+    assert set(actual) == {"loss", "perplexity", "tokens", "bits_per_byte", "per_source", "length"}
+    assert actual["perplexity"] == pytest.approx(math.exp(actual["loss"]))
+    assert set(actual["per_source"]["cats"]) == {"loss", "perplexity", "tokens", "bits_per_byte"}
     assert eval_command.main([*flags, *FLOAT32]) == 0
     [line] = re.findall(r"^all .*", capsys.readouterr().out, re.MULTILINE)
-    assert line.split()[1:3] == ["84", f"{found['loss']:.4f}"]
+    assert line.split()[1:3] == ["84", f"{actual['loss']:.4f}"]
 
 
 def test_saved_results_are_compared(
@@ -63,9 +63,9 @@ def test_saved_results_are_compared(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = [f"small={saved / 'model.json'}", str(saved / "other.json")]
-    found = evaluate(capsys, "--compare", *files)
-    assert found["checkpoints"] == ["small", "other"]
-    [loss] = [row for row in found["rows"] if (row["group"], row["name"]) == ("loss", "all")]
+    actual = evaluate(capsys, "--compare", *files)
+    assert actual["checkpoints"] == ["small", "other"]
+    [loss] = [row for row in actual["rows"] if (row["group"], row["name"]) == ("loss", "all")]
     of_each = [json.loads((saved / f"{name}.json").read_text()) for name in ("model", "other")]
     values = [one["results"]["loss"] for one in of_each]
     assert [one["value"] for one in loss["scores"]] == pytest.approx(values)

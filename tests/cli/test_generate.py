@@ -20,8 +20,8 @@ __all__ = ["words"]  # a fixture
 def as_json(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, object]:
     capsys.readouterr()
     assert generate.main([*flags, "--json", "--tokens=6", "--dtype=float32"]) == 0
-    found: dict[str, object] = json.loads(capsys.readouterr().out)
-    return found
+    actual: dict[str, object] = json.loads(capsys.readouterr().out)
+    return actual
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
@@ -39,15 +39,15 @@ def test_a_prompt_comes_from_flag_file_or_standard_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint = f"--checkpoint={words / 'model'}"
-    found = as_json(capsys, checkpoint, "--prompt=the cat sat")
-    assert set(str(found["text"]).split()) <= set(WORDS)
+    actual = as_json(capsys, checkpoint, "--prompt=the cat sat")
+    assert set(str(actual["text"]).split()) <= set(WORDS)
     (tmp_path / "prompt").write_text("the cat sat")
     file = as_json(capsys, checkpoint, f"--prompt_file={tmp_path / 'prompt'}")
     monkeypatch.setattr("sys.stdin", io.StringIO("the cat sat"))
     standard = as_json(capsys, checkpoint, "--prompt_file=-")
-    assert found["text"] == file["text"] == standard["text"]
+    assert actual["text"] == file["text"] == standard["text"]
     assert generate.main([checkpoint, "--prompt=the cat sat", "--tokens=6", "--dtype=float32"]) == 0
-    assert capsys.readouterr().out == f"the cat sat{found['text']}\n"
+    assert capsys.readouterr().out == f"the cat sat{actual['text']}\n"
 
 
 @pytest.mark.slow
@@ -137,9 +137,9 @@ def test_greedy_tokens_equal_those_of_transformers(
     convert.write_checkpoint(source, str(tmp_path / "ours"))
     flags = (f"--checkpoint={tmp_path / 'ours'}", "--prompt=the cat sat", "--json")
     assert generate.main([*flags, "--tokens=12", "--dtype=float32"]) == 0
-    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    actual = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     expected = greedy(ends)
-    assert found["tokens"] == expected[:-1] == whole[: whole.index(whole[5])]
+    assert actual["tokens"] == expected[:-1] == whole[: whole.index(whole[5])]
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(

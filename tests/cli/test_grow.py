@@ -184,10 +184,10 @@ def test_verify_on_a_store_as_json(source, tmp_path, capsys):
     write_store(tmp_path / "store", vocab=48)
     argv = [source, f"--target={tmp_path / 'grown'}", "--operator=zero", "--factor=2", "--json"]
     assert grow.main([*argv, f"--verify={tmp_path / 'store'}"]) == 0
-    found = json.loads(capsys.readouterr().out)["verified"]
-    assert found["data"] == f"the start of {tmp_path / 'store'}"
-    assert found["largest_difference"] == found["relative_difference"] == 0
-    assert found["loss_before"] == found["loss_after"]
+    actual = json.loads(capsys.readouterr().out)["verified"]
+    assert actual["data"] == f"the start of {tmp_path / 'store'}"
+    assert actual["largest_difference"] == actual["relative_difference"] == 0
+    assert actual["loss_before"] == actual["loss_after"]
 
 
 def test_a_store_that_cannot_be_read_is_refused_before_anything_grows(source, tmp_path, capsys):

@@ -29,7 +29,7 @@ def as_json(path, capsys):
 
 
 def test_json_holds_the_promised_keys(grown, capsys):
-    found = as_json(grown, capsys)
+    actual = as_json(grown, capsys)
     assert {
         "format",
         "step",
@@ -40,16 +40,16 @@ def test_json_holds_the_promised_keys(grown, capsys):
         "flops",
         "lineage",
         "digests",
-    } <= found.keys()
+    } <= actual.keys()
     lineage = read_lineage(grown)
-    assert (found["step"], found["position"], found["tokens"], found["flops"]) == (
+    assert (actual["step"], actual["position"], actual["tokens"], actual["flops"]) == (
         lineage.step,
         lineage.position,
         lineage.tokens,
         lineage.flops,
     )
-    assert found["config"]["model"]["layers"] == 6
-    assert found["lineage"][0]["map"]["layers"] == [0, 1, 2, 0, 1, 2]
+    assert actual["config"]["model"]["layers"] == 6
+    assert actual["lineage"][0]["map"]["layers"] == [0, 1, 2, 0, 1, 2]
 
 
 def test_json_describes_every_parameter(grown, capsys):

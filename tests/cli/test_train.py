@@ -217,8 +217,8 @@ def test_a_wrong_store_ends_in_one_line_and_changes_nothing(capsys, tmp_path, st
     capsys.readouterr()
 
     def files() -> dict[Path, int]:
-        found = (path for path in run.rglob("*") if path.name != ".lock")
-        return {path: path.stat().st_mtime_ns for path in found}
+        actual = (path for path in run.rglob("*") if path.name != ".lock")
+        return {path: path.stat().st_mtime_ns for path in actual}
 
     before = files()
     for other in (text, tokenizer):

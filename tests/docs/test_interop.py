@@ -21,13 +21,13 @@ def test_the_commands_of_the_page_work(tmp_path, monkeypatch, capsys):
     tokenizers = pytest.importorskip("tokenizers")
     monkeypatch.chdir(tmp_path)
     save_transformers(tmp_path / "smollm2", shape())
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<s>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<s>"))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     text = "Once upon a time there was a page of commands\n" * 30
-    made.train_from_iterator(
+    built.train_from_iterator(
         [text], tokenizers.trainers.BpeTrainer(vocab_size=40, special_tokens=["<s>", "</s>"])
     )
-    made.save("smollm2/tokenizer.json")
+    built.save("smollm2/tokenizer.json")
     Path("smollm2/tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     Path("some_text").mkdir()
     Path("some_text/a.txt").write_text(text)

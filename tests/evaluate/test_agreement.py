@@ -64,18 +64,18 @@ def both(source, target, batch, growth_map):
 def test_growth_with_zero_outputs_or_closed_gates_changes_no_logit(source, tmp_path, operator):
     growth_map = make_map(MODEL, None, operator, 2)
     stream(source[0], str(tmp_path / "grown"), growth_map)
-    found = both(source[0], tmp_path / "grown", choose_batch(with_data()), growth_map)
-    assert found.holds
-    assert found.largest_difference == 0
-    assert found.relative_difference == 0
-    assert found.loss_before == found.loss_after
+    actual = both(source[0], tmp_path / "grown", choose_batch(with_data()), growth_map)
+    assert actual.holds
+    assert actual.largest_difference == 0
+    assert actual.relative_difference == 0
+    assert actual.loss_before == actual.loss_after
 
 
 def test_difference_and_losses_equal_those_of_the_two_models(source, store, tmp_path):
     growth_map = make_map(MODEL, None, "stack", 2)
     stream(source[0], str(tmp_path / "grown"), growth_map)
     batch = choose_batch(with_data(), store)
-    found = both(source[0], tmp_path / "grown", batch, growth_map)
+    actual = both(source[0], tmp_path / "grown", batch, growth_map)
 
     compute = ComputeConfig(dtype="float32", attention="xla")
     doubled = tree.unflatten(
@@ -86,13 +86,13 @@ def test_difference_and_losses_equal_those_of_the_two_models(source, store, tmp_
     )
     before = np.asarray(logits(source[1], batch.tokens, MODEL, compute), np.float64)
     after = np.asarray(logits(doubled, batch.tokens, growth_map.target, compute), np.float64)
-    assert found.largest_difference == pytest.approx(np.abs(after - before).max(), rel=1e-5)
-    assert found.largest_logit == pytest.approx(np.abs(before).max(), rel=1e-5)
-    for scores, loss in ((before, found.loss_before), (after, found.loss_after)):
+    assert actual.largest_difference == pytest.approx(np.abs(after - before).max(), rel=1e-5)
+    assert actual.largest_logit == pytest.approx(np.abs(before).max(), rel=1e-5)
+    for scores, loss in ((before, actual.loss_before), (after, actual.loss_after)):
         picked = np.take_along_axis(log_softmax(scores, axis=-1), batch.targets[..., None], -1)
         assert loss == pytest.approx(-picked.mean(), rel=1e-5)
-    assert found.relative_difference > TOLERANCE
-    assert found.holds  # a stack promises nothing
+    assert actual.relative_difference > TOLERANCE
+    assert actual.holds  # a stack promises nothing
 
 
 def test_a_given_store_is_read_from_its_start(store):
@@ -124,10 +124,10 @@ def test_a_store_of_a_larger_vocabulary_is_refused(tmp_path):
 
 
 def test_nan_and_infinity_are_null_in_json():
-    found = Agreement("", 1, float("nan"), 2.0, 1.0, float("inf"), TOLERANCE)
-    assert found.to_json()["largest_difference"] is None
-    assert found.to_json()["loss_after"] is None
-    assert not found.holds
+    actual = Agreement("", 1, float("nan"), 2.0, 1.0, float("inf"), TOLERANCE)
+    assert actual.to_json()["largest_difference"] is None
+    assert actual.to_json()["loss_after"] is None
+    assert not actual.holds
 
 
 def test_tolerance_follows_from_the_rounding_of_the_grown_model(source):
@@ -214,5 +214,5 @@ def test_a_broken_model_exceeds_the_tolerance(source, tmp_path):
     params = tree.unflatten({path: jnp.asarray(leaf) for path, leaf in broken.items()})
     save_checkpoint(str(tmp_path / "broken"), params, lineage_of(params))
     kept = make_map(MODEL, None, "zero", 1)
-    found = both(source[0], tmp_path / "broken", choose_batch(with_data()), kept)
-    assert not found.holds
+    actual = both(source[0], tmp_path / "broken", choose_batch(with_data()), kept)
+    assert not actual.holds

@@ -35,20 +35,20 @@ def brute_force(loaded: LoadedModel, words: Path, documents: bool) -> list[tuple
     tokens = np.concatenate([text for text, _ in texts])
     sources = np.concatenate([np.full(len(text), source) for text, source in texts])
     starts = set(np.cumsum([0] + [len(text) for text, _ in texts]).tolist())
-    found = []
+    actual = []
     for row, first in enumerate(range(0, len(tokens) - 1, LENGTH)):
         stop = min(first + LENGTH, len(tokens) - 1)
         cuts = [first, *(at for at in range(first + 1, stop) if documents and at in starts), stop]
         for begin, end in itertools.pairwise(cuts):
             given = jnp.asarray(np.pad(tokens[begin:end], (0, LENGTH - end + begin)))[None]
             scores = np.asarray(logits(loaded.params, given, loaded.model, loaded.compute)[0])
-            for place, target in enumerate(range(begin + 1, end + 1)):
+            for spot, target in enumerate(range(begin + 1, end + 1)):
                 if documents and target in starts:
                     continue
-                row_of_scores = scores[place].astype(np.float64)
+                row_of_scores = scores[spot].astype(np.float64)
                 nats = math.log(np.exp(row_of_scores).sum()) - row_of_scores[tokens[target]]
-                found.append((row, int(sources[target]), nats))
-    return found
+                actual.append((row, int(sources[target]), nats))
+    return actual
 
 
 def bits_per_byte(texts: list[tuple[str, str]], loss: float, source: str | None = None) -> float:
@@ -67,18 +67,18 @@ def test_loss_and_bits_by_source_equal_brute_force(
         data = data_loss.open_store(model, str(words / "store"))
     else:
         data = data_loss.read_text(model, str(words / "text"))
-    found, scores = data_loss.measure(model, data, rows=4)
+    actual, scores = data_loss.measure(model, data, rows=4)
     expected = brute_force(model, words, documents)
     texts = worded.write_text(words / "again")
-    assert found["tokens"] == len(expected) == (82 if documents else 84)
+    assert actual["tokens"] == len(expected) == (82 if documents else 84)
     loss = np.mean([nats for _, _, nats in expected])
-    assert found["loss"] == pytest.approx(loss, rel=1e-5)
-    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
-    assert found["bits_per_byte"] == pytest.approx(bits_per_byte(texts, loss), rel=1e-5)
-    assert list(found["per_source"]) == list(SOURCES)
+    assert actual["loss"] == pytest.approx(loss, rel=1e-5)
+    assert actual["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert actual["bits_per_byte"] == pytest.approx(bits_per_byte(texts, loss), rel=1e-5)
+    assert list(actual["per_source"]) == list(SOURCES)
     for source, name in enumerate(SOURCES):
         one = [nats for _, of, nats in expected if of == source]
-        measured = found["per_source"][name]
+        measured = actual["per_source"][name]
         assert measured["tokens"] == len(one)
         assert measured["loss"] == pytest.approx(np.mean(one), rel=1e-5)
         assert measured["bits_per_byte"] == pytest.approx(
@@ -88,7 +88,7 @@ def test_loss_and_bits_by_source_equal_brute_force(
     assert set(by_name) == {(group, name) for group in (LOSS, BITS) for name in (ALL, *SOURCES)}
     rows = [sum(nats for at, _, nats in expected if at == row) for row in range(6)]
     np.testing.assert_allclose(by_name[LOSS, ALL].values, rows, rtol=1e-5)
-    assert by_name[BITS, ALL].estimate.value == pytest.approx(found["bits_per_byte"])
+    assert by_name[BITS, ALL].estimate.value == pytest.approx(actual["bits_per_byte"])
 
 
 def test_text_equals_a_store_of_it(loaded: LoadedModel, words: Path) -> None:

@@ -19,8 +19,8 @@ PROMPTS = [[3], [5, 6, 7, 8, 9], [1, 2] * 20]
 
 @pytest.fixture(scope="module")
 def params():
-    made = init_params(declare(MODEL), MODEL.layers, "paper", 3, None)
-    return jax.tree.map(lambda leaf: leaf * 3, made)  # away from a flat distribution
+    built = init_params(declare(MODEL), MODEL.layers, "paper", 3, None)
+    return jax.tree.map(lambda leaf: leaf * 3, built)  # away from a flat distribution
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def anew(params, prompt, count):
 
 
 def test_a_batch_of_different_lengths_equals_single_rows(params, generator):
-    found = np.stack(list(generator.stream(PROMPTS, 12)), axis=1)
-    for row, prompt in zip(found, PROMPTS, strict=True):
+    actual = np.stack(list(generator.stream(PROMPTS, 12)), axis=1)
+    for row, prompt in zip(actual, PROMPTS, strict=True):
         assert row.tolist() == anew(params, prompt, 12)
         alone = [int(token[0]) for token in generator.stream([prompt], 12)]
         assert alone == row.tolist()

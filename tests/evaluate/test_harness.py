@@ -91,16 +91,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`hf`, a tiny model with a tokenizer; `ours`, the same imported; `tasks`, two tasks."""
     root = tmp_path_factory.mktemp("harness")
     save_transformers(root / "hf", MODEL)
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    built = tokenizers.Tokenizer(tokenizers.models.BPE())
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=MODEL.vocab,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )
-    made.train_from_iterator([README], trainer)
-    made.save(str(root / "hf" / "tokenizer.json"))
+    built.train_from_iterator([README], trainer)
+    built.save(str(root / "hf" / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     (root / "hf" / "tokenizer_config.json").write_text(json.dumps(config))
@@ -140,28 +140,28 @@ def test_log_likelihoods_equal_the_hf_models(ours: Any, theirs: Any) -> None:
         context = " ".join(WORDS[start : start + length])
         after = WORDS[start + length : start + length + more]
         pairs.append((context, " " + " ".join(after)))
-    found = ours.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    actual = ours.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
     expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
-    np.testing.assert_allclose([f[0] for f in found], [e[0] for e in expected], atol=1e-3)
-    assert [f[1] for f in found] == [e[1] for e in expected]
+    np.testing.assert_allclose([f[0] for f in actual], [e[0] for e in expected], atol=1e-3)
+    assert [f[1] for f in actual] == [e[1] for e in expected]
 
 
 def test_rolling_log_likelihoods_equal_the_hf_models(ours: Any, theirs: Any) -> None:
     texts = [(" ".join(WORDS[:n]),) for n in (1, 20, 150)]  # the last takes several windows
-    found = ours.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
+    actual = ours.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
     expected = theirs.loglikelihood_rolling(
         requests("loglikelihood_rolling", texts), disable_tqdm=True
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 def test_generated_texts_equal_the_hf_models(ours: Any, theirs: Any) -> None:
     options = {"until": ["e"], "max_gen_toks": 12, "do_sample": False}
     prompts = [(" ".join(WORDS[at : at + 5]), dict(options)) for at in (0, 9, 30)]
-    found = ours.generate_until(requests("generate_until", prompts), disable_tqdm=True)
+    actual = ours.generate_until(requests("generate_until", prompts), disable_tqdm=True)
     expected = theirs.generate_until(requests("generate_until", prompts), disable_tqdm=True)
-    assert found == expected
-    assert not any("e" in text for text in found)
+    assert actual == expected
+    assert not any("e" in text for text in actual)
 
 
 def test_the_start_token_comes_first_as_in_the_hf_model(folders: Path, theirs: Any) -> None:
@@ -173,12 +173,12 @@ def test_the_start_token_comes_first_as_in_the_hf_model(folders: Path, theirs: A
     texts = [(" ".join(WORDS[:n]),) for n in (1, 20, 150)]
     for kind, arguments in (("loglikelihood", pairs), ("loglikelihood_rolling", texts)):
         given = requests(kind, arguments)
-        found, expected = (getattr(m, kind)(given, disable_tqdm=True) for m in (ours, hf))
-        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-4)
+        actual, expected = (getattr(m, kind)(given, disable_tqdm=True) for m in (ours, hf))
+        np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=1e-4)
     options = {"until": [], "max_new_tokens": 8}
     given = requests("generate_until", [(" ".join(WORDS[:5]), options)])
-    found, expected = (m.generate_until(given, disable_tqdm=True) for m in (ours, hf))
-    assert found == expected
+    actual, expected = (m.generate_until(given, disable_tqdm=True) for m in (ours, hf))
+    assert actual == expected
 
 
 def test_texts_end_at_every_end_id(folders: Path, tmp_path: Path, theirs: Any) -> None:
@@ -194,9 +194,9 @@ def test_texts_end_at_every_end_id(folders: Path, tmp_path: Path, theirs: Any) -
     convert.write_checkpoint(source, str(tmp_path / "ours"))
     hf = HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32", max_length=64)
     ours = harness.HarnessModel(str(tmp_path / "ours"), dtype="float32")
-    found, expected = (m.generate_until(given, disable_tqdm=True) for m in (ours, hf))
-    assert len(found[0]) < len(whole)
-    assert found[0] == expected[0].removesuffix(theirs.tok_decode([last]))
+    actual, expected = (m.generate_until(given, disable_tqdm=True) for m in (ours, hf))
+    assert len(actual[0]) < len(whole)
+    assert actual[0] == expected[0].removesuffix(theirs.tok_decode([last]))
 
 
 @pytest.mark.parametrize(
@@ -223,15 +223,15 @@ def test_task_scores_equal_the_hf_models(
 
     flags = ["--tasks=local_choice", f"--include_path={folders / 'tasks'}", "--dtype=float32"]
     assert eval_command.main([f"--checkpoint={folders / 'ours'}", *flags, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["tasks"]["local_choice"]
+    actual = json.loads(capsys.readouterr().out)["tasks"]["local_choice"]
     manager = TaskManager(include_path=str(folders / "tasks"))
     expected = simple_evaluate(theirs, tasks=["local_choice"], task_manager=manager)
     for metric in ("acc,none", "acc_norm,none"):
-        assert found[metric] == expected["results"]["local_choice"][metric]
+        assert actual[metric] == expected["results"]["local_choice"][metric]
     for error in ("acc_stderr,none", "acc_norm_stderr,none"):
-        assert found[error] == pytest.approx(expected["results"]["local_choice"][error])
-    assert found["version"] == 3
-    assert found["shots"] == 0
+        assert actual[error] == pytest.approx(expected["results"]["local_choice"][error])
+    assert actual["version"] == 3
+    assert actual["shots"] == 0
 
 
 def test_word_perplexity_has_an_interval_and_is_compared(
@@ -244,10 +244,10 @@ def test_word_perplexity_has_an_interval_and_is_compared(
     for name, extra in runs.items():
         argv = [*flags, *extra, f"--save={tmp_path / name}.json", "--json"]
         assert eval_command.main(argv) == 0
-        found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["tasks"]["local_text"]
-        assert found["word_perplexity,none"] > 1
-        assert found["word_perplexity_stderr,none"] > 0
-        assert 0 < found["bits_per_byte_stderr,none"] < found["bits_per_byte,none"]
+        actual = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["tasks"]["local_text"]
+        assert actual["word_perplexity,none"] > 1
+        assert actual["word_perplexity_stderr,none"] > 0
+        assert 0 < actual["bits_per_byte_stderr,none"] < actual["bits_per_byte,none"]
     assert eval_command.main(["--compare", *(f"{tmp_path / n}.json" for n in runs), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     by_name = {(row["group"], row["name"]): row for row in rows}

@@ -48,30 +48,30 @@ def brute_force(params, store, length=16, limit=None) -> list[tuple[int, float]]
     tokens, sources = np.concatenate(tokens), np.concatenate(sources)
     count = len(tokens) - 1 if limit is None else limit
     window = jax.jit(lambda p, t: logits(p, t, tiny.MODEL, CONFIG.compute))
-    found = []
+    actual = []
     for first in range(0, count, length):
         inputs = np.zeros((1, length), np.int32)
         given = tokens[first : min(first + length, len(tokens) - 1)]
         inputs[0, : len(given)] = given
         scores = np.asarray(window(params, jnp.asarray(inputs)), np.float64)[0]
-        for place in range(min(length, count - first)):
-            row = scores[place] - scores[place].max()
-            target = first + place + 1
+        for spot in range(min(length, count - first)):
+            row = scores[spot] - scores[spot].max()
+            target = first + spot + 1
             loss = math.log(np.exp(row).sum()) - row[tokens[target]]
-            found.append((int(sources[target]), loss))
-    return found
+            actual.append((int(sources[target]), loss))
+    return actual
 
 
 @pytest.mark.parametrize("limit", [None, 100], ids=["the whole store", "its first 100 targets"])
 def test_loss_by_source_equals_brute_force(params, store, limit):
-    found = evaluate(params, store, limit=limit)
+    actual = evaluate(params, store, limit=limit)
     expected = brute_force(params, store, limit=limit)
-    assert found.tokens == len(expected) == (limit or store.tokens - 1)
-    assert found.loss == pytest.approx(np.mean([loss for _, loss in expected]), rel=1e-6)
-    assert list(found.by_source) == list(tiny.SOURCES)
+    assert actual.tokens == len(expected) == (limit or store.tokens - 1)
+    assert actual.loss == pytest.approx(np.mean([loss for _, loss in expected]), rel=1e-6)
+    assert list(actual.by_source) == list(tiny.SOURCES)
     for source, name in enumerate(tiny.SOURCES):
         losses = [loss for of, loss in expected if of == source]
-        loss, tokens = found.by_source[name]
+        loss, tokens = actual.by_source[name]
         assert tokens == len(losses)
         assert loss == pytest.approx(np.mean(losses), rel=1e-6)
 
@@ -88,14 +88,14 @@ def test_loss_is_independent_of_the_batch_size(params, store, batch):
 
 def test_a_source_without_tokens_is_left_out(params, tmp_path):
     documents = [(np.arange(20), 1), (np.arange(20), 1)]
-    found = evaluate(params, tiny.write_store(tmp_path / "verse", documents=documents))
-    assert found.by_source == {"verse": (found.loss, 39)}
+    actual = evaluate(params, tiny.write_store(tmp_path / "verse", documents=documents))
+    assert actual.by_source == {"verse": (actual.loss, 39)}
 
 
 def test_metrics_are_valid_json():
     losses, tokens = np.array([[math.log(8), 0], [0, 6000]]), np.array([[1, 0], [0, 2]])
-    found = Perplexity(tiny.SOURCES, losses, tokens)
-    line = json.loads(json.dumps(found.metrics(), allow_nan=False))
+    actual = Perplexity(tiny.SOURCES, losses, tokens)
+    line = json.loads(json.dumps(actual.metrics(), allow_nan=False))
     assert line["validation_loss"] == pytest.approx((math.log(8) + 6000) / 3)
     assert math.isfinite(line["validation_perplexity"])
     assert line["validation_perplexity/prose"] == pytest.approx(8.0)

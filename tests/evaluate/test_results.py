@@ -19,9 +19,9 @@ RESULTS = Results("step", "runs/a", {"loss": 4 / 7}, (SCORES,))
 
 def test_saved_results_are_read_back(tmp_path: Path) -> None:
     results.save(RESULTS, str(tmp_path / "new" / "a.json"))
-    found = results.load(str(tmp_path / "new" / "a.json"))
-    assert (found.label, found.checkpoint, found.figures) == ("a", "runs/a", {"loss": 4 / 7})
-    [scores] = found.scores
+    actual = results.load(str(tmp_path / "new" / "a.json"))
+    assert (actual.label, actual.checkpoint, actual.figures) == ("a", "runs/a", {"loss": 4 / 7})
+    [scores] = actual.scores
     assert scores.pairs_with(SCORES)
     assert scores.values.tolist() == [1.5, 2.5]
     assert results.load(f"base={tmp_path / 'new' / 'a.json'}").label == "base"
@@ -45,8 +45,8 @@ def test_shared_labels_become_the_arguments(tmp_path: Path) -> None:
     files = [str(tmp_path / day / "a.json") for day in ("monday", "tuesday")]
     for file in files:
         results.save(RESULTS, file)
-    found = results.with_unique_labels([results.load(file) for file in files], files)
-    assert [one.label for one in found] == files
+    actual = results.with_unique_labels([results.load(file) for file in files], files)
+    assert [one.label for one in actual] == files
     with pytest.raises(UserError, match="is named twice"):
         results.with_unique_labels([RESULTS, RESULTS], ["a", "a"])
 
@@ -69,7 +69,7 @@ def paper_results(label, seed, requests="asked"):
         values, weights = rng.integers(0, 2, REQUESTS).astype(float), np.ones(REQUESTS)
         if not benchmark.percent:
             values, weights = rng.normal(60, 5, REQUESTS), rng.integers(15, 25, REQUESTS) * 1.0
-        made = Scores(
+        built = Scores(
             benchmark.task,
             benchmark.metric,
             values,
@@ -78,22 +78,22 @@ def paper_results(label, seed, requests="asked"):
             requests=requests,
             exponential=not benchmark.percent,
         )
-        scores.append(made)
+        scores.append(built)
         tasks[benchmark.task] = {
             "version": 1,
-            benchmark.metric: made.estimate.value,
-            benchmark.metric.replace(",", "_stderr,"): made.estimate.stderr,
+            benchmark.metric: built.estimate.value,
+            benchmark.metric.replace(",", "_stderr,"): built.estimate.stderr,
         }
     tasks["a_group"] = {"acc,none": 0.5, "sample_len": 3, "version": 2}
     return Results(label, f"runs/{label}", {"tasks": tasks}, tuple(scores))
 
 
 def loss_results(label, losses, tokens, asked="tokens", text="text"):
-    made = [
+    built = [
         Scores(LOSS, ALL, np.asarray(losses), np.asarray(tokens), asked, asked),
         Scores(BITS, ALL, np.asarray(losses) / math.log(2), np.asarray(tokens) * 4, text, asked),
     ]
-    return Results(label, label, {"loss": 0.0}, tuple(made))
+    return Results(label, label, {"loss": 0.0}, tuple(built))
 
 
 def test_rows_are_in_the_papers_order():
@@ -123,15 +123,15 @@ def test_the_average_and_its_error_are_over_seven_accuracies():
         for one in measured
     ]
     average = rows["average of seven"]
-    for found, tasks in zip(average.scores, accuracies, strict=True):
-        assert found.value == pytest.approx(statistics.mean(task.mean() for task in tasks))
+    for actual, tasks in zip(average.scores, accuracies, strict=True):
+        assert actual.value == pytest.approx(statistics.mean(task.mean() for task in tasks))
         variances = [statistics.variance(task.tolist()) / REQUESTS for task in tasks]
-        assert found.stderr == pytest.approx(math.sqrt(sum(variances)) / 7)
+        assert actual.stderr == pytest.approx(math.sqrt(sum(variances)) / 7)
     changes = [other - one for one, other in zip(*accuracies, strict=True)]
-    found = average.differences[1]
-    assert found.value == pytest.approx(statistics.mean(change.mean() for change in changes))
+    actual = average.differences[1]
+    assert actual.value == pytest.approx(statistics.mean(change.mean() for change in changes))
     variances = [statistics.variance(change.tolist()) / REQUESTS for change in changes]
-    assert found.stderr == pytest.approx(math.sqrt(sum(variances)) / 7)
+    assert actual.stderr == pytest.approx(math.sqrt(sum(variances)) / 7)
     assert average.paired == (False, True)
     assert average.differences[0] is None
 

@@ -36,10 +36,10 @@ def bootstrap(statistic, rows, draws=4000):
 
 
 def test_an_accuracy_has_the_standard_error_of_a_mean():
-    found = scores(RIGHT).estimate
-    assert found.value == pytest.approx(0.7)
-    assert found.stderr == pytest.approx(statistics.stdev(RIGHT) / math.sqrt(10))
-    assert found.half_width == pytest.approx(1.96 * found.stderr, rel=1e-4)
+    actual = scores(RIGHT).estimate
+    assert actual.value == pytest.approx(0.7)
+    assert actual.stderr == pytest.approx(statistics.stdev(RIGHT) / math.sqrt(10))
+    assert actual.half_width == pytest.approx(1.96 * actual.stderr, rel=1e-4)
 
 
 def test_the_standard_error_equals_the_harnesss():
@@ -48,21 +48,21 @@ def test_the_standard_error_equals_the_harnesss():
 
 
 def test_equal_requests_are_paired():
-    found = scores(OTHER).minus(scores(RIGHT))
+    actual = scores(OTHER).minus(scores(RIGHT))
     changes = [one - other for one, other in zip(OTHER, RIGHT, strict=True)]
-    assert found.value == pytest.approx(statistics.mean(changes))
-    assert found.stderr == pytest.approx(statistics.stdev(changes) / math.sqrt(10))
+    assert actual.value == pytest.approx(statistics.mean(changes))
+    assert actual.stderr == pytest.approx(statistics.stdev(changes) / math.sqrt(10))
     # Miller's form of it: both variances less twice the covariance.
     covariance = statistics.covariance(OTHER, RIGHT)
     parts = statistics.variance(OTHER) + statistics.variance(RIGHT) - 2 * covariance
-    assert found.stderr == pytest.approx(math.sqrt(parts / 10))
+    assert actual.stderr == pytest.approx(math.sqrt(parts / 10))
 
 
 def test_different_requests_add_their_variances():
     one, other = scores(OTHER, requests="others"), scores(RIGHT)
-    found = one.minus(other)
+    actual = one.minus(other)
     assert not one.pairs_with(other)
-    assert found.stderr == pytest.approx(
+    assert actual.stderr == pytest.approx(
         math.sqrt((statistics.variance(OTHER) + statistics.variance(RIGHT)) / 10)
     )
 
@@ -100,21 +100,21 @@ def test_95_percent_of_intervals_contain_the_truth():
     held = 0
     for _ in range(2000):
         tokens = rng.integers(1, 50, 200).astype(float)
-        found = scores(tokens * rng.normal(2.0, 1.0, 200), tokens).estimate
-        held += abs(found.value - 2.0) <= found.half_width
+        actual = scores(tokens * rng.normal(2.0, 1.0, 200), tokens).estimate
+        held += abs(actual.value - 2.0) <= actual.half_width
     assert 0.93 <= held / 2000 <= 0.965
 
 
 def test_one_request_has_no_standard_error():
-    found = scores([1]).estimate
-    assert math.isnan(found.stderr)
-    assert not found.excludes_zero
-    assert found.to_json() == {"value": 1.0, "stderr": None, "low": None, "high": None}
+    actual = scores([1]).estimate
+    assert math.isnan(actual.stderr)
+    assert not actual.excludes_zero
+    assert actual.to_json() == {"value": 1.0, "stderr": None, "low": None, "high": None}
 
 
 def test_the_error_of_a_mean_of_tasks():
-    found = mean_of([Estimate(0.5, 0.03), Estimate(0.7, 0.04)])
-    assert found == Estimate(pytest.approx(0.6), pytest.approx(0.025))
+    actual = mean_of([Estimate(0.5, 0.03), Estimate(0.7, 0.04)])
+    assert actual == Estimate(pytest.approx(0.6), pytest.approx(0.025))
 
 
 def test_a_constant_difference_excludes_zero():
@@ -124,11 +124,11 @@ def test_a_constant_difference_excludes_zero():
 
 def test_scores_round_trip_through_json():
     tokens, losses, _ = rows_of_text(seed=2, rows=9)
-    for made in (scores(RIGHT), scores(losses, tokens, exponential=True)):
-        found = request_scores.from_json(json.loads(json.dumps(made.to_json())))
-        assert found.minus(made) == Estimate(0.0, 0.0)
-        assert found.pairs_with(made)
-        assert found.group == made.group
+    for built in (scores(RIGHT), scores(losses, tokens, exponential=True)):
+        actual = request_scores.from_json(json.loads(json.dumps(built.to_json())))
+        assert actual.minus(built) == Estimate(0.0, 0.0)
+        assert actual.pairs_with(built)
+        assert actual.group == built.group
     assert "weights" not in scores(RIGHT).to_json()
 
 
@@ -169,14 +169,14 @@ RESULTS = {
 
 
 def test_harness_metrics_become_the_matching_means():
-    found = {one.name: one for one in from_harness("mine", RESULTS, SAMPLES, 1, 0)}
-    assert list(found) == ["acc,none", "ll,none", "word_perplexity,none", "bits_per_byte,none"]
-    for name, scores in found.items():
+    actual = {one.name: one for one in from_harness("mine", RESULTS, SAMPLES, 1, 0)}
+    assert list(actual) == ["acc,none", "ll,none", "word_perplexity,none", "bits_per_byte,none"]
+    for name, scores in actual.items():
         assert scores.estimate.value == pytest.approx(RESULTS[name])
-    assert found["word_perplexity,none"].exponential
-    assert found["ll,none"].exponential
-    assert found["acc,none"].weights.tolist() == [1] * 5
-    assert found["bits_per_byte,none"].weights.tolist() == [12, 13, 14, 15, 16]
+    assert actual["word_perplexity,none"].exponential
+    assert actual["ll,none"].exponential
+    assert actual["acc,none"].weights.tolist() == [1] * 5
+    assert actual["bits_per_byte,none"].weights.tolist() == [12, 13, 14, 15, 16]
 
 
 def test_version_and_shots_distinguish_measures_and_digests_requests():

@@ -28,10 +28,10 @@ def alone(loaded: LoadedModel, context: list[int], after: list[int]) -> tuple[fl
     run = jax.jit(logits, static_argnums=(2, 3))
     scores = np.asarray(run(loaded.params, given, loaded.model, loaded.compute)[0], np.float64)
     total, greedy = 0.0, True
-    for place in range(len(kept) - 1 - scored, len(kept) - 1):
-        target = kept[place + 1]
-        total += scores[place][target] - np.log(np.exp(scores[place]).sum())
-        greedy &= int(scores[place].argmax()) == target
+    for spot in range(len(kept) - 1 - scored, len(kept) - 1):
+        target = kept[spot + 1]
+        total += scores[spot][target] - np.log(np.exp(scores[spot]).sum())
+        greedy &= int(scores[spot].argmax()) == target
     return total, greedy
 
 
@@ -54,9 +54,9 @@ def test_batched_scores_equal_single_ones(loaded: LoadedModel) -> None:
     assert expected[-1][1]
     for rows in (1, 4):  # ten requests: the last batch of four is half padding
         told: list[int] = []
-        found = Scorer(loaded, rows, LONGEST).score(requests, told.append)
-        np.testing.assert_allclose([f[0] for f in found], [e[0] for e in expected], atol=2e-4)
-        assert [f[1] for f in found] == [e[1] for e in expected]
+        actual = Scorer(loaded, rows, LONGEST).score(requests, told.append)
+        np.testing.assert_allclose([f[0] for f in actual], [e[0] for e in expected], atol=2e-4)
+        assert [f[1] for f in actual] == [e[1] for e in expected]
         assert sum(told) == len(requests)
 
 

@@ -25,10 +25,10 @@ def write_tokenizer(folder: Path) -> None:
 
     names = ["<s>", "</s>", *WORDS]
     words = models.WordLevel({name: at for at, name in enumerate(names)}, unk_token="<s>")
-    made = Tokenizer(words)
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    built = Tokenizer(words)
+    built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     folder.mkdir(parents=True, exist_ok=True)
-    made.save(str(folder / "tokenizer.json"))
+    built.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
 

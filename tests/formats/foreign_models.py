@@ -69,26 +69,26 @@ def transformers_model(model: ModelConfig, dtype: str = "float32", **extra: Any)
     import torch
 
     torch.manual_seed(0)
-    made = _drawn(model, **extra)
+    built = _drawn(model, **extra)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in built.parameters():
             # Values that bfloat16 holds, so that every dtype here says the same.
             values = torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1)
             parameter.copy_(values.to(torch.bfloat16).float())
-    return made.to(getattr(torch, dtype)).eval()
+    return built.to(getattr(torch, dtype)).eval()
 
 
 def transformers_of(params: Any, model: ModelConfig, dtype: str = "float32") -> Any:
     """A model of transformers with our parameters, its own code under our weights."""
     import torch
 
-    made = _drawn(model).to(getattr(torch, dtype)).eval()
+    built = _drawn(model).to(getattr(torch, dtype)).eval()
     weights = {name: torch.tensor(value) for name, value in under_their_names(params).items()}
-    missing, unexpected = made.load_state_dict(weights, strict=False)
+    missing, unexpected = built.load_state_dict(weights, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if model.tied else set())
-    made.tie_weights()
-    return made
+    built.tie_weights()
+    return built
 
 
 def under_their_names(params: Any) -> dict[str, np.ndarray]:
@@ -142,9 +142,9 @@ def write_plain(
 def save_transformers(
     folder: Path, model: ModelConfig, dtype: str = "float32", **extra: Any
 ) -> Any:
-    made = transformers_model(model, dtype, **extra)
-    made.save_pretrained(folder)
-    return made
+    built = transformers_model(model, dtype, **extra)
+    built.save_pretrained(folder)
+    return built
 
 
 def load_transformers(folder: Path) -> Any:

@@ -109,10 +109,10 @@ def test_a_trained_checkpoint_is_exported_in_float32_with_its_past(tmp_path: Pat
 
 def test_logits_are_compared_across_programs(tmp_path: Path) -> None:
     imported(tmp_path, shape())
-    found = compare(open_hf(tmp_path / "hf"), convert.open_checkpoint(str(tmp_path / "orbax")))
-    assert found.largest_difference < 2e-5
-    assert found.largest_logit > 1
-    assert found.same_arg_max == 1
+    actual = compare(open_hf(tmp_path / "hf"), convert.open_checkpoint(str(tmp_path / "orbax")))
+    assert actual.largest_difference < 2e-5
+    assert actual.largest_logit > 1
+    assert actual.same_arg_max == 1
 
 
 def test_small_files_are_carried_along(tmp_path: Path) -> None:

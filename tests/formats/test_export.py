@@ -165,16 +165,16 @@ def exported(tmp_path: Path, tokenizer: str) -> Path:
 
 def test_a_bare_tokenizer_json_gives_its_own_ids(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.ByteLevelBPETokenizer()
-    made.train_from_iterator(
+    built = tokenizers.ByteLevelBPETokenizer()
+    built.train_from_iterator(
         Path(__file__).read_text().splitlines(), 300, special_tokens=["<|end|>"]
     )
-    made.save(str(tmp_path / "made.json"))
+    built.save(str(tmp_path / "made.json"))
     loaded = transformers.AutoTokenizer.from_pretrained(
         exported(tmp_path, str(tmp_path / "made.json"))
     )
-    assert [loaded(text).input_ids for text in TEXTS] == [made.encode(text).ids for text in TEXTS]
-    assert len(loaded) == made.get_vocab_size()
+    assert [loaded(text).input_ids for text in TEXTS] == [built.encode(text).ids for text in TEXTS]
+    assert len(loaded) == built.get_vocab_size()
 
 
 def test_a_tokenizer_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def save_litgpt(folder: Path, state: Any, model: Any) -> Path:
 @pytest.mark.parametrize("heads", ["mha", "gqa", "mqa"])
 def test_leaves_are_those_of_transformers(tmp_path: Path, heads: str, dtype: str) -> None:
     model = shape(heads)
-    made = save_transformers(tmp_path / "hf", model, dtype)
-    state = litgpt_state(made, model, swiglu=heads == "gqa")
+    built = save_transformers(tmp_path / "hf", model, dtype)
+    state = litgpt_state(built, model, swiglu=heads == "gqa")
     folder = save_litgpt(tmp_path / "lit", state, model)
     opened = litgpt.open_model(str(folder))
     assert opened.model == model
@@ -48,9 +48,9 @@ def test_a_bare_file_takes_its_shape_from_a_preset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = shape("mha")
-    made = save_transformers(tmp_path / "hf", model)
+    built = save_transformers(tmp_path / "hf", model)
     file = tmp_path / "step-00005000.pth"
-    state = litgpt_state(made, model, swiglu=True)
+    state = litgpt_state(built, model, swiglu=True)
     torch.save({"model": {f"_orig_mod.{name}": t for name, t in state.items()}, "step": 5}, file)
     monkeypatch.setattr(litgpt_config, "preset", lambda name: shape("mha"))
     assert litgpt.open_model(str(file), "2L16H").model == model
@@ -112,8 +112,8 @@ def test_another_kind_of_model_is_refused(change: dict[str, Any], message: str) 
 
 def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:
     model = shape("mha")
-    made = save_transformers(tmp_path / "hf", model)
-    folder = save_litgpt(tmp_path / "lit", litgpt_state(made, model, swiglu=True), model)
+    built = save_transformers(tmp_path / "hf", model)
+    folder = save_litgpt(tmp_path / "lit", litgpt_state(built, model, swiglu=True), model)
     config = folder / litgpt_config.JSON
     config.write_text(json.dumps(config_of(model) | {"n_layer": 1}))
     with pytest.raises(UserError, match="transformer.h.1.* would be lost"):
@@ -140,8 +140,8 @@ def newer(state: Any, made: Any) -> Any:
 @pytest.mark.parametrize("heads", ["mha", "gqa", "mqa"])
 def test_the_newer_form_is_the_same_model(tmp_path: Path, heads: str) -> None:
     model = shape(heads)
-    made = save_transformers(tmp_path / "hf", model)
-    state = newer(litgpt_state(made, model, swiglu=False), made)
+    built = save_transformers(tmp_path / "hf", model)
+    state = newer(litgpt_state(built, model, swiglu=False), built)
     folder = save_litgpt(tmp_path / "lit", state, model)
     (folder / litgpt_config.JSON).unlink()
     file = folder / litgpt_config.YAML
@@ -170,8 +170,8 @@ def test_two_statements_of_a_shape_must_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = shape("mha")
-    made = save_transformers(tmp_path / "hf", model)
-    folder = save_litgpt(tmp_path / "lit", litgpt_state(made, model, swiglu=True), model)
+    built = save_transformers(tmp_path / "hf", model)
+    folder = save_litgpt(tmp_path / "lit", litgpt_state(built, model, swiglu=True), model)
     newer_file = folder / litgpt_config.YAML
     newer_file.write_text(yaml.safe_dump(config_of(model)))
     assert litgpt.open_model(str(folder)).model == model

@@ -32,20 +32,20 @@ def new_tensors() -> list[files.NewTensor]:
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     library.save_file(TENSORS, tmp_path / files.SINGLE, metadata={"format": "pt"})
-    found = files.open_folder(str(tmp_path))
-    assert found.keys() == TENSORS.keys()
+    actual = files.open_folder(str(tmp_path))
+    assert actual.keys() == TENSORS.keys()
     for name, values in TENSORS.items():
-        assert found[name].dtype == values.dtype
-        np.testing.assert_array_equal(found[name].read(), values)
+        assert actual[name].dtype == values.dtype
+        np.testing.assert_array_equal(actual[name].read(), values)
 
 
 def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
     wrote: list[int] = []
     files.write_folder(str(tmp_path), new_tensors(), 10**9, wrote.append)
-    found = library.load_file(tmp_path / files.SINGLE)
+    actual = library.load_file(tmp_path / files.SINGLE)
     for name, values in TENSORS.items():
-        assert found[name].dtype == values.dtype
-        np.testing.assert_array_equal(found[name], values)
+        assert actual[name].dtype == values.dtype
+        np.testing.assert_array_equal(actual[name], values)
     assert sum(wrote) == sum(values.nbytes for values in TENSORS.values())
 
 

@@ -73,10 +73,10 @@ def ours(folder: Path, tokens: np.ndarray) -> np.ndarray:
 
 def test_logits_of_real_weights(smol: tuple[Path, Any, np.ndarray]) -> None:
     root, model, tokens = smol
-    expected, found = their_logits(model, tokens), ours(root / "ours", tokens)
+    expected, actual = their_logits(model, tokens), ours(root / "ours", tokens)
     assert np.abs(expected).max() > 20
-    np.testing.assert_allclose(found, expected, atol=5e-4)
-    np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
+    np.testing.assert_allclose(actual, expected, atol=5e-4)
+    np.testing.assert_array_equal(actual.argmax(-1), expected.argmax(-1))
 
 
 def test_greedy_text_is_that_of_transformers(
@@ -89,11 +89,11 @@ def test_greedy_text_is_that_of_transformers(
     opened = open_tokenizer(str(root / "hf" / "tokenizer.json"))
     flags = ["--tokens=24", "--dtype=float32", "--json", f"--prompt={opened.decode(prompt)}"]
     assert generate.main([f"--checkpoint={root / 'ours'}", *flags]) == 0
-    found = json.loads(capsys.readouterr().out)
-    ids = torch.tensor([opened.encode(found["prompt"])])
+    actual = json.loads(capsys.readouterr().out)
+    ids = torch.tensor([opened.encode(actual["prompt"])])
     expected = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :].tolist()
-    assert found["tokens"] == expected[: len(found["tokens"])]
-    assert len(found["tokens"]) == 24 or expected[len(found["tokens"])] == opened.eos
+    assert actual["tokens"] == expected[: len(actual["tokens"])]
+    assert len(actual["tokens"]) == 24 or expected[len(actual["tokens"])] == opened.eos
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -112,9 +112,9 @@ def test_grown_and_exported(
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "hf", attn_implementation="eager"
     ).eval()
-    found, theirs = ours(tmp_path / "grown", tokens), their_logits(loaded, tokens)
-    np.testing.assert_allclose(found, theirs, atol=1e-3)
-    after = perplexity(found, tokens)
+    actual, theirs = ours(tmp_path / "grown", tokens), their_logits(loaded, tokens)
+    np.testing.assert_allclose(actual, theirs, atol=1e-3)
+    after = perplexity(actual, tokens)
     assert after == pytest.approx(perplexity(theirs, tokens), rel=1e-4)
     before = perplexity(their_logits(model, tokens), tokens)
     assert (after == pytest.approx(before, rel=1e-4)) == preserving

@@ -178,8 +178,8 @@ def test_a_growth_is_refused_in_one_line_or_makes_a_map_that_holds_together(grow
 
 
 def sensible_maps(operators=tuple(OPERATORS)):
-    made = sensible_growths(operators).map(made_or_none)
-    return made.filter(lambda growth_map: growth_map is not None)
+    built = sensible_growths(operators).map(made_or_none)
+    return built.filter(lambda growth_map: growth_map is not None)
 
 
 @functools.cache

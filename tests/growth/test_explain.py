@@ -34,10 +34,10 @@ SOURCE = ModelConfig(vocab=48, layers=2, embed=16, heads=4, kv_heads=2, head_dim
 )
 def test_there_is_a_reason_just_where_the_function_is_not_kept(operator, options, said):
     growth_map = make_map(SOURCE, None, operator, **options)
-    found = reasons(growth_map)
-    assert growth_map.function_preserving() == (not found)
-    assert len(found) == len(said)
-    for clause, part in zip(found, said, strict=True):
+    actual = reasons(growth_map)
+    assert growth_map.function_preserving() == (not actual)
+    assert len(actual) == len(said)
+    for clause, part in zip(actual, said, strict=True):
         assert part in clause
 
 

@@ -201,10 +201,10 @@ def test_traced_steps_give_the_same_gates():
 
 def test_a_lineage_has_gates_until_the_last_is_open():
     growth_map = make_map(SOURCE, None, "random", factor=2, gate_steps=10)
-    found = opening(lineage_of(growth_map, step=104, stage_step=4, at_step=100))
-    assert found is not None
-    assert found.end == 10
-    np.testing.assert_allclose(found.at(4).layers_L[1], 0.4, rtol=1e-6)
+    actual = opening(lineage_of(growth_map, step=104, stage_step=4, at_step=100))
+    assert actual is not None
+    assert actual.end == 10
+    np.testing.assert_allclose(actual.at(4).layers_L[1], 0.4, rtol=1e-6)
     assert opening(lineage_of(growth_map, step=110, stage_step=10, at_step=100)) is None
     stacked = make_map(SOURCE, None, "stack", factor=2)
     assert opening(lineage_of(stacked, step=100, stage_step=0, at_step=100)) is None
@@ -213,10 +213,10 @@ def test_a_lineage_has_gates_until_the_last_is_open():
 
 def test_a_stage_that_begins_without_growth_does_not_shut_them_again():
     growth_map = make_map(SOURCE, None, "random", factor=2, gate_steps=10)
-    found = opening(lineage_of(growth_map, step=106, stage_step=0, at_step=100))
-    assert found is not None
-    np.testing.assert_allclose(found.at(0).layers_L[1], 0.6, rtol=1e-6)
-    assert found.end == 4
+    actual = opening(lineage_of(growth_map, step=106, stage_step=0, at_step=100))
+    assert actual is not None
+    np.testing.assert_allclose(actual.at(0).layers_L[1], 0.6, rtol=1e-6)
+    assert actual.end == 4
 
 
 def test_growing_a_model_with_shut_gates_is_refused_in_one_line():
@@ -248,10 +248,10 @@ def scaled(params, **factors: jax.Array):
 )
 def test_a_gate_scales_what_is_summed_as_its_weights_would(gate, axis, size):
     factor = jnp.asarray(np.random.default_rng(2).uniform(0, 1, size), jnp.float32)
-    found = apply(params_of(SOURCE), SOURCE, Gates(**{gate: factor}))
+    actual = apply(params_of(SOURCE), SOURCE, Gates(**{gate: factor}))
     expected = apply(scaled(params_of(SOURCE), **{axis: factor}), SOURCE, Gates())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * float(jnp.abs(found).max()))
-    assert jnp.abs(found - apply(params_of(SOURCE), SOURCE, Gates())).max() > 1e-2
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * float(jnp.abs(actual).max()))
+    assert jnp.abs(actual - apply(params_of(SOURCE), SOURCE, Gates())).max() > 1e-2
 
 
 def test_open_gates_are_no_gates():
@@ -266,10 +266,10 @@ def test_gates_are_the_same_however_the_model_is_computed(changes):
     growth_map = make_map(SOURCE, None, "random_width", widths=WIDER, factor=2, gate_steps=4)
     params, gates = grow(growth_map), gates_after(growth_map, 6)
     compute = dataclasses.replace(COMPUTE, **changes)
-    found = logits(params, TOKENS, growth_map.target, compute, gates=gates)
+    actual = logits(params, TOKENS, growth_map.target, compute, gates=gates)
     expected = np.asarray(apply(params, growth_map.target, gates))
     tolerance = 3e-2 if compute.dtype == "bfloat16" else 1e-6
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 def test_behind_a_shut_gate_nothing_learns_and_behind_a_half_open_one_everything_does():
@@ -281,8 +281,8 @@ def test_behind_a_shut_gate_nothing_learns_and_behind_a_half_open_one_everything
         return jnp.square(apply(params, growth_map.target, gates)).mean()
 
     def gradients(steps):
-        found = flatten(gradient(grow(growth_map), gates_after(growth_map, steps)))
-        return {path: leaf for path, leaf in found.items() if path.startswith("layers/")}
+        actual = flatten(gradient(grow(growth_map), gates_after(growth_map, steps)))
+        return {path: leaf for path, leaf in actual.items() if path.startswith("layers/")}
 
     assert all(not leaf[1::2].any() and leaf[::2].any() for leaf in gradients(0).values())
     assert all(leaf[1].any() and leaf[3].any() for leaf in gradients(5).values())
@@ -295,10 +295,10 @@ def test_folded_depth_gates_give_the_same_logits_whatever_they_are():
     growth_map = make_map(SOURCE, None, "random", factor=2, gate_steps=10)
     params, gates = grow(growth_map), gates_after(growth_map, 3)
     folded = fold_gates(params, gates, declare(growth_map.target))
-    found = apply(folded, growth_map.target, Gates())
+    actual = apply(folded, growth_map.target, Gates())
     expected = apply(params, growth_map.target, gates)
     atol = 1e-6 * float(jnp.abs(expected).max())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
     assert jnp.abs(expected - apply(params, growth_map.target, Gates())).max() > 100 * atol
 
 

@@ -80,26 +80,28 @@ def copied(growth_map: GrowthMap, state, transform=None, **options):
 
 def old_entries(growth_map: GrowthMap) -> dict[str, np.ndarray]:
     """Which entries of each target leaf come from the source."""
-    found = {}
+    actual = {}
     for path, declaration in declare(growth_map.target).items():
-        found[path] = np.ones(declaration.shape, bool)
+        actual[path] = np.ones(declaration.shape, bool)
         for at, axis in enumerate(declaration.axes):
             if axis in growth_map.widths:
                 widening = growth_map.widths[axis]
                 old = np.array(widening.index) != -1
                 if axis not in declaration.contracts:
                     old &= np.array(widening.weights) != 0  # queries that nothing reads yet
-                found[path] &= old.reshape([-1 if at == i else 1 for i in range(found[path].ndim)])
-    return found
+                actual[path] &= old.reshape(
+                    [-1 if at == i else 1 for i in range(actual[path].ndim)]
+                )
+    return actual
 
 
 def assert_copied_moments_are_the_grown_models(growth_map: GrowthMap) -> None:
-    found = copied(growth_map, moments_of(gradient_of(growth_map.source)))
+    actual = copied(growth_map, moments_of(gradient_of(growth_map.source)))
     grown = moments_of(gradient(grown_params(growth_map), growth_map.target))
     old = old_entries(growth_map)
     for name in ("mu", "nu"):
         expected = flatten(getattr(grown, name))
-        for path, moment in flatten(getattr(found, name)).items():
+        for path, moment in flatten(getattr(actual, name)).items():
             there = np.asarray(expected[path])
             scale = np.abs(there).max()
             np.testing.assert_allclose(
@@ -148,12 +150,12 @@ def test_uneven_weights_on_the_stream_are_an_approximation():
 def test_layers_keep_the_moments_of_those_they_copy():
     growth_map = make_map(SOURCE, None, "layers", 0, "0,1,0,1,1")
     state = filled_state(optax.scale_by_adam())
-    found = copied(growth_map, state)
-    for before, after in ((state.mu, found.mu), (state.nu, found.nu)):
+    actual = copied(growth_map, state)
+    for before, after in ((state.mu, actual.mu), (state.nu, actual.nu)):
         for path, leaf in flatten(before).items():
             expected = leaf[np.array([0, 1, 0, 1, 1])] if path.startswith("layers/") else leaf
             np.testing.assert_array_equal(flatten(after)[path], expected, err_msg=path)
-    assert found.count == state.count
+    assert actual.count == state.count
 
 
 def test_moments_of_new_layers_and_of_layers_with_zero_outputs_are_zero():
@@ -161,8 +163,8 @@ def test_moments_of_new_layers_and_of_layers_with_zero_outputs_are_zero():
     assert zero.zeroed == (1, 3)
     random = make_map(SOURCE, None, "random", 2, order="stack", seed=1)
     for growth_map, blank in ((zero, [1, 3]), (random, [2, 3])):
-        found = copied(growth_map, filled_state(optax.scale_by_adam()))
-        for path, leaf in flatten({"mu": found.mu, "nu": found.nu}).items():
+        actual = copied(growth_map, filled_state(optax.scale_by_adam()))
+        for path, leaf in flatten({"mu": actual.mu, "nu": actual.nu}).items():
             if "layers/" in path:
                 largest = np.abs(leaf).reshape(4, -1).max(axis=1)
                 assert [at for at in range(4) if largest[at] == 0] == blank, path
@@ -172,8 +174,8 @@ def test_moments_of_new_layers_and_of_layers_with_zero_outputs_are_zero():
 def test_what_a_silent_layer_holds_gets_no_gradient_but_through_its_outputs():
     """Why all moments of such layers are zero: the gradients were."""
     growth_map = make_map(SOURCE, None, "zero", 2)
-    found = flatten(gradient(grown_params(growth_map), growth_map.target)["layers"])
-    for path, leaf in found.items():
+    actual = flatten(gradient(grown_params(growth_map), growth_map.target)["layers"])
+    for path, leaf in actual.items():
         quiet = np.abs(leaf[np.array(growth_map.zeroed)]).max()
         assert (quiet > 0) == (path in ("attention/o", "mlp/down")), path
 
@@ -193,9 +195,9 @@ def test_all_moments_of_layers_grown_from_none_are_zero():
     growth_map = make_map(empty, dataclasses.replace(SOURCE, layers=2), "random")
     ones = {path: jnp.ones(d.shape) for path, d in declare(empty).items()}
     state = moments_of(unflatten(ones))
-    found = flatten(copied(growth_map, state).mu)
-    assert {path for path, leaf in found.items() if not np.any(leaf)} == {
-        path for path in found if path.startswith("layers/")
+    actual = flatten(copied(growth_map, state).mu)
+    assert {path for path, leaf in actual.items() if not np.any(leaf)} == {
+        path for path in actual if path.startswith("layers/")
     }
 
 
@@ -310,12 +312,12 @@ def test_any_tree_of_moments_and_counts_grows(name):
 def test_counts_of_moments_stay_and_a_schedules_count_is_a_decision_of_its_own():
     transform = TRANSFORMS["a schedule"]()
     state = filled_state(transform)
-    found = roles(named_leaves(state), declare(SOURCE))
-    assert {path: role for path, role in found.items() if not isinstance(role, Moment)} == {
+    actual = roles(named_leaves(state), declare(SOURCE))
+    assert {path: role for path, role in actual.items() if not isinstance(role, Moment)} == {
         "0/count": KEPT,
         "2/count": SCHEDULE,
     }
-    assert found["0/nu/layers/mlp/up"] == Moment("layers/mlp/up", 2)
+    assert actual["0/nu/layers/mlp/up"] == Moment("layers/mlp/up", 2)
     for schedule, count in (("reset", 0), ("keep", state[2].count)):
         grown = copied(DEEPER, state, transform, schedule=schedule)
         assert (grown[0].count, grown[2].count) == (state[0].count, count)
@@ -323,9 +325,9 @@ def test_counts_of_moments_stay_and_a_schedules_count_is_a_decision_of_its_own()
 
 def test_steps_gathered_half_way_are_kept_with_what_they_gathered():
     transform = TRANSFORMS["MultiSteps"]()
-    found = roles(named_leaves(transform.init(params_of(SOURCE))), declare(SOURCE))
-    assert (found["mini_step"], found["gradient_step"]) == (KEPT, KEPT)
-    assert found["acc_grads/head"] == Moment("head", 1)
+    actual = roles(named_leaves(transform.init(params_of(SOURCE))), declare(SOURCE))
+    assert (actual["mini_step"], actual["gradient_step"]) == (KEPT, KEPT)
+    assert actual["acc_grads/head"] == Moment("head", 1)
 
 
 def test_injected_values_are_the_new_configs():

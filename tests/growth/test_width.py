@@ -215,9 +215,9 @@ def test_any_widening_survives_json_and_its_weights_are_a_partition(index, uneve
     assert Widening.from_json(json.loads(json.dumps(widening.to_json()))) == widening
     assert widening.is_partition()
     sums = {}
-    for place, sign in zip(index, widening.pair_signs(), strict=True):
-        sums[place] = sums.get(place, 0) + sign
-        assert place != NEW or sign == 0
+    for spot, sign in zip(index, widening.pair_signs(), strict=True):
+        sums[spot] = sums.get(spot, 0) + sign
+        assert spot != NEW or sign == 0
     assert set(sums.values()) == {0}
 
 

@@ -25,10 +25,10 @@ def test_attention_is_two_kernels_on_each_device_and_exchanges_nothing(
 
     Also where rows hold several documents.
     """
-    programs = {name: found for name, found in compiled.items() if name.startswith("attention")}
+    programs = {name: actual for name, actual in compiled.items() if name.startswith("attention")}
     assert len(programs) == 4
-    for name, found in programs.items():
-        assert found == {"kernels": 2, "collectives": []}, name
+    for name, actual in programs.items():
+        assert actual == {"kernels": 2, "collectives": []}, name
 
 
 def test_a_scanned_model_runs_the_kernels(compiled: dict[str, Any]) -> None:

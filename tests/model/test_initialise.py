@@ -82,8 +82,8 @@ def test_norms_start_at_one(kind: str) -> None:
 
 def test_every_leaf_has_its_declared_shape_and_dtype() -> None:
     leaves, declarations = fresh(), declare(MODEL)
-    found = {path: (leaf.shape, leaf.dtype.name) for path, leaf in leaves.items()}
-    assert found == {path: (d.shape, d.dtype) for path, d in declarations.items()}
+    actual = {path: (leaf.shape, leaf.dtype.name) for path, leaf in leaves.items()}
+    assert actual == {path: (d.shape, d.dtype) for path, d in declarations.items()}
 
 
 @pytest.mark.parametrize("kind", ["paper", "torch_default"])

@@ -155,9 +155,9 @@ def test_one_document_a_row_is_no_document_at_all() -> None:
     whole = Documents(
         jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), tokens.shape)
     )
-    found = logits(random_params(SMALL), tokens, SMALL, FLOAT32, documents=whole)
+    actual = logits(random_params(SMALL), tokens, SMALL, FLOAT32, documents=whole)
     expected = logits(random_params(SMALL), tokens, SMALL, FLOAT32)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["rope_theta", "llama3_scaling", "norm_eps"])

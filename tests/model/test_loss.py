@@ -13,9 +13,9 @@ from prts_jax.model.loss import loss_by_source, token_losses
 def by_hand(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     scores = logits.astype(np.float64)
     out = np.zeros(targets.shape)
-    for place in np.ndindex(*targets.shape):
-        row = scores[place] - scores[place].max()
-        out[place] = np.log(np.exp(row).sum()) - row[targets[place]]
+    for spot in np.ndindex(*targets.shape):
+        row = scores[spot] - scores[spot].max()
+        out[spot] = np.log(np.exp(row).sum()) - row[targets[spot]]
     return out
 
 
@@ -58,11 +58,11 @@ def test_z_loss_adds_to_the_gradient_alone():
         log_z = np.log(np.exp(x).sum(-1))
         return float(by_hand(x, targets).sum() + weight * (log_z**2).sum())
 
-    for place in np.ndindex(*logits.shape):
+    for spot in np.ndindex(*logits.shape):
         step = np.zeros_like(logits)
-        step[place] = 1e-5
+        step[spot] = 1e-5
         slope = (total(logits + step) - total(logits - step)) / 2e-5
-        assert float(gradient[place]) == pytest.approx(slope, abs=1e-4)
+        assert float(gradient[spot]) == pytest.approx(slope, abs=1e-4)
 
 
 def test_loss_by_source_adds_up_each_source_by_weight():

@@ -72,7 +72,7 @@ def test_two_processes_of_four_devices_equal_one_device(
 ) -> None:
     [alone] = run_joined_programs("joined_processes", processes=1, devices=1)
     joined = run_joined_programs("joined_processes", processes=2, devices=4)
-    assert [found.pop("process") for found in joined] == [0, 1]
+    assert [actual.pop("process") for actual in joined] == [0, 1]
     assert joined[0] == joined[1]
     assert (joined[0]["processes"], joined[0]["devices"]) == (2, 8)
     assert joined[0]["loss"] == pytest.approx(alone["loss"], rel=2e-6)

@@ -29,11 +29,11 @@ class Stores(NamedTuple):
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
     folder = tmp_path_factory.mktemp("stores")
-    made = [
+    built = [
         tiny.write_store(folder / name, tokens, seed)
         for name, tokens, seed in (("train", 4000, 0), ("validation", 500, 1))
     ]
-    return Stores(*(str(store.directory) for store in made))
+    return Stores(*(str(store.directory) for store in built))
 
 
 class BaseRun(NamedTuple):

@@ -94,9 +94,9 @@ def test_the_loss_shown_stays_the_language_models_and_gradients_mix_by_weight():
     _, taught = one_step(1.0)
     assert float(metrics.loss) == pytest.approx(float(shown.loss), rel=1e-6)
     assert float(metrics.distillation_loss) > 0
-    for found, lm, soft in zip(*map(jax.tree.leaves, (mixed, alone, taught)), strict=True):
+    for actual, lm, soft in zip(*map(jax.tree.leaves, (mixed, alone, taught)), strict=True):
         scale = float(jnp.abs(lm).max())
-        np.testing.assert_allclose(found, 0.75 * lm + 0.25 * soft, rtol=1e-4, atol=1e-6 * scale)
+        np.testing.assert_allclose(actual, 0.75 * lm + 0.25 * soft, rtol=1e-4, atol=1e-6 * scale)
 
 
 @pytest.mark.slow

@@ -62,11 +62,11 @@ def alone(documents) -> list[tuple[int, float]]:
         padded[row, : len(piece) - 1] = piece[:-1]
     model = jax.jit(lambda params, tokens: logits(params, tokens, tiny.MODEL, NO_CLIP.compute))
     scores = model(fresh_params(), jnp.asarray(padded))
-    found = []
+    actual = []
     for row, (piece, source) in zip(np.asarray(scores, np.float64), pieces, strict=True):
-        for place, target in enumerate(piece[1:]):
-            found.append((source, math.log(np.exp(row[place]).sum()) - row[place][target]))
-    return found
+        for spot, target in enumerate(piece[1:]):
+            actual.append((source, math.log(np.exp(row[spot]).sum()) - row[spot][target]))
+    return actual
 
 
 def means(losses: list[tuple[int, float]]) -> tuple[float, dict[str, float]]:
@@ -92,18 +92,18 @@ def test_a_steps_loss_is_that_of_the_documents_alone(store, alone):
     loss, by_source = means(alone)
     assert float(metrics.loss) == pytest.approx(loss, rel=1e-6)
     assert float(metrics.source_tokens.sum()) == len(alone) < ROWS * LENGTH
-    found = metrics.source_losses / metrics.source_tokens
-    assert found.tolist() == pytest.approx(list(by_source.values()), rel=1e-6)
+    actual = metrics.source_losses / metrics.source_tokens
+    assert actual.tolist() == pytest.approx(list(by_source.values()), rel=1e-6)
 
 
 def test_so_is_the_loss_of_an_evaluation(store, alone):
     batches = EvalBatches(store, LENGTH, batch=3, documents=True)
     evaluate = make_evaluator(tiny.MODEL, NO_CLIP.compute, batches, make_mesh(NO_CLIP.mesh))
-    found = evaluate(fresh_params())
+    actual = evaluate(fresh_params())
     loss, by_source = means(alone)
-    assert found.loss == pytest.approx(loss, rel=1e-6)
-    assert found.tokens == len(alone)
-    losses = {name: mean for name, (mean, _) in found.by_source.items()}
+    assert actual.loss == pytest.approx(loss, rel=1e-6)
+    assert actual.tokens == len(alone)
+    losses = {name: mean for name, (mean, _) in actual.by_source.items()}
     assert losses == pytest.approx(by_source, rel=1e-6)
 
 

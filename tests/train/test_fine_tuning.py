@@ -57,8 +57,8 @@ class Theirs:
             token if counted else -100 for token, counted in zip(tokens, answers, strict=True)
         ]
         with torch.no_grad():
-            found = self.model(torch.tensor([tokens]), labels=torch.tensor([labels]))
-        return float(found.loss), sum(answers)
+            actual = self.model(torch.tensor([tokens]), labels=torch.tensor([labels]))
+        return float(actual.loss), sum(answers)
 
     def mean(self) -> float:
         """Over the tokens of all answers."""
@@ -88,9 +88,9 @@ def test_an_evaluation_of_packed_rows_is_transformers_of_each_example_alone(
 ):
     batches = eval_batches(packed, LENGTH, batch=3)
     evaluate = make_evaluator(ours.model, ours.compute, batches, ours.mesh)
-    found = evaluate(ours.params)
-    assert found.tokens == theirs.tokens()
-    assert found.loss == pytest.approx(theirs.mean(), rel=1e-5)
+    actual = evaluate(ours.params)
+    assert actual.tokens == theirs.tokens()
+    assert actual.loss == pytest.approx(theirs.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

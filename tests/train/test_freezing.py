@@ -115,7 +115,7 @@ def test_what_is_trained_has_the_gradient_of_the_whole_model(frozen):
 
         return host(jax.grad(loss)(params))
 
-    whole, found = gradient(None), gradient(frozen)
+    whole, actual = gradient(None), gradient(frozen)
     for path, leaf in whole.items():
         trained = np.ones(len(leaf), bool)
         if path.startswith("layers/"):
@@ -123,9 +123,9 @@ def test_what_is_trained_has_the_gradient_of_the_whole_model(frozen):
         trained &= path != "token_embedding"
         scale = np.abs(leaf).max()
         np.testing.assert_allclose(
-            found[path][trained], leaf[trained], rtol=1e-4, atol=1e-5 * scale, err_msg=path
+            actual[path][trained], leaf[trained], rtol=1e-4, atol=1e-5 * scale, err_msg=path
         )
-        assert not found[path][~trained].any(), path
+        assert not actual[path][~trained].any(), path
 
 
 @pytest.mark.slow
@@ -149,9 +149,9 @@ def test_flops_are_those_of_the_compiled_program(frozen):
         compiled = jax.jit(jax.grad(loss)).lower(shapes, tokens).compile()
         return compiled.cost_analysis()["flops"]
 
-    found = compiled_flops(frozen) / compiled_flops(None)
+    actual = compiled_flops(frozen) / compiled_flops(None)
     counted = training_flops_per_token(model, declarations, 8, frozen)
-    assert found == pytest.approx(
+    assert actual == pytest.approx(
         counted / training_flops_per_token(model, declarations, 8), rel=0.05
     )
     assert counted < training_flops_per_token(model, declarations, 8)

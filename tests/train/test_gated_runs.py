@@ -88,10 +88,10 @@ def test_a_step_behind_open_gates_is_a_step_without():
     optimizer = loop.make_optimizer(config)
     gated = make_train_step(tiny.MODEL, config, optimizer, gates=gates)
     copy = jax.tree.map(lambda leaf: leaf.copy(), state)
-    found, metrics = gated(copy, make_batch())
+    actual, metrics = gated(copy, make_batch())
     expected, plain_metrics = plain(state, make_batch())
     assert float(metrics.loss) == pytest.approx(float(plain_metrics.loss), rel=1e-6)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 

@@ -41,8 +41,8 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
     ours, theirs = curve(read_lines(workdir)), curve(read_lines(expected))
     assert [line["step"] for line in ours] == list(range(STEPS + 1))
     assert ours == theirs
-    found, wanted = (read_lineage(resolve(str(of))) for of in (workdir, expected))
-    assert (found.step, found.digests) == (wanted.step, wanted.digests)
+    actual, wanted = (read_lineage(resolve(str(of))) for of in (workdir, expected))
+    assert (actual.step, actual.digests) == (wanted.step, wanted.digests)
     assert_same(stored_params(workdir), stored_params(expected))
 
 

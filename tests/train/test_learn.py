@@ -215,8 +215,8 @@ def test_eight_devices_learn_what_one_does(base, stores, run_prts, tmp_path, wid
     run_prts("train", *flags, *mesh, f"--workdir={tmp_path / 'eight'}", devices=8)
     one, eight = (tiny.read_lines(tmp_path / name)[0] for name in ("one", "eight"))
     for losses in ("first_loss", "last_loss"):
-        found, expected = (line["growth"]["learning"][losses] for line in (eight, one))
-        np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=losses)
+        actual, expected = (line["growth"]["learning"][losses] for line in (eight, one))
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, err_msg=losses)
     np.testing.assert_allclose(eight["validation_loss"], one["validation_loss"], rtol=1e-4)
     stored = [tiny.stored_params(tmp_path / name) for name in ("one", "eight")]
     for name, leaf in stored[0].items():

@@ -226,11 +226,11 @@ def test_in_blocks_a_grown_run_of_another_length_and_batch_reads_on_at_the_next_
     )
     monkeypatch.undo()
     assert [line["position"] for line in lines] == [384, 384 + 192, 384 + 2 * 192]
-    found = np.concatenate([read[position] for position in sorted(read)])
+    actual = np.concatenate([read[position] for position in sorted(read)])
     blocks = TrainBatches(
         TokenStore.open(configure().data.train), ReadOrder(64, 12, seed=0, block=64)
     )
-    assert found.tolist() == blocks.rows(0, 0, 12)["tokens"].reshape(-1).tolist()
+    assert actual.tolist() == blocks.rows(0, 0, 12)["tokens"].reshape(-1).tolist()
 
 
 @pytest.mark.slow

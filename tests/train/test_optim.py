@@ -199,9 +199,9 @@ def test_wsd_grown_late_stays_at_the_peak_and_falls_when_the_lineage_does(after_
         decay_end=140,
     )
     first = 0.2 if after_growth == "rewarm" else 2.0
-    found = {step: float(learning_rate(config, step, grown_at=80)) for step in (0, 9, 20, 40, 60)}
+    actual = {step: float(learning_rate(config, step, grown_at=80)) for step in (0, 9, 20, 40, 60)}
     halfway = 2.0 * (0.25 + 0.75 * 0.5)
-    assert found == pytest.approx({0: first, 9: 2.0, 20: 2.0, 40: halfway, 60: 0.5}, rel=1e-6)
+    assert actual == pytest.approx({0: first, 9: 2.0, 20: 2.0, 40: halfway, 60: 0.5}, rel=1e-6)
 
 
 def test_before_any_growth_the_three_are_one():

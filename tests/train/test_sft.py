@@ -21,11 +21,11 @@ def test_the_config_takes_its_model_and_its_steps_from_the_checkpoint_and_the_st
     (tmp_path / "store").rename(tmp_path / "stores/train")
     rows = store.tokens // 49
     spec = f"--config=configs/sft.py:{base.workdir},{tmp_path / 'stores'}"
-    found = config_flags.load([f"{spec},5", "--config.data.batch=4"])
-    assert found.model == read_lineage(resolve(str(base.workdir))).model
-    assert (found.data.instructions, found.data.length, found.data.batch) == (True, 48, 4)
-    assert found.data.validation == ""
-    assert found.train.steps == found.schedule.decay_end == -(-5 * rows // 4)
+    actual = config_flags.load([f"{spec},5", "--config.data.batch=4"])
+    assert actual.model == read_lineage(resolve(str(base.workdir))).model
+    assert (actual.data.instructions, actual.data.length, actual.data.batch) == (True, 48, 4)
+    assert actual.data.validation == ""
+    assert actual.train.steps == actual.schedule.decay_end == -(-5 * rows // 4)
     assert config_flags.load([spec]).train.steps == -(-3 * rows // 16)
 
 

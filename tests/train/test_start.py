@@ -392,10 +392,12 @@ def test_data_go_on_at_the_next_token(base, stores, tmp_path, batch):
     """The grown run's first rows are those that the base would have read next."""
     begun = grown(base, tmp_path, data__batch=batch)
     store = TokenStore.open(stores.train)
-    found = TrainBatches(store, ReadOrder(16, batch, seed=0)).rows(begun.lineage.position, 0, batch)
+    actual = TrainBatches(store, ReadOrder(16, batch, seed=0)).rows(
+        begun.lineage.position, 0, batch
+    )
     read = 8 * STEPS
     whole = TrainBatches(store, ReadOrder(16, read + batch, seed=0)).rows(0, read, read + batch)
-    for name, rows in found.items():
+    for name, rows in actual.items():
         np.testing.assert_array_equal(rows, whole[name], err_msg=name)
 
 

@@ -85,8 +85,8 @@ def test_losses_by_source_are_those_of_each_sources_tokens(count):
     tokens = [float(weights[ids == i].sum()) for i in range(4)]
     assert metrics.source_tokens.tolist() == tokens
     assert tokens[3] == metrics.source_losses[3] == 0
-    found = metrics.source_losses[:3] / metrics.source_tokens[:3]
-    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    actual = metrics.source_losses[:3] / metrics.source_tokens[:3]
+    assert actual.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_batch_is_learned_by_heart():

@@ -136,12 +136,12 @@ def assert_same(found: Mapping[str, Any], expected: Mapping[str, np.ndarray]) ->
 
 def _documents(tokens: int, seed: int, vocab: int) -> list[tuple[np.ndarray, int]]:
     random = np.random.default_rng(seed)
-    made: list[tuple[np.ndarray, int]] = []
+    built: list[tuple[np.ndarray, int]] = []
     while tokens:
         size = min(int(random.integers(5, 90)), tokens)
-        source = len(made) % len(SOURCES)
+        source = len(built) % len(SOURCES)
         walk = np.cumsum(np.full(size, 1 + 2 * source)) + random.integers(vocab)
         noise = random.integers(0, vocab, size) * (random.random(size) < 0.1)
-        made.append(((walk + noise) % vocab, source))
+        built.append(((walk + noise) % vocab, source))
         tokens -= size
-    return made
+    return built

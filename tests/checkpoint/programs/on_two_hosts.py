@@ -28,7 +28,7 @@ def main(folder: str) -> None:
             for path, value in values.items()
         }
     )
-    found = digests(params, DECLARED)
+    actual = digests(params, DECLARED)
     expected = {
         path: tuple(map(digest_of, value if DECLARED[path].stacked else value[None]))
         for path, value in values.items()
@@ -48,7 +48,7 @@ def main(folder: str) -> None:
     )
     print(
         json.dumps(
-            {"digests": found == expected, "restored exactly": same, "steps": checkpoints.steps()}
+            {"digests": actual == expected, "restored exactly": same, "steps": checkpoints.steps()}
         )
     )
 

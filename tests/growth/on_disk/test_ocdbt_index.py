@@ -40,11 +40,11 @@ def values_at(directory, found):
 )
 def test_every_value_lies_where_it_is_said_to(tmp_path, node_bytes, inline_bytes):
     write(tmp_path, max_decoded_node_bytes=node_bytes, max_inline_value_bytes=inline_bytes)
-    found = read_index(str(tmp_path))
-    assert values_at(tmp_path, found.values) == VALUES
-    inline = sum(isinstance(place, bytes) for place in found.values.values())
+    actual = read_index(str(tmp_path))
+    assert values_at(tmp_path, actual.values) == VALUES
+    inline = sum(isinstance(spot, bytes) for spot in actual.values.values())
     assert inline == sum(len(value) <= inline_bytes for value in VALUES.values())
-    assert found.config["max_inline_value_bytes"] == inline_bytes
+    assert actual.config["max_inline_value_bytes"] == inline_bytes
 
 
 def test_values_of_a_database_that_another_one_took_over_are_found_in_its_folder(tmp_path):
@@ -54,17 +54,17 @@ def test_values_of_a_database_that_another_one_took_over_are_found_in_its_folder
     whole = open_database(tmp_path, context, **settings)
     with ts.Transaction(atomic=True) as transaction:
         database.experimental_copy_range_to(whole.with_transaction(transaction)).result()
-    found = read_index(str(tmp_path))
-    assert values_at(tmp_path, found.values) == VALUES
-    assert all(place.file.startswith("part 0%:x/") for place in found.values.values())
+    actual = read_index(str(tmp_path))
+    assert values_at(tmp_path, actual.values) == VALUES
+    assert all(spot.file.startswith("part 0%:x/") for spot in actual.values.values())
 
 
 def test_nodes_are_the_only_other_files_that_reading_needs(tmp_path):
     settings = {"max_decoded_node_bytes": 200, "max_inline_value_bytes": 0}
     for _ in range(20):  # older versions' files stay behind
         write(tmp_path, **settings)
-    found = read_index(str(tmp_path))
-    needed = found.nodes | {place.file for place in found.values.values()}
+    actual = read_index(str(tmp_path))
+    needed = actual.nodes | {spot.file for spot in actual.values.values()}
     files = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("d/*")}
     assert needed < files
     for file in files - needed:

@@ -60,11 +60,11 @@ def test_moments_on_disk_grow_as_on_the_mesh(source, tmp_path, name):
     expected = grow_optimizer(
         state, growth_map, declare(growth_map.target), ADAMW.init, params, None
     )
-    found = restore_optimizer(grown, abstract(expected))
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    actual = restore_optimizer(grown, abstract(expected))
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for leaf, value in named_leaves(expected).items():
-        assert named_leaves(found)[leaf].dtype == value.dtype
-        np.testing.assert_array_equal(named_leaves(found)[leaf], value, err_msg=leaf)
+        assert named_leaves(actual)[leaf].dtype == value.dtype
+        np.testing.assert_array_equal(named_leaves(actual)[leaf], value, err_msg=leaf)
     restore_params(grown, abstract(params), declare(growth_map.target))  # verifies the digests
     assert read_lineage(grown).growth[-1].map == growth_map
 
@@ -137,10 +137,10 @@ def test_a_grown_state_has_digests_and_damage_to_it_is_named(source, tmp_path):
     grown = str(tmp_path / "grown")
     stack = make_map(MODEL, None, "stack", factor=2)
     grow_checkpoint(path, grown, stack, optimizer="copy")
-    saved, made = (read_lineage(one).optimizer_digests for one in (path, grown))
+    saved, built = (read_lineage(one).optimizer_digests for one in (path, grown))
     (name,) = (name for name in saved if name.endswith("nu/layers/mlp/up"))
-    assert made[name] == saved[name] * 2
-    assert made.keys() == saved.keys()
+    assert built[name] == saved[name] * 2
+    assert built.keys() == saved.keys()
 
     damaged = tmp_path / "checkpoints" / "7"
     shutil.copytree(path, damaged)

@@ -102,8 +102,8 @@ def test_every_index_list_is_done(source, tmp_path_factory, layers):
     growth_map = make_map(MODEL, None, "layers", 0, ",".join(map(str, layers)))
     growing.link(path, target, growth_map)
     for name, leaf in grown_in_numpy(values, layers).items():
-        found = arrays.open_leaf(target, name).read().result()
-        np.testing.assert_array_equal(found, leaf, err_msg=name)
+        actual = arrays.open_leaf(target, name).read().result()
+        np.testing.assert_array_equal(actual, leaf, err_msg=name)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])

@@ -13,7 +13,7 @@ ROWS = np.arange(37 * 3).reshape(37, 3)
 @given(st.lists(st.integers(NEW, 36), min_size=1), st.integers(1, 50))
 def test_any_rows_are_those_of_the_array_and_new_ones_are_zero(places, chunk_rows):
     reader = RowReader(ROWS.__getitem__, 37, chunk_rows)
-    expected = [ROWS[place] if place != NEW else np.zeros(3) for place in places]
+    expected = [ROWS[spot] if spot != NEW else np.zeros(3) for spot in places]
     np.testing.assert_array_equal(reader.take(places), expected)
 
 

@@ -38,10 +38,10 @@ def grown(growth_map: GrowthMap, mesh: jax.sharding.Mesh | None):
     else:
         before, after = param_shardings(mesh, old), param_shardings(mesh, new)
     source = {path: jax.device_put(leaf, before[path]) for path, leaf in values().items()}
-    made = flatten(grow_params(unflatten(source), growth_map, new, unflatten(after)))
-    for path, leaf in made.items():
+    built = flatten(grow_params(unflatten(source), growth_map, new, unflatten(after)))
+    for path, leaf in built.items():
         assert leaf.sharding.is_equivalent_to(after[path], leaf.ndim), path
-    return {path: np.asarray(leaf) for path, leaf in made.items()}
+    return {path: np.asarray(leaf) for path, leaf in built.items()}
 
 
 found = {}

@@ -73,14 +73,14 @@ def step_of(config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, dict[st
         step = make_train_step(config.model, config, optimizer, sources=3)
         compiled = step.lower(abstract_state(config, mesh), abstract, None).compile()
         after, _ = compiled(state, batch, None)
-    found: dict[str, dict[str, int]] = {}
+    actual: dict[str, dict[str, int]] = {}
     for each in executed(parse(compiled.as_text() or "")):
         if kind := collective_kind(each.instruction):
-            entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+            entry = actual.setdefault(kind, {"count": 0, "bytes": 0})
             entry["count"] += each.times
             entry["bytes"] += each.times * each.instruction.bytes
     moments = tree.named_leaves(after.optimizer).items()
-    return {path: np.asarray(x) for path, x in moments if "mu" in path.split("/")}, found
+    return {path: np.asarray(x) for path, x in moments if "mu" in path.split("/")}, actual
 
 
 def main() -> None:
@@ -89,13 +89,13 @@ def main() -> None:
     report = {}
     for name, changes in CASES.items():
         config = tiny.run_config(**CHANGES, **changes)
-        gradients, found = step_of(config)
+        gradients, actual = step_of(config)
         report[name] = {
             "error": max(
                 float(np.abs(gradients[path] - x).max() / np.abs(x).max())
                 for path, x in expected.items()
             ),
-            "collectives": found,
+            "collectives": actual,
         }
     json.dump(report, sys.stdout)
 
