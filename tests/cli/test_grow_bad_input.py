@@ -211,7 +211,7 @@ def data_files(source):
         (lineage_of_another_project, "has format None and this version reads 1"),
         (lineage_is_a_list, "has format None and this version reads 1"),
         (truncate_lineage, "lineage.json: is damaged"),
-        (lineage_without_a_model, "lineage.json: its config holds no 'model'"),
+        (lineage_without_a_model, "lineage.json: it holds no 'model'"),
         (lineage_of_another_depth, "has shape (3, "),
         (lineage_of_other_types, "lineage.json: lineage.growth: is 3; expected a list;"),
         (lineage_without_digests, "final_norm: has 0 digests and 1 parts"),

@@ -180,10 +180,14 @@ REFUSALS = {
         "missing.sh",
     ),
     "a source on the laptop": ("setup.sh", ["--source=/home/me/prts_jax"], "gs://"),
-    "a workdir that workers do not share": ("run.sh", ["--workdir=/tmp/run"], "gs://"),
+    "a workdir that workers do not share": (
+        "run.sh",
+        ["--workdir=/tmp/run", "--", "--config=x"],
+        "gs://",
+    ),
     "a source to run.sh": (
         "run.sh",
-        ["--workdir=gs://b/r", "--source=gs://b/x.tar.gz"],
+        ["--workdir=gs://b/r", "--source=gs://b/x.tar.gz", "--", "--config=x"],
         "tpu setup",
     ),
     "training arguments for delete.sh": ("delete.sh", ["--", "--config=x"], "run"),
