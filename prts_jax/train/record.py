@@ -211,7 +211,8 @@ class Recorder:
             if soft:
                 line["distillation_loss"] = _mean(soft, weights)
             line["gradient_norm"] = float(latest.gradient_norm)
-            line["step_norm"] = float(latest.step_norm)
+            if np.isfinite(latest.step_norm):  # squares of a finite step may overflow
+                line["step_norm"] = float(latest.step_norm)
             line["learning_rate"] = float(latest.learning_rate)
             elapsed = max(now - self._line_clock, 1e-9)
             self._in_steps += elapsed

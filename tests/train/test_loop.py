@@ -216,7 +216,8 @@ def test_in_blocks_a_grown_run_of_another_length_and_batch_reads_on_at_the_next_
         return batch
 
     monkeypatch.setattr(TrainBatches, "rows", remembering)
-    quick = {"data__block": 64, "data__pieces": 1, "data__validation": "", "model__layers": 1}
+    quick = {"data__block": 64, "data__pieces": 1, "data__strata": 1}
+    quick |= {"data__validation": "", "model__layers": 1}
     run(tmp_path / "base", train__steps=3, **quick)
     lines = run(
         tmp_path / "grown",
