@@ -98,11 +98,12 @@ def _over_seeds(arm: ArmResult) -> tuple[np.ndarray, np.ndarray]:
 def speedups(results: Results, by_arm: Mapping[str, Speedup]) -> Figure:
     """Draws the speed-up of each grown arm with its interval, the best on top."""
 
-    def mean(name: str) -> float:
-        booked = by_arm[name].booked.mean
-        return -np.inf if booked is None else booked
+    def known(name: str) -> float:
+        booked = by_arm[name].booked
+        figures = (booked.mean, booked.at_least, booked.at_most)
+        return next((figure for figure in figures if figure is not None), -np.inf)
 
-    names = sorted(by_arm, key=mean)
+    names = sorted(by_arm, key=known)
     figure = new_figure(120 + 46 * max(len(names), 2))
     axes = figure.subplots()
     looks = _looks(results)
