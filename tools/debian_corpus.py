@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data_pipelines.text.sources import DEBIAN
 from prts_jax.errors import UserError
+from prts_jax.paths import as_path, check_output
 from prts_jax.text_table import align
 from tools.corpus_files import Document, write_splits
 from tools.debian_text import dictionary_documents, html_text, read_files
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     """Writes the corpus and prints its documents and bytes by set.
 
     Raises:
-      UserError: as `read_documents`.
+      UserError: a folder that cannot be written, or as `read_documents`.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="*", help="the packages' .deb files")
@@ -98,6 +99,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not arguments.output:
         parser.error("--output is missing: the folder for train/ and validation/")
+    if not arguments.set_megabytes > 0:
+        parser.error(f"--set_megabytes={arguments.set_megabytes}: give a number above 0")
+    check_output(as_path(arguments.output) / "train", f"--output={arguments.output}")
     documents = read_documents(arguments.files)
     train, validation = split(documents, arguments.set_megabytes * MEGABYTE)
     write_splits(arguments.output, train, validation)

@@ -5,14 +5,14 @@ import io
 import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-import zstandard
-
 from prts_jax.errors import UserError
 
+UNPACKING = (lzma.LZMAError, zlib.error)
 # Neighbouring entries of a dictionary share a document of at least this many characters.
 DICTIONARY_DOCUMENT = 4000
 SKIPPED = {"script", "noscript", "style", "nav", "header", "footer", "head", "svg"}
@@ -46,7 +46,7 @@ def read_files(package: str | Path, pattern: str) -> Iterator[tuple[str, bytes]]
                     content = archive.extractfile(member).read()  # type: ignore[union-attr]
                     packed = path.endswith((".gz", ".dz"))
                     yield path, gzip.decompress(content) if packed else content
-    except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, tarfile.TarError, *UNPACKING) as error:
         raise UserError(f"cannot read {package}: {error}; give a .deb file") from error
 
 
@@ -63,8 +63,6 @@ def _data_archive(package: bytes) -> bytes:
         data = package[at + 60 : at + 60 + size]
         if name == "data.tar.xz":
             return lzma.decompress(data)
-        if name == "data.tar.zst":
-            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
         if name == "data.tar.gz":
             return gzip.decompress(data)
         at += 60 + size + size % 2

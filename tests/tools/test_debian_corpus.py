@@ -37,13 +37,39 @@ def write_package(path, files, packer=lzma.compress, suffix="xz"):
 
 @pytest.mark.parametrize(
     ("packer", "suffix"),
-    [(lzma.compress, "xz"), (gzip.compress, "gz"), (zstandard.ZstdCompressor().compress, "zst")],
+    [(lzma.compress, "xz"), (gzip.compress, "gz")],
 )
 def test_matching_files_of_a_package_are_read_and_unpacked(tmp_path, packer, suffix):
     files = {"/a.txt": b"text", "/b.txt.gz": gzip.compress(b"packed"), "/c.png": b"picture"}
     package = write_package(tmp_path / "p_1_all.deb", files, packer, suffix)
     read = list(debian_text.read_files(package, r"\.txt(\.gz)?$"))
     assert read == [("/a.txt", b"text"), ("/b.txt.gz", b"packed")]
+
+
+@pytest.mark.parametrize(
+    ("packer", "suffix"),
+    [(lzma.compress, "xz"), (gzip.compress, "gz")],
+)
+def test_a_damaged_package_is_named(tmp_path, packer, suffix):
+    write_package(tmp_path / "p.deb", {"/a.txt": bytes(range(256)) * 50}, packer, suffix)
+    whole = (tmp_path / "p.deb").read_bytes()
+    (tmp_path / "p.deb").write_bytes(whole[:-60] + bytes(20) + whole[-40:])
+    with pytest.raises(UserError, match=r"cannot read .*p\.deb"):
+        list(debian_text.read_files(tmp_path / "p.deb", ""))
+
+
+@pytest.mark.parametrize("limit", ["nan", "0", "-1"])
+def test_a_limit_that_is_no_size_is_refused_before_anything_is_read(tmp_path, limit):
+    with pytest.raises(SystemExit) as refused:
+        debian_corpus.main(["none.deb", f"--output={tmp_path}/x", f"--set_megabytes={limit}"])
+    assert refused.value.code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--output="):
+        debian_corpus.main(["none.deb", f"--output={tmp_path}/file"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"!<arch>\n" + b"x" * 60])
