@@ -13,6 +13,8 @@ from data_pipelines.text.rows import SET_FIELD, TEXT_FIELD
 TRAIN_SHARDS = 8
 SHUFFLE_SEED = 0
 ZSTD_LEVEL = 19
+VALIDATION = "validation/chunk1/example_holdout_0.jsonl.zst"
+"""Path of the validation split's file in the folder."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def write_splits(
         folder / "train" / "chunk1" / f"example_train_{shard}.jsonl.zst": train[shard::TRAIN_SHARDS]
         for shard in range(TRAIN_SHARDS)
     }
-    parts[folder / "validation" / "chunk1" / "example_holdout_0.jsonl.zst"] = validation
+    parts[folder / VALIDATION] = validation
     for path, documents in parts.items():
         _write_file(path, documents)
     return list(parts)

@@ -22,7 +22,7 @@ from data_pipelines.text.sources import DEBIAN
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, check_output
 from prts_jax.text_table import align
-from tools.corpus_files import Document, write_splits
+from tools.corpus_files import VALIDATION, Document, write_splits
 from tools.debian_text import dictionary_documents, html_text, read_files
 
 MEGABYTE = 10**6
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--output is missing: the folder for train/ and validation/")
     if not arguments.set_megabytes > 0:
         parser.error(f"--set_megabytes={arguments.set_megabytes}: give a number above 0")
-    check_output(as_path(arguments.output) / "train", f"--output={arguments.output}")
+    check_output(as_path(arguments.output) / VALIDATION, f"--output={arguments.output}")
     documents = read_documents(arguments.files)
     train, validation = split(documents, arguments.set_megabytes * MEGABYTE)
     write_splits(arguments.output, train, validation)

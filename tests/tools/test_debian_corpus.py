@@ -124,11 +124,11 @@ def _rows(path):
 
 def test_the_corpus_has_four_sets_disjoint_splits_and_the_same_bytes_again(packages, tmp_path):
     written = []
-    for name, files in (("a", packages), ("b", packages[::-1])):
+    for name, files in (("a", packages), ("a", packages), ("b", packages[::-1])):
         assert debian_corpus.main([*files, f"--output={tmp_path / name}"]) == 0
         written.append({p.relative_to(tmp_path / name): p.read_bytes()
                         for p in sorted((tmp_path / name).rglob("*.zst"))})  # fmt: skip
-    assert written[0] == written[1]
+    assert written[0] == written[1] == written[2]
     texts = {}
     for split in ("train", "validation"):
         rows = [row for p in (tmp_path / "a" / split).rglob("*.zst") for row in _rows(p)]
