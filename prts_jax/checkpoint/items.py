@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.arrays import METADATA
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths
 from prts_jax.checkpoint.layout import EMA, LINEAGE, MATRICES, OPTIMIZER, PARAMS, TOKENIZER
@@ -173,6 +174,8 @@ def read_tree(
     directory = as_path(f"{checkpoint}/{item}")
     handler = ocp.PyTreeCheckpointHandler()
     with _restoring(checkpoint, item):
+        # Orbax takes a file that it cannot read (EACCES, EIO, ESTALE) for a missing one.
+        (directory / METADATA).read_bytes()
         stored = flatten(handler.metadata(directory).tree)
         if digests is not None:
             check_paths(checkpoint, item, digests, stored)
