@@ -23,6 +23,16 @@ Digests = dict[str, tuple[str, ...]]
 TUNING = "data.instructions"
 """Config key that switches from pretraining to fine-tuning on instructions."""
 
+OMITTED_IF_EMPTY = (
+    "optimizer_digests",
+    "tokenizer",
+    "branches",
+    "skipped",
+    "ema_digests",
+    "recent_losses",
+)
+"""Keys of a lineage that older versions do not know."""
+
 WEIGHTS_TAKEN = "weights"
 """Key of the record that a conversion took another item than the parameters as the weights."""
 
@@ -87,7 +97,7 @@ class BranchRecord:
 
 @dataclass(frozen=True)
 class SkipRecord:
-    """A step without a finite loss or gradient, which changed no parameter.
+    """A step that changed no parameter: its loss or gradient was not finite, or a spike.
 
     Attributes:
       step: step of the lineage after it.
@@ -158,6 +168,8 @@ class Lineage:
       branches: branches, oldest first.
       skipped: skipped steps, oldest first.
       ema_digests: as `digests`, of the moving average of the parameters; {} without one.
+      recent_losses: last losses of the stage, oldest first, against which a spike is judged
+        (`prts_jax.train.spikes`); () in a run that looks for none.
     """
 
     step: int
@@ -183,6 +195,7 @@ class Lineage:
     branches: tuple[BranchRecord, ...] = ()
     skipped: tuple[SkipRecord, ...] = ()
     ema_digests: Digests = field(default_factory=dict)
+    recent_losses: tuple[float, ...] = ()
 
     def digests_of(self, item: str) -> Digests:
         """Returns the digests of a checkpoint's item: "params", "optimizer" or "ema"."""
@@ -303,7 +316,7 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
-        for key in ("optimizer_digests", "tokenizer", "branches", "skipped", "ema_digests"):
+        for key in OMITTED_IF_EMPTY:
             if not values[key]:
                 del values[key]
         return {"format": FORMAT, **values}

@@ -37,6 +37,7 @@ from prts_jax.train.origin import (
 )
 from prts_jax.train.progress import Progress, advance
 from prts_jax.train.setup import Setup, announce, set_up
+from prts_jax.train.spikes import running_losses, to_keep
 from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import begin, check_stores
 from prts_jax.train.step import make_train_step
@@ -56,7 +57,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
     Raises:
       UserError: the config cannot be run.
       Interrupted: the process received SIGTERM; the state was saved.
-      DivergedError: more steps than `train.max_skipped` had no finite loss or gradient.
+      DivergedError: more steps than `train.max_skipped` were skipped.
     """
     if is_complete(workdir):
         # The directory's own parameters would hide the checkpoints of a run inside it.
@@ -129,8 +130,9 @@ def _train_stage(
         setup.recorder.begin(began)
         _say_schedules(planned)
         announce(setup, start)
-        progress = Progress(start.state, start.lineage, opening(start.lineage))
-        del start  # its state is donated to the first step
+        state = start.state._replace(losses=running_losses(config, start.lineage, mesh))
+        progress = Progress(state, start.lineage, opening(start.lineage))
+        del start, state  # its state is donated to the first step
         _run(setup, progress, stopping)
 
 
@@ -240,7 +242,11 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
         setup.recorder.settle(metrics)
     if saving:
-        lineage = dataclasses.replace(progress.lineage, skipped=setup.recorder.skipped)
+        lineage = dataclasses.replace(
+            progress.lineage,
+            skipped=setup.recorder.skipped,
+            recent_losses=to_keep(progress.state.losses),
+        )
         progress = dataclasses.replace(progress, lineage=lineage)
         _save(setup, progress)
     return progress
