@@ -60,7 +60,7 @@ SUMMARIES = {
     "create": "rent slices; with `-- TRAIN_ARGUMENTS…`, which train from their first boot on",
     "setup": "install Python and this repository on all hosts",
     "run": "train on all hosts, detached, with logs on GCS",
-    "status": "show the slices' state and the run's attempts",
+    "status": "show the slices' state, the run's attempts and its hosts' last heartbeats",
     "logs": "print the hosts' logs from the bucket",
     "ssh": "open a shell on a host, or run a command after --",
     "stop": "stop the run on all hosts, which saves; the slices stay",
@@ -280,7 +280,7 @@ def _status(chosen: Settings, options: argparse.Namespace, following: Sequence[s
         return gcloud.run(command)
 
     seen = service.describe(chosen, size, show)
-    lines = record.report(job, show)
+    lines = [*record.report(job, show), *record.hosts(job, show)]
     if not options.dry_run:
         print(f"{chosen.name}: {seen}", *lines, sep="\n")
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from prts_jax.checkpoint.lineage import Lineage, SkipRecord
 from prts_jax.errors import DivergedError
+from prts_jax.train.heartbeat import Heartbeat
 from prts_jax.train.metrics import OUTSIDE_STEPS, MetricsLog, TerminalLine, peak_flops
 from prts_jax.train.step import StepMetrics
 
@@ -39,6 +40,7 @@ class Recorder:
         sources: Sequence[str] = (),
         max_skipped: int = 0,
         spike_deviations: float = 0.0,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         """Makes a recorder.
 
@@ -53,6 +55,7 @@ class Recorder:
             error.
           spike_deviations: distance above the running loss from which a loss is warned of; 0.0:
             none is.
+          heartbeat: takes this process's figures and has those of the others.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -62,6 +65,8 @@ class Recorder:
         self._position = 0  # of the batch of the unread step
         self._max_skipped, self.skipped = max_skipped, origin.skipped
         self._spike_deviations = spike_deviations
+        self._heartbeat = heartbeat
+        self._waited = 0.0  # for devices, since the last line
         self._first_of_stage = origin.step - origin.stage_step
         self._line_step = origin.step
         self._due: Lineage | None = None
@@ -108,7 +113,8 @@ class Recorder:
         """Excludes the time inside the context from the rates; it is one of `OUTSIDE_STEPS`."""
         if self._unread is not None:
             # The last dispatched step counts in the rates: the pause begins when it has finished.
-            jax.block_until_ready(self._unread)
+            with self._waiting():
+                jax.block_until_ready(self._unread)
         began = time.perf_counter()
         yield
         seconds = time.perf_counter() - began
@@ -140,12 +146,15 @@ class Recorder:
             is not written, and the caller must not save a checkpoint of the step.
         """
         if self._unread is not None:
-            metrics: StepMetrics = jax.device_get(self._unread)
+            with self._waiting():
+                metrics: StepMetrics = jax.device_get(self._unread)
             self._unread = None
             if self._began is not None:
                 self._first_step_seconds = time.perf_counter() - self._began
                 self._began = None
             self._step += 1
+            if self._heartbeat is not None:
+                self._heartbeat.step(self._step)
             if metrics.skipped:
                 self._skip(metrics)
             else:
@@ -159,8 +168,15 @@ class Recorder:
             self._write(self._due, extra)
             self._due = None
 
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
     def _warn_of_spike(self, metrics: StepMetrics) -> None:
-        if self._spike_deviations and metrics.deviations > self._spike_deviations:
+        limit = self._spike_deviations
+        if limit and metrics.deviations is not None and metrics.deviations > limit:
             what, batch = _what(metrics), f"batch at position {self._position}"
             self._terminal.say(f"step {self._step}: warning: {what}; {batch}")
 
@@ -220,6 +236,9 @@ class Recorder:
             elapsed = max(now - self._line_clock, 1e-9)
             self._in_steps += elapsed
             seconds_per_step = elapsed / len(self._read)
+            if self._heartbeat is not None:
+                of_host = (elapsed - self._waited) / len(self._read)
+                line |= self._heartbeat.line(seconds_per_step, max(0.0, of_host))
             rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
             line["tokens_per_second_per_device"] = round(rate, 1)
             if self._peak is not None:
@@ -234,7 +253,7 @@ class Recorder:
             self._first_step_seconds = 0.0
         line |= extra
         self._read, self._last_tokens, self._line_clock = [], lineage.tokens, now
-        self._line_step = self._step
+        self._line_step, self._waited = self._step, 0.0
         self._by_source[:] = 0
         if self._log is not None:
             self._log.write(line)
