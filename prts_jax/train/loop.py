@@ -37,6 +37,7 @@ from prts_jax.train.origin import (
     name_foreign_entries,
     newest_origin,
 )
+from prts_jax.train.profile import Profiler
 from prts_jax.train.progress import Progress, advance
 from prts_jax.train.setup import Setup, announce, set_up
 from prts_jax.train.spikes import running_losses, to_keep
@@ -44,6 +45,7 @@ from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import begin, check_stores
 from prts_jax.train.step import make_train_step
 from prts_jax.train.stopping import sigterm
+from prts_jax.train.weights_and_biases import check_wandb
 
 
 def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
@@ -67,10 +69,12 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
+    check_wandb(config)
     with contextlib.ExitStack() as stack:
         stopping, check_lock = stack.enter_context(sigterm()), stack.enter_context(_lock(workdir))
         heartbeat = stack.enter_context(Heartbeat(workdir).beating())
-        job = Job(workdir, allow_change, stopping, check_lock, heartbeat)
+        profiler = stack.enter_context(Profiler(workdir).listening())
+        job = Job(workdir, allow_change, stopping, check_lock, heartbeat, profiler)
         name_foreign_entries(workdir)
         set_compilation_cache(config.compute.compilation_cache, workdir)
         while True:
@@ -206,9 +210,11 @@ def _few_collections() -> Iterator[Callable[[], None]]:
 
 def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.Array]) -> Progress:
     """Dispatches a step and reads the metrics of the step before."""
-    with jax.transfer_guard("disallow"):
-        state, metrics = compiled(progress.state, batch, setup.teacher_params)
     data, lineage = setup.config.data, progress.lineage
+    setup.job.profiler.between_steps(lineage.step, progress.state, setup.config.logging)
+    annotation = jax.profiler.StepTraceAnnotation("train", step_num=lineage.step + 1)
+    with jax.transfer_guard("disallow"), annotation:
+        state, metrics = compiled(progress.state, batch, setup.teacher_params)
     setup.recorder.dispatched(metrics, lineage.position)
     tokens = setup.batches.tokens(lineage.position)
     lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)

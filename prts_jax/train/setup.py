@@ -26,6 +26,7 @@ from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
 from prts_jax.train.saving import SaveClock
 from prts_jax.train.stages import Stage, stage_file
+from prts_jax.train.weights_and_biases import WandbRun
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def set_up(
     log = None
     if jax.process_index() == 0:
         restored = lineage.step if start.resumed else None
-        log = MetricsLog(job.workdir, restored, config.logging.tensorboard, job.check_lock)
+        mirror = WandbRun(job.workdir, config) if config.logging.wandb else None
+        tensorboard = config.logging.tensorboard
+        log = MetricsLog(job.workdir, restored, tensorboard, job.check_lock, mirror)
         resolved = json.dumps(to_dict(config), indent=2)
         names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
         for name in names:
