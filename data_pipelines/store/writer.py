@@ -1,4 +1,4 @@
-"""Writers of a token store (`store.py`): its shards, and the index that completes it."""
+"""Writers of a token store: its shards, and the index that completes it (`index.py`)."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from etils import epath
 
 from data_pipelines.store.checksums import BLOCK, CHECKSUMS, Digests
 from data_pipelines.store.fields import INDEX_DIGEST, index_digest
-from data_pipelines.store.store import (
+from data_pipelines.store.index import (
     ANSWER_DTYPE,
     END_DTYPE,
     FORMAT,
