@@ -38,6 +38,7 @@ FOUNDATIONS = {
     "compilation",
     "distributed",
     "errors",
+    "heartbeats",
     "launch",
     "local_lock",
     "paths",

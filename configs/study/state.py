@@ -1,8 +1,9 @@
-"""What becomes of the optimizer's state at growth? Reset, copy, keep, asymmetric; depth and width.
+"""What becomes of the optimizer's state at growth? Four policies, three schedules, depth and width.
 
-    prts study --config=configs/study/state.py:cpu --workdir=runs/study/state
+    prts study --config=configs/study/state.py:quick --workdir=runs/study/state
 
-Rates are constant, so `copy` and `keep` differ only in the warm-up after growth.
+Every policy grows the same bases. In depth (G_stack) it meets a constant rate, a cosine restart and
+WSD, in width (split) a constant rate. `keep` goes on with the count of steps and the schedule.
 """
 
 from prts_jax import config
@@ -10,6 +11,7 @@ from prts_jax.study import arms
 from prts_jax.study.design import Study
 
 POLICIES = ("reset", "copy", "keep", "asymmetric")
+SCHEDULES = ("constant", "cosine", "wsd")
 
 
 def get_study(size: str = "cpu"):
@@ -20,19 +22,25 @@ def get_study(size: str = "cpu"):
     shallow = arms.base(c, "shallow", {"model.layers": c.model.layers // 4}, 0.1, peaks)
     narrow = arms.base(c, "narrow", halves, 0.1, peaks)
     c.init.growth.new_rate_steps = max(1, c.train.steps // 20)
+    ways = [(f"depth-{schedule}", "stack", shallow, schedule) for schedule in SCHEDULES]
+    ways.append(("width-constant", "split", narrow, "constant"))
     grown = [
         arms.grown(
             c,
             f"{policy}-{way}",
             base,
-            {"init.growth.operator": operator, "init.growth.optimizer": policy},
+            {
+                "init.growth.operator": operator,
+                "init.growth.optimizer": policy,
+                "schedule.kind": schedule,
+            },
             peaks,
         )
-        for way, operator, base in (("depth", "stack", shallow), ("width", "split", narrow))
+        for way, operator, base, schedule in ways
         for policy in POLICIES
     ]
     title = "What should become of the optimizer's state at growth?"
-    scratch = arms.scratch(c, 1.0, peaks)
+    scratch = arms.scratch(arms.changed_by(c, {"schedule.kind": "cosine"}), 1.0, peaks)
     if smoke:
         return Study(title, (shallow, scratch, *grown[::3][:2]), seeds=(0, 1))
     return Study(title, (shallow, narrow, scratch, *grown))

@@ -27,6 +27,16 @@ FORMAT = 1
 
 Digests = dict[str, tuple[str, ...]]
 
+OMITTED_IF_EMPTY = (
+    "optimizer_digests",
+    "tokenizer",
+    "branches",
+    "skipped",
+    "ema_digests",
+    "recent_losses",
+)
+"""Keys of a lineage that older versions do not know."""
+
 
 def current_versions() -> dict[str, str]:
     """Returns the versions of the packages that affect the values in a checkpoint."""
@@ -70,6 +80,8 @@ class Lineage:
       branches: branches, oldest first.
       skipped: skipped steps, oldest first.
       ema_digests: as `digests`, of the moving average of the parameters; {} without one.
+      recent_losses: last losses of the stage, oldest first, against which a spike is judged
+        (`prts_jax.train.spikes`); () in a run that looks for none.
     """
 
     step: int
@@ -95,6 +107,7 @@ class Lineage:
     branches: tuple[BranchRecord, ...] = ()
     skipped: tuple[SkipRecord, ...] = ()
     ema_digests: Digests = field(default_factory=dict)
+    recent_losses: tuple[float, ...] = ()
 
     def digests_of(self, item: str) -> Digests:
         """Returns the digests of a checkpoint's item: "params", "optimizer" or "ema"."""
@@ -215,7 +228,7 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
-        for key in ("optimizer_digests", "tokenizer", "branches", "skipped", "ema_digests"):
+        for key in OMITTED_IF_EMPTY:
             if not values[key]:
                 del values[key]
         return {"format": FORMAT, **values}

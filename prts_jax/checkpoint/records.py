@@ -62,7 +62,7 @@ class BranchRecord:
 
 @dataclass(frozen=True)
 class SkipRecord:
-    """A step without a finite loss or gradient, which changed no parameter.
+    """A step that changed no parameter: its loss or gradient was not finite, or a spike.
 
     Attributes:
       step: step of the lineage after it.

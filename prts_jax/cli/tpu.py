@@ -176,7 +176,7 @@ def _status(chosen: Settings, options: argparse.Namespace, following: Sequence[s
         return gcloud.run(command)
 
     seen = service.describe(chosen, size, show)
-    lines = record.report(job, show)
+    lines = [*record.report(job, show), *record.hosts(job, show)]
     if not options.dry_run:
         print(f"{chosen.name}: {seen}", *lines, sep="\n")
     return 0

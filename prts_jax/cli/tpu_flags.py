@@ -46,7 +46,7 @@ SUMMARIES = {
     "create": "rent slices; with `-- TRAIN_ARGUMENTS…`, which train from their first boot on",
     "setup": "install Python and this repository on all hosts",
     "run": "train on all hosts, detached, with logs on GCS",
-    "status": "show the slices' state and the run's attempts",
+    "status": "show the slices' state, the run's attempts and its hosts' last heartbeats",
     "logs": "print the hosts' logs from the bucket",
     "ssh": "open a shell on a host, or run a command after --",
     "stop": "stop the run on all hosts, which saves; the slices stay",

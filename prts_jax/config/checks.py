@@ -75,6 +75,7 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every_steps",
     "checkpoint.keep_every_tokens",
     "train.max_skipped",
+    "train.skip_spikes",
     "data.tokens_per_step",
     "scaling.embed",
     "scaling.layers",

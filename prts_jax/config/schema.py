@@ -227,7 +227,10 @@ class TrainConfig:
     steps: int = 1000  # steps of this run since its start or growth; see growth.stages
     accumulation: int = 1  # micro-batches per step
     z_loss: float = 0.0  # weight of log² Z in the gradient of the loss; PaLM: 1e-4
-    max_skipped: int = 10  # steps of a stage that have no finite loss or gradient and are skipped
+    # Steps of a stage that may be skipped: those without a finite loss or gradient, and spikes.
+    max_skipped: int = 10
+    # Skip steps whose loss is so many standard deviations above the running loss; 0: none.
+    skip_spikes: float = 0.0
     trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 
 

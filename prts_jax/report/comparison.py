@@ -179,6 +179,7 @@ def _run_as_json(comparison: Comparison, run: Run) -> dict[str, Any]:
         "per_source": _finite(losses),
         "tokens_per_second": run.tokens_per_second(),
         "goodput": spent.to_json() if spent else None,
+        "hosts": [dataclasses.asdict(beat) for beat in run.hosts],
         "speedup": primary.speedup if primary else None,
     }
 

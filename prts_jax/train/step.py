@@ -14,7 +14,7 @@ from prts_jax.growth.new_entries import new_parts
 from prts_jax.model.architecture import declare, in_compute_dtype, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
-from prts_jax.train import moving_average
+from prts_jax.train import moving_average, spikes
 from prts_jax.train.accumulation import (
     Batch,
     axes_summed_once,
@@ -44,7 +44,9 @@ class StepMetrics(NamedTuple):
       learning_rate: learning rate of this step.
       source_losses: [sources], weighted sum over the tokens of each source, nats.
       source_tokens: [sources], sum of the weights of these tokens.
+      skipped: bool, whether the step left parameters and optimizer as they were.
       distillation_loss: weighted mean of −Σ p_teacher log p_student, nats; None without a teacher.
+      deviations: see `prts_jax.train.spikes.Judgement`.
     """
 
     loss: jax.Array
@@ -54,7 +56,9 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     source_losses: jax.Array
     source_tokens: jax.Array
+    skipped: jax.Array
     distillation_loss: jax.Array | None = None
+    deviations: jax.Array | None = None
 
 
 def make_train_step(
@@ -70,11 +74,11 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
-    The state is donated. A step whose loss or gradient is not finite leaves parameters, their
-    average and the optimizer as they are and only counts. The third argument holds the parameters
-    of `teacher`, or is None. The batch comes from `data_pipelines.batches.loader`; its arrays are
-    [batch, length]. The loss is the weighted mean over all tokens of the batch, with or without
-    accumulation.
+    The state is donated. A step whose loss or gradient is not finite, or whose loss is a spike by
+    `train.skip_spikes`, leaves parameters, their average and the optimizer as they are and only
+    counts. The third argument holds the parameters of `teacher`, or is None. The batch comes from
+    `data_pipelines.batches.loader`; its arrays are [batch, length]. The loss is the weighted mean
+    over all tokens of the batch, with or without accumulation.
 
     Args:
       model: config of the model.
@@ -116,18 +120,21 @@ def make_train_step(
         new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
         params = apply_updates(state.params, updates, rate, new, new_rate)
         # A step without a finite gradient is skipped: see `prts_jax.train.record`.
-        finite = jnp.isfinite(norm) & jnp.isfinite(losses["loss"])
+        spike = spikes.judge(config, state.losses, losses["loss"])
+        taken = jnp.isfinite(norm) & jnp.isfinite(losses["loss"]) & ~spike.skip
         old = (state.params, state.optimizer)
-        params, opt_state = jax.tree.map(partial(jnp.where, finite), (params, opt_state), old)
-        after = TrainState(params, opt_state, state.stage_step + 1, state.ema)
+        params, opt_state = jax.tree.map(partial(jnp.where, taken), (params, opt_state), old)
+        after = TrainState(params, opt_state, state.stage_step + 1, state.ema, spike.losses)
         after = keep_frozen(state, after, parts) if parts else after
-        ema = moving_average.updated(config, state.ema, after.params, finite)
+        ema = moving_average.updated(config, state.ema, after.params, taken)
         after = after._replace(ema=ema)
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         metrics = StepMetrics(
             gradient_norm=norm,
             step_norm=optax.global_norm(change),
             learning_rate=rate,
+            skipped=~taken,
+            deviations=spike.deviations,
             **losses,
         )
         return after, metrics
