@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from prts_jax.checkpoint.lineage import Lineage, SkipRecord
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import SkipRecord
 from prts_jax.errors import DivergedError
 from prts_jax.train.heartbeat import Heartbeat
 from prts_jax.train.metrics import OUTSIDE_STEPS, MetricsLog, TerminalLine, peak_flops

@@ -1,6 +1,7 @@
 """The jitted training step."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -75,10 +76,9 @@ def make_train_step(
 
     The state is donated. A step whose loss or gradient is not finite, or whose loss is a spike by
     `train.skip_spikes`, leaves parameters, their average and the optimizer as they are and only
-    counts. The third argument holds the parameters
-    of `teacher`, or is None. The batch comes from `data_pipelines.batches.loader`; its arrays are
-    [batch, length]. The loss is the weighted mean over all tokens of the batch, with or without
-    accumulation.
+    counts. The third argument holds the parameters of `teacher`, or is None. The batch comes from
+    `data_pipelines.batches.loader`; its arrays are [batch, length]. The loss is the weighted mean
+    over all tokens of the batch, with or without accumulation.
 
     Args:
       model: config of the model.
@@ -113,45 +113,36 @@ def make_train_step(
                 weights, micro, model, config, sources, taught_by, inputs
             )
 
-        gradient, sums = _summed_gradient(gradient_of, state.params, batch, model, config, apart)
-        tokens = jnp.sum(batch["loss_weights"])
-        gradient = jax.tree.map(lambda g: g / tokens, gradient)
-        means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
+        gradient, losses = _mean_gradient(gradient_of, state.params, batch, model, config, apart)
         norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
         params = apply_updates(state.params, updates, rate, new, new_rate)
         # A step without a finite gradient is skipped: see `prts_jax.train.record`.
-        spike = spikes.judge(config, state.losses, means["loss"])
-        taken = jnp.isfinite(norm) & jnp.isfinite(means["loss"]) & ~spike.skip
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(taken, new, old),
-            (params, opt_state),
-            (state.params, state.optimizer),
-        )
-        step = state.stage_step + 1
-        after = TrainState(params, opt_state, step, state.ema, spike.losses)
+        spike = spikes.judge(config, state.losses, losses["loss"])
+        taken = jnp.isfinite(norm) & jnp.isfinite(losses["loss"]) & ~spike.skip
+        old = (state.params, state.optimizer)
+        params, opt_state = jax.tree.map(partial(jnp.where, taken), (params, opt_state), old)
+        after = TrainState(params, opt_state, state.stage_step + 1, state.ema, spike.losses)
         after = keep_frozen(state, after, parts) if parts else after
         ema = moving_average.updated(config, state.ema, after.params, taken)
         after = after._replace(ema=ema)
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         metrics = StepMetrics(
-            loss_tokens=tokens,
             gradient_norm=norm,
             step_norm=optax.global_norm(change),
             learning_rate=rate,
             skipped=~taken,
             deviations=spike.deviations,
-            **means,
-            **sums,
+            **losses,
         )
         return after, metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _summed_gradient(
+def _mean_gradient(
     gradient_of: Callable[[Any, Batch], tuple[Any, Sums]],
     params: Any,
     batch: Batch,
@@ -159,7 +150,7 @@ def _summed_gradient(
     config: RunConfig,
     apart: Sequence[str],
 ) -> tuple[Any, Sums]:
-    """Returns the gradient of the summed loss, float32, split as declared, and the sums.
+    """Returns the gradient of the mean loss, float32, split as declared, and the metrics' losses.
 
     Args:
       gradient_of: (weights, micro-batch) → the gradient and the sums for the metrics.
@@ -181,7 +172,10 @@ def _summed_gradient(
 
     count = config.train.accumulation
     gradient, sums = sum_over_micro_batches(of_micro_batch, batch, count, apart)
-    return gathered(gradient, declarations, ()), sums
+    tokens = jnp.sum(batch["loss_weights"])
+    gradient = jax.tree.map(lambda g: g / tokens, gathered(gradient, declarations, ()))
+    means = {name: sums[name] / tokens for name in MEANS if name in sums}
+    return gradient, sums | means | {"loss_tokens": tokens}
 
 
 def _summed_losses(

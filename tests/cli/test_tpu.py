@@ -6,6 +6,7 @@ import re
 import pytest
 
 from prts_jax.cli import tpu
+from prts_jax.cli.tpu_flags import SUMMARIES
 from prts_jax.errors import UserError
 from prts_jax.heartbeats import Beat
 from prts_jax.launch import gcloud
@@ -102,7 +103,7 @@ COMMANDS = {
     ("service", "command"), itertools.product(SERVICES.values(), COMMANDS), ids=str
 )
 def test_every_command_prints_its_arguments_and_runs_nothing(cloud, capsys, service, command):
-    assert list(COMMANDS) == list(tpu.SUMMARIES)
+    assert list(COMMANDS) == list(SUMMARIES)
     assert tpu.main([command, *FLAGS, service, "--dry_run", *COMMANDS[command]]) == 0
     assert capsys.readouterr().out.startswith("gcloud ")
     assert cloud.calls == []
