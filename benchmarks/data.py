@@ -33,7 +33,7 @@ from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.rows import read_documents
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, SHAKESPEARE, list_files

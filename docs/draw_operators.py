@@ -25,7 +25,7 @@ from prts_jax.growth.operators import make_map
 from prts_jax.growth.recipe import recipes
 from prts_jax.growth.widening import NEW
 from prts_jax.model.architecture import declare
-from prts_jax.report.figures import COLOURS, DPI, STYLE
+from prts_jax.report.style import COLOURS, DPI, STYLE
 
 IMAGES = Path(__file__).parent / "images" / "operators"
 MAP_DIGEST = "growth map"

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from typing import Any
 
 import jax
 from jax._src import distributed
@@ -52,6 +53,11 @@ def start_distributed(
             "command on every host"
         )
     return jax.process_count(), jax.process_index()
+
+
+def coordination_client() -> Any:
+    """Returns the client of JAX's coordination service; None in a process alone."""
+    return distributed.global_state.client if jax.process_count() > 1 else None
 
 
 def _join(

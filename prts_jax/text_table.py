@@ -1,5 +1,6 @@
 """Tables of text cells, aligned for a terminal."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,3 +44,15 @@ def align(rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def duration(seconds: float | None) -> str:
+    """Returns seconds as "42 s", "3 min 05 s" or "2 h 07 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"

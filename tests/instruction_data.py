@@ -9,10 +9,11 @@ import numpy as np
 
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from data_pipelines.chat.instructions import open_instructions
 from data_pipelines.chat.packing import Packing
-from data_pipelines.store.store import PADDING, TokenStore
+from data_pipelines.store.index import PADDING
+from data_pipelines.store.store import TokenStore
 from data_pipelines.text.tokenizer import Tokenizer
 
 SPECIAL = ["</s>", "<unk>"]

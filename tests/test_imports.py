@@ -38,6 +38,7 @@ FOUNDATIONS = {
     "compilation",
     "distributed",
     "errors",
+    "heartbeats",
     "launch",
     "local_lock",
     "paths",
@@ -74,6 +75,7 @@ OPTIONAL = {
     "torch",
     "transformers",
     "safetensors",
+    "wandb",
 }
 NOT_IN_GROWTH = {"flax", "orbax", "optax", "tensorflow", "torch"}
 # What prepares text, with the extra [data] or [beam].

@@ -1,7 +1,8 @@
 """Sizes of the shipped studies: the scratch run at the whole budget, which all arms derive from.
 
-`smoke` takes minutes and shows nothing but that the parts fit; `cpu` is for two cores; `gpu` for
-one H100; `paper` has the paper's 410M shapes and is meant for a pod.
+`smoke` takes minutes and shows nothing but that the parts fit; `quick` is for the quickstart's
+text, `cpu` for more text, both on two cores; `gpu` is for one H100; `paper` has the paper's 410M
+shapes and is meant for a pod.
 
     make text-small
     prts study --config=configs/study/operators.py:cpu --workdir=runs/study/operators
@@ -13,11 +14,16 @@ from prts_jax.errors import UserError
 SIZES = {
     # name: (vocab, layers, embed, heads, head_dim, mlp, batch, length, steps, warmup, peak, dtype)
     "smoke": (1024, 4, 32, 2, 16, 64, 8, 64, 40, 4, 4e-3, "float32"),
+    "quick": (1024, 4, 48, 2, 24, 128, 8, 128, 400, 20, 4e-3, "float32"),
     "cpu": (1024, 8, 64, 2, 32, 176, 8, 128, 800, 40, 4e-3, "float32"),
     "gpu": (32000, 12, 640, 10, 64, 1728, 64, 512, 1500, 100, 1e-3, "bfloat16"),
     "paper": (32000, 24, 1024, 16, 64, 2816, 1024, 2048, 48000, 3000, 6e-4, "bfloat16"),
 }
-STORES = {"smoke": "runs/shakespeare", "cpu": "runs/text-small"}  # the others: runs/text
+STORES = {
+    "smoke": "runs/shakespeare",
+    "quick": "runs/shakespeare",
+    "cpu": "runs/text-small",
+}  # the others: runs/text
 
 
 def get_config(size: str = "cpu"):
@@ -45,7 +51,7 @@ def get_config(size: str = "cpu"):
     c.schedule.kind = "constant"
     c.schedule.peak, c.schedule.warmup_steps = peak, warmup
     c.train.steps = steps
-    c.evaluation.every_steps = max(1, steps // 8)
+    c.evaluation.every_steps = max(1, steps // (4 if size == "quick" else 8))
     c.evaluation.tokens = 4096 if size == "smoke" else 0
     c.evaluation.blocks = 16
     c.logging.every_steps = max(1, steps // 200)

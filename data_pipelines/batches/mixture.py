@@ -18,8 +18,9 @@ from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.order import OPEN_TOKENS, ReadOrder
 from data_pipelines.batches.packed import PackedBatches, check_packed
 from data_pipelines.batches.permutation import permute
+from data_pipelines.store.index import SEPARATOR
 from data_pipelines.store.several import Stores, parse_share
-from data_pipelines.store.store import SEPARATOR, TokenStore
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 
 ROUND = 1024

@@ -4,7 +4,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from data_pipelines.store.store import SOURCE_DTYPE, TokenStore, token_dtype
+from data_pipelines.store.index import SOURCE_DTYPE, token_dtype
+from data_pipelines.store.store import TokenStore
 
 
 class OpenBlocks:

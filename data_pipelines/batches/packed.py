@@ -16,7 +16,8 @@ from data_pipelines.batches.loader import (
     EvalBatches,
     TrainBatches,
 )
-from data_pipelines.store.store import PADDING, TokenStore
+from data_pipelines.store.index import PADDING
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 
 

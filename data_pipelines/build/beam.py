@@ -21,7 +21,8 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from data_pipelines.build.cache import report_finished
-from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
+from data_pipelines.build.rules import STRICT, Rules
+from data_pipelines.build.store_build import Build, FileTask
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard, write_json
 from prts_jax.errors import UserError

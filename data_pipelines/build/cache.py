@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-from data_pipelines.build.store_build import STRICT, Build, FileTask, Rules
+from data_pipelines.build.rules import STRICT, Rules
+from data_pipelines.build.store_build import Build, FileTask
 from data_pipelines.build.workers import results
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard

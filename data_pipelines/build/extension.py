@@ -14,7 +14,7 @@ from etils import epath
 
 from data_pipelines.store.checksums import BLOCK, CHECKSUMS, CRC_DTYPE, Digests, blocks
 from data_pipelines.store.files import Files, open_files
-from data_pipelines.store.store import file_sizes, open_checked, read_index
+from data_pipelines.store.index import file_sizes, open_checked, read_index
 from data_pipelines.store.writer import TEMPORARY, Shard
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path, is_remote, sync

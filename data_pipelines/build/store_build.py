@@ -9,17 +9,18 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from etils import epath
 
 from data_pipelines.build.extension import Base
-from data_pipelines.chat.packing import Packing, pack
+from data_pipelines.build.rules import Rules
+from data_pipelines.chat.packing import pack
 from data_pipelines.store.fields import parse
 from data_pipelines.store.files import open_files
-from data_pipelines.store.store import INDEX, MAX_SETS, PADDING, file_sizes, read_index
+from data_pipelines.store.index import INDEX, MAX_SETS, PADDING, file_sizes, read_index
 from data_pipelines.store.writer import (
     TEMPORARY,
     Encoded,
@@ -30,7 +31,7 @@ from data_pipelines.store.writer import (
 )
 from data_pipelines.text.inputs import file_version, input_sizes, relative_names
 from data_pipelines.text.manifest import check_digest
-from data_pipelines.text.rows import DAMAGED_FILE, Fault
+from data_pipelines.text.rows import Fault
 from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError, storage_errors
 from prts_jax.paths import as_path, exists
@@ -64,35 +65,6 @@ class FileTask(Protocol):
 
     def documents(self, index: int) -> Iterator[Encoded | Fault]:
         """Yields file `index`'s documents and faults, in order."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Rules for bad rows and for the order of documents.
-
-    Attributes:
-      skip_bad: leaves bad rows out and lists them in the index; False fails at the first.
-      max_bad_fraction: share that may be left out of the rows, that may be damaged of the files,
-        and that damage may lose of the files' bytes; above it no store is finished.
-      layout: "mixed" or "by_set".
-      packing: packing of examples into rows; None for documents one after another.
-      digests: input file → SHA-256 that it must have; empty if none is expected.
-      extends: folder of a finished store whose shards come first; "" for none.
-    """
-
-    skip_bad: bool = False
-    max_bad_fraction: float = 0.001
-    layout: str = "mixed"
-    packing: Packing | None = None
-    digests: Mapping[str, str] = field(default_factory=dict)
-    extends: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"--max_bad_fraction={self.max_bad_fraction}: give a share of 0 … 1")
-
-
-STRICT = Rules()
 
 
 @dataclass(frozen=True)
@@ -197,7 +169,7 @@ class Build:
             existing["checked digests"] = [s.get("source_sha256") for s in own]
             wanted["checked digests"] = [self._digest(file) for file in self.task.files]
         self._check_same(existing, wanted)
-        self._check_fraction([Shard.from_json(shard) for shard in own])
+        self.rules.check([Shard.from_json(shard) for shard in own], self.directory)
         return index
 
     def begin(self) -> None:
@@ -326,7 +298,7 @@ class Build:
         Raises:
           UserError: too many rows were bad.
         """
-        self._check_fraction(shards)
+        self.rules.check(shards, self.directory)
         write_index(
             self._folder,
             identity=self.identity,
@@ -345,33 +317,3 @@ class Build:
             records = list(self._folder.glob("shard-*.json"))
             open_files(self.directory).map(lambda file: file.unlink(missing_ok=True), records)
             plan.unlink(missing_ok=True)
-
-    def _check_fraction(self, shards: Sequence[Shard]) -> None:
-        bad = [(shard, kind, lines[0]) for shard in shards for kind, lines in shard.bad.items()]
-        rows = sum(len(lines) for shard in shards for lines in shard.bad.values())
-        files = sum(any(kind in shard.bad for kind in DAMAGED_FILE) for shard in shards)
-        counts = {
-            "rows": (rows, sum(shard.rows for shard in shards)),
-            "files": (files, len(shards)),
-            "bytes": (
-                sum(shard.lost_bytes for shard in shards),
-                sum(shard.source_bytes for shard in shards),
-            ),
-        }
-        allowed = self.rules.max_bad_fraction if self.rules.skip_bad else 0.0
-        if any(lost > allowed * total for lost, total in counts.values()):
-            shard, kind, line = bad[0]
-            limit = (
-                f"--max_bad_fraction={allowed:g}"
-                if self.rules.skip_bad
-                else "--on_error=fail allows"
-            )
-            lost = ", ".join(
-                f"{lost:,} of {total:,} {what}" for what, (lost, total) in counts.items() if lost
-            )
-            raise UserError(
-                f"too much bad input: {lost}, more than {limit}; the first is "
-                f"{kind} at {shard.source_file}, line {line}, all are listed in {self.directory} "
-                f"({INDEX}, or shard-*.json before it is written); fix them, or start again with "
-                "--on_error=skip and a larger fraction: finished shards are kept"
-            )

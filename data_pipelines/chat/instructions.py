@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_pipelines.chat.packing import Packing
 from data_pipelines.chat.turns import Encode, tokens_of, turns_of
-from data_pipelines.store.store import MAX_SETS, PADDING
+from data_pipelines.store.index import MAX_SETS, PADDING
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.arrays import numbered_rows
 from data_pipelines.text.folders import (

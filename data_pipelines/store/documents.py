@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.store.store import END_DTYPE, PADDING, TokenStore, read_index
+from data_pipelines.store.index import END_DTYPE, PADDING, read_index
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 
 

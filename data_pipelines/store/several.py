@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from data_pipelines.store.store import SEPARATOR, TokenStore
+from data_pipelines.store.index import SEPARATOR
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path
 

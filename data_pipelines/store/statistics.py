@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.store.files import Files
-from data_pipelines.store.store import (
+from data_pipelines.store.index import (
     ANSWER_DTYPE,
     END_DTYPE,
     SOURCE_DTYPE,

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.build.workers import results
 from data_pipelines.store.checksums import CHECKSUMS
 from data_pipelines.store.files import Files, open_files
-from data_pipelines.store.store import (
+from data_pipelines.store.index import (
     ANSWER_DTYPE,
     END_DTYPE,
     ROW_DTYPE,

@@ -1,4 +1,4 @@
-"""Writers of a token store (`store.py`): its shards, and the index that completes it."""
+"""Writers of a token store: its shards, and the index that completes it (`index.py`)."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from etils import epath
 
 from data_pipelines.store.checksums import BLOCK, CHECKSUMS, Digests
 from data_pipelines.store.fields import INDEX_DIGEST, index_digest
-from data_pipelines.store.store import (
+from data_pipelines.store.index import (
     ANSWER_DTYPE,
     END_DTYPE,
     FORMAT,
@@ -146,18 +146,15 @@ def write_shard(
     files: dict[str, Iterable[bytes]] = {
         "ends": [np.cumsum(sizes).astype(END_DTYPE).tobytes()],
         "sources": [source_ids.astype(SOURCE_DTYPE).tobytes()],
+        "answers": answers,
+        "rows": [rows.astype(ROW_DTYPE).tobytes()] if rows.any() else [],
     }
-    if answers:
-        files["answers"] = answers
-    if rows.any():
-        files["rows"] = [rows.astype(ROW_DTYPE).tobytes()]
     for suffix, content in files.items():
-        written[suffix] = _write(directory / f"{name}.{suffix}", content)
+        if content:
+            written[suffix] = _write(directory / f"{name}.{suffix}", content)
 
     def by_source(values: np.ndarray) -> tuple[int, ...]:
-        sums = np.zeros(sources, np.int64)
-        np.add.at(sums, source_ids, values)
-        return tuple(sums.tolist())
+        return tuple(np.bincount(source_ids, values, sources).astype(np.int64).tolist())
 
     return Shard(
         name=name,

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from data_pipelines.store.store import MAX_SETS, TOKENIZER_FILES
+from data_pipelines.store.index import MAX_SETS, TOKENIZER_FILES
 from data_pipelines.text.inputs import glob_files
 from data_pipelines.text.lines import Damage, compression, pieces
 from data_pipelines.text.native import NativeTask, RowReader

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from data_pipelines.store.store import TOKENIZER
+from data_pipelines.store.index import TOKENIZER
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Document, Fault, read_rows
 from data_pipelines.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import sentencepiece
 from etils import epath
 
-from data_pipelines.store.store import TOKENIZER
+from data_pipelines.store.index import TOKENIZER
 from data_pipelines.text.rows import read_documents
 from data_pipelines.text.sources import list_files
 from prts_jax.errors import UserError

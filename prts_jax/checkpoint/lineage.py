@@ -9,6 +9,13 @@ from typing import Any
 
 import prts_jax
 from prts_jax.checkpoint.lineage_checks import DAMAGED_VALUES, check_levels, check_values
+from prts_jax.checkpoint.records import (
+    TUNING,
+    BranchRecord,
+    ChangeRecord,
+    GrowthRecord,
+    SkipRecord,
+)
 from prts_jax.config import ModelConfig, from_dict, to_dict
 from prts_jax.errors import UserError, first_line
 from prts_jax.growth.map import GrowthMap
@@ -20,11 +27,15 @@ FORMAT = 1
 
 Digests = dict[str, tuple[str, ...]]
 
-TUNING = "data.instructions"
-"""Config key that switches from pretraining to fine-tuning on instructions."""
-
-WEIGHTS_TAKEN = "weights"
-"""Key of the record that a conversion took another item than the parameters as the weights."""
+OMITTED_IF_EMPTY = (
+    "optimizer_digests",
+    "tokenizer",
+    "branches",
+    "skipped",
+    "ema_digests",
+    "recent_losses",
+)
+"""Keys of a lineage that older versions do not know."""
 
 
 def current_versions() -> dict[str, str]:
@@ -35,95 +46,6 @@ def current_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},
     }
-
-
-@dataclass(frozen=True)
-class GrowthRecord:
-    """A past growth of the model.
-
-    Attributes:
-      at_step: step of the lineage at which the model grew.
-      tokens: trained on before the growth.
-      flops: spent before the growth.
-      map: the map applied; the arrays of its matrices are in `Lineage.matrices`.
-      learning: {"tokens", "flops", "flops_6nd", …} spent on learning the map, not included in
-        `tokens` and `flops`; None for a map that was not learned. If another run learned it, "run"
-        is that run's workdir, and "cost" replaces the numbers where they are unknown or counted
-        by an earlier growth of this lineage.
-      evaluation: the last evaluation before the growth, as in `Lineage.evaluation`, or None.
-      optimizer: what became of the optimizer state, as in `init.growth.optimizer`; "" in
-        checkpoints of older versions.
-    """
-
-    at_step: int
-    tokens: int
-    flops: float
-    map: GrowthMap
-    learning: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = None
-    optimizer: str = ""
-
-
-@dataclass(frozen=True)
-class BranchRecord:
-    """A branch: a run that took the whole state of a checkpoint, its trunk's, to decay from there.
-
-    Attributes:
-      step: step of the lineage at which it left the trunk.
-      stage_step: steps of the trunk's stage before it.
-      stage: index of the trunk's stage in its run.
-      tokens: trained on before it.
-      flops: spent before it.
-      trunk: path of the checkpoint.
-    """
-
-    step: int
-    stage_step: int
-    stage: int
-    tokens: int
-    flops: float
-    trunk: str
-
-
-@dataclass(frozen=True)
-class SkipRecord:
-    """A step without a finite loss or gradient, which changed no parameter.
-
-    Attributes:
-      step: step of the lineage after it.
-      position: of its batch in the data order, tokens.
-    """
-
-    step: int
-    position: int
-
-
-@dataclass(frozen=True)
-class ChangeRecord:
-    """A config key changed on resume, the start of fine-tuning (`TUNING`), or `WEIGHTS_TAKEN`.
-
-    Attributes:
-      step: step of the lineage at which it changed.
-      key: dotted name of the key.
-      from_: its old value.
-      to: its new value.
-      tokens: trained on before fine-tuning; None for any other change.
-      flops: spent before fine-tuning; None for any other change.
-      evaluation: the last evaluation before fine-tuning; None for any other change.
-    """
-
-    step: int
-    key: str
-    from_: Any
-    to: Any
-    tokens: int | None = None
-    flops: float | None = None
-    evaluation: dict[str, Any] | None = None
-
-    @property
-    def begins_tuning(self) -> bool:
-        """Whether fine-tuning begins here; a resume may change the same key without tokens."""
-        return self.key == TUNING and self.tokens is not None
 
 
 @dataclass(frozen=True)
@@ -158,6 +80,8 @@ class Lineage:
       branches: branches, oldest first.
       skipped: skipped steps, oldest first.
       ema_digests: as `digests`, of the moving average of the parameters; {} without one.
+      recent_losses: last losses of the stage, oldest first, against which a spike is judged
+        (`prts_jax.train.spikes`); () in a run that looks for none.
     """
 
     step: int
@@ -183,6 +107,7 @@ class Lineage:
     branches: tuple[BranchRecord, ...] = ()
     skipped: tuple[SkipRecord, ...] = ()
     ema_digests: Digests = field(default_factory=dict)
+    recent_losses: tuple[float, ...] = ()
 
     def digests_of(self, item: str) -> Digests:
         """Returns the digests of a checkpoint's item: "params", "optimizer" or "ema"."""
@@ -303,7 +228,7 @@ class Lineage:
         """Returns the lineage as a JSON object, with its format version."""
         values = to_dict(dataclasses.replace(self, matrices={}))
         del values["matrices"]
-        for key in ("optimizer_digests", "tokenizer", "branches", "skipped", "ema_digests"):
+        for key in OMITTED_IF_EMPTY:
             if not values[key]:
                 del values[key]
         return {"format": FORMAT, **values}
@@ -336,104 +261,3 @@ class Lineage:
         except (UserError, *DAMAGED_VALUES) as error:
             raise UserError(f"{where}: {first_line(error)}; the checkpoint is damaged") from error
         return lineage
-
-
-@dataclass(frozen=True)
-class TrainingSpan:
-    """Training of one model until growth, until fine-tuning, or until the checkpoint.
-
-    Attributes:
-      model: the model trained.
-      growth: the map that produced it; None for the first span and for fine-tuning.
-      learning: cost of learning the map, included in this span; {} if it was not learned.
-      tuning: whether fine-tuning on instructions begins here.
-      first_step: step of the lineage at which it begins.
-      last_step: step of the lineage at which it ends.
-      tokens: trained on in this span.
-      flops: spent in this span.
-      share: fraction of the lineage's FLOPs; 0 if none were spent.
-      evaluation: the last evaluation in this span, as in `Lineage.evaluation`; {} if none.
-      changes: config changes on resume in this span.
-    """
-
-    model: ModelConfig
-    growth: GrowthMap | None
-    learning: dict[str, Any]
-    tuning: bool
-    first_step: int
-    last_step: int
-    tokens: int
-    flops: float
-    share: float
-    evaluation: dict[str, Any]
-    changes: tuple[ChangeRecord, ...]
-
-
-def training_spans(lineage: Lineage) -> list[TrainingSpan]:
-    """Returns the training spans of a checkpoint, oldest first; at least one.
-
-    A change at the step where two spans meet belongs to the later span.
-    """
-    borders = _borders(lineage)
-    ends = [*borders[1:], _Border(lineage.step, lineage.tokens, lineage.flops, lineage.evaluation)]
-    model = lineage.growth[0].map.source if lineage.growth else lineage.model
-    spans = []
-    for begin, end in zip(borders, ends, strict=True):
-        growth = begin.growth.map if begin.growth else None
-        model = growth.target if growth else model
-        spans.append(
-            TrainingSpan(
-                model=model,
-                growth=growth,
-                learning=(begin.growth and begin.growth.learning) or {},
-                tuning=begin.tuning,
-                first_step=begin.step,
-                last_step=end.step,
-                tokens=end.tokens - begin.tokens,
-                flops=end.flops - begin.flops,
-                share=(end.flops - begin.flops) / lineage.flops if lineage.flops else 0.0,
-                evaluation=end.evaluation,
-                changes=tuple(
-                    change
-                    for change in lineage.changes
-                    if not change.begins_tuning
-                    and begin.step <= change.step
-                    and (end is ends[-1] or change.step < end.step)
-                ),
-            )
-        )
-    return spans
-
-
-@dataclass(frozen=True)
-class _Border:
-    """The start of a span, with the totals of the spans before it."""
-
-    step: int
-    tokens: int
-    flops: float
-    evaluation: dict[str, Any]
-    growth: GrowthRecord | None = None
-    tuning: bool = False
-
-
-def _borders(lineage: Lineage) -> list[_Border]:
-    """Returns the starts of the spans: step 0, each growth, fine-tuning."""
-    grown = [
-        _Border(record.at_step, record.tokens, record.flops, record.evaluation or {}, record)
-        for record in lineage.growth
-    ]
-    tuned = [
-        _Border(
-            change.step,
-            change.tokens or 0,
-            change.flops or 0.0,
-            change.evaluation or {},
-            None,
-            True,
-        )
-        for change in lineage.changes
-        if change.begins_tuning
-    ]
-    # The sort is stable: at the same step growth comes before fine-tuning.
-    return [_Border(0, 0, 0.0, {}), *sorted((*grown, *tuned), key=lambda border: border.step)]

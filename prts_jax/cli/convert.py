@@ -11,9 +11,9 @@ from typing import Any
 from prts_jax.cli import EXIT_FAILED, run
 from prts_jax.cli.arguments import OneLineParser, add_weights_flag
 from prts_jax.errors import UserError, escaped, one_line
-from prts_jax.formats import convert, import_transforms
-from prts_jax.formats.convert import ConversionReport
+from prts_jax.formats import convert, export, import_transforms
 from prts_jax.formats.model_source import ModelSource
+from prts_jax.formats.transfer import ConversionReport
 from prts_jax.progress import Progress
 from prts_jax.sizes import format_bytes
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--dtype",
         default="",
         metavar="NAME",
-        help=f"to hf: {', '.join(convert.TARGET_DTYPES)} (default: what the weights came in until "
+        help=f"to hf: {', '.join(export.TARGET_DTYPES)} (default: what the weights came in until "
         "they are trained or grown, then float32); checkpoints of prts_jax are float32",
     )
     add_weights_flag(flags)
@@ -179,7 +179,7 @@ def _convert(arguments: argparse.Namespace, source: ModelSource) -> ConversionRe
     progress = Progress("convert")
     if arguments.to == "orbax":
         return convert.write_checkpoint(source, arguments.target, arguments.tokenizer, progress)
-    return convert.write_huggingface(
+    return export.write_huggingface(
         source,
         arguments.target,
         arguments.dtype,
@@ -208,7 +208,7 @@ def _verify(arguments: argparse.Namespace, source: ModelSource) -> tuple[dict[st
     if arguments.verify == "weights":
         if difference := convert.first_difference(source, target, dtype):
             return {}, f"{difference}: differs from {arguments.source}; the disk may be damaged"
-        each = ", ".join(sorted(convert.dtypes_written(source, dtype)))
+        each = ", ".join(sorted(export.dtypes_written(source, dtype)))
         verified = {"verified": f"all weights equal, bit for bit, in {each}"}
         if "hf" not in (source.format, target.format) or not find_spec("transformers"):
             return verified, ""

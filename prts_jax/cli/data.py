@@ -211,7 +211,7 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
 
 def _rules(arguments: argparse.Namespace, **options: Any) -> Any:
-    return _data_module("build.store_build").Rules(
+    return _data_module("build.rules").Rules(
         skip_bad=arguments.on_error == "skip",
         max_bad_fraction=arguments.max_bad_fraction,
         **options,

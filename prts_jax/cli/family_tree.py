@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from prts_jax.checkpoint.lineage import Lineage, TrainingSpan, training_spans
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.training_spans import TrainingSpan, training_spans
 from prts_jax.config import ModelConfig
 from prts_jax.errors import escaped
 from prts_jax.growth.matrices import COST

@@ -10,7 +10,8 @@ from typing import Any
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.arrays import StoredLeaf
 from prts_jax.checkpoint.digests import check_paths
-from prts_jax.checkpoint.lineage import FORMAT, Lineage, training_spans
+from prts_jax.checkpoint.lineage import FORMAT, Lineage
+from prts_jax.checkpoint.training_spans import training_spans
 from prts_jax.cli import family_tree, foreign_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import to_dict

@@ -23,6 +23,7 @@ TABLES = (
     table.speedup_table,
     table.goodput_table,
     table.start_table,
+    table.hosts_table,
 )
 
 

@@ -65,6 +65,7 @@ _AT_LEAST_ONE = (
     "checkpoint.every_steps",
     "checkpoint.keep",
     "logging.every_steps",
+    "logging.profile_steps",
 )
 _AT_LEAST_ZERO = (
     "evaluation.every_steps",
@@ -75,12 +76,14 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every_steps",
     "checkpoint.keep_every_tokens",
     "train.max_skipped",
+    "train.skip_spikes",
     "data.tokens_per_step",
     "scaling.embed",
     "scaling.layers",
     "scaling.heads",
     "scaling.mlp",
     "logging.spike_deviations",
+    "logging.profile_from",
     "optimizer.clip",
     "optimizer.weight_decay",
     "schedule.warmup_steps",

@@ -213,11 +213,14 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """Interval of metrics, whether to write them to TensorBoard, and warnings of loss spikes."""
+    """Metrics and where they go, warnings of loss spikes, and profiles."""
 
     every_steps: int = 10
     tensorboard: bool = True
+    wandb: str = ""  # project on Weights & Biases; empty: none
     spike_deviations: float = 0.0  # warn of losses this far above the running loss; 0: never
+    profile_from: int = 0  # first step of a profile, as in metrics.jsonl; 0: only by SIGUSR1
+    profile_steps: int = 5  # steps of a profile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +230,10 @@ class TrainConfig:
     steps: int = 1000  # steps of this run since its start or growth; see growth.stages
     accumulation: int = 1  # micro-batches per step
     z_loss: float = 0.0  # weight of log² Z in the gradient of the loss; PaLM: 1e-4
-    max_skipped: int = 10  # steps of a stage that have no finite loss or gradient and are skipped
+    # Steps of a stage that may be skipped: those without a finite loss or gradient, and spikes.
+    max_skipped: int = 10
+    # Skip steps whose loss is so many standard deviations above the running loss; 0: none.
+    skip_spikes: float = 0.0
     trainable: str = "all"  # all, or new: layers added by the growth, final norm and head
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 
+from data_pipelines.store.index import TOKENIZER_FILES, read_index
 from data_pipelines.store.several import Stores, first_store
-from data_pipelines.store.store import TOKENIZER_FILES, TokenStore, read_index
+from data_pipelines.store.store import TokenStore
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import check_tokenizer

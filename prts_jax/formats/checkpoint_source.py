@@ -7,7 +7,8 @@ import numpy as np
 from prts_jax.checkpoint import arrays, layout
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths, digest_of, not_what_was_saved
-from prts_jax.checkpoint.lineage import WEIGHTS_TAKEN, Lineage
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import WEIGHTS_TAKEN
 from prts_jax.checkpoint.tokenizer import holds_tokenizer, special_ids_of
 from prts_jax.formats.model_source import ModelSource, TensorShape
 

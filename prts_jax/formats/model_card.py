@@ -1,6 +1,6 @@
 """The model card of an exported model: shape, tokens, FLOPs and lineage."""
 
-from prts_jax.checkpoint.lineage import WEIGHTS_TAKEN
+from prts_jax.checkpoint.records import WEIGHTS_TAKEN
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.growth.map import format_ranges
 from prts_jax.model.architecture import declare

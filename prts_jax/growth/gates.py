@@ -97,7 +97,7 @@ class Opening:
 
 
 class PastGrowth(Protocol):
-    """The part of `prts_jax.checkpoint.lineage.GrowthRecord` that gates depend on."""
+    """The part of `prts_jax.checkpoint.records.GrowthRecord` that gates depend on."""
 
     @property
     def at_step(self) -> int:

@@ -46,7 +46,7 @@ def moment_changes(
     news = new_parts(growth_map, declarations)
     named: dict[str, list[str]] = defaultdict(list)
     for path, declaration in declarations.items():
-        recipe = moment_recipe(growth_map, path, path, declaration, 1, first_only)
+        recipe = moment_recipe(growth_map, path, path, declaration, 1, optimizer)
         kept = recipe.unchanged and len(recipe.layers) == declaration.layers and not news[path]
         some_zero = bool(recipe.targets(Make.ZERO)) or any(
             axis in growth_map.widths and (first_only or growth_map.widths[axis].has_new)

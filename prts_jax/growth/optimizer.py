@@ -28,8 +28,6 @@ POWERS: Mapping[str, int] = {
 }
 """Field of an optimizer's state → power of the gradient that it averages or sums (optax's)."""
 
-SCHEDULES = ("reset", "keep")
-
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
@@ -56,18 +54,12 @@ FRESH = "fresh"
 Role = Moment | str
 
 
-def roles(
-    leaves: Mapping[str, Any],
-    declarations: Mapping[str, Declaration],
-    powers: Mapping[str, int] = POWERS,
-) -> dict[str, Role]:
+def roles(leaves: Mapping[str, Any], declarations: Mapping[str, Declaration]) -> dict[str, Role]:
     """Says what each leaf of an optimizer's state is.
 
     Args:
       leaves: path → anything with shape and dtype.
       declarations: path → declaration of the parameters that the state belongs to.
-      powers: field name → power of the gradient. Adamax keeps its first-power maximum under "nu",
-        so it needs {"mu": 1, "nu": 1}.
 
     Returns:
       path → `Moment`, `KEPT`, `SCHEDULE` or `FRESH`.
@@ -79,7 +71,7 @@ def roles(
     for path, leaf in leaves.items():
         parameter = parameter_of(path, declarations)
         if parameter is not None:
-            leaf_roles[path] = _moment(path, leaf, parameter, declarations[parameter], powers)
+            leaf_roles[path] = _moment(path, leaf, parameter, declarations[parameter])
     holders = {
         path.removesuffix(role.parameter).rstrip("/").rpartition("/")[0]
         for path, role in leaf_roles.items()
@@ -111,9 +103,7 @@ def grow_optimizer(
     init: Callable[[Any], Any],
     params: Any,
     shardings: Any,
-    schedule: str = "reset",
-    powers: Mapping[str, int] = POWERS,
-    first_only: bool = False,
+    policy: str = "copy",
 ) -> Any:
     """Grows an optimizer's state where it lives, in one jitted function.
 
@@ -126,10 +116,9 @@ def grow_optimizer(
         structure, shapes and dtypes of what is returned.
       params: the grown parameters, nested.
       shardings: of the grown state, in its own structure; None leaves them to the compiler.
-      schedule: "reset" sets counts that drive a schedule to zero, "keep" keeps them. Counts beside
-        moments are kept with them either way.
-      powers: see `roles`.
-      first_only: moments of new entries start from zero, also those of further copies.
+      policy: "copy" sets counts that drive a schedule to zero, "keep" and "asymmetric" keep them;
+        "asymmetric" also starts the moments of new entries from zero, those of further copies too.
+        Counts beside moments are kept with them.
 
     Returns:
       The grown state.
@@ -139,11 +128,9 @@ def grow_optimizer(
         tree or shape than growth of the source's state gives.
     """
     check_copies(growth_map)
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} is none of {SCHEDULES}")
     abstract = jax.eval_shape(init, params)
     wanted, source = named_leaves(abstract), named_leaves(state)
-    leaf_roles = roles(wanted, declarations, powers)
+    leaf_roles = roles(wanted, declarations)
     _check(source, wanted, leaf_roles, growth_map, declarations)
     structure = jax.tree.structure(abstract)
 
@@ -159,10 +146,10 @@ def grow_optimizer(
                     declarations[role.parameter], dtype=wanted[path].dtype.name
                 )
                 recipe = moment_recipe(
-                    growth_map, path, role.parameter, declaration, role.power, first_only
+                    growth_map, path, role.parameter, declaration, role.power, policy
                 )
                 return grow_leaf(recipe, growth_map, source[path]).astype(wanted[path].dtype)
-            kept = role == KEPT or (role == SCHEDULE and schedule == "keep")
+            kept = role == KEPT or (role == SCHEDULE and policy != "copy")
             return source[path] if kept else fresh[path]
 
         return jax.tree.unflatten(structure, [leaf(path) for path in wanted])
@@ -170,15 +157,9 @@ def grow_optimizer(
     return jax.jit(grow, out_shardings=shardings)(source, params)
 
 
-def _moment(
-    path: str,
-    leaf: Any,
-    parameter: str,
-    declaration: Declaration,
-    powers: Mapping[str, int],
-) -> Moment:
+def _moment(path: str, leaf: Any, parameter: str, declaration: Declaration) -> Moment:
     field = path.removesuffix(f"/{parameter}").rpartition("/")[2]
-    if field not in powers:
+    if field not in POWERS:
         raise _cannot(
             path, f"{field!r} is no known power of the gradient (Adafactor's is factored)"
         )
@@ -186,7 +167,7 @@ def _moment(
         raise _cannot(
             path, f"has shape {tuple(leaf.shape)}, not its parameter's {declaration.shape}"
         )
-    return Moment(parameter, powers[field])
+    return Moment(parameter, POWERS[field])
 
 
 def _scalar_role(path: str, leaf: Any, holders: set[str]) -> str:

@@ -103,7 +103,7 @@ def moment_recipe(
     parameter: str,
     declaration: Declaration,
     power: int,
-    first_only: bool = False,
+    policy: str,
 ) -> LeafRecipe:
     """Returns the recipe of an optimizer's moment.
 
@@ -116,8 +116,10 @@ def moment_recipe(
       parameter: its parameter's path.
       declaration: of the moment in the target: its parameter's, with the moment's dtype.
       power: of the gradient that it holds, 1 or more.
-      first_only: all new entries start from zero, also further copies of layers and positions.
+      policy: with "asymmetric" all new entries start from zero, also further copies of layers and
+        positions.
     """
+    first_only = policy == "asymmetric"
     zero = LayerRecipe(Make.ZERO)
     layers: tuple[LayerRecipe, ...] = (LayerRecipe(Make.COPY, 0),)
     if declaration.stacked:

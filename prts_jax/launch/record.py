@@ -5,9 +5,11 @@ import json
 import re
 
 from prts_jax.errors import StorageError, UserError
+from prts_jax.heartbeats import FOLDER, host_table, parse
 from prts_jax.launch.attempts import State
 from prts_jax.launch.gcloud import Result, Runner
 from prts_jax.launch.workers import Job
+from prts_jax.text_table import render
 
 
 class Record:
@@ -63,6 +65,14 @@ class Record:
         job = dataclasses.replace(self._job, attempt=state.attempt, nonce=state.nonce)
         text = self._cat(job.result).stdout.strip() if state.attempt else ""
         return text if re.fullmatch(r"[0-9]+( diverged)?", text) else ""
+
+
+def hosts(job: Job, run: Runner) -> list[str]:
+    """Returns a table of the hosts' heartbeats in the bucket; [] without any."""
+    workdir = job.workdir.rstrip("/")
+    beats = parse(run(("gcloud", "storage", "cat", f"{workdir}/{FOLDER}/host_*.json")).stdout)
+    name = workdir.rpartition("/")[2]
+    return [render(host_table([(name, beat) for beat in beats]))] if beats else []
 
 
 def report(job: Job, run: Runner) -> list[str]:

@@ -51,6 +51,22 @@ class Comparison:
         """Returns the comparison at the baseline's lowest loss, or None if there is none."""
         return next(iter(self.levels.get(run.label, ())), None)
 
+    def best_level(self) -> speedup.Level | None:
+        """Returns the largest primary speed-up, which the figure shows.
+
+        If no run has reached the baseline's lowest loss, returns the largest speed-up at the
+        lowest loss that both have reached.
+        """
+        for rank in (0, 1):
+            known = [
+                levels[rank]
+                for levels in self.levels.values()
+                if len(levels) > rank and levels[rank].speedup is not None
+            ]
+            if known:
+                return max(known, key=lambda level: level.speedup or 0.0)
+        return None
+
     def sources(self) -> list[str]:
         """Returns the names of the validation sets that any run was evaluated on, sorted."""
         keys = {key for run in self.runs for row in run.rows for key in row}
@@ -163,6 +179,7 @@ def _run_as_json(comparison: Comparison, run: Run) -> dict[str, Any]:
         "per_source": _finite(losses),
         "tokens_per_second": run.tokens_per_second(),
         "goodput": spent.to_json() if spent else None,
+        "hosts": [dataclasses.asdict(beat) for beat in run.hosts],
         "speedup": primary.speedup if primary else None,
     }
 

@@ -1,48 +1,31 @@
 """The figures of a report: validation loss over total FLOPs, tokens, time, and by source."""
 
 import dataclasses
-import io
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prts_jax.report.baseline import seconds_before
 from prts_jax.report.comparison import SOURCE, Comparison
 from prts_jax.report.runs import Run, is_finite, shape_name
 from prts_jax.report.speedup import Level
+from prts_jax.report.style import (
+    BASELINE_COLOUR,
+    COLOURS,
+    HEIGHT_PIXELS,
+    MARKERS,
+    STYLE,
+    legend_name,
+    new_figure,
+    png,
+)
 from prts_jax.report.table import percent
-
-# Okabe and Ito's palette, distinct with any kind of colour vision; markers repeat the distinction.
-BASELINE_COLOUR = "#4d4d4d"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = ("o", "^", "D", "v", "P", "X")
-
-WIDTH_PIXELS, HEIGHT_PIXELS, DPI = 1000, 560, 100
-STYLE: dict[Any, Any] = {
-    "font.size": 11.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#222222",
-    "axes.titlesize": 13,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "text.parse_math": False,  # names of runs and sources may hold "$"
-}
 
 GROWTH_LINES = 4
 """Heights at which the names of neighbouring growths are written, so that they do not overlap."""
@@ -140,7 +123,7 @@ def loss_over(comparison: Comparison, axis: Axis) -> Figure:
 def over_flops(comparison: Comparison) -> Figure:
     """Draws loss over total FLOPs, with growth points and the speed-up at equal loss."""
     figure = loss_over(comparison, FLOPS)
-    level = best_level(comparison)
+    level = comparison.best_level()
     if level is not None:
         _draw_speedup(figure.axes[0], level, _unit(comparison, FLOPS)[0])
     return figure
@@ -165,42 +148,6 @@ def by_source(comparison: Comparison) -> Figure:
     figure.supxlabel(f"total FLOPs, ancestors included ({unit})", fontsize=11.5)
     figure.suptitle("Validation loss by source", x=0.01, ha="left", weight="bold", fontsize=13)
     return figure
-
-
-def best_level(comparison: Comparison) -> Level | None:
-    """Returns the largest primary speed-up, which the figure shows.
-
-    If no run has reached the baseline's lowest loss, returns the largest speed-up at the lowest
-    loss that both have reached.
-    """
-    for rank in (0, 1):
-        known = [
-            levels[rank]
-            for levels in comparison.levels.values()
-            if len(levels) > rank and levels[rank].speedup is not None
-        ]
-        if known:
-            return max(known, key=lambda level: level.speedup or 0.0)
-    return None
-
-
-def new_figure(height_pixels: float) -> Figure:
-    """Returns an empty figure of the report's width."""
-    return Figure(figsize=(WIDTH_PIXELS / DPI, height_pixels / DPI), dpi=DPI, layout="constrained")
-
-
-def legend_name(name: str) -> str:
-    """Returns a name for a legend; matplotlib leaves out names that begin with "_"."""
-    return f" {name}" if name.startswith("_") else name
-
-
-def png(figure: Figure) -> bytes:
-    """Returns a figure as the content of a PNG file."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
-        FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
 
 
 def _loss_key(comparison: Comparison) -> tuple[str, str]:

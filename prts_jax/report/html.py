@@ -65,6 +65,7 @@ def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
         _notes(comparison),
         "<h2>Wall time</h2>" if wall_time[0] else "",
         *map(table_of, wall_time),
+        table_of(table.hosts_table(comparison)),
         f'<p class="definition">{escape(goodput.DEFINITION)}</p>' if wall_time[0] else "",
         "<h2>Speed-up at equal loss</h2>",
         table_of(table.speedup_table(comparison)),

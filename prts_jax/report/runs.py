@@ -1,5 +1,6 @@
 """A training run as read from its workdir: curves, config and state."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from prts_jax.errors import UserError, escaped, first_line, one_line
+from prts_jax.heartbeats import FOLDER, Beat, parse
 from prts_jax.paths import as_path, is_remote
 from prts_jax.train.metrics import read_metrics
 
@@ -37,6 +39,7 @@ class Run:
       rows: its metrics, one dictionary per line, by rising step; two of one step where a stage ends
         and the next begins.
       state: "finished" (it left `DONE`), "running", or "stopped".
+      hosts: the last heartbeat of each host; empty if an older version trained it.
     """
 
     label: str
@@ -44,6 +47,7 @@ class Run:
     config: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     state: str
+    hosts: Sequence[Beat] = ()
 
     def curve(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns `x` and `y`, float64 vectors, of the lines in which both are finite."""
@@ -248,7 +252,17 @@ def read_run(workdir: str, label: str, now: float | None = None) -> Run:
         quiet = (time.time() if now is None else now) - newest
         usual = _usual_pause(Run(label, workdir, config, rows, ""), is_remote(workdir))
         state = "running" if quiet <= max(QUIET_SECONDS, 3 * usual) else "stopped"
-    return Run(label, workdir, config, rows, state)
+    return Run(label, workdir, config, rows, state, _hosts(root))
+
+
+def _hosts(root: epath.Path) -> list[Beat]:
+    """Returns the heartbeats of a run; one that is being replaced, or damaged, is left out."""
+    folder = root / FOLDER
+    texts = []
+    for path in folder.iterdir() if folder.is_dir() else []:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            texts.append(path.read_text())
+    return parse("\n".join(texts))
 
 
 def _metrics_files(root: epath.Path) -> list[epath.Path]:

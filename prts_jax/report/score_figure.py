@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from prts_jax.errors import UserError, storage_error
 from prts_jax.evaluate.results import Row
 from prts_jax.paths import as_path
-from prts_jax.report.figures import COLOURS, MARKERS, STYLE, legend_name, new_figure, png
+from prts_jax.report.style import COLOURS, MARKERS, STYLE, legend_name, new_figure, png
 
 ROW_PIXELS, MARGIN_PIXELS = 34, 90
 

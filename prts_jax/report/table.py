@@ -5,10 +5,11 @@ import statistics
 from typing import Any
 
 from prts_jax.errors import one_line
+from prts_jax.heartbeats import host_table
 from prts_jax.report.comparison import SOURCE, Comparison
 from prts_jax.report.goodput import Goodput, goodput
 from prts_jax.report.runs import Run
-from prts_jax.text_table import MISSING, Table
+from prts_jax.text_table import MISSING, Table, duration
 from prts_jax.train.metrics import OUTSIDE_STEPS
 
 MOST_STARTS = 20
@@ -122,6 +123,12 @@ def start_table(comparison: Comparison) -> Table | None:
     return Table(title, ("run", "step", "to first step"), rows)
 
 
+def hosts_table(comparison: Comparison) -> Table | None:
+    """Returns the last heartbeat of each run's hosts; None without any."""
+    beats = [(run.label, beat) for run in comparison.runs for beat in run.hosts]
+    return host_table(beats) if beats else None
+
+
 def speedup_cell(comparison: Comparison, run: Run) -> str:
     """Returns the primary speed-up of a run, or the reason why it has none."""
     if run is comparison.baseline:
@@ -207,15 +214,3 @@ def quantity(value: float | None) -> str:
             scaled = value / size
             return f"{scaled:.{max(0, 2 - int(math.log10(max(scaled, 1))))}f}{prefix}"
     return f"{value:.0f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Returns seconds as "42 s", "3 min 05 s" or "2 h 07 min"."""
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prts_jax.report.figures import (
+from prts_jax.report.figures import FLOPS
+from prts_jax.report.style import (
     BASELINE_COLOUR,
     COLOURS,
-    FLOPS,
     HEIGHT_PIXELS,
     MARKERS,
     legend_name,

@@ -7,7 +7,7 @@ from html import escape
 from matplotlib import rc_context
 
 from prts_jax.report import html
-from prts_jax.report.figures import STYLE, png
+from prts_jax.report.style import STYLE, png
 from prts_jax.report.table import loss
 from prts_jax.study import drawing
 from prts_jax.study.compare import Speedup, cell, paper_agreement, probe

@@ -63,25 +63,16 @@ def grow_from(
     if ema is not None:
         ema = grow_params(ema, growth_map, new, shardings)
     policy = config.init.growth.optimizer
-    if policy != "reset":
-        moments = checkpoint_store.restore_optimizer(
-            path, abstract_optimizer(optimizer, abstract, mesh), source
-        )
-        target = abstract_optimizer(optimizer, params, mesh)
-        of_moments = jax.tree.map(lambda leaf: leaf.sharding, target)
-        grown = grow_optimizer(
-            moments,
-            growth_map,
-            new,
-            optimizer.init,
-            params,
-            of_moments,
-            schedule="reset" if policy == "copy" else "keep",
-            first_only=policy == "asymmetric",
-        )
-        state = TrainState(params, grown, stage_step_array(0, mesh))
-    else:
+    if policy == "reset":
         state = fresh_state(params, optimizer, mesh)
+    else:
+        old_target, new_target = (
+            abstract_optimizer(optimizer, of, mesh) for of in (abstract, params)
+        )
+        moments = checkpoint_store.restore_optimizer(path, old_target, source)
+        of_moments = jax.tree.map(lambda leaf: leaf.sharding, new_target)
+        grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, of_moments, policy)
+        state = TrainState(params, grown, stage_step_array(0, mesh))
     state = state._replace(ema=ema or moving_average.begun(config, params))
     # Digests are computed on saving.
     lineage = lineage.grown(growth_map, {}, learning, optimizer=policy)

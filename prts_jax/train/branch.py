@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from prts_jax.checkpoint.lineage import BranchRecord
+from prts_jax.checkpoint.records import BranchRecord
 from prts_jax.config import RunConfig, ScheduleConfig, StagesConfig, from_dict, parse_length
 from prts_jax.errors import UserError
 from prts_jax.paths import as_path

@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Collection
 
 from prts_jax import tree
-from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import ChangeRecord
 from prts_jax.config import RunConfig, to_dict
 from prts_jax.errors import UserError
 from prts_jax.train.data_position import data_config

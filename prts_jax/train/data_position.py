@@ -7,9 +7,10 @@ from typing import Any
 from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
+from data_pipelines.store.index import SEPARATOR
 from data_pipelines.store.several import short_fingerprint
-from data_pipelines.store.store import SEPARATOR
-from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import ChangeRecord
 from prts_jax.config import DataConfig, RunConfig
 from prts_jax.errors import UserError
 

@@ -26,6 +26,8 @@ from prts_jax.processes import all_processes
 from prts_jax.train.batches import training_batches
 from prts_jax.train.compilation_cache import set_compilation_cache
 from prts_jax.train.curve import describe, warnings
+from prts_jax.train.heartbeat import Heartbeat
+from prts_jax.train.job import Job
 from prts_jax.train.metrics import TerminalLine
 from prts_jax.train.optim import make_optimizer
 from prts_jax.train.origin import (
@@ -35,12 +37,15 @@ from prts_jax.train.origin import (
     name_foreign_entries,
     newest_origin,
 )
+from prts_jax.train.profile import Profiler
 from prts_jax.train.progress import Progress, advance
 from prts_jax.train.setup import Setup, announce, set_up
+from prts_jax.train.spikes import running_losses, to_keep
 from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import begin, check_stores
 from prts_jax.train.step import make_train_step
-from prts_jax.train.stopping import Stopping, sigterm
+from prts_jax.train.stopping import sigterm
+from prts_jax.train.weights_and_biases import check_wandb
 
 
 def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
@@ -56,7 +61,7 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
     Raises:
       UserError: the config cannot be run.
       Interrupted: the process received SIGTERM; the state was saved.
-      DivergedError: more steps than `train.max_skipped` had no finite loss or gradient.
+      DivergedError: more steps than `train.max_skipped` were skipped.
     """
     if is_complete(workdir):
         # The directory's own parameters would hide the checkpoints of a run inside it.
@@ -64,31 +69,29 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
-    with sigterm() as stopping, _lock(workdir) as check_lock:
+    check_wandb(config)
+    with contextlib.ExitStack() as stack:
+        stopping, check_lock = stack.enter_context(sigterm()), stack.enter_context(_lock(workdir))
+        heartbeat = stack.enter_context(Heartbeat(workdir).beating())
+        profiler = stack.enter_context(Profiler(workdir).listening())
+        job = Job(workdir, allow_change, stopping, check_lock, heartbeat, profiler)
         name_foreign_entries(workdir)
         set_compilation_cache(config.compute.compilation_cache, workdir)
         while True:
             try:
-                return _train_stages(config, workdir, allow_change, stopping, check_lock)
+                return _train_stages(config, job)
             except DamagedError as damage:
                 leave_damaged(workdir, damage)
 
 
-def _train_stages(
-    config: RunConfig,
-    workdir: str,
-    allow_change: Collection[str],
-    stopping: Stopping,
-    check_lock: Callable[[], None],
-) -> None:
-    origin = find_origin(config, workdir)
+def _train_stages(config: RunConfig, job: Job) -> None:
+    origin = find_origin(config, job.workdir)
     stages = remaining_stages(config, origin)
-    check_stores(stages, origin, allow_change)
+    check_stores(stages, origin, job.allow_change)
     for stage in stages:
         if stage is not stages[0]:
-            origin = newest_origin(workdir)  # saved by the stage before
-        planned = stages if stage is stages[0] else ()
-        _train_stage(stage, planned, origin, workdir, allow_change, stopping, check_lock)
+            origin = newest_origin(job.workdir)  # saved by the stage before
+        _train_stage(stage, stages if stage is stages[0] else (), origin, job)
 
 
 def _say_schedules(stages: Sequence[Stage]) -> None:
@@ -101,37 +104,31 @@ def _say_schedules(stages: Sequence[Stage]) -> None:
             say(f"{name}warning: {warning}")
 
 
-def _train_stage(
-    stage: Stage,
-    planned: Sequence[Stage],
-    origin: Origin | None,
-    workdir: str,
-    allow_change: Collection[str],
-    stopping: Stopping,
-    check_lock: Callable[[], None],
-) -> None:
+def _train_stage(stage: Stage, planned: Sequence[Stage], origin: Origin | None, job: Job) -> None:
     """Trains one stage to its end and frees its device memory; says the `planned` schedules."""
     config, began = stage.config, time.perf_counter()
-    keep = config.checkpoint
+    keep, folder = config.checkpoint, str(as_path(job.workdir) / "checkpoints")
     with (
         use_mesh(config.mesh) as mesh,
-        contextlib.closing(
-            Checkpoints(str(as_path(workdir) / "checkpoints"), keep.keep, _kept_every(config))
-        ) as checkpoints,
+        contextlib.closing(Checkpoints(folder, keep.keep, _kept_every(config))) as checkpoints,
     ):
         check_length(mesh, config.data.length, config.compute.loss_chunks)
         batches = training_batches(config, axis_size(mesh, "batch"))
         optimizer = make_optimizer(config)
-        start = begin(stage, origin, mesh, optimizer, batches, checkpoints, allow_change, stopping)
-        if _finished(workdir, start.lineage, stage):
+        start = begin(
+            stage, origin, mesh, optimizer, batches, checkpoints, job.allow_change, job.stopping
+        )
+        if _finished(job.workdir, start.lineage, stage):
             return
-        setup = set_up(stage, workdir, mesh, batches, checkpoints, optimizer, start, check_lock)
+        setup = set_up(stage, job, mesh, batches, checkpoints, optimizer, start)
         setup.recorder.begin(began)
+        job.heartbeat.step(start.lineage.step)
         _say_schedules(planned)
         announce(setup, start)
-        progress = Progress(start.state, start.lineage, opening(start.lineage))
-        del start  # its state is donated to the first step
-        _run(setup, progress, stopping)
+        state = start.state._replace(losses=running_losses(config, start.lineage, mesh))
+        progress = Progress(state, start.lineage, opening(start.lineage))
+        del start, state  # its state is donated to the first step
+        _run(setup, progress)
 
 
 @contextlib.contextmanager
@@ -168,7 +165,7 @@ def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
     return False
 
 
-def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
+def _run(setup: Setup, progress: Progress) -> None:
     """Trains from the first step of the progress to the last step of the stage."""
     origin = progress.lineage
     first, stop = origin.stage_step, setup.config.train.steps
@@ -186,7 +183,7 @@ def _run(setup: Setup, progress: Progress, stopping: Stopping) -> None:
                 freeze()
             # SIGTERM at the end of a stage also stops the run, unless the stage is the last.
             last = progress.lineage.stage_step == stop and setup.stage.is_last
-            interrupted = stopping() and not last
+            interrupted = setup.job.stopping() and not last
             progress = _after_step(setup, progress, interrupted)
             if interrupted:
                 _stop_early(setup, progress.lineage)
@@ -213,9 +210,11 @@ def _few_collections() -> Iterator[Callable[[], None]]:
 
 def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.Array]) -> Progress:
     """Dispatches a step and reads the metrics of the step before."""
-    with jax.transfer_guard("disallow"):
-        state, metrics = compiled(progress.state, batch, setup.teacher_params)
     data, lineage = setup.config.data, progress.lineage
+    setup.job.profiler.between_steps(lineage.step, progress.state, setup.config.logging)
+    annotation = jax.profiler.StepTraceAnnotation("train", step_num=lineage.step + 1)
+    with jax.transfer_guard("disallow"), annotation:
+        state, metrics = compiled(progress.state, batch, setup.teacher_params)
     setup.recorder.dispatched(metrics, lineage.position)
     tokens = setup.batches.tokens(lineage.position)
     lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)
@@ -240,7 +239,11 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
         setup.recorder.settle(metrics)
     if saving:
-        lineage = dataclasses.replace(progress.lineage, skipped=setup.recorder.skipped)
+        lineage = dataclasses.replace(
+            progress.lineage,
+            skipped=setup.recorder.skipped,
+            recent_losses=to_keep(progress.state.losses),
+        )
         progress = dataclasses.replace(progress, lineage=lineage)
         _save(setup, progress)
     return progress
@@ -322,7 +325,7 @@ def _save(setup: Setup, progress: Progress) -> None:
     if setup.checkpoints.latest() == step:
         return
     with all_processes():
-        setup.check_lock()
+        setup.job.check_lock()
     if setup.log is not None:
         setup.log.flush()
     with setup.recorder.paused("saving"):
@@ -351,7 +354,7 @@ def _finish(setup: Setup, lineage: Lineage) -> None:
         setup.terminal.say(f"{setup.stage.name} is done: step {lineage.step}")
         return
     done = {"step": lineage.step, "tokens": lineage.tokens}
-    write_atomically(as_path(setup.workdir) / "DONE", json.dumps(done) + "\n")
+    write_atomically(as_path(setup.job.workdir) / "DONE", json.dumps(done) + "\n")
     setup.terminal.say(
         f"done: step {lineage.step}, {lineage.tokens:,} tokens, "
         f"{lineage.flops:.3e} FLOPs (ancestors included)"

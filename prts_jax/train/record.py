@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from prts_jax.checkpoint.lineage import Lineage, SkipRecord
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import SkipRecord
 from prts_jax.errors import DivergedError
+from prts_jax.train.heartbeat import Heartbeat
 from prts_jax.train.metrics import OUTSIDE_STEPS, MetricsLog, TerminalLine, peak_flops
-from prts_jax.train.spikes import SpikeWatch
 from prts_jax.train.step import StepMetrics
 
 
@@ -22,9 +23,9 @@ class Recorder:
     source is the mean over its tokens, omitted if there were none. A line is written at every
     checkpoint, so a resumed run writes the same lines as an uninterrupted one.
 
-    A step without a finite loss or gradient has changed nothing (`prts_jax.train.step`). It is left
-    out of the means, and its line has the number of such steps (`skipped`) and the positions of
-    their batches (`skipped_positions`).
+    A skipped step, whose loss or gradient is not finite or whose loss is a spike, has changed
+    nothing (`prts_jax.train.step`). It is left out of the means, and its line has the number of
+    such steps (`skipped`) and the positions of their batches (`skipped_positions`).
 
     Attributes:
       skipped: all such steps that were read, those of the lineage before the first step included.
@@ -40,6 +41,7 @@ class Recorder:
         sources: Sequence[str] = (),
         max_skipped: int = 0,
         spike_deviations: float = 0.0,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         """Makes a recorder.
 
@@ -50,9 +52,11 @@ class Recorder:
           flops_per_token: training FLOPs per token, see `prts_jax.model.counts`.
           origin: lineage before the first step.
           sources: names of the sources in the order of `StepMetrics.source_losses`.
-          max_skipped: steps of the stage, over all its starts, without a finite loss or gradient;
-            one more is an error.
-          spike_deviations: see `SpikeWatch`.
+          max_skipped: steps of the stage, over all its starts, that may be skipped; one more is an
+            error.
+          spike_deviations: distance above the running loss from which a loss is warned of; 0.0:
+            none is.
+          heartbeat: takes this process's figures and has those of the others.
         """
         self._log, self._terminal = log, terminal
         self._devices = devices.size
@@ -61,7 +65,9 @@ class Recorder:
         self._unread: StepMetrics | None = None
         self._position = 0  # of the batch of the unread step
         self._max_skipped, self.skipped = max_skipped, origin.skipped
-        self._spikes = SpikeWatch(spike_deviations)
+        self._spike_deviations = spike_deviations
+        self._heartbeat = heartbeat
+        self._waited = 0.0  # for devices, since the last line
         self._first_of_stage = origin.step - origin.stage_step
         self._line_step = origin.step
         self._due: Lineage | None = None
@@ -108,7 +114,8 @@ class Recorder:
         """Excludes the time inside the context from the rates; it is one of `OUTSIDE_STEPS`."""
         if self._unread is not None:
             # The last dispatched step counts in the rates: the pause begins when it has finished.
-            jax.block_until_ready(self._unread)
+            with self._waiting():
+                jax.block_until_ready(self._unread)
         began = time.perf_counter()
         yield
         seconds = time.perf_counter() - began
@@ -140,20 +147,21 @@ class Recorder:
             is not written, and the caller must not save a checkpoint of the step.
         """
         if self._unread is not None:
-            metrics: StepMetrics = jax.device_get(self._unread)
+            with self._waiting():
+                metrics: StepMetrics = jax.device_get(self._unread)
             self._unread = None
             if self._began is not None:
                 self._first_step_seconds = time.perf_counter() - self._began
                 self._began = None
             self._step += 1
-            if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
+            if self._heartbeat is not None:
+                self._heartbeat.step(self._step)
+            if metrics.skipped:
+                self._skip(metrics)
+            else:
                 self._read.append(metrics)
                 self._by_source += (metrics.source_losses, metrics.source_tokens)
-                if spike := self._spikes.see(float(metrics.loss)):
-                    batch = f"batch at position {self._position}"
-                    self._terminal.say(f"step {self._step}: warning: {spike}; {batch}")
-            else:
-                self._skip(metrics)
+                self._warn_of_spike(metrics)
         if self._due is not None:
             for name, value in extra.items():
                 if isinstance(value, float) and not np.isfinite(value):
@@ -161,9 +169,21 @@ class Recorder:
             self._write(self._due, extra)
             self._due = None
 
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def _warn_of_spike(self, metrics: StepMetrics) -> None:
+        limit = self._spike_deviations
+        if limit and metrics.deviations is not None and metrics.deviations > limit:
+            what, batch = _what(metrics), f"batch at position {self._position}"
+            self._terminal.say(f"step {self._step}: warning: {what}; {batch}")
+
     def _skip(self, metrics: StepMetrics) -> None:
         self.skipped = (*self.skipped, SkipRecord(self._step, self._position))
-        what = f"loss is {metrics.loss:.4g}, gradient norm {metrics.gradient_norm:.4g}"
+        what = _what(metrics)
         if len(self._positions(self._first_of_stage)) > self._max_skipped:
             raise DivergedError(self._diverged(what))
         self._terminal.say(
@@ -178,8 +198,8 @@ class Recorder:
         positions = self._positions(self._first_of_stage)
         last = f", the last at positions {positions[-3:]}" if positions else ""
         return (
-            f"{what} at step {self._step}: training has diverged ({len(positions)} steps had no "
-            f"finite gradient{last}); lower config.schedule.peak or lengthen warmup_steps, see "
+            f"{what} at step {self._step}: training has diverged ({len(positions)} steps were "
+            f"skipped{last}); lower config.schedule.peak or lengthen warmup_steps, see "
             "these batches (`prts data show`), and begin again from a checkpoint before them "
             "(config.init.start_from) or in a new workdir"
         )
@@ -217,6 +237,9 @@ class Recorder:
             elapsed = max(now - self._line_clock, 1e-9)
             self._in_steps += elapsed
             seconds_per_step = elapsed / len(self._read)
+            if self._heartbeat is not None:
+                of_host = (elapsed - self._waited) / len(self._read)
+                line |= self._heartbeat.line(seconds_per_step, max(0.0, of_host))
             rate = (lineage.tokens - self._last_tokens) / elapsed / self._devices
             line["tokens_per_second_per_device"] = round(rate, 1)
             if self._peak is not None:
@@ -231,11 +254,19 @@ class Recorder:
             self._first_step_seconds = 0.0
         line |= extra
         self._read, self._last_tokens, self._line_clock = [], lineage.tokens, now
-        self._line_step = self._step
+        self._line_step, self._waited = self._step, 0.0
         self._by_source[:] = 0
         if self._log is not None:
             self._log.write(line)
         self._terminal.show(lineage.stage_step, line, seconds_per_step)
+
+
+def _what(metrics: StepMetrics) -> str:
+    """Returns the loss and gradient norm of a step, and how far the loss is above the last ones."""
+    what = f"loss is {metrics.loss:.4g}, gradient norm {metrics.gradient_norm:.4g}"
+    far = metrics.deviations is not None and 0 < metrics.deviations < np.inf
+    above = f", {metrics.deviations:.1f} deviations above the running loss" if far else ""
+    return f"{what}{above}"
 
 
 def _mean(values: Sequence[Any], weights: Sequence[float]) -> float:

@@ -1,7 +1,6 @@
 """The parts of a stage that stay the same while it trains: data, teacher, metrics, costs."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,14 @@ from prts_jax.paths import as_path, write_atomically
 from prts_jax.train.batches import batch_at, evaluation_batches
 from prts_jax.train.distill import Teacher, load_teacher
 from prts_jax.train.freezing import frozen_layers
+from prts_jax.train.job import Job
 from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
 from prts_jax.train.saving import SaveClock
 from prts_jax.train.stages import Stage, stage_file
+from prts_jax.train.weights_and_biases import WandbRun
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,13 @@ class Setup:
 
     Attributes:
       log: receives the lines of metrics; None on all processes but the first.
-      check_lock: raises an error if another process has taken over the workdir's lock.
     """
 
     stage: Stage
-    workdir: str
+    job: Job
     mesh: jax.sharding.Mesh
     batches: TrainBatches
     checkpoints: Checkpoints
-    check_lock: Callable[[], None]
     optimizer: Any
     frozen: tuple[int, ...] | None
     teacher: Teacher | None
@@ -72,13 +71,12 @@ class Setup:
 
 def set_up(
     stage: Stage,
-    workdir: str,
+    job: Job,
     mesh: jax.sharding.Mesh,
     batches: TrainBatches,
     checkpoints: Checkpoints,
     optimizer: Any,
     start: Start,
-    check_lock: Callable[[], None],
 ) -> Setup:
     """Loads the teacher, opens the metrics and writes config.json."""
     config, lineage, length = stage.config, start.lineage, stage.config.data.length
@@ -102,11 +100,13 @@ def set_up(
     log = None
     if jax.process_index() == 0:
         restored = lineage.step if start.resumed else None
-        log = MetricsLog(workdir, restored, config.logging.tensorboard, check_lock)
+        mirror = WandbRun(job.workdir, config) if config.logging.wandb else None
+        tensorboard = config.logging.tensorboard
+        log = MetricsLog(job.workdir, restored, tensorboard, job.check_lock, mirror)
         resolved = json.dumps(to_dict(config), indent=2)
         names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
         for name in names:
-            write_atomically(as_path(workdir) / name, resolved)
+            write_atomically(as_path(job.workdir) / name, resolved)
     recorder = Recorder(
         log,
         terminal,
@@ -116,14 +116,14 @@ def set_up(
         batches.store.sources,
         config.train.max_skipped,
         config.logging.spike_deviations,
+        job.heartbeat,
     )
     return Setup(
         stage=stage,
-        workdir=workdir,
+        job=job,
         mesh=mesh,
         batches=batches,
         checkpoints=checkpoints,
-        check_lock=check_lock,
         optimizer=optimizer,
         frozen=frozen,
         teacher=teacher,

@@ -19,12 +19,14 @@ class TrainState(NamedTuple):
       optimizer: state of the optax optimizer for `params`.
       stage_step: int32 scalar, steps since the start of the stage; sets the learning rate.
       ema: moving average of `params`, in their tree and shardings; None: the run has none.
+      losses: last losses, see `prts_jax.train.spikes`; None: the run looks for no spikes.
     """
 
     params: Any
     optimizer: Any
     stage_step: jax.Array
     ema: Any = None
+    losses: jax.Array | None = None
 
 
 def abstract_optimizer(

@@ -1,6 +1,7 @@
 """The jitted training step."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from prts_jax.growth.new_entries import new_parts
 from prts_jax.model.architecture import declare, in_compute_dtype, logits, losses
 from prts_jax.model.inputs import Gates, documents_of
 from prts_jax.model.loss import loss_by_source, token_losses
-from prts_jax.train import moving_average
+from prts_jax.train import moving_average, spikes
 from prts_jax.train.accumulation import (
     Batch,
     axes_summed_once,
@@ -43,7 +44,9 @@ class StepMetrics(NamedTuple):
       learning_rate: learning rate of this step.
       source_losses: [sources], weighted sum over the tokens of each source, nats.
       source_tokens: [sources], sum of the weights of these tokens.
+      skipped: bool, whether the step left parameters and optimizer as they were.
       distillation_loss: weighted mean of −Σ p_teacher log p_student, nats; None without a teacher.
+      deviations: see `prts_jax.train.spikes.Judgement`.
     """
 
     loss: jax.Array
@@ -53,7 +56,9 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     source_losses: jax.Array
     source_tokens: jax.Array
+    skipped: jax.Array
     distillation_loss: jax.Array | None = None
+    deviations: jax.Array | None = None
 
 
 def make_train_step(
@@ -69,11 +74,11 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch, teacher) → (state, StepMetrics).
 
-    The state is donated. A step whose loss or gradient is not finite leaves parameters, their
-    average and the optimizer as they are and only counts. The third argument holds the parameters
-    of `teacher`, or is None. The batch comes from `data_pipelines.batches.loader`; its arrays are
-    [batch, length]. The loss is the weighted mean over all tokens of the batch, with or without
-    accumulation.
+    The state is donated. A step whose loss or gradient is not finite, or whose loss is a spike by
+    `train.skip_spikes`, leaves parameters, their average and the optimizer as they are and only
+    counts. The third argument holds the parameters of `teacher`, or is None. The batch comes from
+    `data_pipelines.batches.loader`; its arrays are [batch, length]. The loss is the weighted mean
+    over all tokens of the batch, with or without accumulation.
 
     Args:
       model: config of the model.
@@ -108,41 +113,36 @@ def make_train_step(
                 weights, micro, model, config, sources, taught_by, inputs
             )
 
-        gradient, sums = _summed_gradient(gradient_of, state.params, batch, model, config, apart)
-        tokens = jnp.sum(batch["loss_weights"])
-        gradient = jax.tree.map(lambda g: g / tokens, gradient)
-        means = {name: sums.pop(name) / tokens for name in MEANS if name in sums}
+        gradient, losses = _mean_gradient(gradient_of, state.params, batch, model, config, apart)
         norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
         params = apply_updates(state.params, updates, rate, new, new_rate)
         # A step without a finite gradient is skipped: see `prts_jax.train.record`.
-        finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"])
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.optimizer),
-        )
-        after = TrainState(params, opt_state, state.stage_step + 1, state.ema)
+        spike = spikes.judge(config, state.losses, losses["loss"])
+        taken = jnp.isfinite(norm) & jnp.isfinite(losses["loss"]) & ~spike.skip
+        old = (state.params, state.optimizer)
+        params, opt_state = jax.tree.map(partial(jnp.where, taken), (params, opt_state), old)
+        after = TrainState(params, opt_state, state.stage_step + 1, state.ema, spike.losses)
         after = keep_frozen(state, after, parts) if parts else after
-        ema = moving_average.updated(config, state.ema, after.params, finite)
+        ema = moving_average.updated(config, state.ema, after.params, taken)
         after = after._replace(ema=ema)
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         metrics = StepMetrics(
-            loss_tokens=tokens,
             gradient_norm=norm,
             step_norm=optax.global_norm(change),
             learning_rate=rate,
-            **means,
-            **sums,
+            skipped=~taken,
+            deviations=spike.deviations,
+            **losses,
         )
         return after, metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _summed_gradient(
+def _mean_gradient(
     gradient_of: Callable[[Any, Batch], tuple[Any, Sums]],
     params: Any,
     batch: Batch,
@@ -150,7 +150,7 @@ def _summed_gradient(
     config: RunConfig,
     apart: Sequence[str],
 ) -> tuple[Any, Sums]:
-    """Returns the gradient of the summed loss, float32, split as declared, and the sums.
+    """Returns the gradient of the mean loss, float32, split as declared, and the metrics' losses.
 
     Args:
       gradient_of: (weights, micro-batch) → the gradient and the sums for the metrics.
@@ -172,7 +172,10 @@ def _summed_gradient(
 
     count = config.train.accumulation
     gradient, sums = sum_over_micro_batches(of_micro_batch, batch, count, apart)
-    return gathered(gradient, declarations, ()), sums
+    tokens = jnp.sum(batch["loss_weights"])
+    gradient = jax.tree.map(lambda g: g / tokens, gathered(gradient, declarations, ()))
+    means = {name: sums[name] / tokens for name in MEANS if name in sums}
+    return gradient, sums | means | {"loss_tokens": tokens}
 
 
 def _summed_losses(

@@ -16,7 +16,8 @@ from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.several import open_stores, short_fingerprint
 from prts_jax.checkpoint import layout
-from prts_jax.checkpoint.lineage import ChangeRecord, Lineage
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import ChangeRecord
 from prts_jax.config import RunConfig, from_dict, stage_configs
 from prts_jax.errors import UserError, first_line, storage_errors
 from prts_jax.paths import as_path

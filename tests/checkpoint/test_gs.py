@@ -17,7 +17,7 @@ from prts_jax.checkpoint.layout import contents, is_complete, newest_step, read_
 from prts_jax.checkpoint.removal import set_aside
 from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
 from prts_jax.errors import StorageError, UserError
-from prts_jax.formats import convert
+from prts_jax.formats import convert, export
 from prts_jax.growth.operators import make_map
 from prts_jax.tree import flatten
 from tests.checkpoint.tiny import DECLARED, MODEL, abstract, lineage_of, random_params, write_source
@@ -243,7 +243,7 @@ def test_models_are_converted_from_and_to_object_stores(fake_gcs, tmp_path):
     tokenizer = '{"model": {"vocab": {}}}'
     ours = convert.open_checkpoint(str(tmp_path / "ours"))
     (tmp_path / "tokenizer.json").write_text(tokenizer)
-    convert.write_huggingface(
+    export.write_huggingface(
         ours, f"{fake_gcs}/hf", tokenizer=str(tmp_path / "tokenizer.json"), shard_bytes=5000
     )
     remote = convert.open_source("hf", f"{fake_gcs}/hf")
@@ -251,7 +251,7 @@ def test_models_are_converted_from_and_to_object_stores(fake_gcs, tmp_path):
     convert.write_checkpoint(remote, f"{fake_gcs}/imported")
     assert is_complete(f"{fake_gcs}/imported")
     back = convert.open_source("orbax", f"{fake_gcs}/imported")
-    convert.write_huggingface(back, str(tmp_path / "back"))
+    export.write_huggingface(back, str(tmp_path / "back"))
     actual = convert.open_source("hf", str(tmp_path / "back"))
     assert convert.first_difference(ours, actual, "float32") == ""
     assert (tmp_path / "back" / "tokenizer.json").read_text() == tokenizer
@@ -269,7 +269,7 @@ def test_a_conversion_that_fails_leaves_nothing_in_the_bucket(fake_gcs, tmp_path
         return ours.read(leaf, layer)
 
     damaged = dataclasses.replace(ours, read=read)
-    for write in (convert.write_checkpoint, convert.write_huggingface):
+    for write in (convert.write_checkpoint, export.write_huggingface):
         with pytest.raises(UserError, match="the source is damaged"):
             write(damaged, f"{fake_gcs}/out")
         assert not epath.Path(f"{fake_gcs}/out").exists()

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from prts_jax.checkpoint.lineage import ChangeRecord, GrowthRecord, Lineage
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import ChangeRecord, GrowthRecord
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
 from prts_jax.growth.operators import make_map

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from prts_jax.checkpoint.lineage import BranchRecord, ChangeRecord, Lineage, SkipRecord
+from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.records import BranchRecord, ChangeRecord, SkipRecord
 from prts_jax.cli import family_tree, inspect
 from prts_jax.errors import UserError
 from prts_jax.growth.operators import make_map

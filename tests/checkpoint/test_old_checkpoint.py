@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from prts_jax.checkpoint.layout import read_lineage, resolve
-from prts_jax.checkpoint.lineage import ChangeRecord, GrowthRecord
+from prts_jax.checkpoint.records import ChangeRecord, GrowthRecord
 from prts_jax.checkpoint.store import restore_optimizer, restore_params
 from prts_jax.cli import convert, grow, inspect
 from prts_jax.config import ModelConfig, OptimizerConfig

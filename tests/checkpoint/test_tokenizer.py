@@ -11,7 +11,8 @@ from prts_jax.checkpoint.store import Checkpoints, save_checkpoint
 from prts_jax.checkpoint.tokenizer import check_tokenizer, file_digests
 from prts_jax.evaluate.store_tokenizer import check_store_tokenizer
 from prts_jax.evaluate.tokenizer import tokenizer_of
-from prts_jax.formats.convert import open_source, write_checkpoint, write_huggingface
+from prts_jax.formats.convert import open_source, write_checkpoint
+from prts_jax.formats.export import write_huggingface
 from prts_jax.growth.operators import make_map
 from prts_jax.special_ids import SpecialIds
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params

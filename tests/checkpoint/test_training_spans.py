@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from prts_jax.checkpoint.lineage import ChangeRecord, training_spans
+from prts_jax.checkpoint.records import ChangeRecord
+from prts_jax.checkpoint.training_spans import training_spans
 from prts_jax.growth.operators import make_map
 from tests.checkpoint.tiny import MODEL, lineage_of, random_params
 

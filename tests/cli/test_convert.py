@@ -12,8 +12,8 @@ import pytest
 from prts_jax.cli import convert, inspect, run
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.formats.convert import ConversionReport
 from prts_jax.formats.model_source import ModelSource
+from prts_jax.formats.transfer import ConversionReport
 from tests.checkpoint.tiny import flip_byte, write_source
 from tests.conftest import RunPrts
 from tests.formats.foreign_models import save_transformers, shape, transformers_model, write_plain
@@ -143,7 +143,7 @@ def test_verify_finds_a_config_that_computes_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """config.json gets another RoPE base between writing and reading again; weights stay equal."""
-    write = convert.convert.write_huggingface
+    write = convert.export.write_huggingface
 
     def altering(source: ModelSource, target: str, *more: Any) -> ConversionReport:
         report = write(source, target, *more)

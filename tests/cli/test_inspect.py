@@ -8,7 +8,7 @@ import re
 import pytest
 
 from prts_jax.checkpoint.layout import read_lineage
-from prts_jax.checkpoint.lineage import ChangeRecord
+from prts_jax.checkpoint.records import ChangeRecord
 from prts_jax.cli import family_tree, grow, inspect, run
 from prts_jax.model.architecture import declare
 from tests.checkpoint.tiny import DECLARED, write_source

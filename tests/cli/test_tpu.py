@@ -1,11 +1,14 @@
 """`prts tpu` in process, on a fake gcloud."""
 
 import itertools
+import re
 
 import pytest
 
 from prts_jax.cli import tpu
+from prts_jax.cli.tpu_flags import SUMMARIES
 from prts_jax.errors import UserError
+from prts_jax.heartbeats import Beat
 from prts_jax.launch import gcloud
 from tests.launch.fake_gcloud import FakeCloud
 
@@ -41,6 +44,10 @@ def test_create_status_babysit_and_delete(cloud, capsys, service):
     shown = capsys.readouterr().out
     assert "grown: ACTIVE (4 of 4 hosts)" in shown
     assert "attempt 1 runs" in shown
+    assert "last beat" not in shown
+    cloud.files["gs://bkt/grown/heartbeats/host_1.json"] = Beat(1, "w-1", 0.0, 7, 0.0).to_json()
+    assert tpu.main(["status", *FLAGS, service]) == 0
+    assert re.search(r"grown +1 w-1 +silent +7 ", capsys.readouterr().out)
     assert tpu.main(["babysit", *FLAGS, service, SOURCE, "--delete_when_done", *TRAIN]) == 0
     assert len(cloud.scripts) == 1
     assert cloud.resources == []
@@ -96,7 +103,7 @@ COMMANDS = {
     ("service", "command"), itertools.product(SERVICES.values(), COMMANDS), ids=str
 )
 def test_every_command_prints_its_arguments_and_runs_nothing(cloud, capsys, service, command):
-    assert list(COMMANDS) == list(tpu.SUMMARIES)
+    assert list(COMMANDS) == list(SUMMARIES)
     assert tpu.main([command, *FLAGS, service, "--dry_run", *COMMANDS[command]]) == 0
     assert capsys.readouterr().out.startswith("gcloud ")
     assert cloud.calls == []

@@ -13,7 +13,7 @@ from prts_jax.checkpoint import layout
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.logits_check import compare, load_params
-from prts_jax.formats import convert, huggingface, import_transforms
+from prts_jax.formats import convert, export, huggingface, import_transforms
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.growth.operators import make_map
 from tests.checkpoint.tiny import MODEL, edit_lineage, write_source
@@ -48,7 +48,7 @@ def open_hf(folder: Path) -> ModelSource:
 def test_there_and_back_is_bit_exact(tmp_path: Path, heads: str, tied: bool, dtype: str) -> None:
     imported(tmp_path, shape(heads, tied), dtype)
     source = convert.open_checkpoint(str(tmp_path / "orbax"))
-    report = convert.write_huggingface(source, str(tmp_path / "back"))
+    report = export.write_huggingface(source, str(tmp_path / "back"))
     assert report.dtype == dtype  # nothing has trained it since
     before = library.load_file(tmp_path / "hf" / "model.safetensors")
     after = library.load_file(tmp_path / "back" / "model.safetensors")
@@ -67,7 +67,7 @@ def test_gates_of_new_layers_are_folded_into_what_is_exported(tmp_path: Path) ->
     stream(str(tmp_path / "ours"), str(tmp_path / "grown"), growth_map)
     for name in ("ours", "grown"):
         checkpoint = convert.open_checkpoint(str(tmp_path / name))
-        convert.write_huggingface(checkpoint, str(tmp_path / f"{name}_hf"))
+        export.write_huggingface(checkpoint, str(tmp_path / f"{name}_hf"))
         exported = import_transforms.without_gates(checkpoint)
         assert not convert.first_difference(exported, open_hf(tmp_path / f"{name}_hf"), "float32")
     before, after = (logits_of(load(tmp_path / f"{name}_hf"), TOKENS) for name in ("ours", "grown"))
@@ -80,7 +80,7 @@ def test_half_open_gates_of_width_are_not_exported(tmp_path: Path) -> None:
     stream(str(tmp_path / "ours"), str(tmp_path / "grown"), growth_map)
     checkpoint = convert.open_checkpoint(str(tmp_path / "grown"))
     with pytest.raises(UserError, match="grown: growth: gates of mlp are open by 0% only") as no:
-        convert.write_huggingface(checkpoint, str(tmp_path / "hf"))
+        export.write_huggingface(checkpoint, str(tmp_path / "hf"))
     assert "\n" not in str(no.value)
     assert not (tmp_path / "hf").exists()
 
@@ -96,7 +96,7 @@ def test_an_import_begins_a_lineage(tmp_path: Path) -> None:
 
 def test_a_trained_checkpoint_is_exported_in_float32_with_its_past(tmp_path: Path) -> None:
     params = write_source(tmp_path / "ours")
-    convert.write_huggingface(convert.open_checkpoint(str(tmp_path / "ours")), str(tmp_path / "hf"))
+    export.write_huggingface(convert.open_checkpoint(str(tmp_path / "ours")), str(tmp_path / "hf"))
     back = open_hf(tmp_path / "hf")
     assert back.dtype == "float32"
     assert back.model == MODEL
@@ -121,7 +121,7 @@ def test_small_files_are_carried_along(tmp_path: Path) -> None:
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     convert.write_checkpoint(open_hf(tmp_path / "hf"), str(tmp_path / "orbax"))
     source = convert.open_checkpoint(str(tmp_path / "orbax"))
-    report = convert.write_huggingface(source, str(tmp_path / "back"))
+    report = export.write_huggingface(source, str(tmp_path / "back"))
     assert set(report.tokenizer) == {
         "tokenizer.json",
         "tokenizer_config.json",
@@ -139,7 +139,7 @@ def test_a_padded_vocabulary_adds_zeros_and_changes_no_other_logit(
 ) -> None:
     theirs = save_transformers(tmp_path / "hf", shape(tied=tied))
     padded = import_transforms.with_vocab(open_hf(tmp_path / "hf"), 48)
-    convert.write_huggingface(padded, str(tmp_path / "padded"))
+    export.write_huggingface(padded, str(tmp_path / "padded"))
     loaded = load(tmp_path / "padded")
     logits = logits_of(loaded, TOKENS)
     np.testing.assert_allclose(logits[..., :40], logits_of(theirs, TOKENS), atol=1e-6)
@@ -166,9 +166,9 @@ def test_float16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
         **{**vars(source), "read": lambda path, layer: source.read(path, layer) * np.float32(1e6)}
     )
     with pytest.raises(UserError, match="beyond the range of float16"):
-        convert.write_huggingface(large, str(tmp_path / "out"), dtype="float16")
+        export.write_huggingface(large, str(tmp_path / "out"), dtype="float16")
     assert not (tmp_path / "out").exists()
-    convert.write_huggingface(large, str(tmp_path / "out"), dtype="bfloat16")
+    export.write_huggingface(large, str(tmp_path / "out"), dtype="bfloat16")
     stored = huggingface.open_model(str(tmp_path / "out")).read("final_norm", None)
     assert stored.dtype == ml_dtypes.bfloat16
 
@@ -178,7 +178,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     source = open_hf(tmp_path / "hf")
     file = next((tmp_path / "hf").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-400])  # after it was opened
-    for write in (convert.write_checkpoint, convert.write_huggingface):
+    for write in (convert.write_checkpoint, export.write_huggingface):
         with pytest.raises(UserError, match="is cut short"):
             write(source, str(tmp_path / "out"))
         assert [path.name for path in tmp_path.iterdir()] == ["hf"]
@@ -192,4 +192,4 @@ def test_damage_in_a_checkpoint_is_found(tmp_path: Path) -> None:
     edit_lineage(lineage, digests=digests)
     source = convert.open_checkpoint(str(tmp_path / "orbax"))
     with pytest.raises(UserError, match=r"layers/mlp/up, layer 1: is not what was saved"):
-        convert.write_huggingface(source, str(tmp_path / "out"))
+        export.write_huggingface(source, str(tmp_path / "out"))

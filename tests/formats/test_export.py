@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from prts_jax import config
+from prts_jax.checkpoint import layout
 from prts_jax.config import ComputeConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.logits_check import load_params
-from prts_jax.formats import convert
+from prts_jax.formats import convert, export
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import logits
 from prts_jax.special_ids import SpecialIds
@@ -91,9 +92,9 @@ def test_exports_of_grown_runs_load_as_they_are(tmp_path: Path) -> None:
         convert.write_checkpoint(convert.open_source("hf", str(root / "hf")), str(root / "ours"))
         source = trained(root / "ours", root, model) if (name, tied) == KINDS[0] else root / "ours"
         growth_map = make_map(model, None, "stack", factor=2)
-        stream(convert.layout.resolve(str(source)), str(root / "grown"), growth_map)
+        stream(layout.resolve(str(source)), str(root / "grown"), growth_map)
         folders[root / "grown"] = str(root / "exported")
-        convert.write_huggingface(
+        export.write_huggingface(
             convert.open_checkpoint(str(root / "grown")), folders[root / "grown"]
         )
     argument = json.dumps([TOKENS.tolist(), TEXTS, *folders.values()])
@@ -159,7 +160,7 @@ def exported(tmp_path: Path, tokenizer: str) -> Path:
     source = dataclasses.replace(
         convert.open_source("hf", str(tmp_path / "hf")), special_ids=SpecialIds(), repeats={}
     )
-    convert.write_huggingface(source, str(tmp_path / "out"), tokenizer=tokenizer)
+    export.write_huggingface(source, str(tmp_path / "out"), tokenizer=tokenizer)
     return tmp_path / "out"
 
 

@@ -14,7 +14,7 @@ import pytest
 from prts_jax.config import ComputeConfig, RopeScaling
 from prts_jax.errors import UserError
 from prts_jax.evaluate.logits_check import load_params
-from prts_jax.formats import config_json, convert, huggingface
+from prts_jax.formats import config_json, convert, export, huggingface
 from prts_jax.formats.model_source import ModelSource, without_wrappers
 from prts_jax.model.architecture import logits
 from tests.formats.foreign_models import load_transformers, logits_of, save_transformers, shape
@@ -78,7 +78,7 @@ def test_qwen3_is_transformers_qwen3_imported_and_exported(
 
     convert.write_checkpoint(opened, str(tmp_path / "ours"))
     checkpoint = convert.open_checkpoint(str(tmp_path / "ours"))
-    convert.write_huggingface(checkpoint, str(tmp_path / "back"))
+    export.write_huggingface(checkpoint, str(tmp_path / "back"))
     assert huggingface.open_model(str(tmp_path / "back")).model == model
     back = load_transformers(tmp_path / "back")
     assert type(back).__name__ == "Qwen3ForCausalLM"
@@ -256,7 +256,7 @@ def test_each_tensor_keeps_its_dtype_through_a_checkpoint(tmp_path: Path) -> Non
     library.save_file(mixed, file, metadata={"format": "pt"})
     convert.write_checkpoint(huggingface.open_model(str(tmp_path / "hf")), str(tmp_path / "ours"))
     source = convert.open_checkpoint(str(tmp_path / "ours"))
-    report = convert.write_huggingface(source, str(tmp_path / "back"))
+    report = export.write_huggingface(source, str(tmp_path / "back"))
     assert report.dtypes == {"bfloat16": len(mixed) - 2, "float32": 2}
     back = library.load_file(tmp_path / "back" / "model.safetensors")
     for name, value in mixed.items():
@@ -266,7 +266,7 @@ def test_each_tensor_keeps_its_dtype_through_a_checkpoint(tmp_path: Path) -> Non
         json.loads((tmp_path / x / "config.json").read_text())["dtype"] for x in ("hf", "back")
     ]
     assert stated[0] == stated[1]
-    narrow = convert.write_huggingface(source, str(tmp_path / "narrow"), dtype="bfloat16")
+    narrow = export.write_huggingface(source, str(tmp_path / "narrow"), dtype="bfloat16")
     assert narrow.dtypes == {"bfloat16": len(mixed)}
     opened = huggingface.open_model(str(tmp_path / "narrow"))
     assert convert.first_difference(source, opened, "") == "layers/attention_norm, layer 1"

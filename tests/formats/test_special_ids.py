@@ -9,7 +9,7 @@ import pytest
 
 from prts_jax.checkpoint import layout
 from prts_jax.errors import UserError
-from prts_jax.formats import convert, import_transforms
+from prts_jax.formats import convert, export, import_transforms
 from prts_jax.growth.operators import make_map
 from prts_jax.special_ids import SpecialIds
 from tests.checkpoint.tiny import write_source
@@ -73,7 +73,7 @@ def test_ids_are_carried_from_transformers_to_transformers(
     checkpoint = convert.open_checkpoint(str(tmp_path / "ours"))
     # Training writes the lineage and not the folder of the tokenizer.
     trained = dataclasses.replace(checkpoint, folder="")
-    convert.write_huggingface(trained, str(tmp_path / "back"))
+    export.write_huggingface(trained, str(tmp_path / "back"))
     assert ids_of(tmp_path / "back") == ids_of(folder)
 
 
@@ -82,7 +82,7 @@ def test_ids_go_through_growth(models: Path, tmp_path: Path) -> None:
     convert.write_checkpoint(convert.open_source("hf", str(folder)), str(tmp_path / "ours"))
     growth_map = make_map(shape(), None, "stack", factor=2)
     stream(str(tmp_path / "ours"), str(tmp_path / "grown"), growth_map)
-    convert.write_huggingface(
+    export.write_huggingface(
         convert.open_checkpoint(str(tmp_path / "grown")), str(tmp_path / "back")
     )
     assert ids_of(tmp_path / "back") == ids_of(folder)
@@ -95,7 +95,7 @@ def test_a_checkpoint_without_ids_exports_those_of_the_tokenizer_named(tmp_path:
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(pieces))
     named = {"eos_token": "</s>", "pad_token": "<pad>"}
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(named))
-    convert.write_huggingface(
+    export.write_huggingface(
         convert.open_checkpoint(str(tmp_path / "ours")),
         str(tmp_path / "hf"),
         tokenizer=str(tmp_path / "tokenizer"),
@@ -108,5 +108,5 @@ def test_a_padding_id_beyond_the_vocabulary_is_refused(models: Path, tmp_path: P
     folder = with_ids(models / "llama", tmp_path / "hf", {"pad_token_id": 39}, None)
     cut = import_transforms.with_vocab(convert.open_source("hf", str(folder)), 32)
     with pytest.raises(UserError, match="pad_token_id is 39 and the vocabulary has 32 entries"):
-        convert.write_huggingface(cut, str(tmp_path / "out"))
+        export.write_huggingface(cut, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -318,8 +318,8 @@ def test_counts_of_moments_stay_and_a_schedules_count_is_a_decision_of_its_own()
         "2/count": SCHEDULE,
     }
     assert actual["0/nu/layers/mlp/up"] == Moment("layers/mlp/up", 2)
-    for schedule, count in (("reset", 0), ("keep", state[2].count)):
-        grown = copied(DEEPER, state, transform, schedule=schedule)
+    for policy, count in (("copy", 0), ("keep", state[2].count)):
+        grown = copied(DEEPER, state, transform, policy=policy)
         assert (grown[0].count, grown[2].count) == (state[0].count, count)
 
 
@@ -338,17 +338,6 @@ def test_injected_values_are_the_new_configs():
     assert roles(named_leaves(state), declare(SOURCE))["hyperparams/learning_rate"] == FRESH
     grown = copied(DEEPER, state, transform(5e-4))
     assert float(grown.hyperparams["learning_rate"]) == pytest.approx(5e-4)
-
-
-def test_the_power_of_a_moment_may_be_given():
-    """Adamax keeps the largest gradient, not a square, under the name nu."""
-    transform = optax.scale_by_adamax()
-    state = filled_state(transform)
-    growth_map = make_map(SOURCE, None, "split", widths="mlp=24")
-    grown = copied(growth_map, state, transform, powers={"mu": 1, "nu": 1})
-    up = grown.nu["layers"]["mlp"]["up"]
-    expected = np.concatenate([state.nu["layers"]["mlp"]["up"]] * 2, axis=-1) / 2
-    np.testing.assert_allclose(up, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

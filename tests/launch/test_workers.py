@@ -203,7 +203,7 @@ def test_a_run_is_retried_until_it_finishes(worker, root, codes, attempts, ends_
 
 def test_a_run_that_has_diverged_is_not_retried(worker, root):
     script = run_script(root, attempt=1, nonce="x")
-    says = ": training has diverged (3 steps had no finite gradient)"
+    says = ": training has diverged (3 steps were skipped)"
     done, trace = worker(script, CODES="1", SAYS=says)
     assert (done.returncode, len(trained(trace))) == (1, 1)
     assert "wrote 1 diverged" in trace

@@ -7,6 +7,7 @@ from matplotlib.image import imread
 
 from prts_jax.report import figures
 from prts_jax.report.comparison import compare
+from prts_jax.report.style import BASELINE_COLOUR, COLOURS
 from tests.report.synthetic import power_law, read_runs, write_family, write_run, write_staged
 
 LOSS = power_law(8.0, 2.5, 1e10)
@@ -38,11 +39,11 @@ def test_the_grown_curve_begins_where_its_base_ends(family):
     base, grown = lines["base (3L128H)"], lines["grown (12L128H)"]
     assert base.get_xdata()[-1] == grown.get_xdata()[0] == pytest.approx(0.6)
     assert base.get_color() == grown.get_color()
-    assert lines["scratch (12L128H)"].get_color() == figures.BASELINE_COLOUR
+    assert lines["scratch (12L128H)"].get_color() == BASELINE_COLOUR
 
 
 def test_the_arrow_spans_the_flops_at_equal_loss(family):
-    level = figures.best_level(family)
+    level = family.best_level()
     texts = figures.over_flops(family).axes[0].texts
     [arrow] = [text for text in texts if getattr(text, "arrow_patch", None) is not None]
     assert arrow.xy == (level.flops_run / 1e12, level.loss)
@@ -53,7 +54,7 @@ def test_the_arrow_spans_the_flops_at_equal_loss(family):
 def test_the_lowest_common_loss_is_shown_if_the_primary_is_not_reached(tmp_path):
     scratch = write_run(tmp_path / "scratch", LOSS)
     grown = write_run(tmp_path / "grown", LOSS, steps=300, init__grow_from="elsewhere")
-    level = figures.best_level(compare(read_runs([str(scratch), str(grown)])))
+    level = compare(read_runs([str(scratch), str(grown)])).best_level()
     assert level.at == "the lowest of both"
     assert level.speedup == pytest.approx(0)
 
@@ -94,7 +95,7 @@ def test_a_run_of_one_evaluation_can_be_drawn(tmp_path):
 
 
 def test_more_runs_than_colours_can_be_drawn(tmp_path):
-    names = [f"run{i}" for i in range(len(figures.COLOURS) + 2)]
+    names = [f"run{i}" for i in range(len(COLOURS) + 2)]
     runs = read_runs([str(write_run(tmp_path / name, LOSS, steps=100)) for name in names])
     assert figures.draw_all(compare(runs))
 

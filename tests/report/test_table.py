@@ -1,7 +1,11 @@
+import time
+
 import pytest
 
+from prts_jax.heartbeats import Beat
 from prts_jax.report import table
-from prts_jax.report.comparison import compare
+from prts_jax.report.comparison import as_json, compare
+from prts_jax.text_table import duration
 from tests.report.synthetic import power_law, read_runs, write_family, write_run
 
 LOSS = power_law(8.0, 2.5, 1e10)
@@ -42,7 +46,7 @@ def test_quantities_have_three_digits_and_a_unit(value, text):
     [(42.4, "42 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
 )
 def test_durations_have_units(seconds, text):
-    assert table.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_the_run_table_includes_ancestors(tmp_path):
@@ -93,3 +97,22 @@ def test_tables_without_content_are_left_out(tmp_path):
     assert table.speedup_table(comparison) is None
     assert table.source_table(comparison) is None
     assert table.config_table(comparison) is None
+    assert table.hosts_table(comparison) is None
+
+
+def test_the_hosts_of_a_run_have_a_row_each(tmp_path):
+    workdir = write_run(tmp_path / "a", LOSS, done=False)
+    (workdir / "heartbeats").mkdir()
+    for host in (1, 0):
+        beat = Beat(host, f"w-{host}", time.time() - 60 * host, 30, time.time() - 400)
+        (workdir / f"heartbeats/host_{host}.json").write_text(beat.to_json())
+    (workdir / "heartbeats/.host_0.json.123").write_text('{"being": "writt')
+    comparison = compare(read_runs([str(workdir)]))
+    shown = table.hosts_table(comparison)
+    assert cells(shown)["a"]["last beat"] == "1 min 00 s"
+    assert [row[1:4] for row in shown.rows] == [
+        ("0 w-0", "stands still", "30"),
+        ("1 w-1", "stands still", "30"),
+    ]
+    [run] = as_json(comparison)["runs"]
+    assert [host["host"] for host in run["hosts"]] == [0, 1]

@@ -10,13 +10,14 @@ from prts_jax.growth.operators import make_map
 from prts_jax.study.design import Cell, equal_steps
 from prts_jax.study.execute import resolved
 from prts_jax.study.folder import Folder
+from prts_jax.train.schedule import goes_on, learning_rate
 from prts_jax.train.stages import remaining_stages
 from tests.conftest import ROOT
 
 STUDIES = sorted(path for path in Path(ROOT, "configs/study").glob("*.py") if path.stem != "sizes")
 
 
-@pytest.mark.parametrize("size", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("size", ["smoke", "quick", "cpu", "gpu", "paper"])
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_way_spends_what_scratch_spends(path, size):
     study = command.load(f"{path}:{size}")
@@ -31,10 +32,15 @@ def test_every_way_spends_what_scratch_spends(path, size):
     assert len(study.seeds) == (2 if size == "smoke" else 3)
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_growth_is_possible_with_every_seed(path):
+@pytest.mark.parametrize("file", [path.name for path in STUDIES])
+def test_every_growth_is_possible_with_every_seed(file):
     """Through the planning of a run, which makes the maps of all growths from shapes alone."""
-    study = command.load(f"{path}:cpu")
+    variant = {"factor.py": ",4", "optimizers.py": ",muon", "state.py": ",width"}.get(file)
+    for argument in filter(None, ("cpu", variant and f"cpu{variant}")):
+        _plan_every_growth(command.load(f"{ROOT}/configs/study/{file}:{argument}"))
+
+
+def _plan_every_growth(study):
     folder = Folder(Path("study"))
     ended = {Cell(arm, arm.rates()[0], seed).name: 3.0 for arm in study.arms for seed in (0, 1)}
     ended |= {Cell(arm, peak, 0).name: 3.0 for arm in study.arms for peak in arm.rates()}
@@ -50,6 +56,20 @@ def test_every_growth_is_possible_with_every_seed(path):
 def test_scratch_is_swept_as_carefully_as_what_is_compared_with_it(path):
     study = command.load(f"{path}:cpu")
     assert len({arm.peaks for arm in study.arms}) == 1
+
+
+@pytest.mark.parametrize("policy", ["reset", "keep"])
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_a_decay_ends_with_the_run_whether_or_not_it_counts_the_steps_of_the_base(policy, kind):
+    study = command.load(f"{ROOT}/configs/study/state.py:cpu")
+    run = config.resolve(study.arm(f"{policy}-depth-{kind}").config)
+    base = study.arm("shallow").config.train.steps
+    rates = [
+        float(learning_rate(goes_on(run, None).schedule, step, base))
+        for step in (run.train.steps - 2, run.train.steps - 1, run.train.steps)
+    ]
+    assert rates[0] > rates[1] > rates[2]
+    assert rates[2] == pytest.approx(run.schedule.peak * run.schedule.final)
 
 
 def test_a_longer_run_of_the_factor_study_has_more_tokens():

@@ -13,11 +13,12 @@ import pytest
 
 from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.packed import PackedBatches, eval_batches
+from data_pipelines.store.index import PADDING
 from data_pipelines.store.several import open_stores
-from data_pipelines.store.store import PADDING, TokenStore
+from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
-from prts_jax.checkpoint.lineage import training_spans
+from prts_jax.checkpoint.training_spans import training_spans
 from prts_jax.cli import family_tree
 from prts_jax.errors import UserError
 from prts_jax.evaluate.loaded import load

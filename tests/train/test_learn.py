@@ -11,7 +11,7 @@ import pytest
 
 from prts_jax import tree
 from prts_jax.checkpoint.layout import matrices_file, read_lineage, read_matrices, resolve
-from prts_jax.checkpoint.lineage import training_spans
+from prts_jax.checkpoint.training_spans import training_spans
 from prts_jax.cli.family_tree import draw
 from prts_jax.config import to_dict
 from prts_jax.errors import DivergedError, Interrupted

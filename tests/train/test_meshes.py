@@ -12,6 +12,7 @@ import pytest
 
 from prts_jax import cli
 from prts_jax.checkpoint.layout import complete_steps, read_lineage, resolve
+from prts_jax.heartbeats import parse
 from tests.train.tiny import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -140,6 +141,13 @@ def test_two_processes_have_the_losses_of_one(one_device, workdirs, stores, run_
     stderr = run_two(*stores.flags(), *RUN, *TWO_BY_FOUR, f"--workdir={workdir}")
     assert "2 processes have joined" in stderr
     assert_same_losses(workdir, one_device)
+    beats = parse("".join(path.read_text() for path in (workdir / "heartbeats").iterdir()))
+    assert [(beat.host, beat.step, beat.ended) for beat in beats] == [
+        (0, STEPS, True),
+        (1, STEPS, True),
+    ]
+    [slowest] = {line["slowest_host"] for line in read_lines(workdir)[-1:]}
+    assert slowest in (0, 1)
 
 
 @pytest.mark.parametrize("first", [1, 2])

@@ -30,9 +30,15 @@ class Sink:
         pass
 
 
-def metrics(loss: float, norm: float = 1.0) -> StepMetrics:
+def metrics(
+    loss: float, norm: float = 1.0, deviations: float = 0.0, skip: bool = False
+) -> StepMetrics:
     values = (loss, 8.0, norm, 0.1, 1e-3)
-    return StepMetrics(*map(np.float32, values), np.array([8 * loss]), np.array([8.0]))
+    skipped = np.bool_(skip or not math.isfinite(loss) or not math.isfinite(norm))
+    sums = (np.array([8 * loss]), np.array([8.0]))
+    return StepMetrics(
+        *map(np.float32, values), *sums, skipped=skipped, deviations=np.float32(deviations)
+    )
 
 
 @pytest.fixture
@@ -69,14 +75,27 @@ def test_skipped_steps_are_named_counted_and_left_out_of_the_means(sink, lineage
 
 def test_a_loss_spike_is_named_with_step_and_position_and_counts_in_the_means(sink, lineage):
     record = recorder(sink, lineage, spikes=5.0)
-    for step, loss in enumerate([2.0] * 25 + [4.0, 2.0]):
-        record.dispatched(metrics(loss), 128 * step)
+    for step, (loss, deviations) in enumerate(((2.0, 4.9), (5.0, 9.0), (2.0, -1.0))):
+        record.dispatched(metrics(loss, deviations=deviations), 128 * step)
     record.line_due(lineage)
     record.settle({})
-    [warning] = sink.said
-    assert warning.startswith("step 26: warning: loss is 4, 1000.0 deviations above the mean 2 of")
-    assert warning.endswith("; batch at position 3200")
-    assert sink.lines[0]["loss"] == pytest.approx(2 + 2 / 27)
+    above = "loss is 5, gradient norm 1, 9.0 deviations above the running loss"
+    assert sink.said == [f"step 2: warning: {above}; batch at position 128"]
+    assert sink.lines[0]["loss"] == 3.0
+
+
+def test_a_skipped_spike_is_named_and_counted_with_the_other_skipped_steps(sink, lineage):
+    record = recorder(sink, lineage, max_skipped=1)
+    record.dispatched(metrics(9.0, deviations=7.0, skip=True), 0)
+    record.dispatched(metrics(2.0), 128)
+    record.line_due(lineage)
+    record.settle({})
+    above = "loss is 9, gradient norm 1, 7.0 deviations above the running loss"
+    assert sink.said == [f"step 1: {above}; skipped, batch at position 0"]
+    assert (sink.lines[0]["loss"], sink.lines[0]["skipped_positions"]) == (2.0, [0])
+    record.dispatched(metrics(math.nan), 256)
+    with pytest.raises(DivergedError, match=r"at step 3: .*2 steps were skipped"):
+        record.settle({})
 
 
 def test_more_skipped_steps_than_allowed_stop_the_run(sink, lineage):

@@ -15,7 +15,7 @@ from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.store import TokenStore
 from prts_jax import tree
 from prts_jax.checkpoint.layout import resolve
-from prts_jax.checkpoint.lineage import ChangeRecord
+from prts_jax.checkpoint.records import ChangeRecord
 from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError

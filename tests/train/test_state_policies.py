@@ -53,7 +53,6 @@ def grown(growth_map, config, optimizer) -> TrainState:
         declarations,
         param_shardings(mesh, declarations),
     )
-    first_only = config.init.growth.optimizer == "asymmetric"
     moments = grow_optimizer(
         state.optimizer,
         growth_map,
@@ -61,7 +60,7 @@ def grown(growth_map, config, optimizer) -> TrainState:
         optimizer.init,
         params,
         None,
-        first_only=first_only,
+        config.init.growth.optimizer,
     )
     return TrainState(params, moments, stage_step_array(0, mesh))
 

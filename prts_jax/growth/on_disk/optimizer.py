@@ -51,9 +51,8 @@ def optimizer_recipes(
         dtype = stored[path].dtype.name
         if isinstance(role, Moment):
             target = dataclasses.replace(targets[role.parameter], dtype=dtype)
-            first_only = policy == "asymmetric"
             recipes.append(
-                moment_recipe(growth_map, path, role.parameter, target, role.power, first_only)
+                moment_recipe(growth_map, path, role.parameter, target, role.power, policy)
             )
         elif role == KEPT:
             count = Declaration((), dtype, (), (), "ones", Kind.NORM)

@@ -18,7 +18,8 @@ from data_pipelines.batches.mixture import train_batches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store.checksums import BLOCK, Digests
 from data_pipelines.store.fields import INDEX_DIGEST, index_digest
-from data_pipelines.store.store import TokenStore, fingerprint, read_index
+from data_pipelines.store.index import fingerprint, read_index
+from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import write_json
 
 MakeStore = Callable[..., TokenStore]

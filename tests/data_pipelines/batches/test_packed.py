@@ -9,8 +9,9 @@ from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.mixture import ROUND, train_batches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.batches.packed import PackedBatches, PackedEvalBatches, eval_batches
+from data_pipelines.store.index import PADDING
 from data_pipelines.store.several import open_stores
-from data_pipelines.store.store import PADDING, TokenStore
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 from tests.instruction_data import EOS, WORDS, make_store, many, packed_order
 

@@ -16,7 +16,8 @@ import pytest
 import zstandard
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Build, Rules
+from data_pipelines.build.rules import Rules
+from data_pipelines.build.store_build import Build
 from data_pipelines.store.store import TokenStore
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.plain import open_plain_task

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.rows import Fault

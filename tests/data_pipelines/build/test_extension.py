@@ -16,10 +16,12 @@ import pytest
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.batches.packed import PackedBatches
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Build, Rules
+from data_pipelines.build.rules import Rules
+from data_pipelines.build.store_build import Build
 from data_pipelines.chat.instructions import open_instructions
 from data_pipelines.chat.packing import Packing
-from data_pipelines.store.store import TokenStore, read_index
+from data_pipelines.store.index import read_index
+from data_pipelines.store.store import TokenStore
 from data_pipelines.store.verify import verify
 from prts_jax.errors import UserError
 from tests.conftest import ROOT

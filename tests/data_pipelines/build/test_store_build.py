@@ -6,7 +6,8 @@ import fsspec
 import pytest
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Build, Rules
+from data_pipelines.build.rules import Rules
+from data_pipelines.build.store_build import Build
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.verify import verify
 from prts_jax.errors import UserError

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from data_pipelines.chat.instructions import open_instructions
 from data_pipelines.chat.packing import Packing
 from data_pipelines.chat.template import PLAIN
 from data_pipelines.chat.turns import tokens_of, turns_of
+from data_pipelines.store.index import PADDING
 from data_pipelines.store.statistics import statistics
-from data_pipelines.store.store import PADDING, TokenStore
+from data_pipelines.store.store import TokenStore
 from data_pipelines.store.verify import verify
 from data_pipelines.text.rows import Fault
 from prts_jax.errors import UserError

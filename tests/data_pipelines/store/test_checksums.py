@@ -16,8 +16,9 @@ from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.batches.order import ReadOrder
 from data_pipelines.store import checksums
 from data_pipelines.store.checksums import BLOCK, Digests
+from data_pipelines.store.index import fingerprint, read_index
 from data_pipelines.store.statistics import statistics
-from data_pipelines.store.store import TokenStore, fingerprint, read_index
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 from tests.gcs import fake_gcs, gcs_server  # noqa: F401 (fixtures)
 

@@ -8,9 +8,10 @@ import pytest
 import sentencepiece
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from data_pipelines.store.documents import Documents
-from data_pipelines.store.store import INDEX, TokenStore, fingerprint, read_index
+from data_pipelines.store.index import INDEX, fingerprint, read_index
+from data_pipelines.store.store import TokenStore
 from data_pipelines.store.verify import verify
 from data_pipelines.text.folders import Format, open_folder
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE

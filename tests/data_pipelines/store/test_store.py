@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.store.store import TokenStore, token_dtype
+from data_pipelines.store.index import token_dtype
+from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
 
 MakeStore = Callable[..., TokenStore]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.store.fields import INDEX_DIGEST, index_digest
-from data_pipelines.store.store import TokenStore, fingerprint
+from data_pipelines.store.index import fingerprint
+from data_pipelines.store.store import TokenStore
 from data_pipelines.store.verify import verify
 from prts_jax.errors import UserError
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from data_pipelines.text.folders import Format, left_out, open_folder, read_text, splits_of
 from data_pipelines.text.rows import Document, Fault
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE

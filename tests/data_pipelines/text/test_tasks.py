@@ -13,7 +13,7 @@ import sentencepiece
 import zstandard
 
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.rows import Fault, read_documents
 from data_pipelines.text.sources import EMBEDDED_SHAKESPEARE, SLIMPAJAMA, list_files
