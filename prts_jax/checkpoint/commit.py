@@ -69,10 +69,13 @@ def refuse_inside_checkpoint(target: str) -> None:
 
     Raises:
       UserError: the target lies inside a checkpoint.
+      StorageError: the object store failed.
     """
     path = as_path(target) if is_remote(target) else Path(os.path.realpath(target))
     for parent in path.parents:
-        if (parent / layout.LINEAGE / layout.LINEAGE_FILE).exists():
+        with storage_errors(f"{target}: cannot be used"):
+            inside = (parent / layout.LINEAGE / layout.LINEAGE_FILE).exists()
+        if inside:
             raise UserError(
                 f"{target}: lies inside the checkpoint {parent}; name a directory outside it"
             )

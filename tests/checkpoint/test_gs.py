@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 from prts_jax.checkpoint import lock
+from prts_jax.checkpoint.commit import refuse_inside_checkpoint
 from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.layout import contents, is_complete, newest_step, read_lineage, resolve
 from prts_jax.checkpoint.removal import set_aside
@@ -109,6 +110,12 @@ def test_a_lost_marker_is_damage_and_what_is_damaged_is_moved_aside_whole(fake_g
 
 
 @pytest.mark.slow
+def test_an_outage_at_the_start_of_a_command_names_the_address(fake_gcs, outage):
+    outage.begins_after(0)
+    with pytest.raises(StorageError, match=f"{fake_gcs}/run: cannot be used .*storage works"):
+        refuse_inside_checkpoint(f"{fake_gcs}/run")
+
+
 def test_an_outage_in_the_middle_of_a_save_or_a_read_loses_nothing(fake_gcs, outage):
     """At three requests of each; the same save and the same read succeed after it."""
     params = random_params()
