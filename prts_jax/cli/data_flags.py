@@ -22,12 +22,7 @@ def add_cache(commands: Commands) -> Parser:
     _add_input(parser)
     _add_layout(parser)
     _add_bad_rows(parser)
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes; any number makes the same bytes (default: one for each core)",
-    )
+    _add_workers(parser, "processes; any number makes the same bytes")
     return parser
 
 
@@ -125,12 +120,7 @@ def add_verify(commands: Commands) -> Parser:
         "fault if they differ.",
     )
     _add_path(parser, "store", "folder of one split, local or gs://")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes (default: one for each core)",
-    )
+    _add_workers(parser, "processes")
     return parser
 
 
@@ -313,6 +303,15 @@ def _add_end_id(parser: Parser, what: str) -> None:
         metavar="ID|TOKEN",
         help=f"id or text of the token that ends each {what} (default: the one that the "
         "tokenizer's files name)",
+    )
+
+
+def _add_workers(parser: Parser, meaning: str) -> None:
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help=f"{meaning} (default: one for each core)",
     )
 
 
