@@ -34,7 +34,6 @@ LEVELS = {
 }
 # What everyone may use: they import nothing of the above themselves.
 FOUNDATIONS = {
-    "ahead",
     "compilation",
     "distributed",
     "errors",

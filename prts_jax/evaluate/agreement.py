@@ -15,6 +15,7 @@ from data_pipelines.batches.loader import EvalBatches
 from data_pipelines.store.several import store_shares
 from data_pipelines.store.store import TokenStore
 from prts_jax import tree
+from prts_jax.checkpoint import layout
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, ModelConfig
@@ -184,7 +185,7 @@ def apply(checkpoint: str, batch: Batch, rounding: bool = False) -> Outputs:
     Raises:
       UserError: the checkpoint is damaged.
     """
-    lineage = checkpoint_store.read_lineage(checkpoint)
+    lineage = layout.read_lineage(checkpoint)
     opens = opening(lineage)
     declarations = declare(lineage.model)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
