@@ -73,7 +73,7 @@ def write_checkpoint(
     average of a checkpoint are left behind.
 
     Args:
-      source: what `open_source` returned.
+      source: from `open_source`.
       target: directory of the new checkpoint; must not exist.
       tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
       progress: called after each tensor.

@@ -46,7 +46,7 @@ def write_huggingface(
     card with lineage and token count, and the tokenizer's files.
 
     Args:
-      source: what `open_source` returned.
+      source: from `open_source`.
       target: the new folder; must not exist.
       dtype: of the weights; "" keeps that of each tensor.
       tokenizer: folder or file of its tokenizer; "" takes the files beside the source.

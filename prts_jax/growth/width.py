@@ -189,17 +189,17 @@ def _with_new(
     norms: tuple[str, ...] = NORMS,
 ) -> GrowthMap:
     wide = wide_target(source, target, options)
-    exact = source.norm_eps * source.embed / wide.embed
-    if math.isclose(wide.norm_eps, exact):
-        exact = wide.norm_eps  # to the last bit: a config is compared with its checkpoint's
+    exact_eps = source.norm_eps * source.embed / wide.embed
+    if math.isclose(wide.norm_eps, exact_eps):
+        exact_eps = wide.norm_eps  # to the last bit: a config is compared with its checkpoint's
     elif wide.norm_eps != source.norm_eps:
         raise UserError(
             f"config.model.norm_eps: {source.norm_eps} in the source, {wide.norm_eps} in the "
-            f"target; {operator} makes it {exact:g}: give that, or the source's"
+            f"target; {operator} makes it {exact_eps:g}: give that, or the source's"
         )
     norm = _choice("norm", options, norms)
     if norm == "exact":
-        wide = dataclasses.replace(wide, norm_eps=exact)
+        wide = dataclasses.replace(wide, norm_eps=exact_eps)
     widths = {}
     for axis in ("embed", "mlp", "kv_heads"):
         size, wider = getattr(source, axis), getattr(wide, axis)

@@ -155,18 +155,18 @@ def load_transformers(folder: Path) -> Any:
     ).eval()
 
 
-def logits_of(made: Any, tokens: np.ndarray) -> np.ndarray:
+def logits_of(model_of_transformers: Any, tokens: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        return np.asarray(made.float()(torch.tensor(tokens)).logits.numpy())
+        return np.asarray(model_of_transformers.float()(torch.tensor(tokens)).logits.numpy())
 
 
-def litgpt_state(made: Any, model: ModelConfig, swiglu: bool) -> dict[str, Any]:
+def litgpt_state(model_of_transformers: Any, model: ModelConfig, swiglu: bool) -> dict[str, Any]:
     """The same weights under lit-gpt's names, query groups fused row by row."""
     import torch
 
-    weights = made.state_dict()
+    weights = model_of_transformers.state_dict()
     state = {
         "transformer.wte.weight": weights["model.embed_tokens.weight"],
         "transformer.ln_f.weight": weights["model.norm.weight"],

@@ -226,7 +226,7 @@ def test_a_run_may_begin_with_no_layers_and_resumes_before_and_after_growth(
     assert all(abs(leaf).max() > 0 for leaf in stored_params(tmp_path).values())
 
 
-# What may change, and what is refused
+# Changes of a stage, allowed and refused
 
 
 def test_stages_to_come_may_change_and_the_one_that_is_trained_may_not(configure, tmp_path):
