@@ -11,6 +11,7 @@ import jax
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
+from prts_jax.checkpoint.matrices_files import read_matrices
 from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import GrowthConfig, ModelConfig
@@ -200,7 +201,7 @@ def _with_matrices(growth_map: GrowthMap, file: str, learn_steps: int) -> Growth
     if growth_map.matrices is None:
         return growth_map
     if file:
-        read, declarations = layout.read_matrices(file), declare(growth_map.target)
+        read, declarations = read_matrices(file), declare(growth_map.target)
         return with_arrays(growth_map, declarations, read.arrays or {}, read.learning)
     if learn_steps:
         raise UserError(

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from data_pipelines.batches.loader import TrainBatches
 from prts_jax import tree
-from prts_jax.checkpoint.layout import read_matrices
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.matrices_files import read_matrices
 from prts_jax.compilation import compile_together
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
