@@ -130,11 +130,11 @@ def _lock(workdir: str) -> Iterator[Callable[[], None]]:
       A function that raises an error if another process has taken the lock over.
     """
     with contextlib.ExitStack() as stack:
-        check: Callable[[], None] = lambda: None  # only the first process holds the lock
+        check = None
         with all_processes():
             if jax.process_index() == 0:
                 check = stack.enter_context(workdir_lock(workdir))
-        yield check
+        yield check or (lambda: None)  # only the first process holds the lock
 
 
 def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
