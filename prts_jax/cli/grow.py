@@ -72,15 +72,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"growth operator: {', '.join(OPERATORS)}, or one that an installed package brings "
         "(default: stack, or layers with --layers)",
     )
-    for option in dataclasses.fields(GrowthConfig):
-        if option.name in _OPTIONS:
-            command.add_argument(
-                f"--{option.name}",
-                type=type(option.default),
-                default=option.default,
-                metavar="TEXT" if isinstance(option.default, str) else "N",
-                help=_help(option.name, option.default),
-            )
+    _add_options(command)
     command.add_argument(
         "--target_config",
         default="",
@@ -112,6 +104,19 @@ def parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print one JSON object on standard output"
     )
     return command
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the keys of `GrowthConfig` as flags."""
+    for option in dataclasses.fields(GrowthConfig):
+        if option.name in _OPTIONS:
+            command.add_argument(
+                f"--{option.name}",
+                type=type(option.default),
+                default=option.default,
+                metavar="TEXT" if isinstance(option.default, str) else "N",
+                help=_help(option.name, option.default),
+            )
 
 
 def _help(option: str, default: Any) -> str:
