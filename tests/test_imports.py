@@ -74,6 +74,7 @@ OPTIONAL = {
     "torch",
     "transformers",
     "safetensors",
+    "wandb",
 }
 NOT_IN_GROWTH = {"flax", "orbax", "optax", "tensorflow", "torch"}
 # These prepare text, with the extra [data] or [beam].

@@ -65,6 +65,7 @@ _AT_LEAST_ONE = (
     "checkpoint.every_steps",
     "checkpoint.keep",
     "logging.every_steps",
+    "logging.profile_steps",
 )
 _AT_LEAST_ZERO = (
     "evaluation.every_steps",
@@ -82,6 +83,7 @@ _AT_LEAST_ZERO = (
     "scaling.heads",
     "scaling.mlp",
     "logging.spike_deviations",
+    "logging.profile_from",
     "optimizer.clip",
     "optimizer.weight_decay",
     "schedule.warmup_steps",

@@ -213,11 +213,14 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """Interval of metrics, whether to write them to TensorBoard, and warnings of loss spikes."""
+    """Metrics and where they go, warnings of loss spikes, and profiles."""
 
     every_steps: int = 10
     tensorboard: bool = True
+    wandb: str = ""  # project on Weights & Biases; empty: none
     spike_deviations: float = 0.0  # warn of losses this far above the running loss; 0: never
+    profile_from: int = 0  # first step of a profile, as in metrics.jsonl; 0: only by SIGUSR1
+    profile_steps: int = 5  # steps of a profile
 
 
 @dataclasses.dataclass(frozen=True)

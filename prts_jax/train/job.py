@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 
 from prts_jax.train.heartbeat import Heartbeat
+from prts_jax.train.profile import Profiler
 from prts_jax.train.stopping import Stopping
 
 
@@ -17,6 +18,7 @@ class Job:
       stopping: tells after each step whether to stop.
       check_lock: raises an error if another process has taken over the workdir's lock.
       heartbeat: takes the figures of this process.
+      profiler: profiles steps on request.
     """
 
     workdir: str
@@ -24,3 +26,4 @@ class Job:
     stopping: Stopping
     check_lock: Callable[[], None]
     heartbeat: Heartbeat
+    profiler: Profiler

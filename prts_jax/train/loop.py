@@ -31,6 +31,7 @@ from prts_jax.train.origin import (
     name_foreign_entries,
     newest_origin,
 )
+from prts_jax.train.profile import Profiler
 from prts_jax.train.progress import Progress
 from prts_jax.train.saving import kept_every
 from prts_jax.train.setup import announce, set_up
@@ -39,6 +40,7 @@ from prts_jax.train.stage_loop import run_stage
 from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import begin, check_stores
 from prts_jax.train.stopping import sigterm
+from prts_jax.train.weights_and_biases import check_wandb
 
 
 def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -> None:
@@ -62,10 +64,12 @@ def train(config: RunConfig, workdir: str, allow_change: Collection[str] = ()) -
             f"--workdir={workdir}: is a checkpoint; name a new directory, and this one as "
             "config.init.start_from"
         )
+    check_wandb(config)
     with contextlib.ExitStack() as stack:
         stopping, check_lock = stack.enter_context(sigterm()), stack.enter_context(_lock(workdir))
         heartbeat = stack.enter_context(Heartbeat(workdir).beating())
-        job = Job(workdir, allow_change, stopping, check_lock, heartbeat)
+        profiler = stack.enter_context(Profiler(workdir).listening())
+        job = Job(workdir, allow_change, stopping, check_lock, heartbeat, profiler)
         name_foreign_entries(workdir)
         set_compilation_cache(config.compute.compilation_cache, workdir)
         while True:

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl (segments on gs://), TensorBoard and the terminal line."""
+"""Metrics of a run: metrics.jsonl (segments on gs://), their copies and the terminal line."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from typing import Any
 from prts_jax.errors import UserError, storage_errors
 from prts_jax.paths import as_path, is_remote, write_atomically
 from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
+from prts_jax.train.weights_and_biases import WandbRun
 
 Line = dict[str, Any]
 
@@ -87,6 +88,7 @@ class MetricsLog:
         after_step: int | None,
         tensorboard: bool,
         check_lock: Callable[[], None] = lambda: None,
+        mirror: WandbRun | None = None,
     ) -> None:
         """Opens the log and drops lines after the restored step.
 
@@ -96,8 +98,9 @@ class MetricsLog:
           tensorboard: whether to write `workdir/tensorboard` too.
           check_lock: raises an error if another process has taken over the workdir's lock; called
             before a file is replaced or a segment is stored.
+          mirror: receives the lines too.
         """
-        self._check_lock = check_lock
+        self._check_lock, self._mirror = check_lock, mirror
         self._workdir = workdir
         self._segment: list[str] = []
         self._segment_step = 0
@@ -158,6 +161,8 @@ class MetricsLog:
             path = as_path(self._workdir) / "metrics.jsonl"
             with storage_errors(f"{path}: cannot be written"), open(path, "a") as file:
                 file.write(text + "\n")
+        if self._mirror is not None:
+            self._mirror.write(line)
         if self._writer is not None:
             for name, value in line.items():
                 if isinstance(value, float) and math.isfinite(value):
@@ -184,6 +189,8 @@ class MetricsLog:
         self.flush()
         if self._writer is not None:
             self._writer.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
 
 @contextlib.contextmanager

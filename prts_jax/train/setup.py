@@ -26,6 +26,7 @@ from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
 from prts_jax.train.saving import SaveClock
 from prts_jax.train.stages import Stage, stage_file
+from prts_jax.train.weights_and_biases import WandbRun
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,11 @@ def _costs(config: RunConfig, frozen: tuple[int, ...] | None, teacher: Teacher |
 
 def _open_log(stage: Stage, job: Job, start: Start) -> MetricsLog:
     """Opens the metrics and writes the stage's config, which readers of the metrics need."""
-    restored = start.lineage.step if start.resumed else None
-    log = MetricsLog(job.workdir, restored, stage.config.logging.tensorboard, job.check_lock)
-    resolved = json.dumps(to_dict(stage.config), indent=2)
+    config, restored = stage.config, start.lineage.step if start.resumed else None
+    mirror = WandbRun(job.workdir, config) if config.logging.wandb else None
+    tensorboard = config.logging.tensorboard
+    log = MetricsLog(job.workdir, restored, tensorboard, job.check_lock, mirror)
+    resolved = json.dumps(to_dict(config), indent=2)
     names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
     for name in names:
         write_atomically(as_path(job.workdir) / name, resolved)

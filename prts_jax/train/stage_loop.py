@@ -74,9 +74,11 @@ def _few_collections() -> Iterator[Callable[[], None]]:
 
 def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.Array]) -> Progress:
     """Dispatches a step and reads the metrics of the step before."""
-    with jax.transfer_guard("disallow"):
-        state, metrics = compiled(progress.state, batch, setup.teacher_params)
     data, lineage = setup.config.data, progress.lineage
+    setup.job.profiler.between_steps(lineage.step, progress.state, setup.config.logging)
+    annotation = jax.profiler.StepTraceAnnotation("train", step_num=lineage.step + 1)
+    with jax.transfer_guard("disallow"), annotation:
+        state, metrics = compiled(progress.state, batch, setup.teacher_params)
     setup.recorder.dispatched(metrics, lineage.position)
     tokens = setup.batches.tokens(lineage.position)
     lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)

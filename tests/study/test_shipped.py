@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 STUDIES = sorted(path for path in Path(ROOT, "configs/study").glob("*.py") if path.stem != "sizes")
 
 
-@pytest.mark.parametrize("size", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("size", ["smoke", "quick", "cpu", "gpu", "paper"])
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_way_spends_what_scratch_spends(path, size):
     study = command.load(f"{path}:{size}")
@@ -31,10 +31,15 @@ def test_every_way_spends_what_scratch_spends(path, size):
     assert len(study.seeds) == (2 if size == "smoke" else 3)
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_growth_is_possible_with_every_seed(path):
+@pytest.mark.parametrize("file", [path.name for path in STUDIES])
+def test_every_growth_is_possible_with_every_seed(file):
     """Through the planning of a run, which makes the maps of all growths from shapes alone."""
-    study = command.load(f"{path}:cpu")
+    variant = {"factor.py": ",4", "optimizers.py": ",muon", "state.py": ",width"}.get(file)
+    for argument in filter(None, ("cpu", variant and f"cpu{variant}")):
+        _plan_every_growth(command.load(f"{ROOT}/configs/study/{file}:{argument}"))
+
+
+def _plan_every_growth(study):
     folder = Folder(Path("study"))
     ended = {Cell(arm, arm.rates()[0], seed).name: 3.0 for arm in study.arms for seed in (0, 1)}
     ended |= {Cell(arm, peak, 0).name: 3.0 for arm in study.arms for peak in arm.rates()}

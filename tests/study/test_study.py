@@ -8,22 +8,6 @@ from prts_jax import cli
 from tests.conftest import ROOT
 from tests.train import tiny
 
-FILE = """
-from prts_jax import config
-from prts_jax.study import arms
-from prts_jax.study.design import Study
-
-
-def get_study(store):
-    c = config.inherit("{root}/tests/train/tiny.py", __file__)
-    c.data.train = c.data.validation = store
-    c.train.steps = 12
-    c.evaluation.every_steps, c.evaluation.blocks = 4, 4
-    base = arms.base(c, "base", {{"model.layers": 1}}, 0.2)
-    stack = arms.grown(c, "stack", base, {{"init.growth.operator": "stack"}})
-    return Study("Does it pay?", (base, arms.scratch(c), stack), seeds=(1,))
-"""
-
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main([*arguments]) == 2
@@ -32,25 +16,28 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_study_trains_its_grid_and_reports_it(tmp_path, capsys):
-    store = tiny.write_store(tmp_path / "store").directory
-    (tmp_path / "study.py").write_text(FILE.format(root=ROOT))
-    command = ["study", f"--config={tmp_path}/study.py:{store}", f"--workdir={tmp_path}/out"]
+def test_a_shipped_study_trains_its_grid_and_reports_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "cache", "--task=shakespeare", "--output=runs/shakespeare"]) == 0
+    command = ["study", f"--config={ROOT}/configs/study/operators.py:smoke", "--workdir=out"]
     assert cli.main([*command, "--jobs=2"]) == 0
-    assert "Does it pay?" in capsys.readouterr().out
+    assert "Which operator grows a model best" in capsys.readouterr().out
     assert cli.main(command) == 0  # all is reused
     capsys.readouterr()
-    assert cli.main(["report", f"--study={tmp_path}/out", "--json", "--probe=4"]) == 0
+    assert cli.main(["report", "--study=out", "--json", "--probe=10"]) == 0
     report = json.loads(capsys.readouterr().out)
-    base, scratch, stack = report["arms"]
-    assert stack["connection_rate"] == 0.0  # one layer twice
-    assert len(stack["speedup"]["values"]) == 1
-    assert scratch["tokens_per_parameter"] > 0
-    assert stack["tokens_per_parameter"] > 0
-    assert base["losses"][0] > 0
-    lines = tiny.read_lines(tmp_path / "out" / "runs" / "scratch-peak0.003-seed1")
+    shallow, scratch, stack, zero = report["arms"]
+    assert (stack["connection_rate"], zero["connection_rate"]) == (
+        0.0,
+        0.0,
+    )  # of one layer
+    assert len(stack["speedup"]["values"]) == 2
+    assert shallow["tokens_per_parameter"] < scratch["tokens_per_parameter"]
+    assert scratch["tokens_per_parameter"] < stack["tokens_per_parameter"]
+    assert shallow["losses"][0] > scratch["losses"][0]
+    lines = tiny.read_lines(tmp_path / "out" / "runs" / "scratch-peak0.004-seed1")
     blocks = [value for key, value in lines[-1].items() if key.startswith("validation_block/")]
-    assert len(blocks) == 4
+    assert len(blocks) == 16
 
 
 def test_odd_arguments_are_one_line(tmp_path, capsys):
