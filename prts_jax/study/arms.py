@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from prts_jax import config as config_lib
 from prts_jax.study.design import Arm, equal_steps, flops_of_step
+from prts_jax.train.schedule import goes_on
 
 DECAY = 0.1
 """Share of a WSD run that its decay takes (arXiv 2511.04981)."""
@@ -74,7 +75,10 @@ def grown(
     flops = config.train.steps * flops_of_step(config_lib.resolve(config))
     changed = fitted(changed_by(config, changes))
     changed.train.steps = equal_steps(flops, changed, of.config)
-    return Arm(name, "grown", fitted(changed), base=of.name, peaks=peaks, published=published)
+    schedule = goes_on(config_lib.resolve(changed), None).schedule
+    before = 0 if schedule.after_growth == "restart" else of.config.train.steps
+    fit = fitted(changed, before)
+    return Arm(name, "grown", fit, base=of.name, peaks=peaks, published=published)
 
 
 def changed_by(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -84,11 +88,17 @@ def changed_by(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     return copy
 
 
-def fitted(config: ConfigDict) -> ConfigDict:
-    """Returns the config with a schedule that ends when the run does: cosine, or WSD's decay."""
+def fitted(config: ConfigDict, before: int = 0) -> ConfigDict:
+    """Returns the config with a schedule that ends when the run does: cosine, or WSD's decay.
+
+    Args:
+      config: with its steps.
+      before: steps of the base that the schedule counts, too.
+    """
     steps = config.train.steps
     config.schedule.warmup_steps = min(config.schedule.warmup_steps, max(1, steps // 10))
-    config.schedule.decay_start = round((1 - DECAY) * steps) if config.schedule.kind == "wsd" else 0
-    config.schedule.decay_end = steps
+    decays = config.schedule.kind == "wsd"
+    config.schedule.decay_start = before + round((1 - DECAY) * steps) if decays else 0
+    config.schedule.decay_end = before + steps
     config.checkpoint.every_steps = max(1, steps // 2)
     return config

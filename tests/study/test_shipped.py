@@ -10,6 +10,7 @@ from prts_jax.growth.operators import make_map
 from prts_jax.study.design import Cell, equal_steps
 from prts_jax.study.execute import resolved
 from prts_jax.study.folder import Folder
+from prts_jax.train.schedule import goes_on, learning_rate
 from prts_jax.train.stages import remaining_stages
 from tests.conftest import ROOT
 
@@ -55,6 +56,20 @@ def _plan_every_growth(study):
 def test_scratch_is_swept_as_carefully_as_what_is_compared_with_it(path):
     study = command.load(f"{path}:cpu")
     assert len({arm.peaks for arm in study.arms}) == 1
+
+
+@pytest.mark.parametrize("policy", ["reset", "keep"])
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_a_decay_ends_with_the_run_whether_or_not_it_counts_the_steps_of_the_base(policy, kind):
+    study = command.load(f"{ROOT}/configs/study/state.py:cpu")
+    run = config.resolve(study.arm(f"{policy}-depth-{kind}").config)
+    base = study.arm("shallow").config.train.steps
+    rates = [
+        float(learning_rate(goes_on(run, None).schedule, step, base))
+        for step in (run.train.steps - 2, run.train.steps - 1, run.train.steps)
+    ]
+    assert rates[0] > rates[1] > rates[2]
+    assert rates[2] == pytest.approx(run.schedule.peak * run.schedule.final)
 
 
 def test_a_longer_run_of_the_factor_study_has_more_tokens():
