@@ -61,9 +61,9 @@ def _wait_until_ready(url: str) -> None:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="session")
-def gcs_server() -> Iterator[str]:
-    """Runs the server for the session and gives its URL; it has one bucket, `BUCKET`."""
+@contextlib.contextmanager
+def serve() -> Iterator[str]:
+    """Runs the server and gives its URL; it has one bucket, `BUCKET`."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     options = f"-scheme http -backend memory -host 127.0.0.1 -port {port} -log-level error"
@@ -78,18 +78,31 @@ def gcs_server() -> Iterator[str]:
         server.wait(timeout=10)
 
 
-class Outage:
-    """A proxy of the fake server that can refuse requests with HTTP 403.
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """Runs the server for the session and gives its URL."""
+    with serve() as url:
+        yield url
 
-    No client repeats such a request, as all do 503 for minutes.
+
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing of clients that are gone."""
+
+
+class Outage:
+    """A proxy of the fake server that can be away.
 
     Attributes:
       requests: requests so far.
       last: number of the last request that passes; the next ones are refused.
+      status: HTTP status of a refusal, or None for silence. No client repeats a request after 403,
+        all do after 503, for minutes.
     """
 
     def __init__(self, server: str):
         self.requests, self.last = 0, math.inf
+        self.status: int | None = 403
         outage, (host, port) = self, server.removeprefix("http://").split(":")
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -98,8 +111,14 @@ class Outage:
             def forward(self) -> None:
                 outage.requests += 1
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                status, content, headers = 403, b"{}", {}
-                if outage.requests <= outage.last:
+                passes = outage.requests <= outage.last
+                if not passes and outage.status is None:
+                    while outage.last < math.inf:
+                        time.sleep(0.05)
+                    self.close_connection = True  # without an answer
+                    return
+                status, content, headers = outage.status or 503, b"{}", {}
+                if passes:
                     connection = http.client.HTTPConnection(host, int(port), timeout=20)
                     connection.request(self.command, self.path, body, dict(self.headers))
                     response = connection.getresponse()
@@ -119,7 +138,7 @@ class Outage:
             def log_message(self, *_: object) -> None:
                 """Says nothing."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -127,18 +146,35 @@ class Outage:
         """Refuses everything after so many requests more."""
         self.last = self.requests + requests
 
+    @contextlib.contextmanager
+    def away(self, status: int | None) -> Iterator[None]:
+        """Answers every request of the block with this status, or not at all."""
+        before, self.status = self.status, status
+        self.begins_after(0)
+        try:
+            yield
+        finally:
+            self.last, self.status = math.inf, before
+
     def close(self) -> None:
         """Stops the proxy."""
         self._server.shutdown()
         self._server.server_close()
 
 
+def variables(url: str) -> dict[str, str]:
+    """Returns the variables that point tensorstore and gcsfs at a server."""
+    return {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        # gcsfs asks Google for the kind of bucket first, and without credentials warns each time.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+
+
 def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets the variables that tensorstore and gcsfs read."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
-    # gcsfs asks Google for the kind of bucket first, and without credentials warns each time.
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for name, value in variables(url).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

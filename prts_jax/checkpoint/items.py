@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -184,6 +185,15 @@ def read_tree(
     with _restoring(checkpoint, item):
         values = flatten(handler.restore(directory, args=restore))
     return {path: values[path] for path in chosen}
+
+
+def saved_at(checkpoint: str) -> float:
+    """Returns when a checkpoint was saved, seconds since the epoch; 0.0 if it does not say."""
+    try:
+        values = json.loads((as_path(checkpoint) / "_CHECKPOINT_METADATA").read_bytes())
+        return float(values["init_timestamp_nsecs"]) / 1e9
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0
 
 
 @contextlib.contextmanager

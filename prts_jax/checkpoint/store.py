@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.digests import check_digests, digests, optimizer_digests, start_digests
-from prts_jax.checkpoint.items import checkpointer, read_tree, save_args, saving
+from prts_jax.checkpoint.items import checkpointer, read_tree, save_args, saved_at, saving
 from prts_jax.checkpoint.layout import (
     OPTIMIZER,
     PARAMS,
@@ -40,12 +41,18 @@ class Checkpoints:
       directory: the run's `checkpoints` directory, local or gs://.
       keep: number of newest checkpoints to keep; one more exists during a save.
       keep_every_steps: checkpoints at multiples of this step are never removed; 0: none.
+      keep_every_hours: the first checkpoint, and those saved so long after the last one kept for
+        this reason, are never removed; 0.0: none.
     """
 
-    def __init__(self, directory: str, keep: int, keep_every_steps: int) -> None:
+    def __init__(
+        self, directory: str, keep: int, keep_every_steps: int, keep_every_hours: float = 0.0
+    ) -> None:
         self._directory = str(as_path(directory))
         self._keep = keep
         self._keep_every_steps = keep_every_steps
+        self._keep_every_seconds = 3600 * keep_every_hours
+        self._saved_at: dict[int, float] = {}
         self._protected: set[int] = set()
         self._saving: int | None = None
         self._tokenizer: dict[str, bytes] = {}
@@ -157,11 +164,22 @@ class Checkpoints:
 
     def _dropped(self, steps: list[int]) -> list[int]:
         every = self._keep_every_steps
+        kept = self._protected | self._kept_by_time(steps)
         return [
             step
             for step in steps[: -self._keep]
-            if step not in self._protected and not (every and step % every == 0)
+            if step not in kept and not (every and step % every == 0)
         ]
+
+    def _kept_by_time(self, steps: list[int]) -> set[int]:
+        kept, since = set[int](), -math.inf
+        for step in steps if self._keep_every_seconds else []:
+            if step not in self._saved_at:
+                self._saved_at[step] = saved_at(self.path(step))
+            if self._saved_at[step] - since >= self._keep_every_seconds:
+                kept.add(step)
+                since = self._saved_at[step]
+        return kept
 
 
 def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:

@@ -75,6 +75,7 @@ _AT_LEAST_ZERO = (
     "checkpoint.every_minutes",
     "checkpoint.keep_every_steps",
     "checkpoint.keep_every_tokens",
+    "checkpoint.keep_every_hours",
     "train.max_skipped",
     "train.skip_spikes",
     "data.tokens_per_step",

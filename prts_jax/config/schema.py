@@ -199,6 +199,8 @@ class CheckpointConfig:
     keep_every_steps: int = 0  # checkpoints at multiples of this step are never deleted; 0: none
     # The same in tokens, rounded up to steps; such checkpoints are also saved, as places to branch.
     keep_every_tokens: int = 0
+    # The first checkpoint and those at least N hours after the last one kept so; 0: none.
+    keep_every_hours: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -184,7 +184,7 @@ def loss(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """Returns a share as signed percent: 0.546 → "+54.6%"."""
-    return MISSING if value is None else f"{100 * value:+.1f}%"
+    return MISSING if value is None else f"{100 * value:+z.1f}%"
 
 
 def number(value: float | None) -> str:

@@ -1,10 +1,12 @@
 """The figures of a study: loss over FLOPs with bands, speed-ups with intervals, growth close up."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from prts_jax.report.figures import FLOPS
 from prts_jax.report.style import (
@@ -37,19 +39,29 @@ CLOSE_UP = {
 }
 """Key of `metrics.jsonl` → its panel in the close-up of a growth."""
 
+DASHES = ("-", "--", ":", "-.")
+"""Lines of arms whose colours repeat."""
+
 CLOSE_UP_STEPS = 200
 SKIPPED = 0.12
 """Share of the FLOPs at the left whose steep fall is not drawn."""
 
 
-def _looks(results: Results) -> dict[str, tuple[str, str]]:
-    looks, grown = {}, 0
-    for arm in results.compared():
-        if arm.kind == "scratch":
-            looks[arm.name] = (BASELINE_COLOUR, "s")
-        else:
-            looks[arm.name] = (COLOURS[grown % len(COLOURS)], MARKERS[grown // len(COLOURS)])
-            grown += 1
+class Look(NamedTuple):
+    """How an arm is drawn: where colours repeat, marker and dashes differ."""
+
+    colour: str
+    marker: str
+    dashes: str
+
+
+def _looks(results: Results) -> dict[str, Look]:
+    looks = {arm.name: Look(BASELINE_COLOUR, "s", "-") for arm in results.compared("scratch")}
+    for at, arm in enumerate(results.compared("grown")):
+        turn, colour = divmod(at, len(COLOURS))
+        looks[arm.name] = Look(
+            COLOURS[colour], MARKERS[turn % len(MARKERS)], DASHES[turn % len(DASHES)]
+        )
     return looks
 
 
@@ -63,15 +75,21 @@ def over_flops(results: Results) -> Figure:
     lows, highs, right = [], [], 0.0
     for arm, flops, losses in compared:
         flops = flops / size
-        colour, marker = looks[arm.name]
-        mean = losses.mean(axis=0)
-        name = legend_name(arm.name)
-        width = 1.0 if results.finished_only else 1.8
-        axes.plot(flops, mean, color=colour, linewidth=width, label=name, zorder=3)
-        axes.fill_between(
-            flops, losses.min(0), losses.max(0), color=colour, alpha=0.15, linewidth=0
+        look = looks[arm.name]
+        axes.plot(
+            flops,
+            losses.mean(axis=0),
+            look.dashes,
+            color=look.colour,
+            marker=look.marker,
+            markevery=[-1],
+            linewidth=1.0 if results.finished_only else 1.8,
+            label=legend_name(arm.name),
+            zorder=3,
         )
-        axes.plot(flops[-1:], mean[-1:], marker=marker, color=colour, markersize=6, zorder=4)
+        axes.fill_between(
+            flops, losses.min(0), losses.max(0), color=look.colour, alpha=0.15, linewidth=0
+        )
         lows.append(losses.min())
         highs.append(losses[:, flops >= SKIPPED * flops[-1]].max())
         right = max(right, float(flops[-1]))
@@ -108,7 +126,7 @@ def speedups(results: Results, by_arm: Mapping[str, Speedup]) -> Figure:
     axes = figure.subplots()
     looks = _looks(results)
     for at, name in enumerate(names):
-        _draw_speedup(axes, at, by_arm[name], *looks[name])
+        _draw_speedup(axes, at, by_arm[name], looks[name])
     axes.axvline(0, color=BASELINE_COLOUR, linewidth=1)
     axes.set_yticks(range(len(names)), [legend_name(name) for name in names])
     axes.set_ylim(-0.6, max(len(names), 2) - 0.4)
@@ -117,8 +135,9 @@ def speedups(results: Results, by_arm: Mapping[str, Speedup]) -> Figure:
     return figure
 
 
-def _draw_speedup(axes: Axes, at: int, speedup: Speedup, colour: str, marker: str) -> None:
+def _draw_speedup(axes: Axes, at: int, speedup: Speedup, look: Look) -> None:
     booked, sunk = speedup.booked, speedup.sunk.mean
+    colour, marker = look.colour, look.marker
     seeds = [100 * value for value in booked.values if value is not None]
     axes.plot(seeds, [at] * len(seeds), ".", color=colour, alpha=0.6, markersize=5)
     if booked.mean is None:
@@ -142,16 +161,18 @@ def growth(results: Results) -> Figure:
             assert arm.example is not None, "a compared arm has a run"
             step, values = arm.example.curve("stage_step", key)
             near = step <= CLOSE_UP_STEPS
-            colour = looks[arm.name][0]
-            axes.plot(step[near], values[near], color=colour, label=legend_name(arm.name))
+            look, name = looks[arm.name], legend_name(arm.name)
+            axes.plot(step[near], values[near], look.dashes, color=look.colour, label=name)
     for axes, name in zip(panels, CLOSE_UP.values(), strict=True):
         axes.set_xlabel("steps after growth")
         axes.set_title(name, fontsize=10)
     for axes in panels[1:]:
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")  # the default writes mathtext, which is off
         axes.yaxis.set_minor_formatter("{x:g}")
-    if panels[0].lines:
-        panels[0].legend(fontsize=9)
+    lines = panels[0].get_lines()
+    if lines:
+        figure.legend(handles=lines, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle("After growth", x=0.01, ha="left", weight="bold", fontsize=13)
     return figure

@@ -105,7 +105,9 @@ def _train_stage(stage: Stage, planned: Sequence[Stage], origin: Origin | None, 
     keep, folder = config.checkpoint, str(as_path(job.workdir) / "checkpoints")
     with (
         use_mesh(config.mesh) as mesh,
-        contextlib.closing(Checkpoints(folder, keep.keep, kept_every(config))) as checkpoints,
+        contextlib.closing(
+            Checkpoints(folder, keep.keep, kept_every(config), keep.keep_every_hours)
+        ) as checkpoints,
     ):
         check_length(mesh, config.data.length, config.compute.loss_chunks)
         batches = training_batches(config, axis_size(mesh, "batch"))

@@ -22,6 +22,7 @@ import pytest
 from prts_jax.checkpoint import arrays, store
 from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.digests import optimizer_digests, start_digests
+from prts_jax.checkpoint.items import saved_at
 from prts_jax.checkpoint.layout import contents, read_lineage
 from prts_jax.checkpoint.store import (
     Checkpoints,
@@ -63,6 +64,21 @@ def save_steps(directory, steps, keep, keep_every_steps=0):
         checkpoints.save(step, params, None, lineage_of(params, step=step))
     checkpoints.close()
     return checkpoints
+
+
+def test_checkpoints_hours_apart_are_kept(tmp_path, monkeypatch):
+    began = time.time()
+    [first] = save_steps(tmp_path, [1], keep=1).steps()
+    assert began <= saved_at(f"{tmp_path}/{first}") <= time.time()
+    assert saved_at(str(tmp_path)) == 0.0
+    hours = {1: 10.0, 2: 10.9, 3: 11.1, 4: 12.0, 5: 13.0, 6: 13.1, 7: 13.2}
+    monkeypatch.setattr(store, "saved_at", lambda path: 3600 * hours[int(path.rpartition("/")[2])])
+    checkpoints = Checkpoints(str(tmp_path), keep=2, keep_every_steps=0, keep_every_hours=1.0)
+    params = random_params()
+    for step in range(2, 8):
+        checkpoints.save(step, params, None, lineage_of(params, step=step))
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 3, 5, 6, 7]
 
 
 def test_parameters_and_optimizer_come_back_bit_for_bit(tmp_path):
