@@ -33,8 +33,8 @@ from data_pipelines.text.file_task import FileTask
 from data_pipelines.text.inputs import file_version, input_sizes, relative_names
 from data_pipelines.text.manifest import check_digest
 from data_pipelines.text.rows import Fault
-from prts_jax.errors import UserError
-from prts_jax.paths import as_path
+from prts_jax.errors import UserError, storage_errors
+from prts_jax.paths import as_path, exists
 
 PLAN = "plan.json"
 VERSION = "source_version"  # of a record alone: a store's bytes depend on no file's time
@@ -128,9 +128,11 @@ class Build:
 
         Raises:
           UserError: the folder holds another store, or one with too many rows left out.
+          StorageError: the folder cannot be read.
         """
-        if not (self._folder / INDEX).exists():
-            return None
+        with storage_errors(f"{self.directory}: cannot be read"):
+            if not exists(self._folder / INDEX):
+                return None
         index = {"layout": "mixed", **read_index(self.directory)}  # the first stores had no other
         own = index["shards"][self._first :]
         sizes = [shard["source_bytes"] for shard in own]
