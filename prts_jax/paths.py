@@ -47,6 +47,21 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith("gs://")
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path exists. Python's own `exists` takes unreadable paths for missing.
+
+    Raises:
+      OSError: the path cannot be looked up.
+    """
+    if is_remote(path):
+        return bool(as_path(path).exists())
+    try:
+        os.stat(as_path(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def make_folders(path: str | os.PathLike[str]) -> None:
     """Creates a folder and those above it; on object storage there are none.
 

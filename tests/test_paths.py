@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prts_jax.errors import StorageError, UserError
-from prts_jax.paths import as_path, check_output, is_remote, write_atomically
+from prts_jax.paths import as_path, check_output, exists, is_remote, write_atomically
 
 
 def test_local_paths_become_absolute(tmp_path, monkeypatch):
@@ -16,6 +16,21 @@ def test_local_paths_become_absolute(tmp_path, monkeypatch):
     assert str(as_path("run/a")) == str(tmp_path / "run" / "a")
     assert str(as_path("~/run")) == str(tmp_path / "home" / "run")
     assert str(as_path(Path("/x/y"))) == "/x/y"
+
+
+def test_a_path_that_cannot_be_looked_up_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    assert not exists(file)
+    file.touch()
+    assert exists(file)
+    assert not exists(file / "below")
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("os.stat", stale)
+    with pytest.raises(OSError, match="Stale"):
+        exists(file)
 
 
 def test_remote_paths_stay_as_they_are():
@@ -60,7 +75,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     before = path.stat().st_ino
     write_atomically(path, "new")
     assert path.read_text() == "new"
-    assert path.stat().st_ino != before  # who has it open still reads the old text
+    assert path.stat().st_ino != before  # a reader that has it open still sees the old text
     assert [other.name for other in tmp_path.iterdir()] == ["config.json"]
 
 

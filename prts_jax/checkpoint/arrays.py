@@ -19,7 +19,9 @@ from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.declaration import Declaration
 from prts_jax.paths import as_path, is_remote
 
-_METADATA = "_METADATA"
+METADATA = "_METADATA"
+"""Orbax's file beside the arrays of an item that describes their tree."""
+
 _DICT_KEY = 2
 """Orbax's code for a dictionary key in the metadata of a tree."""
 
@@ -123,7 +125,7 @@ def describe(checkpoint: str, item: str = PARAMS) -> dict[str, StoredLeaf]:
       DamagedError: the item is missing or damaged.
       StorageError: the storage failed.
     """
-    file = as_path(checkpoint) / item / _METADATA
+    file = as_path(checkpoint) / item / METADATA
     with reading(checkpoint, item, str(file)):
         keys = json.loads(file.read_text())["tree_metadata"].values()
         paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in keys]
@@ -191,7 +193,7 @@ def write_tree(
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }
-    (as_path(checkpoint) / item / _METADATA).write_text(json.dumps(description))
+    (as_path(checkpoint) / item / METADATA).write_text(json.dumps(description))
 
 
 # With one shared cache, all arrays of a database share one writer. Separate writers would contend

@@ -15,10 +15,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.arrays import METADATA
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths
-from prts_jax.checkpoint.layout import EMA, LINEAGE, MATRICES, OPTIMIZER, PARAMS, TOKENIZER
+from prts_jax.checkpoint.layout import EMA, LINEAGE, OPTIMIZER, PARAMS, TOKENIZER
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.matrices_files import MATRICES
 from prts_jax.declaration import LAYERS
 from prts_jax.errors import (
     FULL,
@@ -79,6 +81,7 @@ class _SyncedSave(ocp.args.Composite):
 
 def checkpointer() -> ocp.AsyncCheckpointer:
     """Returns a writer of checkpoints; close it."""
+    _hide_late_errors()  # a save fails in the background, while steps are trained
 
     def arrays() -> ocp.PyTreeCheckpointHandler:
         # Weights hardly compress, and compression would take most of the time of a save.
@@ -174,6 +177,8 @@ def read_tree(
     directory = as_path(f"{checkpoint}/{item}")
     handler = ocp.PyTreeCheckpointHandler()
     with _restoring(checkpoint, item):
+        # Orbax takes a file that it cannot read (EACCES, EIO, ESTALE) for a missing one.
+        (directory / METADATA).read_bytes()
         stored = flatten(handler.metadata(directory).tree)
         if digests is not None:
             check_paths(checkpoint, item, digests, stored)
@@ -203,8 +208,7 @@ def saving(what: str) -> Iterator[None]:
     own.
     """
     try:
-        with _without_late_errors():
-            yield
+        yield
     except (UserError, StorageError):
         raise
     except Exception as error:
@@ -224,31 +228,27 @@ def saving(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _restoring(checkpoint: str, item: str) -> Iterator[None]:
     """Converts the errors of a restore, see `damage.unreadable`."""
-    with reading(checkpoint, item, f"{checkpoint}/{item}"), _without_late_errors():
+    _hide_late_errors()
+    with reading(checkpoint, item, f"{checkpoint}/{item}"):
         yield
 
 
-@contextlib.contextmanager
-def _without_late_errors() -> Iterator[None]:
-    """Hides what other reads and writes report after the first error of the block.
+def _hide_late_errors() -> None:
+    """Hides, from now on, what reads and writes report after the first error of Orbax.
 
     Orbax has closed its event loop by then. Python would print a traceback for each of them, and a
     warning for each coroutine that was never awaited.
     """
-    hook = sys.unraisablehook
-
-    def ignore_late(late: Any) -> None:
-        coroutine = inspect.iscoroutine(late.object)
-        if not coroutine and "Event loop is closed" not in str(late.exc_value):
-            hook(late)
-
-    sys.unraisablehook = ignore_late
-    try:
-        yield
-    except BaseException:  # the others are still running: the hook stays
+    if not isinstance(sys.unraisablehook, functools.partial):
+        sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        raise
-    sys.unraisablehook = hook
+
+
+def _report(hook: Callable[[Any], object], error: Any) -> None:
+    """Passes an error that no code can catch to `hook`, unless it is a late one."""
+    coroutine = inspect.iscoroutine(error.object)
+    if not coroutine and "Event loop is closed" not in str(error.exc_value):
+        hook(error)
 
 
 def _compare(directory: str, wanted: Mapping[str, Any], stored_leaves: Mapping[str, Any]) -> None:

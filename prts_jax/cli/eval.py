@@ -10,7 +10,7 @@ from typing import Any
 from prts_jax.cli import eval_text, run
 from prts_jax.cli.arguments import ADD_BOS_TOKEN, OneLineParser, add_model_flags, add_value_flags
 from prts_jax.errors import UserError, one_line
-from prts_jax.evaluate import paper_benchmarks, results
+from prts_jax.evaluate import paper_benchmarks, results, task_files
 from prts_jax.evaluate.results import Results
 from prts_jax.evaluate.scores import Scores
 from prts_jax.paths import as_path, check_output
@@ -215,12 +215,6 @@ def _tasks(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     Raises:
       UserError: the harness is not installed, or a task is unknown.
     """
-    try:
-        from prts_jax.evaluate import harness
-    except ImportError as error:
-        raise UserError(
-            f"--tasks: needs lm-evaluation-harness ({error}); pip install 'prts_jax[eval]'"
-        ) from error
     names: list[str] = []
     for name in filter(None, arguments.tasks.split(",")):
         names += (
@@ -228,6 +222,14 @@ def _tasks(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
             if name == paper_benchmarks.FLAG
             else [name]
         )
+    if not arguments.include_path:  # files of the user may include others of any name
+        task_files.check_mentioned(names)
+    try:
+        from prts_jax.evaluate import harness
+    except ImportError as error:
+        raise UserError(
+            f"--tasks: needs lm-evaluation-harness ({error}); pip install 'prts_jax[eval]'"
+        ) from error
     manager = harness.Tasks(include_path=arguments.include_path or None)
     manager.check(names)
     return manager, names

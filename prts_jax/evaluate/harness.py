@@ -24,6 +24,7 @@ from prts_jax.evaluate.generate import Generator, Sampling
 from prts_jax.evaluate.loaded import DTYPES, LoadedModel, load
 from prts_jax.evaluate.scores import Scores, from_harness
 from prts_jax.evaluate.scoring import Scorer
+from prts_jax.evaluate.task_files import unknown
 from prts_jax.evaluate.tokenizer import CheckpointTokenizer, tokenizer_of
 
 ARGUMENTS = (
@@ -238,8 +239,7 @@ class Tasks(TaskManager):  # type: ignore[misc]  # the harness is not typed
         """Raises UserError for an unknown task, with similar names."""
         for name in names:
             if name not in self.all_tasks:
-                hint = nearest(name, self.all_tasks)
-                raise UserError(f"--tasks: {name!r} is unknown; {hint[:200]}")
+                raise unknown(name, self.all_tasks)
 
     def load(self, tasks: Sequence[str]) -> Any:
         """Loads tasks and their data.

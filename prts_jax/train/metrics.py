@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prts_jax.errors import UserError, storage_errors
-from prts_jax.paths import as_path, is_remote, write_atomically
+from prts_jax.paths import as_path, exists, is_remote, write_atomically
 from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
 from prts_jax.train.weights_and_biases import WandbRun
 
@@ -56,7 +56,7 @@ def _read_lines(workdir: str) -> tuple[list[Line], str]:
     root = as_path(workdir)
     with storage_errors(f"{root}: metrics cannot be read"):
         paths = _segments(workdir) if is_remote(workdir) else [root / "metrics.jsonl"]
-        contents = [path.read_bytes() for path in paths if path.exists()]
+        contents = [path.read_bytes() for path in paths if exists(path)]
     # Segments repeat lines if a process died after merging them, before deleting the old ones.
     by_step: dict[int, Line] = {}
     damage, gap, last = "", False, -1

@@ -1,6 +1,7 @@
 """Our models under lm-evaluation-harness against its own `hf` model of the exported checkpoint."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from prts_jax.cli import eval as eval_command
 from prts_jax.cli import run
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
-from prts_jax.evaluate import paper_benchmarks
+from prts_jax.evaluate import paper_benchmarks, task_files
 from prts_jax.formats import convert
 from tests.formats.foreign_models import save_transformers
 
@@ -274,6 +275,24 @@ def test_the_papers_tasks_exist_and_name_their_downloads(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "--tasks=piqa: its data could not be loaded" in error
     assert "--include_path" in error
+
+
+def test_an_unknown_task_is_refused_before_the_harness_reads_its_tasks(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "Tasks", None)
+    argv = [f"--checkpoint={folders / 'ours'}", "--tasks=arc_easy,arc_eazy"]
+    assert run(eval_command.main, argv, "eval") == 2
+    assert "'arc_eazy' is unknown; did you mean 'arc_easy'?" in capsys.readouterr().err
+
+
+def test_every_task_of_the_harness_is_mentioned_in_its_files() -> None:
+    words: set[bytes] = set()
+    for text in task_files.contents():
+        words.update(re.findall(rb"[\w.+-]+", text))
+    other = [name for name in harness.Tasks().all_tasks if name.encode() not in words]
+    assert len(other) < 20
+    task_files.check_mentioned(other)
 
 
 def test_an_unknown_task_names_the_nearest(

@@ -1,5 +1,6 @@
 """A run with a damaged newest checkpoint: what it resumes from, and when it refuses to begin."""
 
+import builtins
 import os
 import shutil
 import signal
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import damaged_files
-from prts_jax.checkpoint import layout
 from prts_jax.config import RunConfig
 from prts_jax.errors import StorageError, UserError
 from prts_jax.train.loop import train
@@ -67,21 +67,35 @@ def test_a_run_with_nothing_but_damage_moved_aside_does_not_begin_anew(whole):
         train(config, str(workdir))
 
 
-def test_failing_storage_moves_nothing_aside(whole, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints/6/lineage/lineage.json",
+        "checkpoints/6/params/_METADATA",
+        "checkpoints/6/optimizer/_METADATA",
+        "metrics.jsonl",
+    ],
+)
+def test_failing_storage_moves_nothing_aside_and_removes_nothing(whole, monkeypatch, name):
     folder, config = whole
     workdir = damaged_files.before_the_end(folder, "storage")
-    file = workdir / "checkpoints" / "6" / "lineage" / "lineage.json"
-    read_bytes = type(layout.as_path(file)).read_bytes
+    metrics = (workdir / "metrics.jsonl").read_bytes()
 
-    def stale(path):
-        if str(path) == str(file):
-            raise OSError(116, os.strerror(116), str(path))
-        return read_bytes(path)
+    def stale(function):
+        def call(path, *rest, **options):
+            if str(path) == str(workdir / name):
+                raise OSError(116, os.strerror(116), str(path))
+            return function(path, *rest, **options)
 
-    monkeypatch.setattr(type(layout.as_path(file)), "read_bytes", stale)
-    with pytest.raises(StorageError, match="Stale file handle"):
-        train(config, str(workdir))
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stale(os.stat))
+        patch.setattr(builtins, "open", stale(builtins.open))
+        with pytest.raises(StorageError, match="Stale file handle"):
+            train(config, str(workdir))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_a_save_that_cannot_make_its_directory_ends_at_once(whole, monkeypatch):
