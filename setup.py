@@ -71,7 +71,7 @@ EXTRAS = {
         "tokenizers>=0.21",
         "zstandard>=0.23",
     ],
-    # What the command `tfds` imports besides [data] and [beam], whatever it is to do.
+    # The command `tfds` imports this besides [data] and [beam], whatever it is to do.
     "tfds": ["importlib_resources>=6.4", "mlcroissant>=1.0"],
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     # With [hf]: transformers reads GGUF, in which a package ships real weights for the tests.

@@ -20,7 +20,7 @@ import numpy as np
 
 from prts_jax.config import ModelConfig
 from prts_jax.formats import config_json, huggingface, safetensors_files
-from prts_jax.formats.model_source import is_linear, layer_shape, leaf_layers
+from prts_jax.formats.model_source import leaf_layers, torch_shape
 from prts_jax.model.architecture import declare
 from prts_jax.model.presets import preset
 
@@ -32,10 +32,7 @@ def make_folder(folder: Path, model: ModelConfig) -> int:
     dtype = safetensors_files.dtype_named("bfloat16")
 
     def tensor(path: str, layer: int | None) -> safetensors_files.NewTensor:
-        declaration = declarations[path]
-        shape = layer_shape(declaration)
-        if is_linear(declaration):
-            shape = (int(np.prod(shape)) // declaration.fan_in, declaration.fan_in)
+        shape = torch_shape(declarations[path])
 
         def make() -> np.ndarray:
             return np.resize(random, shape).view(dtype)

@@ -25,7 +25,7 @@ from tests.train import tiny
 STAGES = ({"steps": 40, "model": {"layers": 1}}, {"steps": 40})
 LAST = 80
 PATIENCE_SECONDS = 1200.0
-ROUNDING = 2e-3
+ROUNDING = 1e-4
 """Largest relative difference of a loss, and of a parameter to the largest of its leaf, where the
 number of devices has changed; a lost or repeated batch differs by some 1e-1."""
 

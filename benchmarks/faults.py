@@ -30,6 +30,7 @@ import multiprocessing
 import os
 import platform
 import random
+import signal
 import sys
 import time
 from importlib.metadata import version
@@ -44,6 +45,7 @@ from benchmarks import fault_runs
 from benchmarks.fault_kinds import PLACES, OneHost, moved_aside, object_store
 from benchmarks.fault_runs import Failure, Job
 from prts_jax.checkpoint.layout import complete_steps
+from prts_jax.paths import as_path
 from tests.conftest import CPU_ONLY
 
 STARTING_SECONDS = 10.0
@@ -112,6 +114,8 @@ class Sweep:
         place, name = PLACES[number % len(PLACES)](self.folder, numbers), f"run-{number}"
         self.tally.runs[place.name] = self.tally.runs.get(place.name, 0) + 1
         workdir = place.workdir(name)
+        if as_path(workdir).exists():  # of a sitting that was stopped
+            place.remove(workdir)
         try:
             self.disturb(place, workdir, name, numbers)
             found = fault_runs.difference(fault_runs.end(workdir), expected)
@@ -234,6 +238,7 @@ def main() -> int:
     expected, began, before = fault_runs.prepare(arguments.folder), time.monotonic(), tally.count
     sittings, until = list(tally.sittings), began + 60 * arguments.minutes
     sweep = Sweep(arguments.folder, tally, arguments.faults, until)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends all it runs
     text = write_tally(None, tally)
     with object_store():
         while not sweep.is_over():

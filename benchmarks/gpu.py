@@ -172,14 +172,14 @@ def train_with_torch(model: ModelConfig, options: argparse.Namespace) -> dict[st
     return actual
 
 
-def report_torch(model: ModelConfig, found: dict[str, Any] | str, small: bool) -> None:
+def report_torch(model: ModelConfig, result: dict[str, Any] | str, small: bool) -> None:
     """Prints the result of `train_with_torch`."""
-    if isinstance(found, str):
-        print(f"torch: {found}")
+    if isinstance(result, str):
+        print(f"torch: {result}")
         return
     per_token = training_flops_per_token(model, declare(model), 128 if small else 2048)
-    report(f"torch {found['version']}", found["tokens_per_second"], per_token)
-    print(f"memory at most {found['bytes'] / 2**30:.1f} GiB", flush=True)
+    report(f"torch {result['version']}", result["tokens_per_second"], per_token)
+    print(f"memory at most {result['bytes'] / 2**30:.1f} GiB", flush=True)
 
 
 def main() -> None:

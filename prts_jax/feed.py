@@ -52,7 +52,7 @@ def shard_batch(
 def prefetch(make: Callable[[int], T], first: int, stop: int, ahead: int = 2) -> Generator[T]:
     """Yields make(first) … make(stop - 1), made in order by a thread that runs `ahead` of use.
 
-    What `make` raises is raised where its result is asked for.
+    An error of `make` is raised where its result is asked for.
     """
     with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as pool:
         waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()

@@ -16,7 +16,7 @@ def rows(start: int, stop: int) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "negative": -tokens, "unused": tokens}
 
 
-def test_place_makes_the_global_batch_of_the_named_arrays():
+def test_shard_batch_makes_the_global_batch_of_the_named_arrays():
     batch = shard_batch(make_mesh(MeshConfig()), rows, (4, 3), ("tokens", "negative"))
     assert sorted(batch) == ["negative", "tokens"]
     np.testing.assert_array_equal(batch["tokens"], np.arange(12).reshape(4, 3))
@@ -24,7 +24,7 @@ def test_place_makes_the_global_batch_of_the_named_arrays():
     assert isinstance(batch["tokens"], jax.Array)
 
 
-def test_place_reads_rows_once_for_all_arrays():
+def test_shard_batch_reads_rows_once_for_all_arrays():
     asked = []
 
     def counted(start: int, stop: int) -> dict[str, np.ndarray]:

@@ -32,9 +32,8 @@ LEVELS = {
     "declaration": 0,
     "config": 0,
 }
-# What everyone may use: they import nothing of the above themselves.
+# Every room may use these, which import none of the above.
 FOUNDATIONS = {
-    "ahead",
     "compilation",
     "distributed",
     "errors",
@@ -78,7 +77,7 @@ OPTIONAL = {
     "wandb",
 }
 NOT_IN_GROWTH = {"flax", "orbax", "optax", "tensorflow", "torch"}
-# What prepares text, with the extra [data] or [beam].
+# These prepare text, with the extra [data] or [beam].
 PREPARES_TEXT = tuple(f"data_pipelines/{room}/" for room in ("build", "chat", "slimpajama", "text"))
 # A class of lm-evaluation-harness, with the extra [eval].
 NEEDS_AN_EXTRA = (*PREPARES_TEXT, "prts_jax/evaluate/harness.py")

@@ -75,7 +75,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     before = path.stat().st_ino
     write_atomically(path, "new")
     assert path.read_text() == "new"
-    assert path.stat().st_ino != before  # who has it open still reads the old text
+    assert path.stat().st_ino != before  # a reader that has it open still sees the old text
     assert [other.name for other in tmp_path.iterdir()] == ["config.json"]
 
 

@@ -22,9 +22,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from data_pipelines.build.cache import report_finished
 from data_pipelines.build.rules import STRICT, Rules
-from data_pipelines.build.store_build import Build, FileTask
+from data_pipelines.build.store_build import Build
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard, write_json
+from data_pipelines.text.file_task import FileTask
 from prts_jax.errors import UserError
 from prts_jax.local_lock import local_lock
 from prts_jax.paths import as_path, is_remote

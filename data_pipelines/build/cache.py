@@ -5,10 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from data_pipelines.build.rules import STRICT, Rules
-from data_pipelines.build.store_build import Build, FileTask
+from data_pipelines.build.store_build import Build
 from data_pipelines.build.workers import results
 from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Shard
+from data_pipelines.text.file_task import FileTask
 from prts_jax.errors import UserError, storage_errors
 from prts_jax.local_lock import local_lock
 from prts_jax.paths import is_remote

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
@@ -29,42 +29,15 @@ from data_pipelines.store.writer import (
     write_json,
     write_shard,
 )
+from data_pipelines.text.file_task import FileTask
 from data_pipelines.text.inputs import file_version, input_sizes, relative_names
 from data_pipelines.text.manifest import check_digest
 from data_pipelines.text.rows import Fault
-from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError, storage_errors
 from prts_jax.paths import as_path, exists
 
 PLAN = "plan.json"
 VERSION = "source_version"  # of a record alone: a store's bytes depend on no file's time
-
-
-class FileTask(Protocol):
-    """A task: input files in, documents of token ids out; picklable for several processes."""
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-
-    @property
-    def split(self) -> str:
-        """The split's name."""
-
-    @property
-    def files(self) -> Sequence[str]:
-        """The input files, in order."""
-
-    @property
-    def sources(self) -> Sequence[str]:
-        """The names of the sets; a source id is an index into them."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the token ids."""
-
-    def documents(self, index: int) -> Iterator[Encoded | Fault]:
-        """Yields file `index`'s documents and faults, in order."""
 
 
 @dataclass(frozen=True)

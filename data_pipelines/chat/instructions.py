@@ -28,7 +28,7 @@ SET = "instructions"
 
 @dataclass(frozen=True)
 class InstructionTask:
-    """One split of instruction data as `build.FileTask`.
+    """One split of instruction data as `FileTask`.
 
     Attributes:
       split: `train` or `validation`.

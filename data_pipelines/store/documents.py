@@ -90,7 +90,7 @@ class Documents:
 
     def _spans(self, start: int, count: int) -> Iterator[tuple[int, int, int, int, int]]:
         """Yields shard, document there, first token there, offset in the window, and tokens."""
-        for shard, first, end, at in self.store.pieces(start, count):
+        for shard, first, end, at in self.store.shard_spans(start, count):
             ends, _ = self.store.descriptions(shard)
             document = int(np.searchsorted(ends, np.array([first], END_DTYPE), side="right")[0])
             while first < end:

@@ -142,7 +142,7 @@ class TokenStore:
         name, documents = self._names[shard], self._shard_documents[shard]
         return self._files.whole(f"{name}.rows", ROW_DTYPE, documents)
 
-    def pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+    def shard_spans(self, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         """Yields the parts of tokens [start, start + count) in each shard, in order.
 
         Each is (shard, first and end token within it, offset in the result).
@@ -169,7 +169,7 @@ class TokenStore:
           IndexError: beyond the store.
         """
         out, dtype = np.empty(count, np.int32), token_dtype(self.vocab_size)
-        for shard, first, end, offset in self.pieces(start, count):
+        for shard, first, end, offset in self.shard_spans(start, count):
             out[offset : offset + end - first] = self._files.read(
                 f"{self._names[shard]}.tokens", dtype, first, end
             )
@@ -198,7 +198,7 @@ class TokenStore:
 
         def read(span: tuple[int, int]) -> np.ndarray:
             out = np.empty(span[1], bool)
-            for shard, first, end, offset in self.pieces(*span):
+            for shard, first, end, offset in self.shard_spans(*span):
                 out[offset : offset + end - first] = self._files.read(
                     f"{self._names[shard]}.answers", ANSWER_DTYPE, first, end
                 )
@@ -213,7 +213,7 @@ class TokenStore:
           IndexError: beyond the store.
         """
         out = np.empty(count, np.int32)
-        for shard, first, end, offset in self.pieces(start, count):
+        for shard, first, end, offset in self.shard_spans(start, count):
             if self.layout == "by_set":
                 # The index knows them, so that a window on object storage is a single request.
                 borders = np.clip(self._section_ends[shard], first, end)
@@ -232,7 +232,7 @@ class TokenStore:
           IndexError: beyond the store.
         """
         out = np.empty(count, np.int32)
-        for shard, first, end, offset in self.pieces(start, count):
+        for shard, first, end, offset in self.shard_spans(start, count):
             begins, _, sizes = self._documents(shard, first, end)
             begin = begins[0] if len(begins) == 1 else np.repeat(begins, sizes)
             out[offset : offset + end - first] = np.arange(first, end) - begin

@@ -152,23 +152,32 @@ def write_shard(
     for suffix, content in files.items():
         if content:
             written[suffix] = _write(directory / f"{name}.{suffix}", content)
-
-    def by_source(values: np.ndarray) -> tuple[int, ...]:
-        return tuple(np.bincount(source_ids, values, sources).astype(np.int64).tolist())
-
     return Shard(
         name=name,
         source_file=source_file,
         source_bytes=source_bytes,
-        tokens=int(sizes.sum()),
-        documents=len(sizes),
-        tokens_per_source=by_source(sizes),
         sha256={suffix: digests.sha256 for suffix, digests in written.items()},
         checksums={suffix: digests.crcs.hex() for suffix, digests in written.items()},
-        documents_per_source=by_source(np.ones_like(sizes)),
-        bytes_per_source=() if (text_bytes == UNKNOWN).any() else by_source(text_bytes),
         truncated=int(truncated.sum()),
+        **_counts(sizes, source_ids, text_bytes, sources),
     )
+
+
+def _counts(
+    sizes: np.ndarray, source_ids: np.ndarray, text_bytes: np.ndarray, sources: int
+) -> dict[str, Any]:
+    """Returns a shard's tokens and documents, and both and the text's bytes by source."""
+
+    def by_source(values: np.ndarray) -> tuple[int, ...]:
+        return tuple(np.bincount(source_ids, values, sources).astype(np.int64).tolist())
+
+    return {
+        "tokens": int(sizes.sum()),
+        "documents": len(sizes),
+        "tokens_per_source": by_source(sizes),
+        "documents_per_source": by_source(np.ones_like(sizes)),
+        "bytes_per_source": () if (text_bytes == UNKNOWN).any() else by_source(text_bytes),
+    }
 
 
 def _check(document: Encoded, where: str, vocab_size: int, sources: int) -> None:

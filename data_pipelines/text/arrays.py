@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from data_pipelines.text.inputs import input_sizes
-from data_pipelines.text.lines import Damage, compression, numbered_lines, pieces
+from data_pipelines.text.lines import Damage, chunks, compression, numbered_lines
 
 SPACE = " \t\r\n"
 FOLLOWING = tuple(f",]{SPACE}")  # a value
@@ -31,7 +31,7 @@ def numbered_rows(
     if not stem.endswith(".json"):
         yield from numbered_lines(path, max_row_bytes)
         return
-    content = pieces(path)
+    content = chunks(path)
     first = next(content, b"")
     if isinstance(first, Damage) or not _begins_array(first):
         yield from numbered_lines(path, max_row_bytes)

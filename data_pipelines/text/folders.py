@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from data_pipelines.store.index import MAX_SETS, TOKENIZER_FILES
 from data_pipelines.text.inputs import glob_files
-from data_pipelines.text.lines import Damage, compression, pieces
+from data_pipelines.text.lines import Damage, chunks, compression
 from data_pipelines.text.native import NativeTask, RowReader
 from data_pipelines.text.rows import MAX_LINE_BYTES, Document, Fault, Fields, read_rows
 from data_pipelines.text.tokenizer import BESIDE, load_tokenizer
@@ -268,7 +268,7 @@ def read_text(
     """
     content: list[bytes] = []
     size = 0
-    for piece in pieces(path):
+    for piece in chunks(path):
         if isinstance(piece, Damage):
             yield Fault.of(piece, 1)
             return

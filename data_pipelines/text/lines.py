@@ -84,7 +84,7 @@ def numbered_lines(
     """
     number, size = 1, 0
     held: list[bytes] = []
-    content = pieces(path)
+    content = chunks(path)
     first = next(content, None)
     if first is None and compression(path) is None:
         yield 1, Damage("truncated_file")
@@ -111,7 +111,7 @@ def compression(path: str | os.PathLike[str]) -> str | None:
     return ending if ending in FRAMES else None
 
 
-def pieces(path: str | os.PathLike[str]) -> Iterator[bytes | Damage]:
+def chunks(path: str | os.PathLike[str]) -> Iterator[bytes | Damage]:
     """Yields a file's decompressed content in pieces, then the damage that ends it, if any.
 
     Yields nothing of a frame that is cut off, cannot be decoded or fails its checksum, and nothing

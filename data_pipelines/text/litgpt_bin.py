@@ -27,7 +27,7 @@ DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 a
 
 @dataclass(frozen=True)
 class LitGptTask:
-    """A folder of `.bin` files as `build.FileTask`.
+    """A folder of `.bin` files as `FileTask`.
 
     Attributes:
       name: "litgpt".

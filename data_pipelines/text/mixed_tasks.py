@@ -1,36 +1,17 @@
 """Several tasks as one, each a set of the store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from data_pipelines.store.writer import Encoded
+from data_pipelines.text.file_task import FileTask
 from data_pipelines.text.rows import Fault
 from data_pipelines.text.tokenizer import Tokenizer
 
 
-class Part(Protocol):
-    """One of the tasks; a `build.FileTask`."""
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the token ids."""
-
-    @property
-    def files(self) -> Sequence[str]:
-        """The input files, in order."""
-
-    def documents(self, index: int) -> Iterator[Encoded | Fault]:
-        """Yields file `index`'s documents and faults, in order."""
-
-
 @dataclass(frozen=True)
 class MixedTask:
-    """A mixture of tasks as `build.FileTask`; a document's set is its task.
+    """A mixture of tasks as `FileTask`; a document's set is its task.
 
     Attributes:
       name: name of the mixture.
@@ -41,7 +22,7 @@ class MixedTask:
 
     name: str
     split: str
-    parts: tuple[Part, ...]
+    parts: tuple[FileTask, ...]
     shares: tuple[float, ...]
 
     @property

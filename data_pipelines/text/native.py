@@ -116,7 +116,7 @@ RowReader = Callable[[str, Collection[str]], Iterator[Document | Fault]]
 
 @dataclass(frozen=True)
 class NativeTask:
-    """One split of a corpus as a picklable `build.FileTask`.
+    """One split of a corpus as a picklable `FileTask`.
 
     Attributes:
       name: name of the task.

@@ -16,7 +16,7 @@ Recipe = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class SeqioFileTask:
-    """One split of any seqio task as `build.FileTask`: its documents file by file, in order.
+    """One split of any seqio task as `FileTask`: its documents file by file, in order.
 
     The task's source must list its files, as sources over files and TFDS do, and its `targets` must
     come from a SentencePiece vocabulary. The documents of a user's task belong to one source, with

@@ -18,8 +18,9 @@ from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.arrays import METADATA
 from prts_jax.checkpoint.damage import reading
 from prts_jax.checkpoint.digests import check_paths
-from prts_jax.checkpoint.layout import EMA, LINEAGE, MATRICES, OPTIMIZER, PARAMS, TOKENIZER
+from prts_jax.checkpoint.layout import EMA, LINEAGE, OPTIMIZER, PARAMS, TOKENIZER
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.matrices_files import MATRICES
 from prts_jax.declaration import LAYERS
 from prts_jax.errors import (
     FULL,

@@ -33,6 +33,7 @@ from typing import Any
 
 from prts_jax.checkpoint.damage import GONE, DamagedError, reading
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.matrices_files import matrices_file, read_matrices, write_matrices
 from prts_jax.errors import UserError, first_line, is_storage_error, os_code, storage_error
 from prts_jax.growth.matrices import COST, UNKNOWN, Matrices
 from prts_jax.paths import as_path, is_remote
@@ -47,7 +48,6 @@ WEIGHTS = (PARAMS, EMA)
 LINEAGE = "lineage"
 TOKENIZER = "tokenizer"
 LINEAGE_FILE = "lineage.json"
-MATRICES = "matrices"
 COMMIT_MARKER = "commit_success.txt"
 """Orbax's name for the file that marks a complete checkpoint in an object store."""
 
@@ -261,39 +261,6 @@ def check_weights(path: str, lineage: Lineage, item: str) -> None:
         )
 
 
-def matrices_file(path: str, digest: str) -> str:
-    """Returns the file of a checkpoint for the matrices with this digest."""
-    return f"{path}/{MATRICES}/{digest}.npz"
-
-
-def read_matrices(file: str, digest: str = "") -> Matrices:
-    """Reads the matrices of a learned map.
-
-    Args:
-      file: in a checkpoint, or a copy.
-      digest: expected digest; "" accepts any.
-
-    Raises:
-      UserError: the file is missing or damaged, or has another digest.
-    """
-    checkpoint = str(as_path(file).parent.parent)
-    try:
-        with reading(checkpoint, MATRICES, file):
-            data = as_path(file).read_bytes()
-        matrices = Matrices.from_bytes(data, file)
-    except UserError as error:
-        message = f"{error}; matrices of learned growth belong there"
-        raise DamagedError(checkpoint, MATRICES, message) from error
-    if digest and matrices.digest != digest:
-        raise DamagedError(
-            checkpoint,
-            MATRICES,
-            f"{file}: is not what was saved (digests differ); it is damaged, use another "
-            "checkpoint",
-        )
-    return matrices
-
-
 def sealed(lineage: Lineage) -> bytes:
     """Returns the JSON of a lineage with a checksum of its values.
 
@@ -337,14 +304,6 @@ def _check_step(path: str, lineage: Lineage) -> None:
             f"{path}: holds a checkpoint of step {lineage.step}; it is damaged or was renamed, "
             f"rename it to {lineage.step} or use another checkpoint",
         )
-
-
-def write_matrices(path: str, lineage: Lineage) -> None:
-    """Writes the matrices of a lineage into an unfinished checkpoint."""
-    for digest, matrices in lineage.matrices.items():
-        file = as_path(matrices_file(path, digest))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(matrices.to_bytes())
 
 
 def write_lineage(path: str, lineage: Lineage) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import prts_jax
 from prts_jax.checkpoint.lineage_checks import DAMAGED_VALUES, check_levels, check_values
 from prts_jax.checkpoint.records import (
-    TUNING,
+    FINE_TUNING,
     BranchRecord,
     ChangeRecord,
     GrowthRecord,
@@ -215,10 +215,10 @@ class Lineage:
         """Returns the record of a change of `key` at this step."""
         return ChangeRecord(self.step, key, from_, to)
 
-    def tuned(self) -> "Lineage":
+    def fine_tuned(self) -> "Lineage":
         """Returns the lineage at the start of fine-tuning on instructions, a new stage."""
         record = ChangeRecord(
-            self.step, TUNING, False, True, self.tokens, self.flops, self.evaluation
+            self.step, FINE_TUNING, False, True, self.tokens, self.flops, self.evaluation
         )
         return dataclasses.replace(
             self, stage_step=0, evaluation={}, changes=(*self.changes, record)

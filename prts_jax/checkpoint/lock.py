@@ -29,7 +29,7 @@ SETTLE_SECONDS = 0.5
 
 @contextlib.contextmanager
 def workdir_lock(directory: str) -> Iterator[Callable[[], None]]:
-    """Locks a directory while the block runs; who does not get the lock changes nothing.
+    """Locks a directory while the block runs; changes nothing without the lock.
 
     Args:
       directory: local directory, see `local_lock`; or gs:// address, see `object_lock`.

@@ -5,7 +5,7 @@ from typing import Any
 
 from prts_jax.growth.map import GrowthMap
 
-TUNING = "data.instructions"
+FINE_TUNING = "data.instructions"
 """Config key that switches from pretraining to fine-tuning on instructions."""
 
 WEIGHTS_TAKEN = "weights"
@@ -75,7 +75,7 @@ class SkipRecord:
 
 @dataclass(frozen=True)
 class ChangeRecord:
-    """A config key changed on resume, the start of fine-tuning (`TUNING`), or `WEIGHTS_TAKEN`.
+    """A config key changed on resume, the start of fine-tuning (`FINE_TUNING`), or `WEIGHTS_TAKEN`.
 
     Attributes:
       step: step of the lineage at which it changed.
@@ -96,6 +96,6 @@ class ChangeRecord:
     evaluation: dict[str, Any] | None = None
 
     @property
-    def begins_tuning(self) -> bool:
+    def begins_fine_tuning(self) -> bool:
         """Whether fine-tuning begins here; a resume may change the same key without tokens."""
-        return self.key == TUNING and self.tokens is not None
+        return self.key == FINE_TUNING and self.tokens is not None

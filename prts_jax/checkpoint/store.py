@@ -20,7 +20,6 @@ from prts_jax.checkpoint.layout import (
     TOKENIZER,
     check_weights,
     read_lineage,
-    resolve,
 )
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
@@ -30,17 +29,6 @@ from prts_jax.errors import UserError, storage_errors
 from prts_jax.paths import as_path, is_remote, sync
 from prts_jax.processes import all_processes
 from prts_jax.tree import flatten, named_leaves, unflatten
-
-__all__ = [
-    "Checkpoints",
-    "has_optimizer",
-    "read_leaves",
-    "read_lineage",
-    "resolve",
-    "restore_optimizer",
-    "restore_params",
-    "save_checkpoint",
-]
 
 
 class Checkpoints:
@@ -220,7 +208,6 @@ def restore_params(
     path: str,
     abstract: Mapping[str, Any],
     declarations: Mapping[str, Declaration],
-    verify: bool = True,
     lineage: Lineage | None = None,
     item: str = PARAMS,
 ) -> dict[str, Any]:
@@ -230,7 +217,6 @@ def restore_params(
       path: returned by `resolve`.
       abstract: nested dict of `jax.ShapeDtypeStruct`, each with its sharding.
       declarations: path → declaration of the same parameters.
-      verify: whether to compare digests of the values with those in the lineage.
       lineage: of the checkpoint; None reads it.
       item: `PARAMS`, or `EMA` for their moving average.
 
@@ -248,8 +234,7 @@ def restore_params(
     check_weights(path, lineage, item)
     with agreed():
         params = unflatten(_restore(path, item, flatten(abstract), lineage))
-    if verify:
-        check_digests(path, lineage.digests_of(item), digests(params, declarations), item)
+    check_digests(path, lineage.digests_of(item), digests(params, declarations), item)
     return params
 
 

@@ -17,7 +17,7 @@ class TrainingSpan:
       model: the model trained.
       growth: the map that produced it; None for the first span and for fine-tuning.
       learning: cost of learning the map, included in this span; {} if it was not learned.
-      tuning: whether fine-tuning on instructions begins here.
+      fine_tuning: whether fine-tuning on instructions begins here.
       first_step: step of the lineage at which it begins.
       last_step: step of the lineage at which it ends.
       tokens: trained on in this span.
@@ -30,7 +30,7 @@ class TrainingSpan:
     model: ModelConfig
     growth: GrowthMap | None
     learning: dict[str, Any]
-    tuning: bool
+    fine_tuning: bool
     first_step: int
     last_step: int
     tokens: int
@@ -57,7 +57,7 @@ def training_spans(lineage: Lineage) -> list[TrainingSpan]:
                 model=model,
                 growth=growth,
                 learning=(begin.growth and begin.growth.learning) or {},
-                tuning=begin.tuning,
+                fine_tuning=begin.fine_tuning,
                 first_step=begin.step,
                 last_step=end.step,
                 tokens=end.tokens - begin.tokens,
@@ -67,7 +67,7 @@ def training_spans(lineage: Lineage) -> list[TrainingSpan]:
                 changes=tuple(
                     change
                     for change in lineage.changes
-                    if not change.begins_tuning
+                    if not change.begins_fine_tuning
                     and begin.step <= change.step
                     and (end is ends[-1] or change.step < end.step)
                 ),
@@ -85,7 +85,7 @@ class _Border:
     flops: float
     evaluation: dict[str, Any]
     growth: GrowthRecord | None = None
-    tuning: bool = False
+    fine_tuning: bool = False
 
 
 def _borders(lineage: Lineage) -> list[_Border]:
@@ -94,7 +94,7 @@ def _borders(lineage: Lineage) -> list[_Border]:
         _Border(record.at_step, record.tokens, record.flops, record.evaluation or {}, record)
         for record in lineage.growth
     ]
-    tuned = [
+    fine_tuned = [
         _Border(
             change.step,
             change.tokens or 0,
@@ -104,7 +104,7 @@ def _borders(lineage: Lineage) -> list[_Border]:
             True,
         )
         for change in lineage.changes
-        if change.begins_tuning
+        if change.begins_fine_tuning
     ]
     # The sort is stable: at the same step growth comes before fine-tuning.
-    return [_Border(0, 0, 0.0, {}), *sorted((*grown, *tuned), key=lambda border: border.step)]
+    return [_Border(0, 0, 0.0, {}), *sorted((*grown, *fine_tuned), key=lambda border: border.step)]

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from prts_jax.cli import EXIT_FAILED, run
-from prts_jax.cli.arguments import OneLineParser, add_weights_flag
+from prts_jax.cli.arguments import OneLineParser, add_value_flags, add_weights_flag
 from prts_jax.errors import UserError, escaped, one_line
 from prts_jax.formats import convert, export, import_transforms
 from prts_jax.formats.model_source import ModelSource
@@ -19,6 +19,27 @@ from prts_jax.sizes import format_bytes
 
 LARGEST_VOCAB, LARGEST_SHARD = (1 << 31) - 1, 1e6
 """Token ids are int32; a file of more GB fits on no disk."""
+
+
+TEXTS = {
+    "preset": ("NAME", "litgpt: shape of a bare file, as 6L2048H"),
+    "dtype": (
+        "NAME",
+        f"to hf: {', '.join(export.TARGET_DTYPES)} (default: what the weights came in until they "
+        "are trained or grown, then float32); checkpoints of prts_jax are float32",
+    ),
+    "tokenizer": (
+        "PATH",
+        "folder, or tokenizer.model, to carry along (default: what lies beside the weights)",
+    ),
+}
+"""Flag → metavar and help; the default is ""."""
+
+NUMBERS = {
+    "vocab": (0, "pad the vocabulary with zeros, or cut it, to N entries (default: as it is)"),
+    "shard_gb": (5.0, "to hf: GB of weights a file holds at most (default: 5)"),
+}
+"""Flag → default and help."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,37 +65,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--to", required=True, metavar="FORMAT", help="orbax or hf")
     flags.add_argument("--source", required=True, metavar="PATH", help="what is converted")
     flags.add_argument("--target", required=True, metavar="DIR", help="must not exist")
-    flags.add_argument(
-        "--preset", default="", metavar="NAME", help="litgpt: shape of a bare file, as 6L2048H"
-    )
-    flags.add_argument(
-        "--dtype",
-        default="",
-        metavar="NAME",
-        help=f"to hf: {', '.join(export.TARGET_DTYPES)} (default: what the weights came in until "
-        "they are trained or grown, then float32); checkpoints of prts_jax are float32",
-    )
+    add_value_flags(flags, TEXTS, NUMBERS)
     add_weights_flag(flags)
-    flags.add_argument(
-        "--vocab",
-        type=int,
-        default=0,
-        metavar="N",
-        help="pad the vocabulary with zeros, or cut it, to N entries (default: as it is)",
-    )
-    flags.add_argument(
-        "--tokenizer",
-        default="",
-        metavar="PATH",
-        help="folder, or tokenizer.model, to carry along (default: what lies beside the weights)",
-    )
-    flags.add_argument(
-        "--shard_gb",
-        type=float,
-        default=5.0,
-        metavar="N",
-        help="to hf: GB of weights a file holds at most (default: 5)",
-    )
     flags.add_argument(
         "--verify",
         nargs="?",

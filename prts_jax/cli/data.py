@@ -5,7 +5,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,37 +53,23 @@ def _parser() -> OneLineParser:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    cache = _data_module("build.cache")
-    tasks = list(_tasks(arguments))
-    _name_left_out(arguments.input, (task for _, task in tasks))
-    digests = _expected(arguments, tasks)
-    for split, task in tasks:
-        directory = os.path.join(arguments.output, split)
-        _say(
-            cache.cache(
-                task,
-                directory,
-                rules=_task_rules(arguments, split, task, digests),
-                workers=arguments.workers,
-            )
-        )
+    cache = _data_module("build.cache").cache
+    _build(arguments, partial(cache, workers=arguments.workers))
 
 
 def _beam(arguments: argparse.Namespace) -> None:
-    beam = _data_module("build.beam", extra="beam")
+    cache = _data_module("build.beam", extra="beam").cache
+    _build(arguments, partial(cache, options=arguments.pipeline_options))
+
+
+def _build(arguments: argparse.Namespace, cache: Callable[..., Any]) -> None:
+    """Builds the store of each split."""
     tasks = list(_tasks(arguments))
     _name_left_out(arguments.input, (task for _, task in tasks))
     digests = _expected(arguments, tasks)
     for split, task in tasks:
-        directory = os.path.join(arguments.output, split)
-        _say(
-            beam.cache(
-                task,
-                directory,
-                arguments.pipeline_options,
-                rules=_task_rules(arguments, split, task, digests),
-            )
-        )
+        rules = _task_rules(arguments, split, task, digests)
+        _say(cache(task, os.path.join(arguments.output, split), rules=rules))
 
 
 def _task_rules(arguments: argparse.Namespace, split: str, task: Any, digests: Any) -> Any:
@@ -90,7 +77,7 @@ def _task_rules(arguments: argparse.Namespace, split: str, task: Any, digests: A
     extends = _extended(arguments, split)
     layout = _layout(arguments, task)
     if extends and not arguments.layout:
-        layout = _data_module("store.store").read_index(extends).get("layout", "mixed")
+        layout = _data_module("store.index").read_index(extends).get("layout", "mixed")
     return _rules(arguments, layout=layout, digests=digests, extends=extends)
 
 

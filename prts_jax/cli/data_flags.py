@@ -22,12 +22,7 @@ def add_cache(commands: Commands) -> Parser:
     _add_input(parser)
     _add_layout(parser)
     _add_bad_rows(parser)
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes; any number makes the same bytes (default: one for each core)",
-    )
+    _add_workers(parser, "processes; any number makes the same bytes")
     return parser
 
 
@@ -125,12 +120,7 @@ def add_verify(commands: Commands) -> Parser:
         "fault if they differ.",
     )
     _add_path(parser, "store", "folder of one split, local or gs://")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes (default: one for each core)",
-    )
+    _add_workers(parser, "processes")
     return parser
 
 
@@ -157,16 +147,16 @@ def add_show(commands: Commands) -> Parser:
         "Shows a document of a store, or the documents in the batch that a run took at a step, "
         "each with its input file and its row there: the data behind a spike of the loss.",
     )
-    parser.add_argument(
+    _add_path(
+        parser,
         "store",
-        nargs="?",
-        default="",
-        type=os.path.expanduser,
-        help="folder of one split, local or gs://; with --run only if the run's store has moved",
+        "folder of one split, local or gs://; with --run only if the run's store has moved",
+        required=False,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--document", type=int, metavar="N", help="document of the store, from 1")
-    what.add_argument(
+    # One of a document of the store, and the batch of a run's step.
+    shown = parser.add_mutually_exclusive_group(required=True)
+    shown.add_argument("--document", type=int, metavar="N", help="document of the store, from 1")
+    shown.add_argument(
         "--run",
         dest="workdir",
         metavar="RUN",
@@ -204,7 +194,8 @@ def _add(commands: Commands, name: str, summary: str, description: str) -> Parse
 
 def _add_path(parser: Parser, name: str, meaning: str, required: bool = True) -> None:
     """Adds a path, in which `~` is the home folder."""
-    options: dict[str, Any] = {"required": required} if name.startswith("--") else {}
+    positional: dict[str, Any] = {} if required else {"nargs": "?", "default": ""}
+    options = {"required": required} if name.startswith("--") else positional
     parser.add_argument(name, type=os.path.expanduser, help=meaning, **options)
 
 
@@ -313,6 +304,15 @@ def _add_end_id(parser: Parser, what: str) -> None:
         metavar="ID|TOKEN",
         help=f"id or text of the token that ends each {what} (default: the one that the "
         "tokenizer's files name)",
+    )
+
+
+def _add_workers(parser: Parser, meaning: str) -> None:
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help=f"{meaning} (default: one for each core)",
     )
 
 

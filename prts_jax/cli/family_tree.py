@@ -55,7 +55,7 @@ def _shape(model: ModelConfig) -> str:
 
 def _growth(stage: TrainingSpan) -> list[str]:
     """Returns the lines above a stage: its growth, its fine-tuning, or a bare trunk."""
-    if stage.tuning:
+    if stage.fine_tuning:
         return ["│", "├─ fine-tuned on instructions", "│"]
     if stage.growth is None:
         return ["│"]

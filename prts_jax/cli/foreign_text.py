@@ -1,5 +1,6 @@
 """Text output of `prts inspect` for other formats and for the comparison of two models."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prts_jax.config import to_dict
@@ -41,15 +42,22 @@ def table(shown: dict[str, Any]) -> str:
         model = shown["config"]["model"]
         lines.append("model      " + ", ".join(f"{key}={value}" for key, value in model.items()))
     lines.append(f"tensors    {len(params)} ({format_bytes(total)})")
+    return "\n".join([*lines, *leaf_lines(params)])
+
+
+def leaf_lines(params: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each leaf: name, shape, dtype, bytes.
+
+    Args:
+      params: name → {"shape", "dtype", "bytes"}.
+    """
     width = max(map(len, params), default=0)
-    shapes = {name: "×".join(map(str, tensor["shape"])) for name, tensor in params.items()}
+    shapes = {name: "×".join(map(str, leaf["shape"])) for name, leaf in params.items()}
     columns = max(map(len, shapes.values()), default=0)
-    for name, tensor in params.items():
-        lines.append(
-            f"  {name:<{width}}  {shapes[name]:<{columns}}  {tensor['dtype']}  "
-            f"{tensor['bytes']:>14,} B"
-        )
-    return "\n".join(lines)
+    return [
+        f"  {name:<{width}}  {shapes[name]:<{columns}}  {leaf['dtype']}  {leaf['bytes']:>14,} B"
+        for name, leaf in params.items()
+    ]
 
 
 def differences(one: str, other: str, report: Differences) -> str:

@@ -11,6 +11,7 @@ import jax
 
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.commit import refuse_existing
+from prts_jax.checkpoint.matrices_files import read_matrices
 from prts_jax.cli import EXIT_FAILED, growth_text, run
 from prts_jax.cli.arguments import OneLineParser
 from prts_jax.config import GrowthConfig, ModelConfig
@@ -71,15 +72,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"growth operator: {', '.join(OPERATORS)}, or one that an installed package brings "
         "(default: stack, or layers with --layers)",
     )
-    for option in dataclasses.fields(GrowthConfig):
-        if option.name in _OPTIONS:
-            command.add_argument(
-                f"--{option.name}",
-                type=type(option.default),
-                default=option.default,
-                metavar="TEXT" if isinstance(option.default, str) else "N",
-                help=_help(option.name, option.default),
-            )
+    _add_options(command)
     command.add_argument(
         "--target_config",
         default="",
@@ -111,6 +104,19 @@ def parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print one JSON object on standard output"
     )
     return command
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the keys of `GrowthConfig` as flags."""
+    for option in dataclasses.fields(GrowthConfig):
+        if option.name in _OPTIONS:
+            command.add_argument(
+                f"--{option.name}",
+                type=type(option.default),
+                default=option.default,
+                metavar="TEXT" if isinstance(option.default, str) else "N",
+                help=_help(option.name, option.default),
+            )
 
 
 def _help(option: str, default: Any) -> str:
@@ -200,7 +206,7 @@ def _with_matrices(growth_map: GrowthMap, file: str, learn_steps: int) -> Growth
     if growth_map.matrices is None:
         return growth_map
     if file:
-        read, declarations = layout.read_matrices(file), declare(growth_map.target)
+        read, declarations = read_matrices(file), declare(growth_map.target)
         return with_arrays(growth_map, declarations, read.arrays or {}, read.learning)
     if learn_steps:
         raise UserError(

@@ -97,22 +97,25 @@ def as_json(lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> dict[str, Any
     `lineage` lists the growths, oldest first; `stages` lists the training spans between them;
     `digests` has one digest per path, which combines the digests of its layers in order.
     """
-    params = {
-        path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "bytes": leaf.nbytes}
-        for path, leaf in stored.items()
-    }
     return {
         "format": FORMAT,
         "step": lineage.step,
         "stage_step": lineage.stage_step,
         "config": lineage.config,
-        "params": params,
+        "params": _params(stored),
         "position": lineage.position,
         "tokens": lineage.tokens,
         "flops": lineage.flops,
         "lineage": [to_dict(record) for record in lineage.growth],
         "stages": [to_dict(span) for span in training_spans(lineage)],
         "digests": {path: combined(layers) for path, layers in lineage.digests.items()},
+    }
+
+
+def _params(stored: Mapping[str, StoredLeaf]) -> dict[str, dict[str, Any]]:
+    return {
+        path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "bytes": leaf.nbytes}
+        for path, leaf in stored.items()
     }
 
 
@@ -149,15 +152,8 @@ def table(path: str, lineage: Lineage, stored: Mapping[str, StoredLeaf]) -> list
         first, *others = str(growth.map).split("\n")
         lines.append(f"grown      at step {growth.at_step:,}: {first}")
         lines += [f"{'':<11}{line}" for line in others]
-    width = max(map(len, stored), default=0)
-    shapes = {name: "×".join(map(str, leaf.shape)) for name, leaf in stored.items()}
-    columns = max(map(len, shapes.values()), default=0)
-    for name, leaf in stored.items():
-        digest = combined(lineage.digests.get(name, ()))
-        lines.append(
-            f"  {name:<{width}}  {shapes[name]:<{columns}}  {leaf.dtype.name}  "
-            f"{leaf.nbytes:>14,} B  {digest}"
-        )
+    for name, line in zip(stored, foreign_text.leaf_lines(_params(stored)), strict=True):
+        lines.append(f"{line}  {combined(lineage.digests.get(name, ()))}")
     return [escaped(line) for line in lines]
 
 

@@ -102,10 +102,14 @@ def main(argv: Sequence[str]) -> int:
         values = as_json(compared[0]) | {"seeds": seeds.as_json(compared), "files": written}
         print(json.dumps(values, allow_nan=False))
     else:
-        print("\n\n".join(_paragraphs(compared)))
-        if written:
-            print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
+        _print("\n\n".join(_paragraphs(compared)), written)
     return 0
+
+
+def _print(text: str, written: Sequence[str]) -> None:
+    print(text)
+    if written:
+        print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
 
 
 def _report_study(arguments: argparse.Namespace) -> int:
@@ -131,9 +135,7 @@ def _report_study(arguments: argparse.Namespace) -> int:
         values |= {name: dataclasses.asdict(one) for name, one in fits.items()}
         print(json.dumps(values, allow_nan=False))
     else:
-        print(pages.text(results, by_arm, more))
-        if written:
-            print(f"\nwrote {escaped(written[0])} and {len(written) - 1} figures beside it")
+        _print(pages.text(results, by_arm, more), written)
     return 0
 
 

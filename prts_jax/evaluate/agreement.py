@@ -13,13 +13,15 @@ import numpy as np
 
 from data_pipelines.batches.loader import EvalBatches
 from data_pipelines.store.several import store_shares
-from data_pipelines.store.store import TokenStore
 from prts_jax import tree
+from prts_jax.checkpoint import layout
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
+from prts_jax.evaluate.scores import finite
+from prts_jax.evaluate.store_tokenizer import open_store_of
 from prts_jax.growth.gates import opening
 from prts_jax.growth.map import GrowthMap
 from prts_jax.model.architecture import declare, logits
@@ -119,10 +121,7 @@ class Agreement:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields and the relative difference; None for infinities and NaN."""
         values = dataclasses.asdict(self) | {"relative_difference": self.relative_difference}
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
+        return finite(values)
 
 
 def tolerance(before: Outputs, after: Outputs) -> float:
@@ -184,7 +183,7 @@ def apply(checkpoint: str, batch: Batch, rounding: bool = False) -> Outputs:
     Raises:
       UserError: the checkpoint is damaged.
     """
-    lineage = checkpoint_store.read_lineage(checkpoint)
+    lineage = layout.read_lineage(checkpoint)
     opens = opening(lineage)
     declarations = declare(lineage.model)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -295,11 +294,5 @@ def compare(before: Outputs, after: Outputs, batch: Batch, growth_map: GrowthMap
 
 
 def _read(directory: str, model: ModelConfig, length: int) -> Batch:
-    store = TokenStore.open(directory)
-    if store.vocab_size > model.vocab:
-        raise UserError(
-            f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
-            f"{model.vocab}; give a store of the model's tokenizer"
-        )
-    rows = EvalBatches(store, length, ROWS).rows(0, 0, ROWS)
+    rows = EvalBatches(open_store_of(directory, model), length, ROWS).rows(0, 0, ROWS)
     return Batch(rows["tokens"], rows["targets"], rows["loss_weights"], f"the start of {directory}")

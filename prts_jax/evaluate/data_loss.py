@@ -17,7 +17,7 @@ from prts_jax.evaluate.loaded import LoadedModel
 from prts_jax.evaluate.memory import out_of_memory, rows_of_batch
 from prts_jax.evaluate.perplexity import LARGEST_EXPONENT, Perplexity, make_evaluator
 from prts_jax.evaluate.scores import ALL, BITS, LOSS, Scores
-from prts_jax.evaluate.store_tokenizer import check_store_tokenizer
+from prts_jax.evaluate.store_tokenizer import check_store_tokenizer, open_store_of
 from prts_jax.evaluate.text_store import open_text
 from prts_jax.evaluate.tokenizer import tokenizer_of
 from prts_jax.mesh import axis_size
@@ -60,12 +60,7 @@ def open_store(loaded: LoadedModel, directory: str = "") -> Data:
         raise UserError(
             "--perplexity: the checkpoint names no validation store; give --data=DIR or --text"
         )
-    store = TokenStore.open(directory)
-    if store.vocab_size > loaded.model.vocab:
-        raise UserError(
-            f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
-            f"{loaded.model.vocab}; give a store made with the model's tokenizer"
-        )
+    store = open_store_of(directory, loaded.model)
     check_store_tokenizer(loaded.path, loaded.lineage, store)
     counted = statistics(directory)
     # A packed store predicts answers only, whose bytes are not counted.

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from prts_jax.checkpoint import layout
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Lineage
@@ -75,7 +76,7 @@ def load(
         of width, or `layers` is no list of the checkpoint's layers.
     """
     path = resolve(spec)
-    lineage = checkpoint_store.read_lineage(path)
+    lineage = layout.read_lineage(path)
     declarations = declare(lineage.model)
     device_mesh = make_mesh(MeshConfig())
     abstract = abstract_params_on_any_mesh(declarations, device_mesh)
@@ -111,7 +112,7 @@ def resolve(spec: str) -> str:
       UserError: there is no complete checkpoint; names the command that imports another format.
     """
     try:
-        return checkpoint_store.resolve(spec)
+        return layout.resolve(spec)
     except UserError as error:
         if any((as_path(spec) / name).exists() for name in (SINGLE, INDEX)):
             raise UserError(

@@ -28,6 +28,14 @@ NORMAL_95 = 1.959964
 """Standard errors on either side of a mean that hold 95% of a normal distribution."""
 
 
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values with None for NaN and infinities, which JSON lacks."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A score, or a difference of two.
@@ -54,7 +62,7 @@ class Estimate:
         """Returns value, stderr, low and high (of the 95% interval); None where unknown."""
         low, high = self.value - self.half_width, self.value + self.half_width
         values = {"value": self.value, "stderr": self.stderr, "low": low, "high": high}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return finite(values)
 
 
 @dataclass(frozen=True)

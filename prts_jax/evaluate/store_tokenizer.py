@@ -8,9 +8,25 @@ from data_pipelines.store.store import TokenStore
 from prts_jax.checkpoint import layout
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import check_tokenizer
+from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
 from prts_jax.paths import as_path
+
+
+def open_store_of(directory: str, model: ModelConfig) -> TokenStore:
+    """Opens a store whose token ids the model has.
+
+    Raises:
+      UserError: there is no store, or its tokenizer has more entries than the model.
+    """
+    store = TokenStore.open(directory)
+    if store.vocab_size > model.vocab:
+        raise UserError(
+            f"{directory}: its tokenizer has {store.vocab_size} entries and the model "
+            f"{model.vocab}; give a store made with the model's tokenizer"
+        )
+    return store
 
 
 def check_store_tokenizer(

@@ -15,7 +15,7 @@ from prts_jax.checkpoint.commit import new_checkpoint
 from prts_jax.checkpoint.digests import digest_of
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.tokenizer import carry_tokenizer, file_digests, read_tokenizer
-from prts_jax.config import RunConfig, to_dict
+from prts_jax.config import RunConfig, model_differences, to_dict
 from prts_jax.declaration import Declaration
 from prts_jax.errors import UserError
 from prts_jax.formats import huggingface, litgpt, safetensors_files
@@ -73,7 +73,7 @@ def write_checkpoint(
     average of a checkpoint are left behind.
 
     Args:
-      source: what `open_source` returned.
+      source: from `open_source`.
       target: directory of the new checkpoint; must not exist.
       tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
       progress: called after each tensor.
@@ -127,10 +127,8 @@ def first_difference(source: ModelSource, target: ModelSource, dtype: str) -> st
     Returns:
       The first difference ("layers/mlp/up, layer 3"); "" if the models are equal.
     """
-    for field in dataclasses.fields(source.model):
-        ours, theirs = getattr(source.model, field.name), getattr(target.model, field.name)
-        if ours != theirs:
-            return f"model.{field.name} ({ours} and {theirs})"
+    for field, ours, theirs in model_differences(source.model, target.model):
+        return f"model.{field} ({ours} and {theirs})"
     for path, layer in leaf_layers(source.model):
         rounded = safetensors_files.dtype_named(dtype or source.dtype_of(path, layer))
         one, other = source.read(path, layer).astype(rounded), target.read(path, layer)

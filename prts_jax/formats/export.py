@@ -1,6 +1,5 @@
 """Export of a model as a folder of transformers."""
 
-import math
 import time
 from typing import Any
 
@@ -13,10 +12,9 @@ from prts_jax.formats import config_json, huggingface, model_card, safetensors_f
 from prts_jax.formats.import_transforms import without_gates
 from prts_jax.formats.model_source import (
     ModelSource,
-    is_linear,
-    layer_shape,
     leaf_layers,
-    linear_from_kernel,
+    to_torch,
+    torch_shape,
 )
 from prts_jax.formats.safetensors_files import NewTensor
 from prts_jax.formats.tokenizer_config import complete_tokenizer
@@ -48,7 +46,7 @@ def write_huggingface(
     card with lineage and token count, and the tokenizer's files.
 
     Args:
-      source: what `open_source` returned.
+      source: from `open_source`.
       target: the new folder; must not exist.
       dtype: of the weights; "" keeps that of each tensor.
       tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
@@ -103,16 +101,14 @@ def _tensors(source: ModelSource, move: Mover) -> list[NewTensor]:
     declarations = declare(source.model)
 
     def tensor(path: str, layer: int | None) -> NewTensor:
-        declaration, shape = declarations[path], layer_shape(declarations[path])
-        if is_linear(declaration):
-            shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
+        declaration = declarations[path]
+        name = huggingface.tensor_name(source.model, path, layer)
+        dtype = safetensors_files.dtype_named(move.dtype(path, layer))
 
         def make() -> np.ndarray:
-            values = move.read(source, path, layer)
-            return linear_from_kernel(values, declaration) if is_linear(declaration) else values
+            return to_torch(move.read(source, path, layer), declaration)
 
-        name = huggingface.tensor_name(source.model, path, layer)
-        return NewTensor(name, shape, safetensors_files.dtype_named(move.dtype(path, layer)), make)
+        return NewTensor(name, torch_shape(declaration), dtype, make)
 
     return [tensor(path, layer) for path, layer in leaf_layers(source.model)]
 

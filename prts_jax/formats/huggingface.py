@@ -6,7 +6,6 @@ keys need no permutation. Source: transformers 4.x and 5.x.
 """
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -20,10 +19,9 @@ from prts_jax.formats.model_source import (
     ModelSource,
     TensorShape,
     check_shape,
-    is_linear,
-    kernel_from_linear,
-    layer_shape,
+    from_torch,
     leaf_layers,
+    torch_shape,
     without_wrappers,
 )
 from prts_jax.formats.safetensors_files import StoredTensor
@@ -75,21 +73,17 @@ def open_model(folder: str) -> ModelSource:
     for path, layer in leaf_layers(model):
         name = names(path, layer)
         tensor = stored.get(name)
-        shape = layer_shape(declarations[path])
-        if is_linear(declarations[path]):
-            shape = (math.prod(shape) // declarations[path].fan_in, declarations[path].fan_in)
         if tensor is None:
             _refuse_other_form(folder, name, stored)
         else:
             safetensors_files.check_dtype(name, tensor)
-        check_shape(folder, name, None if tensor is None else tensor.shape, shape)
+        expected_shape = torch_shape(declarations[path])
+        check_shape(folder, name, None if tensor is None else tensor.shape, expected_shape)
     expected = {names(path, layer) for path, layer in leaf_layers(model)}
     _refuse_others(folder, stored, expected, model)
 
     def read(path: str, layer: int | None) -> np.ndarray:
-        values = stored[names(path, layer)].read()
-        declaration = declarations[path]
-        return kernel_from_linear(values, declaration) if is_linear(declaration) else values
+        return from_torch(stored[names(path, layer)].read(), declarations[path])
 
     dtypes: dict[str, list[str]] = {}
     for path, layer in leaf_layers(model):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from prts_jax.errors import UserError
-from prts_jax.formats.model_source import ModelSource, layer_shape, leaf_layers
+from prts_jax.formats.model_source import ModelSource, leaf_layers
 from prts_jax.formats.safetensors_files import dtype_named
 from prts_jax.growth.gates import layer_factors, opening
 from prts_jax.model.architecture import declare
@@ -27,7 +27,7 @@ def with_vocab(source: ModelSource, vocab: int) -> ModelSource:
 
     def read(leaf: str, layer: int | None) -> np.ndarray:
         values = source.read(leaf, layer)
-        shape = layer_shape(declarations[leaf])
+        shape = declarations[leaf].layer_shape
         kept = values[tuple(slice(size) for size in shape)]
         return np.pad(kept, [(0, size - had) for size, had in zip(shape, kept.shape, strict=True)])
 

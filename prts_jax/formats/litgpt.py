@@ -22,10 +22,9 @@ from prts_jax.formats.model_source import (
     ModelSource,
     TensorShape,
     check_shape,
-    is_linear,
-    kernel_from_linear,
-    layer_shape,
+    from_torch,
     leaf_layers,
+    torch_shape,
     without_wrappers,
 )
 from prts_jax.model.architecture import architecture, declare
@@ -78,9 +77,8 @@ def open_model(path: str, preset_name: str = "") -> ModelSource:
         tensor, declaration = tensors[names[leaf].format(layer=layer)], declarations[leaf]
         if leaf in _FUSED:
             part = _part_of_groups if names[leaf].endswith(GROUPED) else _part_of_rows
-            return kernel_from_linear(part(tensor, leaf, model), declaration)
-        values = as_numpy(tensor)
-        return kernel_from_linear(values, declaration) if is_linear(declaration) else values
+            return from_torch(part(tensor, leaf, model), declaration)
+        return from_torch(as_numpy(tensor), declaration)
 
     dtypes: dict[str, list[str]] = {}
     for leaf, layer in leaf_layers(model):
@@ -187,11 +185,7 @@ def _stored_shape(
 ) -> tuple[int, ...]:
     if leaf in _FUSED:
         return ((model.heads + 2 * model.kv_heads) * model.head_dim, model.embed)
-    declaration = declarations[leaf]
-    shape = layer_shape(declaration)
-    if is_linear(declaration):
-        return (int(np.prod(shape)) // declaration.fan_in, declaration.fan_in)
-    return shape
+    return torch_shape(declarations[leaf])
 
 
 def _part_of_groups(tensor: Any, leaf: str, model: ModelConfig) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The interface shared by all formats: leaves by their prts_jax paths, read layer by layer."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,19 +97,31 @@ def without_wrappers(tensors: Mapping[str, Tensor], where: str) -> dict[str, Ten
     return bare
 
 
-def kernel_from_linear(weight: np.ndarray, declaration: Declaration) -> np.ndarray:
-    """Converts a linear weight of torch, `[out, in]`, to one layer of a leaf.
+def from_torch(weight: np.ndarray, declaration: Declaration) -> np.ndarray:
+    """Converts a weight of torch to one layer of a leaf; a linear one is `[out, in]`.
 
     Args:
-      weight: `[out, in]`.
+      weight: shape `torch_shape(declaration)`.
       declaration: of the leaf; its contracted axes come first, and their product is `in`.
     """
-    return transposed(weight).reshape(layer_shape(declaration))
+    if not is_linear(declaration):
+        return weight
+    return transposed(weight).reshape(declaration.layer_shape)
 
 
-def linear_from_kernel(kernel: np.ndarray, declaration: Declaration) -> np.ndarray:
-    """Converts one layer of a leaf to `[out, in]`; the inverse of `kernel_from_linear`."""
-    return transposed(kernel.reshape(declaration.fan_in, -1))
+def to_torch(layer: np.ndarray, declaration: Declaration) -> np.ndarray:
+    """Converts one layer of a leaf to a weight of torch; the inverse of `from_torch`."""
+    if not is_linear(declaration):
+        return layer
+    return transposed(layer.reshape(declaration.fan_in, -1))
+
+
+def torch_shape(declaration: Declaration) -> tuple[int, ...]:
+    """Returns the shape of one layer of a leaf as a weight of torch."""
+    shape = declaration.layer_shape
+    if not is_linear(declaration):
+        return shape
+    return (math.prod(shape) // declaration.fan_in, declaration.fan_in)
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:
@@ -123,11 +136,6 @@ def transposed(matrix: np.ndarray) -> np.ndarray:
             tile = matrix[row : row + _TILE, column : column + _TILE]
             result[column : column + _TILE, row : row + _TILE] = tile.T
     return result
-
-
-def layer_shape(declaration: Declaration) -> tuple[int, ...]:
-    """Returns the shape of one layer of a leaf, or of a leaf without layers."""
-    return declaration.shape[1:] if declaration.stacked else declaration.shape
 
 
 def is_linear(declaration: Declaration) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from prts_jax.ahead import one_ahead
 from prts_jax.errors import UserError, escaped, storage_error
+from prts_jax.feed import prefetch
 from prts_jax.paths import as_path
 from prts_jax.special_ids import read_json
 
@@ -289,7 +289,8 @@ def _write_file(path: str, tensors: Sequence[NewTensor], wrote: Callable[[int], 
     text += b" " * (-len(text) % 8)  # aligns the values, as the library does
     with as_path(path).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor, values in zip(tensors, one_ahead(t.make for t in tensors), strict=True):
+        contents = prefetch(lambda at: tensors[at].make(), 0, len(tensors), ahead=1)
+        for tensor, values in zip(tensors, contents, strict=True):
             content = np.ascontiguousarray(values, tensor.dtype)
             file.write(content.reshape(-1).view(np.uint8).data)
             wrote(tensor.nbytes)

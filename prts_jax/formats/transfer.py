@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import resource
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from prts_jax.checkpoint.commit import existing_parent
+from prts_jax.checkpoint.commit import check_space
 from prts_jax.checkpoint.tokenizer import check_tokenizer, holds_tokenizer
 from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.formats import safetensors_files
-from prts_jax.formats.model_source import ModelSource, layer_shape, leaf_layers
+from prts_jax.formats.model_source import ModelSource, leaf_layers
 from prts_jax.model.architecture import declare
-from prts_jax.paths import is_remote
 from prts_jax.special_ids import SpecialIds, of_tokenizer, other_forms
 
 Progress = Callable[[int, int], None]
@@ -71,17 +69,12 @@ class Mover:
         declarations, leaves = declare(model), leaf_layers(model)
         self._dtypes = Counter(dtype(*leaf) for leaf in leaves)
         self._total = sum(
-            math.prod(layer_shape(declarations[path]))
+            math.prod(declarations[path].layer_shape)
             * safetensors_files.dtype_named(dtype(path, layer)).itemsize
             for path, layer in leaves
         )
         self.done = self.tensors = 0
-        free = None if is_remote(target) else shutil.disk_usage(existing_parent(target)).free
-        if free is not None and free < self._total * 1.01:
-            raise UserError(
-                f"{target}: needs {self._total / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
-                "free space or choose another disk"
-            )
+        check_space(target, self._total)
 
     def read(self, source: ModelSource, path: str, layer: int | None) -> np.ndarray:
         """Reads one layer of a leaf, rounded to the target's dtype.

@@ -13,8 +13,8 @@ from prts_jax.growth import dense, depth
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.matrices import Arrays, Matrices
 from prts_jax.growth.operator import FACTOR, WIDTHS, operator
+from prts_jax.growth.wide_target import wide_target
 from prts_jax.growth.widening import partition
-from prts_jax.growth.width import wide_target
 
 WIDENS = ("embed", "mlp", "heads", "kv_heads")
 

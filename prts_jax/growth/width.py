@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prts_jax.config import GrowthConfig, ModelConfig, check_model, nearest
+from prts_jax.config import GrowthConfig, ModelConfig, nearest
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import schedule
 from prts_jax.growth.map import GrowthMap
@@ -22,10 +22,8 @@ from prts_jax.growth.operator import (
     WIDTHS,
     operator,
 )
+from prts_jax.growth.wide_target import wide_target
 from prts_jax.growth.widening import NEW, Widening, keeping_mean_square, partition
-
-AXES = ("embed", "mlp", "heads", "kv_heads", "head_dim")
-"""The logical axes that can widen; each has the name of its size in `ModelConfig`."""
 
 WEIGHTS = ("even", "uneven")
 NORMS = ("exact", "paper")
@@ -189,17 +187,17 @@ def _with_new(
     norms: tuple[str, ...] = NORMS,
 ) -> GrowthMap:
     wide = wide_target(source, target, options)
-    exact = source.norm_eps * source.embed / wide.embed
-    if math.isclose(wide.norm_eps, exact):
-        exact = wide.norm_eps  # to the last bit: a config is compared with its checkpoint's
+    exact_eps = source.norm_eps * source.embed / wide.embed
+    if math.isclose(wide.norm_eps, exact_eps):
+        exact_eps = wide.norm_eps  # to the last bit: a config is compared with its checkpoint's
     elif wide.norm_eps != source.norm_eps:
         raise UserError(
             f"config.model.norm_eps: {source.norm_eps} in the source, {wide.norm_eps} in the "
-            f"target; {operator} makes it {exact:g}: give that, or the source's"
+            f"target; {operator} makes it {exact_eps:g}: give that, or the source's"
         )
     norm = _choice("norm", options, norms)
     if norm == "exact":
-        wide = dataclasses.replace(wide, norm_eps=exact)
+        wide = dataclasses.replace(wide, norm_eps=exact_eps)
     widths = {}
     for axis in ("embed", "mlp", "kv_heads"):
         size, wider = getattr(source, axis), getattr(wide, axis)
@@ -267,61 +265,6 @@ def _rotary_index(old: int, new: int) -> list[int]:
         index[factor * pair] = pair
         index[new // 2 + factor * pair] = old // 2 + pair
     return index
-
-
-def wide_target(
-    source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]
-) -> ModelConfig:
-    """Returns the target's shape: the given one, or the source with the sizes of "widths"."""
-    sizes = parse_widths(options.get("widths", ""))
-    if target is None:
-        factor = options.get("factor", 0) or 1
-        if not sizes:
-            raise UserError(
-                "growth.widths: is empty and no target is given; give sizes, as embed=2048"
-            )
-        changes: dict[str, Any] = {"layers": source.layers * factor, **sizes}
-        wide = dataclasses.replace(source, **changes)
-    else:
-        wide = target
-        for axis, size in sizes.items():
-            if getattr(target, axis) != size:
-                raise UserError(
-                    f"growth.widths: {axis}={size}, but config.model.{axis} is "
-                    f"{getattr(target, axis)}; make them equal"
-                )
-    for axis in AXES:
-        if getattr(wide, axis) < getattr(source, axis):
-            raise UserError(
-                f"growth: {axis} from {getattr(source, axis)} to {getattr(wide, axis)}; growth "
-                "never shrinks: give at least the source's"
-            )
-    if wide.kv_heads < 1 or wide.heads % wide.kv_heads:
-        raise UserError(
-            f"growth.widths: {wide.heads} heads do not divide among kv_heads={wide.kv_heads}; "
-            "grow both by the same factor (whole query groups)"
-        )
-    check_model(wide, "growth.target")  # before lists as long as its axes are built
-    return wide
-
-
-def parse_widths(text: str) -> dict[str, int]:
-    """Reads sizes of axes: "embed=2048,mlp=5632".
-
-    Raises:
-      UserError: an unknown axis, one named twice, or a size that is no count.
-    """
-    sizes: dict[str, int] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        axis, _, size = item.partition("=")
-        if axis not in AXES:
-            raise UserError(f"growth.widths: {axis!r} is no axis; {nearest(axis, AXES)}")
-        if axis in sizes or not (size.isascii() and size.isdigit() and 0 < len(size) < 8):
-            raise UserError(
-                f"growth.widths: {item!r}: name each axis once, with its new size, as embed=2048"
-            )
-        sizes[axis] = int(size)
-    return sizes
 
 
 def _choice(name: str, options: Mapping[str, Any], choices: tuple[str, ...]) -> str:

@@ -89,11 +89,11 @@ class Decoder(nn.Module):
         x_BxSxE = constrain(x_BxSxE, ("batch", "residual_length", "features"))
         if self.frozen is not None:
             x_BxSxE = jax.lax.stop_gradient(x_BxSxE)
-        placed = documents or cached
-        if placed is None:
+        located = documents or cached
+        if located is None:
             positions = jnp.arange(tokens_BxS.shape[1], dtype=jnp.float32)
         else:
-            positions = placed.positions_BxS[:, None]
+            positions = located.positions_BxS[:, None]
         rope = rope_tables(positions, m)
         cache = None if cached is None else cached.cache
         if m.layers:

@@ -304,7 +304,7 @@ class Block(nn.Module):
 
         Args:
           x_BxSxE: the residual stream.
-          rope: what `rope_tables` returned.
+          rope: from `rope_tables`.
           segment_ids_BxS: see `Documents`.
           gates: those of width.
           positions_BxS: of the tokens, with a cache.

@@ -1,9 +1,6 @@
-"""Peak FLOP/s of accelerators, for MFU and for the days of a plan: bfloat16, dense."""
+"""Peak FLOP/s of devices, for MFU: bfloat16, dense."""
 
 from prts_jax.launch.accelerators import GENERATIONS
-
-PEAK_FLOPS_PER_CHIP = {name: generation.peak_flops for name, generation in GENERATIONS.items()}
-"""TPU generation, as gcloud names it → FLOP/s of a chip."""
 
 PEAK_FLOPS_PER_DEVICE = {
     kind: generation.peak_flops / generation.devices_per_chip

@@ -11,7 +11,6 @@ from prts_jax.model.architecture import declare
 from prts_jax.model.counts import count_parameters, training_flops_per_token
 from prts_jax.model.presets import PRESETS, preset
 from prts_jax.planning import guidelines, later_work
-from prts_jax.planning.peaks import PEAK_FLOPS_PER_CHIP
 
 DEFAULT_MFU = 0.4
 """Assumed, not measured; a run's metrics.jsonl has its measured `mfu`."""
@@ -77,12 +76,7 @@ def make_plan(
     target, base = _shape(model, length), _shape(guidelines.base_model(model), length)
     saving = guidelines.predicted_saving(params, tokens)
     flops, after_growth = _costs(target, base, tokens, growth_tokens, saving["speedup"])
-    warnings = guidelines.outside_measurements(params, tokens, growth_tokens)
-    if abs(math.log(target["params"] / params)) > math.log(1.1):
-        warnings.append(
-            f"preset: {chosen} has {target['params']:.3g} parameters, not {params:.3g}; shapes and "
-            "FLOPs are the preset's, growth timing and saving are not"
-        )
+    outside = guidelines.outside_measurements(params, tokens, growth_tokens)
     plan = {
         "growth_tokens": growth_tokens,
         "growth_factor": guidelines.GROWTH_FACTOR,
@@ -96,9 +90,19 @@ def make_plan(
         "tokens_after_growth": after_growth,
         "saving": saving,
         "hardware": _hardware(hardware, mfu, flops),
-        "warnings": warnings,
+        "warnings": [*outside, *_other_size(chosen, target["params"], params)],
     }
     return plan | {"later_work": later_work.of_plan(plan, t_mix, saturation)}
+
+
+def _other_size(chosen: str, own: int, params: float) -> list[str]:
+    """Returns a warning if the preset's own parameters differ by more than a tenth."""
+    if abs(math.log(own / params)) <= math.log(1.1):
+        return []
+    return [
+        f"preset: {chosen} has {own:.3g} parameters, not {params:.3g}; shapes and FLOPs are the "
+        "preset's, growth timing and saving are not"
+    ]
 
 
 def _shape(model: ModelConfig, length: int) -> dict[str, Any]:
@@ -149,14 +153,13 @@ def _hardware(name: str, mfu: float | None, flops: Mapping[str, float]) -> dict[
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={mfu:g}: a share of the peak, above 0 and at most 1; try 0.4")
     accelerator = accelerators.parse(name, flag="--hardware")
-    generation = accelerator.generation.prefix
-    peak = PEAK_FLOPS_PER_CHIP[generation]
-    per_day = accelerator.chips * peak * mfu * 86400
+    generation = accelerator.generation
+    per_day = accelerator.chips * generation.peak_flops * mfu * 86400
     return {
         "name": accelerator.name,
-        "generation": generation,
+        "generation": generation.prefix,
         "chips": accelerator.chips,
-        "peak_flops_per_chip": peak,
+        "peak_flops_per_chip": generation.peak_flops,
         "mfu": mfu,
         "days": {part: flops[part] / per_day for part in ("base", "grown", "scratch")},
     }

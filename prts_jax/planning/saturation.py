@@ -64,27 +64,20 @@ def advice(d1: float, d2: float, text: str) -> dict[str, Any]:
     Raises:
       UserError: the text is no five constants, or the law overflows with them.
     """
-    statement = (
-        "L(D1, D2) = A·D1^(−α1)·D2^(−α2 + α3·ln D1) + E: the longer the base trains (D1), the less "
-        "each token after growth (D2) gains"
-    )
     loss = exponent = None
-    if not text:
-        statement += "; --saturation evaluates it with the constants of the study's table"
-    else:
+    value = "--saturation evaluates it with the constants of the study's table"
+    if text:
         constants = parse(text)
-        exponent = constants.exponent(d1)
         try:
-            loss = constants.loss(d1, d2)
+            loss, exponent = constants.loss(d1, d2), constants.exponent(d1)
         except OverflowError as error:
             raise UserError(
                 f"--saturation={text}: gives no finite loss; check the constants"
             ) from error
-        statement += (
-            f"; L = {loss:.4g} and D2's exponent is {exponent:.4g} with --saturation={text}"
-        )
+        value = f"L = {loss:.4g} and D2's exponent is {exponent:.4g} with --saturation={text}"
     return {
-        "statement": statement,
+        "statement": "L(D1, D2) = A·D1^(−α1)·D2^(−α2 + α3·ln D1) + E: the longer the base trains "
+        f"(D1), the less each token after growth (D2) gains; {value}",
         "loss": loss,
         "exponent": exponent,
         "source": SOURCE,

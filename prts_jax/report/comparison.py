@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prts_jax.evaluate.scores import finite
 from prts_jax.report import speedup
 from prts_jax.report.baseline import find_baseline, find_bases, seconds_before
 from prts_jax.report.goodput import goodput
@@ -153,7 +154,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "definition": f"{speedup.DEFINITION} {speedup.FLOPS_DEFINITION}",
             "baseline": comparison.baseline.label if comparison.baseline else None,
             "levels": [
-                _finite(dataclasses.asdict(level))
+                finite(dataclasses.asdict(level))
                 | {"speedup": level.speedup, "speedup_6nd": level.speedup_6nd}
                 for levels in comparison.levels.values()
                 for level in levels
@@ -175,18 +176,10 @@ def _run_as_json(comparison: Comparison, run: Run) -> dict[str, Any]:
         "state": run.state,
         "base": base.label if base else None,
         "ancestors": {key: run.inherited(key) for key in ("tokens", "flops", "flops_6nd")},
-        **_finite({key: run.last(key) for key in NEWEST}),
-        "per_source": _finite(losses),
+        **finite({key: run.last(key) for key in NEWEST}),
+        "per_source": finite(losses),
         "tokens_per_second": run.tokens_per_second(),
         "goodput": spent.to_json() if spent else None,
         "hosts": [dataclasses.asdict(beat) for beat in run.hosts],
         "speedup": primary.speedup if primary else None,
-    }
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces NaN and infinities, which a diverged run leaves and JSON lacks, by None."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
     }

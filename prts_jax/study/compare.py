@@ -24,7 +24,7 @@ class Speedup:
 
     Attributes:
       booked: with the base's FLOPs.
-      sunk: without them, as for one who has the base anyway.
+      sunk: leaves out those of the base, trained for itself.
     """
 
     booked: Estimate

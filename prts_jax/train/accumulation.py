@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from prts_jax import tree
+from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
 from prts_jax.mesh import axis_size, constrain, device_bytes, mesh_axes, rules_without
 
@@ -25,20 +25,20 @@ _BYTES_PER_PARAMETER = 6
 """A bfloat16 weight and a float32 gradient."""
 
 
-def axes_summed_once(
-    choice: str, mesh: Mesh, declarations: Mapping[str, Declaration]
-) -> tuple[str, ...]:
-    """Returns the mesh axes over which gradients of micro-batches are summed once a step.
+def axes_summed_once(config: RunConfig, declarations: Mapping[str, Declaration]) -> tuple[str, ...]:
+    """Returns the axes of the mesh in context over which gradients are summed once a step.
 
     The axis `data` does not split parameters and always belongs to them. The others that split the
     batch split parameters as well: a device then holds weights and gradients that are whole along
     them.
 
     Args:
-      choice: `config.mesh.reduce_gradients`.
-      mesh: of the run.
+      config: config of the stage; without accumulation, each axis sums as the compiler places it.
       declarations: of the parameters.
     """
+    choice, mesh = config.mesh.reduce_gradients, jax.sharding.get_mesh()
+    if config.train.accumulation == 1 or mesh.empty:
+        return ()
     split = tuple(axis for axis in mesh_axes("batch") if mesh.shape[axis] > 1)
     with rules_without(split):
         whole = sum(

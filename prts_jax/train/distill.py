@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from prts_jax.checkpoint import layout
 from prts_jax.checkpoint import store as checkpoint_store
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
@@ -81,7 +82,7 @@ def choose_teacher(config: RunConfig, source: str = "") -> dict[str, Any]:
             "config.distillation.teacher: 'source' is the checkpoint that is grown, and nothing "
             "is; name a checkpoint, or set config.init.grow_from"
         )
-    path = checkpoint_store.resolve(source if name == SOURCE else name)
+    path = layout.resolve(source if name == SOURCE else name)
     return {"path": path, "digest": _digest(path)}
 
 
@@ -104,7 +105,7 @@ def find_teacher(config: RunConfig, lineage: Lineage) -> dict[str, Any]:
         return choose_teacher(config, config.init.grow_from)
     path = chosen["path"]
     if not is_complete(path):
-        path = checkpoint_store.resolve((name != SOURCE and name) or config.init.grow_from or path)
+        path = layout.resolve((name != SOURCE and name) or config.init.grow_from or path)
     if _digest(path) != chosen["digest"]:
         raise UserError(
             f"config.distillation.teacher: {path} is not what the run began with "
@@ -130,7 +131,7 @@ def load_teacher(
     """
     if not chosen:
         return None
-    lineage = checkpoint_store.read_lineage(chosen["path"])
+    lineage = layout.read_lineage(chosen["path"])
     model = lineage.model
     if model.vocab != student.vocab:
         raise UserError(
@@ -152,5 +153,5 @@ def load_teacher(
 
 
 def _digest(path: str) -> str:
-    digests = checkpoint_store.read_lineage(path).digests
+    digests = layout.read_lineage(path).digests
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,7 @@ Sources: G_learn of Du et al., arXiv 2405.15319, App. A; LiGO, arXiv 2303.00980 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from data_pipelines.batches.loader import TrainBatches
 from prts_jax import tree
-from prts_jax.checkpoint.layout import read_matrices
 from prts_jax.checkpoint.lineage import Lineage
+from prts_jax.checkpoint.matrices_files import read_matrices
 from prts_jax.compilation import compile_together
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
@@ -107,19 +107,26 @@ def learn(
     state, losses = _train(config, mesh, batches, growth_map, source_params, lineage, say, stopping)
     gather = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
     arrays = {name: np.asarray(array) for name, array in gather(state.params).items()}
-    tokens = growth.learn_steps * config.data.batch * config.data.length
+    record = _record(config, growth_map, losses)
+    growth_map = with_arrays(growth_map, declarations, arrays, {"run": run, **record})
+    return Learned(growth_map, lineage, record)
+
+
+def _record(
+    config: RunConfig, growth_map: GrowthMap, losses: Sequence[float]
+) -> dict[str, int | float]:
+    """Returns steps, tokens, FLOPs and losses of learning."""
+    declarations, steps = declare(growth_map.target), config.init.growth.learn_steps
+    tokens = steps * config.data.batch * config.data.length
     flops = tokens * training_flops_per_token(growth_map.target, declarations, config.data.length)
-    flops += growth.learn_steps * dense.learning_flops(growth_map, declarations)
-    record = {
-        "steps": growth.learn_steps,
+    return {
+        "steps": steps,
         "tokens": tokens,
-        "flops": flops,
+        "flops": flops + steps * dense.learning_flops(growth_map, declarations),
         "flops_6nd": tokens * six_n_d_per_token(declarations),
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
-    growth_map = with_arrays(growth_map, declarations, arrays, {"run": run, **record})
-    return Learned(growth_map, lineage, record)
 
 
 def make_learn_step(

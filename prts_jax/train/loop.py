@@ -1,12 +1,8 @@
-"""The training loop of a run and its stages; all choices are made before the loop starts."""
+"""A run and its stages: lock, origin, plan, and the start of each stage."""
 
 import contextlib
-import dataclasses
-import gc
-import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NoReturn
 
 import jax
 
@@ -15,13 +11,11 @@ from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.lock import workdir_lock
 from prts_jax.checkpoint.store import Checkpoints
-from prts_jax.compilation import compile_together
-from prts_jax.config import RunConfig, to_dict
-from prts_jax.errors import Interrupted, UserError
-from prts_jax.feed import prefetch
+from prts_jax.config import RunConfig
+from prts_jax.errors import UserError
 from prts_jax.growth.gates import opening
 from prts_jax.mesh import axis_size, check_length, use_mesh
-from prts_jax.paths import as_path, write_atomically
+from prts_jax.paths import as_path
 from prts_jax.processes import all_processes
 from prts_jax.train.batches import training_batches
 from prts_jax.train.compilation_cache import set_compilation_cache
@@ -38,12 +32,13 @@ from prts_jax.train.origin import (
     newest_origin,
 )
 from prts_jax.train.profile import Profiler
-from prts_jax.train.progress import Progress, advance
-from prts_jax.train.setup import Setup, announce, set_up
-from prts_jax.train.spikes import running_losses, to_keep
+from prts_jax.train.progress import Progress
+from prts_jax.train.saving import kept_every
+from prts_jax.train.setup import announce, set_up
+from prts_jax.train.spikes import running_losses
+from prts_jax.train.stage_loop import run_stage
 from prts_jax.train.stages import Stage, remaining_stages
 from prts_jax.train.start import begin, check_stores
-from prts_jax.train.step import make_train_step
 from prts_jax.train.stopping import sigterm
 from prts_jax.train.weights_and_biases import check_wandb
 
@@ -111,7 +106,7 @@ def _train_stage(stage: Stage, planned: Sequence[Stage], origin: Origin | None, 
     with (
         use_mesh(config.mesh) as mesh,
         contextlib.closing(
-            Checkpoints(folder, keep.keep, _kept_every(config), keep.keep_every_hours)
+            Checkpoints(folder, keep.keep, kept_every(config), keep.keep_every_hours)
         ) as checkpoints,
     ):
         check_length(mesh, config.data.length, config.compute.loss_chunks)
@@ -130,7 +125,7 @@ def _train_stage(stage: Stage, planned: Sequence[Stage], origin: Origin | None, 
         state = start.state._replace(losses=running_losses(config, start.lineage, mesh))
         progress = Progress(state, start.lineage, opening(start.lineage))
         del start, state  # its state is donated to the first step
-        _run(setup, progress)
+        run_stage(setup, progress)
 
 
 @contextlib.contextmanager
@@ -141,15 +136,11 @@ def _lock(workdir: str) -> Iterator[Callable[[], None]]:
       A function that raises an error if another process has taken the lock over.
     """
     with contextlib.ExitStack() as stack:
-        check = _nothing_to_check
+        check = None
         with all_processes():
             if jax.process_index() == 0:
                 check = stack.enter_context(workdir_lock(workdir))
-        yield check
-
-
-def _nothing_to_check() -> None:
-    """Checks nothing: only the first process holds the lock."""
+        yield check or (lambda: None)  # only the first process holds the lock
 
 
 def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
@@ -165,210 +156,3 @@ def _finished(workdir: str, lineage: Lineage, stage: Stage) -> bool:
     if jax.process_index() == 0:
         done.unlink()
     return False
-
-
-def _run(setup: Setup, progress: Progress) -> None:
-    """Trains from the first step of the progress to the last step of the stage."""
-    origin = progress.lineage
-    first, stop = origin.stage_step, setup.config.train.steps
-    stream = prefetch(lambda step: setup.batch(origin, step), first, stop)
-    with contextlib.closing(stream), _few_collections() as freeze:
-        progress = _before_first_step(setup, progress)
-        compiled = _compile(setup, progress, setup.batch(origin, first)) if first < stop else None
-        setup.recorder.restart_clock()
-        for batch in stream:
-            if progress.all_gates_open:  # later steps are compiled without gates
-                progress = dataclasses.replace(progress, opening=None)
-                compiled = _compile(setup, progress, batch)
-            progress = _step(setup, compiled, progress, batch)
-            if progress.lineage.stage_step == first + 2:
-                freeze()
-            # SIGTERM at the end of a stage also stops the run, unless the stage is the last.
-            last = progress.lineage.stage_step == stop and setup.stage.is_last
-            interrupted = setup.job.stopping() and not last
-            progress = _after_step(setup, progress, interrupted)
-            if interrupted:
-                _stop_early(setup, progress.lineage)
-    _finish(setup, progress.lineage)
-
-
-@contextlib.contextmanager
-def _few_collections() -> Iterator[Callable[[], None]]:
-    """Yields a function that exempts all objects so far from garbage collection.
-
-    A collection visits every object, some 10^6 after imports and compilation, and holds up the
-    dispatch of steps. At the end all objects are collected as before.
-    """
-
-    def freeze() -> None:
-        gc.collect()
-        gc.freeze()
-
-    try:
-        yield freeze
-    finally:
-        gc.unfreeze()
-
-
-def _step(setup: Setup, compiled: Any, progress: Progress, batch: dict[str, jax.Array]) -> Progress:
-    """Dispatches a step and reads the metrics of the step before."""
-    data, lineage = setup.config.data, progress.lineage
-    setup.job.profiler.between_steps(lineage.step, progress.state, setup.config.logging)
-    annotation = jax.profiler.StepTraceAnnotation("train", step_num=lineage.step + 1)
-    with jax.transfer_guard("disallow"), annotation:
-        state, metrics = compiled(progress.state, batch, setup.teacher_params)
-    setup.recorder.dispatched(metrics, lineage.position)
-    tokens = setup.batches.tokens(lineage.position)
-    lineage = advance(lineage, tokens, data.batch * data.length, setup.costs)
-    return dataclasses.replace(progress, state=state, lineage=lineage)
-
-
-def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress:
-    """Writes the line, evaluates and saves where they are due."""
-    config, lineage = setup.config, progress.lineage
-    step = lineage.stage_step
-    last = step == config.train.steps
-    evaluating = last or _due(step, config.evaluation.every_steps)
-    # The step of the whole lineage names checkpoints and decides which are kept.
-    saving = last or interrupted or _due(lineage.step, config.checkpoint.every_steps)
-    if config.checkpoint.keep_every_tokens:
-        saving |= _due(lineage.step, _kept_every(config))
-    logging = _due(step, config.logging.every_steps)
-    saving = saving or (logging and setup.save_clock.due())
-    if evaluating or saving or logging:
-        setup.recorder.line_due(lineage)
-    if evaluating or saving:
-        progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
-        setup.recorder.settle(metrics)
-    if saving:
-        lineage = dataclasses.replace(
-            progress.lineage,
-            skipped=setup.recorder.skipped,
-            recent_losses=to_keep(progress.state.losses),
-        )
-        progress = dataclasses.replace(progress, lineage=lineage)
-        _save(setup, progress)
-    return progress
-
-
-def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> Any:
-    """Compiles the step for batches of this shape; excludes the time from the rates."""
-    began = time.perf_counter()
-    opening = progress.opening
-    record = progress.lineage.growth_of_stage()
-    asymmetric = record is not None and record.optimizer == "asymmetric"
-    step = make_train_step(
-        setup.config.model,
-        setup.config,
-        setup.optimizer,
-        grown_at=progress.lineage.step - progress.lineage.stage_step,
-        sources=len(setup.batches.store.sources),
-        frozen=setup.frozen,
-        teacher=setup.teacher.model if setup.teacher else None,
-        gates=opening.at if opening else None,
-        asymmetric=record.map if record is not None and asymmetric else None,
-    )
-    with setup.recorder.paused("compiling"):
-        flags = setup.config.compute.tpu_flags
-        compiled = compile_together(
-            step, progress.state, batch, setup.teacher_params, tpu_flags=flags
-        )
-    gated = ", gates opening" if opening else ""
-    setup.terminal.say(f"compiled the train step in {time.perf_counter() - began:.1f} s{gated}")
-    return compiled
-
-
-def _validate(setup: Setup, progress: Progress) -> tuple[Progress, dict[str, float]]:
-    """Returns the progress with its evaluation in the lineage, and the metrics for the line."""
-    if setup.evaluate is None:
-        return progress, {}
-    with setup.recorder.paused("evaluation"):
-        result = setup.evaluate(progress.state.params, progress.gates())
-        metrics: dict[str, float] = result.metrics(setup.config.evaluation.blocks)
-        if progress.state.ema is not None:
-            average = setup.evaluate(progress.state.ema, progress.gates())
-            metrics["validation_loss_ema"] = average.loss
-    evaluation = {"step": progress.lineage.step, **metrics}
-    lineage = dataclasses.replace(progress.lineage, evaluation=evaluation)
-    return dataclasses.replace(progress, lineage=lineage), metrics
-
-
-def _before_first_step(setup: Setup, progress: Progress) -> Progress:
-    """Writes the first line of a stage, or catches up on an evaluation of the restored step.
-
-    The first line has the validation loss before any step, and the growth. An evaluation is missing
-    from the restored checkpoint when the resumed run has another length, evaluation interval or
-    validation store than the run that saved it.
-    """
-    lineage, config = progress.lineage, setup.config
-    branches = [record for record in lineage.branches if record.step == lineage.step]
-    if lineage.stage_step == 0 or branches:
-        progress, metrics = _validate(setup, progress)
-        extra: dict[str, Any] = dict(metrics)
-        if lineage.growth and lineage.growth[-1].at_step == lineage.step:
-            extra["growth"] = to_dict(lineage.growth[-1])
-        if branches:
-            extra["branch"] = to_dict(branches[-1])
-        setup.recorder.line_due(progress.lineage)
-        setup.recorder.settle(extra)
-        return progress
-    due = _due(lineage.stage_step, config.evaluation.every_steps)
-    due |= lineage.stage_step == config.train.steps
-    if due and lineage.evaluation.get("step") != lineage.step:
-        progress, metrics = _validate(setup, progress)
-        if setup.log is not None:
-            setup.log.amend(lineage.step, metrics)
-    return progress
-
-
-def _save(setup: Setup, progress: Progress) -> None:
-    """Starts to save a checkpoint, unless the step is saved."""
-    step = progress.lineage.step
-    if setup.checkpoints.latest() == step:
-        return
-    with all_processes():
-        setup.job.check_lock()
-    if setup.log is not None:
-        setup.log.flush()
-    with setup.recorder.paused("saving"):
-        state = progress.state
-        setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage, state.ema)
-    setup.save_clock.restart()
-
-
-def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:
-    setup.checkpoints.wait()
-    if setup.log is not None:
-        setup.log.close()
-    raise Interrupted(
-        f"stopped by SIGTERM at step {lineage.step} and saved; the same command resumes"
-    )
-
-
-def _finish(setup: Setup, lineage: Lineage) -> None:
-    """Waits for the last save and, after the last stage, writes DONE."""
-    with all_processes():  # the next stage reads the checkpoint on all of them
-        setup.checkpoints.wait()
-    if setup.log is None:
-        return
-    setup.log.close()
-    if not setup.stage.is_last:
-        setup.terminal.say(f"{setup.stage.name} is done: step {lineage.step}")
-        return
-    done = {"step": lineage.step, "tokens": lineage.tokens}
-    write_atomically(as_path(setup.job.workdir) / "DONE", json.dumps(done) + "\n")
-    setup.terminal.say(
-        f"done: step {lineage.step}, {lineage.tokens:,} tokens, "
-        f"{lineage.flops:.3e} FLOPs (ancestors included)"
-    )
-
-
-def _kept_every(config: RunConfig) -> int:
-    """Returns the steps between checkpoints that are never deleted; 0: none."""
-    keep = config.checkpoint
-    tokens_per_step = config.data.batch * config.data.length
-    return keep.keep_every_steps or -(-keep.keep_every_tokens // tokens_per_step)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from prts_jax.config import RunConfig
+
 
 class SaveClock:
     """Minutes since the last save.
@@ -36,3 +38,10 @@ class SaveClock:
         if jax.process_count() > 1:
             late = bool(multihost_utils.broadcast_one_to_all(np.array(late)))
         return late
+
+
+def kept_every(config: RunConfig) -> int:
+    """Returns the steps between checkpoints that are never deleted; 0: none."""
+    keep = config.checkpoint
+    tokens_per_step = config.data.batch * config.data.length
+    return keep.keep_every_steps or -(-keep.keep_every_tokens // tokens_per_step)

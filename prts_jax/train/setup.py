@@ -79,34 +79,18 @@ def set_up(
     start: Start,
 ) -> Setup:
     """Loads the teacher, opens the metrics and writes config.json."""
-    config, lineage, length = stage.config, start.lineage, stage.config.data.length
-    model, declarations = config.model, declare(config.model)
+    config, lineage = stage.config, start.lineage
     frozen = frozen_layers(config, lineage)
-    costs = Costs(
-        training_flops_per_token(model, declarations, length, frozen),
-        six_n_d_per_token(declarations),
-    )
-    teacher = load_teacher(lineage.teacher, model, mesh, length)
+    teacher = load_teacher(lineage.teacher, config.model, mesh, config.data.length)
     if teacher:
         checkpoints.protect(teacher.path)  # a resume needs it
-        costs = Costs(
-            costs.flops + teacher.flops_per_token, costs.six_n_d + teacher.six_n_d_per_token
-        )
+    costs = _costs(config, frozen, teacher)
     validation = evaluation_batches(config, axis_size(mesh, "batch"), batches.store)
     evaluate = None
     if validation is not None:
-        evaluate = make_evaluator(model, config.compute, validation, mesh)
+        evaluate = make_evaluator(config.model, config.compute, validation, mesh)
     terminal = TerminalLine(config.train.steps, jax.process_index() > 0, stage.name)
-    log = None
-    if jax.process_index() == 0:
-        restored = lineage.step if start.resumed else None
-        mirror = WandbRun(job.workdir, config) if config.logging.wandb else None
-        tensorboard = config.logging.tensorboard
-        log = MetricsLog(job.workdir, restored, tensorboard, job.check_lock, mirror)
-        resolved = json.dumps(to_dict(config), indent=2)
-        names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
-        for name in names:
-            write_atomically(as_path(job.workdir) / name, resolved)
+    log = _open_log(stage, job, start) if jax.process_index() == 0 else None
     recorder = Recorder(
         log,
         terminal,
@@ -134,6 +118,28 @@ def set_up(
         recorder=recorder,
         save_clock=SaveClock(config.checkpoint.every_minutes),
     )
+
+
+def _costs(config: RunConfig, frozen: tuple[int, ...] | None, teacher: Teacher | None) -> Costs:
+    model, declarations = config.model, declare(config.model)
+    flops = training_flops_per_token(model, declarations, config.data.length, frozen)
+    six_n_d = six_n_d_per_token(declarations)
+    if teacher is None:
+        return Costs(flops, six_n_d)
+    return Costs(flops + teacher.flops_per_token, six_n_d + teacher.six_n_d_per_token)
+
+
+def _open_log(stage: Stage, job: Job, start: Start) -> MetricsLog:
+    """Opens the metrics and writes the stage's config, which readers of the metrics need."""
+    config, restored = stage.config, start.lineage.step if start.resumed else None
+    mirror = WandbRun(job.workdir, config) if config.logging.wandb else None
+    tensorboard = config.logging.tensorboard
+    log = MetricsLog(job.workdir, restored, tensorboard, job.check_lock, mirror)
+    resolved = json.dumps(to_dict(config), indent=2)
+    names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
+    for name in names:
+        write_atomically(as_path(job.workdir) / name, resolved)
+    return log
 
 
 def announce(setup: Setup, start: Start) -> None:

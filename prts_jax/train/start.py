@@ -233,7 +233,7 @@ def _with_data(
     """Returns the start of a new stage, whose data continue at the origin's next token."""
     config, before = stage.config, start.lineage
     if origin.begins_fine_tuning(config.data):
-        before = before.tuned()
+        before = before.fine_tuned()
         allow_change = (*allow_change, "data.store")
     position, note, changes = data_position(before, config, batches, allow_change)
     lineage = dataclasses.replace(
@@ -282,9 +282,9 @@ def check_tokenizer(
     Raises:
       UserError: the store has another tokenizer.
     """
-    tuning, allowed = origin.begins_fine_tuning(config.data), "data.store" in allow_change
-    if tuning and not allowed:
+    fine_tuning, allowed = origin.begins_fine_tuning(config.data), "data.store" in allow_change
+    if fine_tuning and not allowed:
         way_out = ", or pass --allow_change=data.store"
         check_store_tokenizer(origin.path, origin.lineage, store, way_out)
-    elif not tuning and (allowed or origin.own or not origin.lineage.store):
+    elif not fine_tuning and (allowed or origin.own or not origin.lineage.store):
         check_store_tokenizer(origin.path, origin.lineage, store)

@@ -97,10 +97,7 @@ def make_train_step(
     declarations = declare(model)
     new = None if asymmetric is None else new_parts(asymmetric, declarations)
     parts = {} if frozen is None else trained_parts(declarations, frozen)
-    mesh = jax.sharding.get_mesh()
-    apart: tuple[str, ...] = ()
-    if config.train.accumulation > 1 and not mesh.empty:
-        apart = axes_summed_once(config.mesh.reduce_gradients, mesh, declarations)
+    apart = axes_summed_once(config, declarations)
 
     def train_step(
         state: TrainState, batch: Batch, teacher_params: Any = None

@@ -39,9 +39,9 @@ def params() -> Any:
     return random_params(declare(STACK.target), seed=1)
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_same(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_parameters_and_optimizer_restore(workdir: str, params: Any) -> None:

@@ -1,6 +1,6 @@
 """Facts of Orbax's layout on disk that sharing files and streaming rely on: one test a fact.
 
-A failure here after an upgrade names what changed; `leaves`, `extents` and `reference` rely on it.
+A failure here after an upgrade names the change; `arrays`, `ocdbt_index`, `reference` rely on it.
 `prts grow` streams where sharing no longer works, so nothing else would tell.
 """
 

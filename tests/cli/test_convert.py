@@ -125,7 +125,7 @@ def test_verify_finds_a_value_that_the_disk_has_changed(
         return written
 
     assert convert.main(argv(folder, tmp_path / "ours")) == 0
-    module = convert.convert
+    module = convert.export
     flipped = flipping(module.write_huggingface, "*.safetensors")
     monkeypatch.setattr(module, "write_huggingface", flipped)
     back = argv(tmp_path / "ours", tmp_path / "back", "--verify", kind="orbax", to="hf")
@@ -151,7 +151,7 @@ def test_verify_finds_a_config_that_computes_otherwise(
         file.write_text(file.read_text().replace("10000.0", "9000.0"))
         return report
 
-    monkeypatch.setattr(convert.convert, "write_huggingface", altering)
+    monkeypatch.setattr(convert.export, "write_huggingface", altering)
     command = argv(folder, tmp_path / "back", f"--verify={verify}", "--json", to="hf")
     assert run(convert.main, command, "convert") == 1
     out, err = capsys.readouterr()

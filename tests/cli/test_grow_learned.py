@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from prts_jax.checkpoint.layout import matrices_file, read_lineage
+from prts_jax.checkpoint.layout import read_lineage
+from prts_jax.checkpoint.matrices_files import matrices_file
 from prts_jax.cli import grow, run
 from prts_jax.cli.family_tree import draw
 from prts_jax.growth import dense

@@ -106,14 +106,14 @@ def test_precedence_is_argument_then_checkpoint_then_store(
         worded.write_tokenizer(tmp_path / name)
     checkpoint, known = str(tmp_path / "checkpoint"), trained_on(lineage, tmp_path / "store")
 
-    def found(asked: str = "") -> str:
+    def folder_of(asked: str = "") -> str:
         return str(Path(tokenizer_of(checkpoint, known, asked).path).parent)
 
-    assert found(str(tmp_path / "asked")) == str(tmp_path / "asked")
-    assert found(str(tmp_path / "asked" / "tokenizer.json")) == str(tmp_path / "asked")
-    assert found() == str(tmp_path / "checkpoint" / "tokenizer")
+    assert folder_of(str(tmp_path / "asked")) == str(tmp_path / "asked")
+    assert folder_of(str(tmp_path / "asked" / "tokenizer.json")) == str(tmp_path / "asked")
+    assert folder_of() == str(tmp_path / "checkpoint" / "tokenizer")
     (tmp_path / "checkpoint" / "tokenizer" / "tokenizer.json").unlink()
-    assert found() == str(tmp_path / "store")
+    assert folder_of() == str(tmp_path / "store")
 
 
 def test_missing_small_or_damaged_tokenizers_are_refused(tmp_path: Path, lineage: Lineage) -> None:

@@ -11,7 +11,7 @@ from prts_jax.config import ModelConfig
 from prts_jax.formats import safetensors_files
 from prts_jax.formats.config_json import config_json, write_json
 from prts_jax.formats.huggingface import tensor_name
-from prts_jax.formats.model_source import is_linear, layer_shape, leaf_layers
+from prts_jax.formats.model_source import is_linear, leaf_layers
 from prts_jax.model.architecture import declare
 
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
@@ -125,7 +125,7 @@ def write_plain(
 
     def tensor(leaf: str, layer: int | None) -> safetensors_files.NewTensor:
         declaration = declare(model)[leaf]
-        shape = layer_shape(declaration)
+        shape = declaration.layer_shape
         if is_linear(declaration):
             shape = (math.prod(shape) // declaration.fan_in, declaration.fan_in)
         drawn = np.random.default_rng(layer or 0).standard_normal
@@ -155,18 +155,18 @@ def load_transformers(folder: Path) -> Any:
     ).eval()
 
 
-def logits_of(made: Any, tokens: np.ndarray) -> np.ndarray:
+def logits_of(model_of_transformers: Any, tokens: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        return np.asarray(made.float()(torch.tensor(tokens)).logits.numpy())
+        return np.asarray(model_of_transformers.float()(torch.tensor(tokens)).logits.numpy())
 
 
-def litgpt_state(made: Any, model: ModelConfig, swiglu: bool) -> dict[str, Any]:
+def litgpt_state(model_of_transformers: Any, model: ModelConfig, swiglu: bool) -> dict[str, Any]:
     """The same weights under lit-gpt's names, query groups fused row by row."""
     import torch
 
-    weights = made.state_dict()
+    weights = model_of_transformers.state_dict()
     state = {
         "transformer.wte.weight": weights["model.embed_tokens.weight"],
         "transformer.ln_f.weight": weights["model.norm.weight"],

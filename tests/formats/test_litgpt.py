@@ -123,9 +123,9 @@ def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:
         litgpt.open_model(str(folder))
 
 
-def newer(state: Any, made: Any) -> Any:
+def newer(state: Any, original: Any) -> Any:
     """Renames and reorders the fused tensors as newer versions of litgpt store them."""
-    weights = made.state_dict()
+    weights = original.state_dict()
     renamed = {}
     for name, tensor in state.items():
         if name.endswith("attn.attn.weight"):

@@ -227,7 +227,7 @@ def test_growing_a_model_with_shut_gates_is_refused_in_one_line():
     assert "\n" not in str(no.value)
 
 
-# What they multiply
+# The outputs that gates multiply
 
 
 def scaled(params, **factors: jax.Array):

@@ -15,8 +15,8 @@ from prts_jax.config import ComputeConfig, ModelConfig, RopeScaling
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.operators import make_map
+from prts_jax.growth.wide_target import parse_widths
 from prts_jax.growth.widening import NEW, Widening, partition
-from prts_jax.growth.width import parse_widths
 from prts_jax.model.architecture import logits
 from prts_jax.tree import flatten
 from tests.growth import one_device

@@ -8,10 +8,8 @@ import pytest
 
 from prts_jax.config import to_dict
 from prts_jax.errors import UserError
-from prts_jax.launch.accelerators import GENERATIONS
 from prts_jax.model.presets import preset
 from prts_jax.planning.guidelines import GROWTH_FACTOR
-from prts_jax.planning.peaks import PEAK_FLOPS_PER_CHIP
 from prts_jax.planning.plan import make_plan, nearest_preset
 
 
@@ -95,10 +93,6 @@ def test_days_are_flops_over_peak_times_mfu(hardware, chips, peak):
     for part in ("base", "grown", "scratch"):
         seconds = plan["flops"][part] / per_second
         assert plan["hardware"]["days"][part] * 24 * 3600 == pytest.approx(seconds)
-
-
-def test_every_generation_has_a_peak():
-    assert PEAK_FLOPS_PER_CHIP.keys() == GENERATIONS.keys()
 
 
 def test_a_plan_within_the_measured_range_has_no_warnings():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.train import loop
+from prts_jax.train import loop, stage_loop
 from prts_jax.train.stages import Stage
 
 
@@ -19,14 +19,14 @@ def kill() -> None:
 
 def call_during_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Calls `act` when the step after `step` (of the lineage) is dispatched and not yet counted."""
-    advance = loop.advance
+    advance = stage_loop.advance
 
     def acting(lineage: Lineage, *arguments: object) -> Lineage:
         if lineage.step == step:
             act()
         return advance(lineage, *arguments)  # type: ignore[arg-type]
 
-    patch.setattr(loop, "advance", acting)
+    patch.setattr(stage_loop, "advance", acting)
 
 
 def kill_before_stage(patch: pytest.MonkeyPatch, index: int) -> None:

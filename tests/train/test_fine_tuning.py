@@ -178,13 +178,13 @@ def test_its_lineage_has_a_stage_of_its_own(tune: Run, base: Any, tmp_path: Path
     tune(tmp_path / "sft", train__steps=1)
     path = resolve(str(tmp_path / "sft"))
     lineage, before = read_lineage(path), read_lineage(resolve(str(base.workdir)))
-    pretrained, tuned = training_spans(lineage)
-    assert (pretrained.last_step, tuned.first_step) == (before.step, before.step)
-    assert (pretrained.tuning, tuned.tuning) == (False, True)
+    pretrained, fine_tuned = training_spans(lineage)
+    assert (pretrained.last_step, fine_tuned.first_step) == (before.step, before.step)
+    assert (pretrained.fine_tuning, fine_tuned.fine_tuning) == (False, True)
     assert pretrained.tokens == before.tokens
     assert pretrained.evaluation == before.evaluation
-    assert tuned.evaluation == lineage.evaluation != before.evaluation
-    assert [change.key for change in tuned.changes] == ["data.store"]
+    assert fine_tuned.evaluation == lineage.evaluation != before.evaluation
+    assert [change.key for change in fine_tuned.changes] == ["data.store"]
     assert "├─ fine-tuned on instructions" in family_tree.draw(path, lineage)
 
 

@@ -11,7 +11,7 @@ from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.errors import UserError
 from prts_jax.growth.gates import Opening, opening
 from prts_jax.growth.operators import make_map
-from prts_jax.train import loop
+from prts_jax.train import loop, stage_loop
 from prts_jax.train.step import make_train_step
 from tests.growth.on_disk.growing import stream
 from tests.train import tiny
@@ -39,14 +39,14 @@ def compiled():
 def opened(base, compiled, tmp_path_factory):
     """The base grown by fresh layers whose gates open over four steps, trained for six."""
     workdir = tmp_path_factory.mktemp("gated") / "opened"
-    original = loop.make_train_step
+    original = stage_loop.make_train_step
 
     def counting(*arguments, **options):
         compiled.append(options["gates"] is not None)
         return original(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_train_step", counting)
+        patch.setattr(stage_loop, "make_train_step", counting)
         changes = {**GATED, "init__grow_from": str(base.workdir)}
         loop.train(tiny.changed(base.config, **changes), str(workdir))
     return workdir

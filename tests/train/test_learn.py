@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from prts_jax import tree
-from prts_jax.checkpoint.layout import matrices_file, read_lineage, read_matrices, resolve
+from prts_jax.checkpoint.layout import read_lineage, resolve
+from prts_jax.checkpoint.matrices_files import matrices_file, read_matrices
 from prts_jax.checkpoint.training_spans import training_spans
 from prts_jax.cli.family_tree import draw
 from prts_jax.config import to_dict

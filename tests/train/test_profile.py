@@ -6,7 +6,7 @@ import signal
 import jax
 import pytest
 
-from prts_jax.train import loop
+from prts_jax.train import stage_loop
 from tests.train import tiny
 
 
@@ -19,14 +19,14 @@ def profiles(workdir) -> list[str]:
 
 def signal_after(step: int, monkeypatch) -> None:
     """Sends SIGUSR1 to this process when so many steps have been dispatched."""
-    dispatch = loop._step
+    dispatch = stage_loop._step
 
     def with_signal(setup, compiled, progress, batch):
         if progress.lineage.step == step:
             os.kill(os.getpid(), signal.SIGUSR1)
         return dispatch(setup, compiled, progress, batch)
 
-    monkeypatch.setattr(loop, "_step", with_signal)
+    monkeypatch.setattr(stage_loop, "_step", with_signal)
 
 
 def test_the_flag_and_the_signal_profile_steps_of_a_running_job(

@@ -13,7 +13,7 @@ from prts_jax.config import to_dict
 from prts_jax.errors import Interrupted, UserError
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import training_flops_per_token
-from prts_jax.train import loop
+from prts_jax.train import loop, stage_loop
 from prts_jax.train.origin import newest_origin
 from prts_jax.train.stages import remaining_stages
 from tests.train import tiny
@@ -144,13 +144,13 @@ def test_a_run_stopped_in_and_at_the_end_of_stages_is_the_same_to_the_bit(
 
 def test_a_stage_is_compiled_once(configure, tmp_path, monkeypatch, capsys):
     compiled = []
-    compile_together = loop.compile_together
+    compile_together = stage_loop.compile_together
 
     def counting(*arguments, **options):
         compiled.append(arguments)
         return compile_together(*arguments, **options)
 
-    monkeypatch.setattr(loop, "compile_together", counting)
+    monkeypatch.setattr(stage_loop, "compile_together", counting)
     stages = [{"steps": 2, "model": {"layers": 1}}, {"steps": 2}]
     loop.train(configure(growth__stages=stages, data__validation=""), str(tmp_path))
     assert len(compiled) == 2
@@ -226,7 +226,7 @@ def test_a_run_may_begin_with_no_layers_and_resumes_before_and_after_growth(
     assert all(abs(leaf).max() > 0 for leaf in stored_params(tmp_path).values())
 
 
-# What may change, and what is refused
+# Changes of a stage, allowed and refused
 
 
 def test_stages_to_come_may_change_and_the_one_that_is_trained_may_not(configure, tmp_path):

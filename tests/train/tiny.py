@@ -127,9 +127,9 @@ def stored_params(checkpoint: str | Path, item: str = "params") -> dict[str, np.
     return {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
 
 
-def assert_same(found: Mapping[str, Any], expected: Mapping[str, np.ndarray]) -> None:
+def assert_same(actual: Mapping[str, Any], expected: Mapping[str, np.ndarray]) -> None:
     """Checks that two sets of parameters agree in every bit."""
-    leaves = tree.flatten(found)
+    leaves = tree.flatten(actual)
     assert leaves.keys() == expected.keys()
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(np.asarray(leaf), expected[name], err_msg=name)

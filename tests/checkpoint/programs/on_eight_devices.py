@@ -40,7 +40,7 @@ MESHES = {
 VALUES = flatten(random_params())
 
 
-def placed(mesh: str) -> dict[str, Any]:
+def params_on(mesh: str) -> dict[str, Any]:
     return unflatten({path: jax.device_put(VALUES[path], MESHES[mesh][path]) for path in VALUES})
 
 
@@ -56,7 +56,7 @@ def folder(mesh: str) -> str:
 
 
 for name in MESHES:
-    save_checkpoint(folder(name), placed(name), lineage_of(placed(name), MODEL, DECLARED))
+    save_checkpoint(folder(name), params_on(name), lineage_of(params_on(name), MODEL, DECLARED))
 
 restored = {}
 for source, target in [
@@ -65,14 +65,14 @@ for source, target in [
     ("fsdp=4 tensor=2", "fsdp=8"),
     ("one device", "fsdp=8"),
 ]:
-    params = restore_params(folder(source), abstract(placed(target)), DECLARED)
+    params = restore_params(folder(source), abstract(params_on(target)), DECLARED)
     kept = all(leaf.sharding == MESHES[target][path] for path, leaf in flatten(params).items())
     restored[f"{source} → {target}"] = kept and same(params, VALUES)
 
 growth_map = make_map(MODEL, None, "layers", 0, "0:3,1:3,0:1")
 targets = declare(growth_map.target)
 target_shardings = shardings(MeshConfig(fsdp=4, tensor=2), targets)
-source_params = placed("fsdp=4 tensor=2")
+source_params = params_on("fsdp=4 tensor=2")
 grown = grow_params(source_params, growth_map, targets, target_shardings)
 expected = {
     path: np.asarray(leaf)[list(growth_map.layers)] if DECLARED[path].stacked else leaf
@@ -97,13 +97,13 @@ for number, name in enumerate(MESHES):
     growing.link(folder(name), f"{FOLDER}/linked_{number}", growth_map)
     linked.append(restore_params(f"{FOLDER}/linked_{number}", abstract(grown), targets))
 
-found = [digests(placed(name), DECLARED) for name in MESHES]
+of_meshes = [digests(params_on(name), DECLARED) for name in MESHES]
 chunks = arrays.describe(folder("fsdp=8"))
 print(
     json.dumps(
         {
             "restored exactly": restored,
-            "digests agree": all(one == found[0] for one in found),
+            "digests agree": all(one == of_meshes[0] for one in of_meshes),
             "layers per chunk": max(chunks[p].chunk[0] for p in chunks if DECLARED[p].stacked),
             "grown exactly": same(grown, expected)
             and all(leaf.sharding == target_shardings[p] for p, leaf in flatten(grown).items()),

@@ -212,7 +212,7 @@ def test_evaluation_has_every_token_after_the_first_as_a_target_once_in_order(
     assert targets.tolist() == list(range(1, 1 + wanted))
     np.testing.assert_array_equal(rows["tokens"][weighted], targets - 1)
     np.testing.assert_array_equal(rows["source_ids"][weighted], targets // 7 % 2)
-    # What is left is padding, less than a batch of it.
+    # The rest is padding, less than a batch of it.
     assert (rows["loss_weights"][~weighted] == 0).all()
     assert (~weighted).sum() < batch * length
 

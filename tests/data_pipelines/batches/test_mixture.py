@@ -83,7 +83,7 @@ def test_shares_are_exact_and_windows_of_a_set_come_in_order(
     for number, share in enumerate(shares):
         exact = Fraction(share, sum(shares)) * ROUND
         mine = windows[sets == number]
-        # What came before these rounds, and what in them, differs from the share by rounding.
+        # Windows before these rounds and in them differ from the share by rounding.
         if mine.size:
             np.testing.assert_array_equal(mine, mine[0] + np.arange(mine.size))
             assert abs(int(mine[0]) - exact * rounds) < len(shares)

@@ -207,7 +207,7 @@ KILLED = """
 import os, pathlib, signal, sys
 from data_pipelines.build import extension
 from data_pipelines.build.cache import cache
-from data_pipelines.build.store_build import Rules
+from data_pipelines.build.rules import Rules
 from tests.data_pipelines.build.line_task import LineTask, silent
 
 folder, where = pathlib.Path(sys.argv[1]), sys.argv[2]

@@ -164,16 +164,16 @@ def test_a_bad_text_is_one_fault(tmp_path: Path):
         list(read_text(str(tmp_path / "none.txt")))
 
 
-@pytest.mark.parametrize("place", ["", "data/", "en/"])
-def test_file_names_name_splits_as_on_the_hub(tmp_path: Path, place: str):
+@pytest.mark.parametrize("folder", ["", "data/", "en/"])
+def test_file_names_name_splits_as_on_the_hub(tmp_path: Path, folder: str):
     for split in ("train", "validation", "test"):
-        write_parquet(tmp_path / f"{place}{split}-00000-of-00001.parquet", [{"text": split}])
+        write_parquet(tmp_path / f"{folder}{split}-00000-of-00001.parquet", [{"text": split}])
     assert list(splits_of(tmp_path, Format("parquet"))) == ["train", "validation", "test"]
     for split in ("train", "validation"):
         task = open_folder(tmp_path, split, Format("parquet"), TOKENIZER)
         [document] = task.documents(0)
         assert document.tokens.tolist() == tokens_of(split)
-        assert task.sources == (place.strip("/") or "parquet",)
+        assert task.sources == (folder.strip("/") or "parquet",)
 
 
 def test_files_without_a_split_beside_files_of_one_are_refused_unless_chosen(tmp_path: Path):

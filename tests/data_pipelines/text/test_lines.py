@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_pipelines.text.lines import ENORMOUS, Damage, numbered_lines, pieces
+from data_pipelines.text.lines import ENORMOUS, Damage, chunks, numbered_lines
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".jsonl": lambda content: content,
@@ -129,7 +129,7 @@ def test_highly_compressed_text_is_decompressed_in_parts(folder: Path):
     path, size = folder / "dense.txt.zst", 1 << 28
     path.write_bytes(zstandard.compress(bytes(size)))
     assert path.stat().st_size < size / 10_000
-    sizes = [len(piece) for piece in pieces(path)]
+    sizes = [len(piece) for piece in chunks(path)]
     assert sum(sizes) == size
     assert max(sizes) <= size / 2
 

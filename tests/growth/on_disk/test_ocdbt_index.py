@@ -25,14 +25,14 @@ def write(directory, **config):
     return database, context
 
 
-def values_at(directory, found):
-    def value_of(place):
-        if not isinstance(place, Extent):
-            return place
-        data = (Path(directory) / place.file).read_bytes()
-        return data[place.offset : place.offset + place.length]
+def values_at(directory, index):
+    def value_of(where):
+        if not isinstance(where, Extent):
+            return where
+        data = (Path(directory) / where.file).read_bytes()
+        return data[where.offset : where.offset + where.length]
 
-    return {key: value_of(place) for key, place in found.items()}
+    return {key: value_of(where) for key, where in index.items()}
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,12 @@ def grown(growth_map: GrowthMap, mesh: jax.sharding.Mesh | None):
     return {path: np.asarray(leaf) for path, leaf in built.items()}
 
 
-found = {}
+differences = {}
 for operator, options in CASES.items():
     growth_map = make_map(SOURCE, None, operator, **options)
     alone, sharded = grown(growth_map, None), grown(growth_map, make_mesh(MESH))
-    found[operator] = max(
+    differences[operator] = max(
         float(np.abs(sharded[path] - leaf).max() / np.abs(leaf).max())
         for path, leaf in alone.items()
     )
-print(json.dumps(found))
+print(json.dumps(differences))
