@@ -29,7 +29,7 @@ def run_stage(setup: Setup, progress: Progress) -> None:
 
     Raises:
       Interrupted: the process received SIGTERM; the state was saved.
-      DivergedError: more steps than `train.max_skipped` had no finite loss or gradient.
+      DivergedError: more steps than `train.max_skipped` were skipped.
     """
     origin = progress.lineage
     first, stop = origin.stage_step, setup.config.train.steps
