@@ -80,7 +80,8 @@ def parse(text: str) -> list[Beat]:
             values = json.loads(line)
             beat = Beat(**{field.name: values[field.name] for field in dataclasses.fields(Beat)})
             numbers = [value for name, value in values.items() if name != "name"]
-            if all(isinstance(value, int | float | None) for value in numbers):
+            always = (beat.host, beat.time, beat.step, beat.stepped)
+            if None not in always and all(isinstance(n, int | float | None) for n in numbers):
                 beats.append(dataclasses.replace(beat, name=str(beat.name)))
         except (ValueError, TypeError, KeyError, RecursionError):
             continue

@@ -13,6 +13,7 @@ BEAT = Beat(0, "w-0", 1000.0, 40, 995.0, 0.5, 0.01, False, 2**30, 3 * 2**29, 2**
 def test_lines_are_read_in_order_of_hosts_and_damaged_ones_left_out():
     other = dataclasses.replace(BEAT, host=1, hbm_bytes=None, ended=True)
     text = other.to_json() + '{"host": 2}\n[1]\nno JSON\n' + BEAT.to_json().replace("1000.0", '"x"')
+    text += "".join(BEAT.to_json().replace(number, "null") for number in ("1000.0", "40", "995.0"))
     assert parse(text + BEAT.to_json()) == [BEAT, other]
 
 
