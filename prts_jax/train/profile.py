@@ -40,6 +40,7 @@ class Profiler:
         """Makes a profiler of the run in `workdir`; `listening` takes the signal."""
         self._folder = as_path(workdir) / FOLDER
         self._asked = False
+        self._next = 0  # the step that is dispatched next, or was dispatched last
         self._profile: _Profile | None = None
 
     @contextlib.contextmanager
@@ -54,8 +55,8 @@ class Profiler:
             yield self
         finally:
             signal.signal(SIGNAL, previous)
-            if self._profile is not None:
-                self._end(self._profile)
+            if self._profile is not None:  # the run ends before its last step
+                self._end(self._profile._replace(last=self._next))
 
     def between_steps(self, step: int, state: Any, config: LoggingConfig) -> None:
         """Ends or starts a profile where that is due; the loop calls it before each step.
@@ -68,10 +69,10 @@ class Profiler:
         if self._profile is not None and step >= self._profile.last:
             jax.block_until_ready(state)
             self._end(self._profile)
-        first = step + 1
-        if self._profile is None and (self._asked or first == config.profile_from):
+        self._next = step + 1
+        if self._profile is None and (self._asked or self._next == config.profile_from):
             jax.block_until_ready(state)
-            self._start(first, first + config.profile_steps - 1)
+            self._start(self._next, step + config.profile_steps)
 
     def _start(self, first: int, last: int) -> None:
         asked, self._asked = self._asked, False

@@ -4,9 +4,12 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from prts_jax.config import LoggingConfig
 from prts_jax.train import stage_loop
+from prts_jax.train.profile import Profiler
 from tests.train import tiny
 
 
@@ -67,3 +70,11 @@ def test_a_profile_that_fails_is_said_and_the_run_goes_on(
     }
     assert said[failing] in capfd.readouterr().err
     assert (tmp_path / "a/DONE").exists()
+
+
+def test_a_profile_that_the_end_of_the_run_cuts_short_names_its_last_step(tmp_path):
+    logging = LoggingConfig(profile_from=4, profile_steps=9)
+    with Profiler(str(tmp_path)).listening() as profiler:
+        for step in (3, 4):  # dispatched before steps 4 and 5, the last of the run
+            profiler.between_steps(step, jnp.zeros(1), logging)
+    assert profiles(tmp_path) == ["steps_4-5/host_0.xplane.pb"]
