@@ -140,6 +140,24 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
             raise
 
 
+def append_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Appends to a local file all of the data, or nothing.
+
+    Raises:
+      OSError: the data cannot be written; the file is as it was.
+    """
+    end = None
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end, rest = file.seek(0, os.SEEK_END), data
+            while rest:
+                rest = rest[file.write(rest) :]
+    except OSError:
+        if end is not None:
+            os.truncate(path, end)
+        raise
+
+
 def sync(path: str | os.PathLike[str]) -> None:
     """Writes a local file, or the names in a local directory, through to the disk.
 
