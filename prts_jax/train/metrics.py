@@ -131,7 +131,8 @@ class MetricsLog:
             self.lost = f"metrics: damaged lines are left out ({damage})"
         elif self._gap:
             self.lost = f"metrics: the lines after step {last} up to step {step} are missing"
-        self._rewrite(kept)
+        self._whole = kept
+        self._try_to_store()
         return kept
 
     def _rewrite(self, kept: list[Line]) -> None:

@@ -194,6 +194,32 @@ class Saves:
         return _of_first_process(self._seconds() >= self._again)
 
 
+def patiently(write: Callable[[], object], minutes: float, say: Callable[[str], None]) -> None:
+    """Repeats what fails because the storage is full or away, with growing pauses.
+
+    Args:
+      write: leaves the storage whole when it fails.
+      minutes: after which its error is raised.
+      say: tells the user of each failure.
+
+    Raises:
+      StorageError: it still fails.
+    """
+    until, pause = time.monotonic() + 60 * minutes, FIRST_RETRY_SECONDS
+    while True:
+        try:
+            write()
+            return
+        except StorageError as error:
+            left = until - time.monotonic()
+            if left <= 0 or isinstance(error, LostLockError):
+                raise
+            pause = min(pause, left)
+            say(f"{_without_advice(error)}: tried again in {duration(pause)}")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_RETRY_SECONDS)
+
+
 def _without_advice(error: Exception) -> str:
     """Returns the text of an error that does not end the run."""
     return str(error).removesuffix(START_AGAIN)

@@ -1,5 +1,6 @@
 """The parts of a stage that stay the same while it trains: data, teacher, metrics, costs."""
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
-from prts_jax.train.saving import Saves
+from prts_jax.train.saving import Saves, patiently
 from prts_jax.train.stages import Stage, stage_file
 from prts_jax.train.weights_and_biases import WandbRun
 
@@ -138,7 +139,8 @@ def _open_log(stage: Stage, job: Job, start: Start, terminal: TerminalLine) -> M
     resolved = json.dumps(to_dict(config), indent=2)
     names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
     for name in names:
-        write_atomically(as_path(job.workdir) / name, resolved)
+        write = functools.partial(write_atomically, as_path(job.workdir) / name, resolved)
+        patiently(write, config.checkpoint.retry_minutes, terminal.say)
     return log
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import time
@@ -18,7 +19,7 @@ from prts_jax.feed import prefetch
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.progress import Progress, advance
-from prts_jax.train.saving import kept_every
+from prts_jax.train.saving import kept_every, patiently
 from prts_jax.train.setup import Setup
 from prts_jax.train.spikes import to_keep
 from prts_jax.train.step import make_train_step
@@ -225,8 +226,9 @@ def _finish(setup: Setup, progress: Progress) -> None:
     if not setup.stage.is_last:
         setup.terminal.say(f"{setup.stage.name} is done: step {lineage.step}")
         return
-    done = {"step": lineage.step, "tokens": lineage.tokens}
-    write_atomically(as_path(setup.job.workdir) / "DONE", json.dumps(done) + "\n")
+    text = json.dumps({"step": lineage.step, "tokens": lineage.tokens}) + "\n"
+    done = functools.partial(write_atomically, as_path(setup.job.workdir) / "DONE", text)
+    patiently(done, setup.config.checkpoint.retry_minutes, setup.terminal.say)
     setup.terminal.say(
         f"done: step {lineage.step}, {lineage.tokens:,} tokens, "
         f"{lineage.flops:.3e} FLOPs (ancestors included)"
