@@ -143,6 +143,10 @@ class Checkpoints:
         """Returns the error of the background save if this process knows it; does not wait."""
         return self._background.failure()
 
+    def has_ended(self) -> bool:
+        """Returns whether this process's part of the background save has ended; does not wait."""
+        return self._saving is not None and self._background.has_ended()
+
     def check(self) -> bool:
         """Ends the background save as `wait`, if it has ended on all processes or failed on one.
 
@@ -151,7 +155,7 @@ class Checkpoints:
         """
         if self._saving is None:
             return True
-        state = "failed" if self.failure() else "ended" if self._background.has_ended() else ""
+        state = "failed" if self.failure() else "ended" if self.has_ended() else ""
         states = gather_texts(state)
         if all(states) or "failed" in states:
             self.wait()

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import numpy as np
@@ -60,6 +61,7 @@ class Saves:
         config: CheckpointConfig,
         say: Callable[[str], None],
         count: Callable[[], None],
+        paused: Callable[[str], AbstractContextManager[None]],
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes the saves of a stage.
@@ -69,9 +71,10 @@ class Saves:
           config: the intervals and the limit.
           say: tells the user.
           count: counts a failed save.
+          paused: excludes the time of its context from the rates, see `Recorder`.
           seconds: the time; the first process's counts for all.
         """
-        self._checkpoints, self._say, self._count = checkpoints, say, count
+        self._checkpoints, self._say, self._count, self._paused = checkpoints, say, count, paused
         self._clock, self._seconds = SaveClock(config.every_minutes, seconds), seconds
         self._limit = 60 * config.retry_minutes
         self._running = False  # a save that has begun and of whose end nothing is known
@@ -94,8 +97,10 @@ class Saves:
                 self._say(_without_advice(error))
             self._named = error
             return
+        removing = self._paused("saving") if self._checkpoints.has_ended() else nullcontext()
         try:
-            ended = self._checkpoints.check()
+            with removing:
+                ended = self._checkpoints.check()
         except StorageError as error:
             self.failed(error)
         else:

@@ -117,7 +117,13 @@ def set_up(
         terminal=terminal,
         log=log,
         recorder=recorder,
-        saves=Saves(checkpoints, config.checkpoint, terminal.say, recorder.count_failed_save),
+        saves=Saves(
+            checkpoints,
+            config.checkpoint,
+            terminal.say,
+            recorder.count_failed_save,
+            recorder.paused,
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """A run whose saves fail goes on and saves later; beyond a limit it ends with exit code 75."""
 
+import contextlib
 import math
 import re
 import resource
@@ -109,6 +110,9 @@ class Failing:
 
     error: Exception | None = None
 
+    def has_ended(self) -> bool:
+        return True
+
     def check(self) -> bool:
         self.wait()
         return True
@@ -127,7 +131,12 @@ class Run:
         self.checkpoints = Failing()
         config = CheckpointConfig(retry_minutes=minutes)
         self.saves = Saves(
-            self.checkpoints, config, self.said.append, self.counted, lambda: self.now
+            self.checkpoints,
+            config,
+            self.said.append,
+            self.counted,
+            contextlib.nullcontext,
+            lambda: self.now,
         )
 
     def counted(self) -> None:
