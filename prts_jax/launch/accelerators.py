@@ -87,6 +87,13 @@ GENERATIONS = {
     )
 }
 
+PEAK_FLOPS_PER_DEVICE = {
+    kind: generation.peak_flops / generation.devices_per_chip
+    for generation in GENERATIONS.values()
+    for kind in generation.device_kinds
+} | {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+"""Prefix of a `jax.Device`'s `device_kind` → its dense bfloat16 FLOP/s, by the vendors' data
+sheets."""
 
 ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod", "v7x": "tpu7x", "7x": "tpu7x"}
 """Common name → gcloud's name."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from prts_jax.errors import UserError
 from prts_jax.planning.guidelines import growth_timing
+from prts_jax.planning.later_work import TOKENS_PER_PARAMETER
 from prts_jax.study.compare import Speedup
 from prts_jax.study.results import ArmResult, Results
 
@@ -18,9 +19,6 @@ FEWEST = 3
 
 SAMPLES = 1000
 """Bootstrap samples of an interval."""
-
-FADES = 20
-"""Tokens a parameter above which gains are said to fade (arXiv 2605.13405)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +143,7 @@ class FactorBound:
         return (
             f"Growth factors: of g = {tried} tried at {self.tokens_per_parameter:.2g} tokens a "
             f"parameter, these save FLOPs with a 95% interval above 0: {certain}{fastest}. "
-            f"arXiv 2605.13405: g = 2 is the most reliable, and gains fade above {FADES} tokens a "
+            f"arXiv 2605.13405: g = 2 is the most reliable, and gains fade above {TOKENS_PER_PARAMETER} tokens a "
             "parameter."
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from prts_jax.errors import UserError
-from prts_jax.planning.saturation import Constants
+from prts_jax.planning.later_work import SaturationLaw
 from prts_jax.study.results import Results
 
 SETTLED = 0.25
@@ -35,9 +35,9 @@ class Fit:
       points: number of evaluations.
     """
 
-    constants: Constants
-    low: Constants | None
-    high: Constants | None
+    constants: SaturationLaw
+    low: SaturationLaw | None
+    high: SaturationLaw | None
     residual: float
     points: int
 
@@ -82,7 +82,7 @@ def fit(results: Results, bootstrap_seed: int = 0) -> Fit:
             fit_points(np.concatenate([by_seed[at] for at in drawn]), constants)
             for drawn in random.integers(len(by_seed), size=(SAMPLES, len(by_seed)))
         ]
-        low, high = (Constants(*row) for row in np.quantile(samples, [0.025, 0.975], axis=0))
+        low, high = (SaturationLaw(*row) for row in np.quantile(samples, [0.025, 0.975], axis=0))
     residual = _residuals(_encode(constants), everything)
     return Fit(constants, low, high, float(np.sqrt((residual**2).mean())), len(everything))
 
@@ -100,7 +100,7 @@ def _points(results: Results, seed: int) -> np.ndarray:
     return np.array(points, float).reshape(-1, 3)
 
 
-def fit_points(points: np.ndarray, near: Constants | None = None) -> Constants:
+def fit_points(points: np.ndarray, near: SaturationLaw | None = None) -> SaturationLaw:
     """Returns the least-squares constants, all at least 0.
 
     Args:
@@ -118,7 +118,7 @@ def fit_points(points: np.ndarray, near: Constants | None = None) -> Constants:
         for start in starts
     ]
     best = min(fits, key=lambda one: one.cost)
-    return Constants(*np.exp(best.x))
+    return SaturationLaw(*np.exp(best.x))
 
 
 def _scaled(start: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def _scaled(start: np.ndarray, points: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _encode(constants: Constants) -> np.ndarray:
+def _encode(constants: SaturationLaw) -> np.ndarray:
     return np.log(np.maximum(constants, 1e-300))
 
 

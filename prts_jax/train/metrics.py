@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prts_jax.errors import UserError, storage_errors
+from prts_jax.launch.accelerators import PEAK_FLOPS_PER_DEVICE
 from prts_jax.paths import as_path, exists, is_remote, write_atomically
-from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
 from prts_jax.train.weights_and_biases import WandbRun
 
 Line = dict[str, Any]
