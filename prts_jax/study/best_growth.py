@@ -143,8 +143,8 @@ class FactorBound:
         return (
             f"Growth factors: of g = {tried} tried at {self.tokens_per_parameter:.2g} tokens a "
             f"parameter, these save FLOPs with a 95% interval above 0: {certain}{fastest}. "
-            f"arXiv 2605.13405: g = 2 is the most reliable, and gains fade above {TOKENS_PER_PARAMETER} tokens a "
-            "parameter."
+            "arXiv 2605.13405: g = 2 is the most reliable, and gains fade above "
+            f"{TOKENS_PER_PARAMETER} tokens a parameter."
         )
 
 
