@@ -22,14 +22,7 @@ CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in tokeni
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one of the subcommands.
-
-    Returns:
-      0.
-
-    Raises:
-      UserError: bad input, or the `data` extra is missing.
-    """
+    """Runs one of the subcommands."""
     arguments = _parser().parse_args(argv)
     arguments.run(arguments)
     return 0
@@ -256,11 +249,7 @@ def _write(path: str, flag: str, content: bytes) -> None:
 
 
 def _data_module(name: str, extra: str = "data") -> ModuleType:
-    """Imports a module of `data_pipelines` that needs an extra.
-
-    Raises:
-      UserError: the extra is not installed.
-    """
+    """Imports a module of `data_pipelines`; a UserError names the extra that it lacks."""
     try:
         return importlib.import_module(f"data_pipelines.{name}")
     except ModuleNotFoundError as error:

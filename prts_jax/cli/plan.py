@@ -57,11 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts plan`; see `prts plan --help`.
-
-    Raises:
-      UserError: sizes at which the guidelines have no meaning, or an unknown name.
-    """
+    """Runs `prts plan`; see `prts plan --help`."""
     options = vars(parser().parse_args(argv))
     as_json = options.pop("json")
     # Shapes only: a plan must not take the accelerator of a run in progress.
