@@ -28,10 +28,8 @@ class BestTokens:
     Attributes:
       values: seed → d at the lowest point of the seed's parabola; None where it has none between
         the smallest and the largest d of the study.
-      tried: the study's d, rising.
       mean: geometric mean over seeds; None if a seed has no value.
       low: lower end of the 95% interval over seeds; None for one seed.
-      high: upper end.
       equation_4: the paper's d for the scratch arm's parameters and tokens; None where it has none.
     """
 
@@ -149,11 +147,7 @@ class FactorBound:
 
 
 def factor_bound(results: Results, by_arm: Mapping[str, Speedup]) -> FactorBound:
-    """Returns which growth factors pay.
-
-    Args:
-      results: of a study whose grown arms differ in the factor, such as configs/study/factor.py.
-      by_arm: from `compare.speedups`.
+    """Returns which growth factors pay, of a study whose grown arms differ in the factor.
 
     Raises:
       UserError: the grown arms have fewer than two different factors of depth.

@@ -30,9 +30,7 @@ class Fit:
     Attributes:
       constants: fitted to all seeds.
       low: lower ends of the 95% intervals over seeds; None for one seed.
-      high: upper ends.
       residual: root mean square of ln L − ln of the law.
-      points: number of evaluations.
     """
 
     constants: SaturationLaw
@@ -60,11 +58,7 @@ class Fit:
 
 
 def fit(results: Results, bootstrap_seed: int = 0) -> Fit:
-    """Fits the law to all grown arms that start from a base.
-
-    Args:
-      results: of a study whose bases differ in tokens, such as configs/study/timing.py.
-      bootstrap_seed: of the intervals.
+    """Fits the law to all arms that grow from a base; the study's bases differ in tokens.
 
     Raises:
       UserError: the study has fewer than three different numbers of tokens before growth.
@@ -101,11 +95,9 @@ def _points(results: Results, seed: int) -> np.ndarray:
 
 
 def fit_points(points: np.ndarray, near: SaturationLaw | None = None) -> SaturationLaw:
-    """Returns the least-squares constants, all at least 0.
+    """Returns the least-squares constants, all at least 0, of D1, D2 and L: [n, 3].
 
-    Args:
-      points: D1, D2 and L [n, 3].
-      near: constants to start from; None to try several.
+    The search starts `near` constants; with None from several.
     """
     if near is not None:
         starts = [_encode(near)]
