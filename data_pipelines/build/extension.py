@@ -26,14 +26,7 @@ SAME = ("task", "split", "tokenizer_sha256", "vocab_size", "eos_id", "layout", "
 
 @dataclass(frozen=True)
 class Base:
-    """A finished store that another one extends; small, because it is sent to every worker.
-
-    Attributes:
-      directory: its folder.
-      fingerprint: its fingerprint.
-      shards: number of its shards.
-      sources: names of its sets.
-    """
+    """A finished store that another one extends; small, because it is sent to every worker."""
 
     directory: str
     fingerprint: str
@@ -46,11 +39,7 @@ class Base:
     ) -> "Base":
         """Opens the store, and checks that files may extend it.
 
-        Args:
-          directory: folder of the store.
-          identity: identity of a store of the new files alone.
-          names: names of the new files.
-          sizes: bytes of the new files.
+        `identity` is that of a store of the new files alone, `names` and `sizes` are theirs.
 
         Raises:
           UserError: the store is damaged, was made otherwise, or has one of the files.
@@ -102,11 +91,7 @@ class Base:
         open_files(os.fspath(folder)).map(lambda name: _put(source / name, folder / name), missing)
 
     def entries(self, sources: int) -> Iterator[Shard]:
-        """Yields the shards for the index of a store with at least these sources.
-
-        Args:
-          sources: number of sources of the new store, which begin with those of this one.
-        """
+        """Yields the shards for the index of a store whose `sources` begin with this one's."""
         index = read_index(self.directory)
         files = open_files(self.directory)
         zeros = (0,) * (sources - len(index["sources"]))

@@ -1,7 +1,6 @@
 """Counts of a store: tokens, documents and bytes by set, and lengths of documents."""
 
 import io
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from data_pipelines.store.index import (
     open_checked,
     read_index,
 )
+from prts_jax.paths import PathLike
 from prts_jax.text_table import MISSING, align
 
 READ_ITEMS = 1 << 24  # at once
@@ -28,12 +28,8 @@ class Packed:
     """Counts of a packed store.
 
     Attributes:
-      rows: number of rows.
       length: inputs of a row.
-      examples: number of examples.
       truncated: examples whose end was cut off.
-      answers: tokens of answers.
-      padding: tokens of padding.
       left_out: rows of input that were bad.
     """
 
@@ -134,7 +130,7 @@ class Statistics:
         return "\n".join(lines)
 
 
-def statistics(directory: str | os.PathLike[str]) -> Statistics:
+def statistics(directory: PathLike) -> Statistics:
     """Counts a finished store, local or on gs://; reads no tokens.
 
     Raises:
@@ -194,12 +190,7 @@ def _column_sums(index: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 def draw(counts: Statistics, title: str) -> bytes:
-    """Returns a histogram of the documents' lengths by set, as a PNG.
-
-    Args:
-      counts: counts of a store.
-      title: title of the picture.
-    """
+    """Returns a histogram of the documents' lengths by set, as a PNG."""
     from matplotlib.figure import Figure
 
     used = np.flatnonzero(counts.lengths.sum(axis=0))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from data_pipelines.text.inputs import input_sizes
 from data_pipelines.text.lines import Damage, chunks, compression, numbered_lines
+from prts_jax.paths import PathLike
 
 SPACE = " \t\r\n"
 FOLLOWING = tuple(f",]{SPACE}")  # a value
@@ -15,9 +16,7 @@ KEPT_CHARACTERS = 1 << 20  # that were read already
 CUT = 12  # characters before a piece's end that its cut may spoil: of an escaped surrogate pair
 
 
-def numbered_rows(
-    path: str | os.PathLike[str], max_row_bytes: int
-) -> Iterator[tuple[int, bytes | Damage]]:
+def numbered_rows(path: PathLike, max_row_bytes: int) -> Iterator[tuple[int, bytes | Damage]]:
     """Yields each row's number, from 1, and its JSON; as `lines.numbered_lines`.
 
     A file `.json`, compressed or plain, whose first character is a bracket is one array, and its

@@ -119,12 +119,8 @@ class NativeTask:
     """One split of a corpus as a picklable `FileTask`.
 
     Attributes:
-      name: name of the task.
-      split: name of the split.
-      files: input files in order.
       sources: names of all sets of the corpus.
       chosen: the sets to tokenize; rows of others are skipped.
-      tokenizer: the tokenizer.
       read: a function of a module, or a `functools.partial` of one.
       file_sets: the set of each file, for rows that do not name theirs.
     """

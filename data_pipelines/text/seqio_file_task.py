@@ -24,14 +24,7 @@ class SeqioFileTask:
     """
 
     def __init__(self, name: str, split: str, task: seqio.Task, recipe: Recipe | None = None):
-        """Takes a registered task.
-
-        Args:
-          name: name of the task or mixture.
-          split: name of the split.
-          task: a task over a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
-          recipe: function and arguments that open this task in another process.
-        """
+        """Takes a registered task, and the call that opens it in another process."""
         vocabulary = _vocabulary(name, task)
         if split not in task.splits:
             raise UserError(f"task {name} has no split {split}: it has {', '.join(task.splits)}")

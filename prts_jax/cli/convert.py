@@ -82,11 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts convert`; see `prts convert --help`.
-
-    Raises:
-      UserError: the source cannot be read, the target cannot be written, or a flag does not fit.
-    """
+    """Runs `prts convert`; see `prts convert --help`."""
     arguments = parser().parse_args(argv)
     _check(arguments)
     opened = convert.open_source(
@@ -182,13 +178,10 @@ def _convert(arguments: argparse.Namespace, source: ModelSource) -> ConversionRe
 
 
 def _verify(arguments: argparse.Namespace, source: ModelSource) -> tuple[dict[str, Any], str]:
-    """Compares source and target.
+    """Compares source and target; returns what was compared, and the difference or "".
 
     Weights as we read them say nothing of what transformers makes of a folder, so transformers
     computes logits too, where it is installed.
-
-    Returns:
-      What was compared; the difference, or "".
     """
     if not arguments.verify:
         return {}, ""

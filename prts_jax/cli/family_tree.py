@@ -11,12 +11,7 @@ from prts_jax.text_table import align
 
 
 def draw(path: str, lineage: Lineage) -> str:
-    """Returns the tree: a line for each stage, below the growth or fine-tuning that began it.
-
-    Args:
-      path: the checkpoint, named in the first line.
-      lineage: its lineage.
-    """
+    """Returns the tree: a line for each stage, below the growth or fine-tuning that began it."""
     spans = training_spans(lineage)
     rows = [
         (

@@ -76,12 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts report`; see `prts report --help`.
-
-    Raises:
-      UserError: a missing or damaged run, two of one label, an unknown baseline, or an output
-        directory that cannot be written.
-    """
+    """Runs `prts report`; see `prts report --help`."""
     arguments = parser().parse_args(argv)
     if arguments.out:
         check_output(as_path(arguments.out) / html.PAGE, f"--out={arguments.out}")

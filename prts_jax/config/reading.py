@@ -54,11 +54,9 @@ def from_dict(
 ) -> Section:
     """Builds a config or record dataclass from nested mappings; absent keys keep their defaults.
 
-    Args:
-      section: a dataclass; its fields may be dataclasses, tuples or mappings of them, or None.
-      values: nested mappings: a ConfigDict or a result of `to_dict`.
-      where: path of `section` below `root`, such as "model", for error messages.
-      root: name of the outermost section, for error messages.
+    Fields of the section may be dataclasses, tuples or mappings of them, or None; the values are a
+    ConfigDict or a result of `to_dict`. Messages name `where` the section is, such as "model",
+    below `root`.
 
     Raises:
       UserError: a key is unknown (names the closest one) or missing, or a value has the wrong type.

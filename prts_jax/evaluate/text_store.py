@@ -21,13 +21,8 @@ class TextStore:
     source (files in the root are the source "text").
 
     Attributes:
-      directory: file or folder of the text.
-      sources: names.
-      text_bytes: UTF-8 bytes of each source.
       text_digest: sha256 of the text and its sources, independent of the tokenizer.
       fingerprint: sha256 of the tokens and their sources.
-      tokens: number of tokens.
-      eos_id: end token.
       packed: 0, since the store is not packed.
     """
 
@@ -62,12 +57,7 @@ class TextStore:
 
 
 def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) -> TextStore:
-    """Tokenizes a file or a folder.
-
-    Args:
-      path: a file, or a folder with .txt and .md files at any depth.
-      encode: text → ids.
-      eos: id of the end token; None for none.
+    """Tokenizes a file, or a folder with .txt and .md files at any depth; `eos` None ends none.
 
     Raises:
       UserError: there are no such files, or one cannot be read or is not UTF-8.

@@ -104,10 +104,6 @@ def compare(one: ModelSource, other: ModelSource) -> Differences:
 
     Two checkpoints of prts_jax are compared by digest; other values are read one tensor at a time
     and compared in float32.
-
-    Args:
-      one: the first model.
-      other: the second model.
     """
     ours, theirs = _flat_config(one), _flat_config(other)
     config = {

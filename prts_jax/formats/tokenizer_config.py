@@ -17,15 +17,10 @@ CONFIG = "tokenizer_config.json"
 
 
 def complete_tokenizer(folder: str, ids: SpecialIds, length: int) -> list[str]:
-    """Writes tokenizer_config.json into an exported folder whose tokenizer has none.
+    """Writes tokenizer_config.json into an exported folder whose tokenizer has none; names it.
 
-    Args:
-      folder: with tokenizer.json or tokenizer.model; nothing is written without them.
-      ids: special ids of the model; the tokenizer's own count where there are none.
-      length: longest sequence of the model, in tokens.
-
-    Returns:
-      The names of the files written.
+    The folder has tokenizer.json or tokenizer.model, else nothing is written. The tokenizer's own
+    special ids count where the model has none. `length` is its longest sequence, in tokens.
 
     Raises:
       UserError: the tokenizer is damaged.

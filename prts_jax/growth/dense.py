@@ -37,13 +37,7 @@ HEADS = ("heads", "kv_heads")
 
 
 class MatrixShape(NamedTuple):
-    """Shape of a matrix.
-
-    Attributes:
-      rows: positions (or layers) of the target.
-      columns: of the source.
-      axis: logical axis of the rows.
-    """
+    """Positions (or layers) of the target, of the source, and the logical axis of a matrix."""
 
     rows: int
     columns: int
@@ -76,12 +70,7 @@ def width_names(growth_map: GrowthMap, path: str, declaration: Declaration) -> d
 def matrix_shapes(
     growth_map: GrowthMap, declarations: Mapping[str, Declaration]
 ) -> dict[str, MatrixShape]:
-    """Returns the shape of every matrix that a dense map has, by name.
-
-    Args:
-      growth_map: says which axes widen.
-      declarations: path → declaration in the target.
-    """
+    """Returns the shape of every matrix that a dense map has, by name."""
     source, target = growth_map.source, growth_map.target
     shapes = {}
     for path, declaration in declarations.items():
@@ -197,17 +186,10 @@ def mix_positions(
     declaration: Declaration,
     arrays: Arrays,
 ) -> jax.Array:
-    """Applies the B of every axis of a leaf that widens.
+    """Applies the B of every axis of a leaf that widens: `[n, …]` in the target's shape.
 
-    Args:
-      values: `[n, …]` in the source's shape; n is 1 for a leaf without layers.
-      growth_map: says which axes widen.
-      path: path of the leaf.
-      declaration: of the leaf in the target.
-      arrays: at least the matrices that `width_names` names.
-
-    Returns:
-      `[n, …]` in the target's shape.
+    `values` are `[n, …]` in the source's shape; n is 1 for a leaf without layers. `arrays` has at
+    least the matrices that `width_names` names.
     """
     inner = declaration.axes[1:] if declaration.stacked else declaration.axes
     for axis, name in width_names(growth_map, path, declaration).items():

@@ -81,11 +81,7 @@ class Matrices:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Matrices":
-        """Reads what `to_bytes` returned.
-
-        Args:
-          data: the file's.
-          where: its name, for messages.
+        """Reads what `to_bytes` returned from a file, which messages name.
 
         Raises:
           UserError: it is no such archive, or holds something else than finite float32 values.

@@ -230,11 +230,7 @@ def _head_index(
 ) -> tuple[int, ...]:
     """Returns the source head of each target head: whole groups, so that keys go with queries.
 
-    Args:
-      source: the model that is grown.
-      target: the model it becomes.
-      copy_groups: new groups copy old ones; else they are new.
-      copy_queries: further queries of an old group copy its own; else they are new.
+    New groups copy old ones, and further queries of an old group its own, or they are new.
     """
     old, new = source.heads // source.kv_heads, target.heads // target.kv_heads
     if new < old:

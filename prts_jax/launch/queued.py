@@ -34,13 +34,7 @@ def _alpha(settings: Settings) -> bool:
 
 
 def create(settings: Settings, size: Slice, startup_script: str = "") -> list[Command]:
-    """Returns the commands that request the slices.
-
-    Args:
-      settings: the run's.
-      size: of each slice.
-      startup_script: file that every host runs as root at each boot; "" for none.
-    """
+    """Returns the commands that request the slices; see `mig.create`."""
     flags = [
         f"--accelerator-type={settings.accelerator}",
         f"--runtime-version={size.runtime_version}",
@@ -72,12 +66,8 @@ def create(settings: Settings, size: Slice, startup_script: str = "") -> list[Co
 def delete(settings: Settings, run: Runner | None, quiet: bool) -> list[Command]:
     """Returns the commands that delete the request and its slices; none where there is nothing.
 
-    `--force` also deletes suspended and failed requests, which keep their name otherwise.
-
-    Args:
-      settings: the run's.
-      run: asks gcloud what exists; None: assume that all does.
-      quiet: gcloud does not ask for confirmation.
+    `--force` also deletes suspended and failed requests, which keep their name otherwise. For the
+    arguments see `mig.delete`.
     """
     if run is not None and run(_arguments(settings, "describe", "--format=json")).absent:
         return []
@@ -108,15 +98,7 @@ def parse(result: Result, expected: int) -> Status:
 def on_hosts(
     settings: Settings, size: Slice, run: Runner | None, command: str, host: str = "all"
 ) -> list[Command]:
-    """Returns the commands that run a shell command by ssh.
-
-    Args:
-      settings: the run's.
-      size: unused; managed instance groups need it.
-      run: unused; managed instance groups need it.
-      command: for the remote shell; "" opens a session.
-      host: `all`, or SLICE/HOST such as 0/3.
-    """
+    """Returns the commands that run a shell command by ssh; arguments as `mig.on_hosts`."""
     node, _, worker = host.partition("/")
     tunnel = ["--tunnel-through-iap"] if settings.internal_ips else []
     remote = [f"--command={command}"] if command else []

@@ -208,11 +208,9 @@ def _known_slice(settings: Settings, accelerator: accelerators.Accelerator) -> S
 
 
 def read(path: str, flags: Mapping[str, Any]) -> Settings:
-    """Returns the settings of a file, overridden by flags.
+    """Returns the settings of a TOML file, by default `DEFAULT_FILE` where it exists, and of flags.
 
-    Args:
-      path: a TOML file; "": `DEFAULT_FILE` where it exists.
-      flags: setting → value; None: not given.
+    A flag that is given, not None, overrides the file.
 
     Raises:
       UserError: the file is missing or broken, or a setting is unknown, of another type or invalid.

@@ -10,6 +10,7 @@ import numpy as np
 
 from prts_jax.errors import UserError
 from prts_jax.planning.guidelines import growth_timing
+from prts_jax.planning.later_work import TOKENS_PER_PARAMETER
 from prts_jax.study.compare import Speedup
 from prts_jax.study.results import ArmResult, Results
 
@@ -19,9 +20,6 @@ FEWEST = 3
 SAMPLES = 1000
 """Bootstrap samples of an interval."""
 
-FADES = 20
-"""Tokens a parameter above which gains are said to fade (arXiv 2605.13405)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class BestTokens:
@@ -30,10 +28,8 @@ class BestTokens:
     Attributes:
       values: seed → d at the lowest point of the seed's parabola; None where it has none between
         the smallest and the largest d of the study.
-      tried: the study's d, rising.
       mean: geometric mean over seeds; None if a seed has no value.
       low: lower end of the 95% interval over seeds; None for one seed.
-      high: upper end.
       equation_4: the paper's d for the scratch arm's parameters and tokens; None where it has none.
     """
 
@@ -145,17 +141,13 @@ class FactorBound:
         return (
             f"Growth factors: of g = {tried} tried at {self.tokens_per_parameter:.2g} tokens a "
             f"parameter, these save FLOPs with a 95% interval above 0: {certain}{fastest}. "
-            f"arXiv 2605.13405: g = 2 is the most reliable, and gains fade above {FADES} tokens a "
-            "parameter."
+            "arXiv 2605.13405: g = 2 is the most reliable, and gains fade above "
+            f"{TOKENS_PER_PARAMETER} tokens a parameter."
         )
 
 
 def factor_bound(results: Results, by_arm: Mapping[str, Speedup]) -> FactorBound:
-    """Returns which growth factors pay.
-
-    Args:
-      results: of a study whose grown arms differ in the factor, such as configs/study/factor.py.
-      by_arm: from `compare.speedups`.
+    """Returns which growth factors pay, of a study whose grown arms differ in the factor.
 
     Raises:
       UserError: the grown arms have fewer than two different factors of depth.

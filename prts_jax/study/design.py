@@ -20,7 +20,6 @@ class Arm:
     """A way to train, the same for every seed.
 
     Attributes:
-      name: of the arm, in tables, figures and folders.
       kind: "base" (trained for others to grow from, not compared), "scratch" (what the others are
         measured against) or "grown".
       config: of its run. The study sets its seeds, its peak rate and `init.grow_from`.

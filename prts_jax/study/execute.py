@@ -55,17 +55,10 @@ def command(cell: Cell, folder: Folder) -> list[str]:
 
 
 def execute(study: Study, workdir: str, jobs: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Trains every run that is not finished; the same call goes on after a stop.
+    """Trains every run that is not finished, `jobs` at a time; the same call goes on after a stop.
 
-    Args:
-      study: the grid.
-      workdir: local folder of the study.
-      jobs: runs at a time.
-      say: prints a line for the user.
-
-    Returns:
-      The last validation loss of each cell by name; infinite if it diverged. `study.json` is
-      written whenever a run ends, so that a report shows what there is.
+    Returns the last validation loss of each cell by name; infinite if it diverged. `study.json` is
+    written whenever a run ends, so that a report shows what there is.
 
     Raises:
       UserError: an invalid study, a folder of another study or in use, a base that diverged at all

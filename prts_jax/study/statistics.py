@@ -49,10 +49,7 @@ class Curve:
 def flops_at(flops: np.ndarray, fit: np.ndarray, level: float) -> float | None:
     """Returns the FLOPs at which a fit first is `level` or lower; None if it never is.
 
-    Args:
-      flops: [n] rising.
-      fit: [n] non-increasing losses.
-      level: loss to reach.
+    FLOPs [n] rise, losses of the fit [n] do not.
     """
     reached = np.flatnonzero(fit <= level)
     if not len(reached):
@@ -114,9 +111,7 @@ class Estimate:
       values: by seed; None where the loss is not reached.
       mean: over seeds; None if a seed has no value.
       low: lower end of the 95% interval; None if unknown.
-      high: upper end.
       at_least: where there is no mean, what it cannot be below; None if unknown.
-      at_most: the same, above.
     """
 
     values: Sequence[float | None]

@@ -16,8 +16,8 @@ from prts_jax.errors import (
     UserError,
     storage_errors,
 )
+from prts_jax.launch.accelerators import PEAK_FLOPS_PER_DEVICE
 from prts_jax.paths import append_whole, as_path, exists, is_remote, write_atomically
-from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
 from prts_jax.train.event_file import summary_writer
 from prts_jax.train.weights_and_biases import WandbRun
 
