@@ -19,8 +19,7 @@ from prts_jax.local_lock import local_lock
 from prts_jax.paths import write_atomically
 from prts_jax.report.runs import read_run
 from prts_jax.study import results
-from prts_jax.study.design import Cell, Study, base_of, check, ready
-from prts_jax.study.folder import Folder
+from prts_jax.study.design import Cell, Folder, Study, base_of, check, ready
 from prts_jax.study.progress import GridProgress
 
 RESUMABLE = 75
