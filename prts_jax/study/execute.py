@@ -103,11 +103,7 @@ def _start(
 
 
 def _write_config(study: Study, cell: Cell, losses: dict[str, float], folder: Folder) -> None:
-    """Writes a cell's config.
-
-    Raises:
-      UserError: the folder holds this cell with another config.
-    """
+    """Writes a cell's config; refuses a folder that holds this cell with another config."""
     path, wanted = folder.config(cell), resolved(study, cell, losses, folder)
     with storage_errors(f"{path}: cannot be written"):
         if not path.exists():
