@@ -143,6 +143,24 @@ def write_atomically(path: PathLike, text: str) -> None:
             raise
 
 
+def append_whole(path: PathLike, data: bytes) -> None:
+    """Appends to a local file all of the data, or nothing.
+
+    Raises:
+      OSError: the data cannot be written; the file is as it was.
+    """
+    end = None
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end, rest = file.seek(0, os.SEEK_END), data
+            while rest:
+                rest = rest[file.write(rest) :]
+    except OSError:
+        if end is not None:
+            os.truncate(path, end)
+        raise
+
+
 def sync(path: PathLike) -> None:
     """Writes a local file, or the names in a local directory, through to the disk.
 

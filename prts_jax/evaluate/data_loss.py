@@ -29,9 +29,7 @@ was trained on, and perplexity depends on the length."""
 
 @dataclass(frozen=True)
 class Data:
-    """Tokens to predict, of a source each: int64 [sources], and UTF-8 bytes, None if unknown.
-
-    `text` identifies the text independently of the tokenizer. -Attributes
+    """Tokens to predict.
 
     Attributes:
       store: the tokens.
