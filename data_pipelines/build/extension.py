@@ -54,7 +54,8 @@ class Base:
                     f"files' {ours.get(key)!r:.80}; a store is extended with the same task, "
                     "tokenizer, layout and packing"
                 )
-        if [shard["name"] for shard in index["shards"]] != _shard_names(len(index["shards"])):
+        names_of_shards = [shard["name"] for shard in index["shards"]]
+        if names_of_shards != [f"shard-{number:05d}" for number in range(len(names_of_shards))]:
             raise UserError(f"--extend={directory}: its shards are not numbered from 0")
         both = _in_both(index, names, sizes)
         if both:
@@ -104,10 +105,6 @@ class Base:
                 if (counts := getattr(shard, name))
             }
             yield replace(shard, checksums=next(checksums), **counts)
-
-
-def _shard_names(count: int) -> list[str]:
-    return [f"shard-{number:05d}" for number in range(count)]
 
 
 def _in_both(index: Mapping[str, Any], names: Sequence[str], sizes: Sequence[int]) -> Sequence[str]:

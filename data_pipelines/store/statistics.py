@@ -1,7 +1,7 @@
 """Counts of a store: tokens, documents and bytes by set, and lengths of documents."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -172,16 +172,12 @@ def _packed(index: Mapping[str, Any], files: Files, documents: np.ndarray) -> Pa
         answers=sum(
             int(files.read(f"{shard['name']}.answers", ANSWER_DTYPE, start, stop).sum())
             for shard in index["shards"]
-            for start, stop in _spans(shard["tokens"])
+            for start in range(0, shard["tokens"], READ_ITEMS)
+            for stop in [min(start + READ_ITEMS, shard["tokens"])]
         ),
         padding=int(_column_sums(index, "tokens_per_source")[-1]),
         left_out=sum(index["bad"].values()),
     )
-
-
-def _spans(count: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, READ_ITEMS):
-        yield start, min(start + READ_ITEMS, count)
 
 
 def _column_sums(index: Mapping[str, Any], key: str) -> np.ndarray:

@@ -236,7 +236,11 @@ def write_index(
         "rows": sum(shard.rows for shard in shards),
         "bad": dict(sorted(bad.items())),
         "truncated": sum(shard.truncated for shard in shards),
-        "shards": [_entry(shard) for shard in shards],
+        # Without the checksums, of which the store has one file.
+        "shards": [
+            {name: value for name, value in asdict(shard).items() if name != "checksums"}
+            for shard in shards
+        ],
     }
     crcs = b"".join(
         bytes.fromhex(shard.checksums[name.rpartition(".")[2]])
@@ -246,9 +250,3 @@ def write_index(
     index["checksums"] = {"block": BLOCK, "sha256": _write(directory / CHECKSUMS, [crcs]).sha256}
     index["fingerprint"] = fingerprint(index)
     write_json(directory / INDEX, {**index, INDEX_DIGEST: index_digest(index)})
-
-
-def _entry(shard: Shard) -> dict[str, Any]:
-    entry = asdict(shard)
-    del entry["checksums"]  # the store has one file of all
-    return entry

@@ -32,7 +32,7 @@ def numbered_rows(path: PathLike, max_row_bytes: int) -> Iterator[tuple[int, byt
         return
     content = chunks(path)
     first = next(content, b"")
-    if isinstance(first, Damage) or not _begins_array(first):
+    if isinstance(first, Damage) or first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"[":
         yield from numbered_lines(path, max_row_bytes)
         return
     for number, row in _elements(itertools.chain([first], content), max_row_bytes):
@@ -40,10 +40,6 @@ def numbered_rows(path: PathLike, max_row_bytes: int) -> Iterator[tuple[int, byt
             # Of a compressed file, an upper limit.
             row = Damage(row.kind, min(row.lost_bytes, *input_sizes([os.fspath(path)])))
         yield number, row
-
-
-def _begins_array(first: bytes) -> bool:
-    return first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 class _Malformed(Exception):

@@ -77,11 +77,7 @@ class SeqioFileTask:
 
 
 def _encoded(example: Mapping[str, Any], number: int) -> Encoded:
-    """Returns the document of an example, the file's `number`-th.
-
-    Raises:
-      ValueError: `targets` are missing, or are no list of integers.
-    """
+    """Returns the document of an example, the file's `number`-th."""
     tokens, text = example.get("targets"), example.get("targets_pretokenized")
     if tokens is None or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError("an example has no targets of token ids")
@@ -90,11 +86,7 @@ def _encoded(example: Mapping[str, Any], number: int) -> Encoded:
 
 
 def _vocabulary(name: str, task: seqio.Task) -> seqio.SentencePieceVocabulary:
-    """Returns the vocabulary of a task's targets.
-
-    Raises:
-      UserError: the task has no targets, or another kind of vocabulary.
-    """
+    """Returns the vocabulary of a task's targets."""
     feature = task.output_features.get("targets")
     if feature is None:
         raise UserError(f"task {name} has no output feature 'targets': name its tokens so")

@@ -15,7 +15,7 @@ from prts_jax.formats import convert, export, import_transforms
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.formats.transfer import ConversionReport
 from prts_jax.progress import Progress
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 LARGEST_VOCAB, LARGEST_SHARD = (1 << 31) - 1, 1e6
 """Token ids are int32; a file of more GB fits on no disk."""

@@ -4,7 +4,6 @@ from typing import Any
 
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.training_spans import TrainingSpan, training_spans
-from prts_jax.config import ModelConfig
 from prts_jax.errors import escaped
 from prts_jax.growth.matrices import COST
 from prts_jax.text_table import align
@@ -15,7 +14,7 @@ def draw(path: str, lineage: Lineage) -> str:
     spans = training_spans(lineage)
     rows = [
         (
-            _shape(stage.model),
+            "{layers} layers × {embed}, mlp {mlp}, {heads} heads".format(**vars(stage.model)),
             f"steps {stage.first_step:,} to {stage.last_step:,}",
             f"{stage.tokens:,} tokens",
             f"{stage.flops:.3e} FLOPs",
@@ -42,10 +41,6 @@ def draw(path: str, lineage: Lineage) -> str:
             if stage.first_step < branch.step <= stage.last_step
         ]
     return "\n".join(map(escaped, lines))
-
-
-def _shape(model: ModelConfig) -> str:
-    return f"{model.layers} layers × {model.embed}, mlp {model.mlp}, {model.heads} heads"
 
 
 def _growth(stage: TrainingSpan) -> list[str]:

@@ -8,7 +8,7 @@ from prts_jax.errors import escaped
 from prts_jax.formats import config_json, inspection
 from prts_jax.formats.inspection import Differences
 from prts_jax.growth.map import format_ranges
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 
 def describe(path: str) -> dict[str, Any]:

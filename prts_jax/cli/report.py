@@ -110,7 +110,7 @@ def _print(text: str, written: Sequence[str]) -> None:
 def _report_study(arguments: argparse.Namespace) -> int:
     from prts_jax.study import compare as studies
     from prts_jax.study import pages  # SciPy takes half a second to load
-    from prts_jax.study.fits import fit_all
+    from prts_jax.study.best_growth import fit_all
     from prts_jax.study.results import read
 
     if arguments.baseline is not None:

@@ -61,7 +61,7 @@ def from_dict(
     Raises:
       UserError: a key is unknown (names the closest one) or missing, or a value has the wrong type.
     """
-    return _read(section, values, _dotted(root, where))
+    return _read(section, values, f"{root}.{where}" if where else root)
 
 
 def _read(section: type[Section], values: Any, where: str) -> Section:
@@ -91,16 +91,8 @@ def _hints(section: type) -> dict[str, tuple[str, Any]]:
     return {name.rstrip("_"): (name, hint) for name, hint in types.items()}
 
 
-def _dotted(*names: str) -> str:
-    return ".".join(filter(None, names))
-
-
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """Returns a value converted to the type of its field, recursively.
-
-    Raises:
-      UserError: the value has another type.
-    """
+    """Returns a value converted to the type of its field, recursively."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value

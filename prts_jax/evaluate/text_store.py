@@ -68,7 +68,8 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
             f"{path}: text is read from local disk; copy it there, or use a token store"
         )
     root = Path(as_path(path))
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _is_text(p))
+    below = (p for p in root.rglob("*") if p.is_file() and p.suffix in ENDINGS)
+    files = [root] if root.is_file() else sorted(below)
     if not files:
         raise UserError(f"{path}: no text there; name a file, or a folder with .txt or .md files")
     names = [_source(root, file) for file in files]
@@ -102,10 +103,6 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
         _sources=of,
         _offsets=offsets,
     )
-
-
-def _is_text(path: Path) -> bool:
-    return path.is_file() and path.suffix in ENDINGS
 
 
 def _source(root: Path, file: Path) -> str:

@@ -26,7 +26,8 @@ def complete_tokenizer(folder: str, ids: SpecialIds, length: int) -> list[str]:
       UserError: the tokenizer is damaged.
     """
     root = as_path(folder)
-    file = next((root / f"tokenizer{end}" for end in _READERS if _is_file(root, end)), None)
+    files = (root / f"tokenizer{end}" for end in _READERS)
+    file = next((file for file in files if file.is_file()), None)
     if file is None or (root / CONFIG).exists():
         return []
     ids = ids.or_else(of_tokenizer(folder))
@@ -44,10 +45,6 @@ def complete_tokenizer(folder: str, ids: SpecialIds, length: int) -> list[str]:
     }
     write_json(folder, CONFIG, values)
     return [CONFIG]
-
-
-def _is_file(root: Any, suffix: str) -> bool:
-    return bool((root / f"tokenizer{suffix}").is_file())
 
 
 def _of_json(content: bytes) -> tuple[dict[int, str], dict[str, Any]]:

@@ -195,7 +195,9 @@ def mix_positions(
     for axis, name in width_names(growth_map, path, declaration).items():
         at = 1 + inner.index(axis)
         if axis in HEADS:
-            members = _members(growth_map, axis, declaration)
+            # W_O's inputs repeat B for each query of a group.
+            queries = growth_map.target.heads // growth_map.target.kv_heads
+            members = queries if axis in declaration.contracts else 1
             values = _mix_heads(arrays[name], values, at, members)
         else:
             values = _mix(arrays[name], values, at)
@@ -219,13 +221,6 @@ def learning_flops(growth_map: GrowthMap, declarations: Mapping[str, Declaration
             total += (3 if number else 2) * 2 * elements * shapes[name].rows
             elements = elements * shapes[name].rows // shapes[name].columns
     return total
-
-
-def _members(growth_map: GrowthMap, axis: str, declaration: Declaration) -> int:
-    """Returns how often B repeats along an axis: once for each query of a group of W_O's inputs."""
-    if axis not in declaration.contracts:
-        return 1
-    return growth_map.target.heads // growth_map.target.kv_heads
 
 
 def _mix(matrix: jax.Array, values: jax.Array, at: int) -> jax.Array:

@@ -104,11 +104,7 @@ class Matrices:
 
 
 def _read_learning(entry: np.ndarray | None, where: str) -> dict[str, Any]:
-    """Reads the cost of learning; a file of an older version has none.
-
-    Raises:
-      UserError: the entry is damaged.
-    """
+    """Reads the cost of learning; a file of an older version has none."""
     if entry is None:
         return {"run": where, COST: UNKNOWN}
     try:

@@ -171,9 +171,6 @@ def _begin(watch: Watch, record: Record, run: Runner, now: float) -> State:
     """Returns the state to resume; an unfinished run is taken over from another `babysit`.
 
     A changed command or, after a mistake, a new start is a new job with the present code.
-
-    Raises:
-      UserError: the state is that of other slices, which may still run.
     """
     state = record.read() or State()
     code = "" if state.outcome in MISTAKES else state.source

@@ -22,15 +22,12 @@ _STATES = {
 
 
 def _arguments(settings: Settings, verb: str, *flags: str) -> Command:
-    gcloud = ("gcloud", "alpha") if verb == "create" and _alpha(settings) else ("gcloud",)
+    # Only `gcloud alpha` has these flags.
+    alpha = verb == "create" and (settings.provisioning == "flex_start" or settings.reservation)
+    gcloud = ("gcloud", "alpha") if alpha else ("gcloud",)
     project = (f"--project={settings.project}",) if settings.project else ()
     where = (settings.name, f"--zone={settings.zone}", *project)
     return (*gcloud, "compute", "tpus", "queued-resources", verb, *where, *flags)
-
-
-def _alpha(settings: Settings) -> bool:
-    """Whether the request needs flags that only `gcloud alpha` has."""
-    return settings.provisioning == "flex_start" or bool(settings.reservation)
 
 
 def create(settings: Settings, size: Slice, startup_script: str = "") -> list[Command]:

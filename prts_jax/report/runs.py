@@ -137,9 +137,6 @@ def _lines(rows: Sequence[Mapping[str, Any]], workdir: str) -> list[Mapping[str,
     """Returns the lines of metrics, each stage's last one restored from the next stage's first.
 
     Names are escaped, and values of another type than their key's are left out.
-
-    Raises:
-      UserError: a line's step is no number.
     """
     lines: list[Mapping[str, Any]] = []
     for row in rows:

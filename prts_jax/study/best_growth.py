@@ -1,10 +1,10 @@
-"""When and how much to grow, as a study's finished runs say: the best d, and the bound on g.
+"""What `prts report --study --fit` fits to a study: the best d, the bound on g, the saturation law.
 
-Both stand beside what is published: equation 4 of arXiv 2405.15319, and arXiv 2605.13405.
+The first two stand beside what is published: equation 4 of arXiv 2405.15319, and arXiv 2605.13405.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from prts_jax.planning.guidelines import growth_timing
 from prts_jax.planning.later_work import TOKENS_PER_PARAMETER
 from prts_jax.study.compare import Speedup
 from prts_jax.study.results import ArmResult, Results
+from prts_jax.study.saturation_fit import Fit, fit
 
 FEWEST = 3
 """Different d that a parabola needs."""
@@ -166,3 +167,31 @@ def factor_bound(results: Results, by_arm: Mapping[str, Speedup]) -> FactorBound
         intervals[factor] = (booked.mean, booked.low, booked.high) if whole else None
     rates = [arm.tokens_per_parameter() or 0.0 for arm in results.compared("scratch")]
     return FactorBound(intervals, max(rates, default=0.0))  # type: ignore[arg-type]
+
+
+Fitted = Fit | BestTokens | FactorBound
+
+
+def fit_all(results: Results, by_arm: Mapping[str, Speedup]) -> dict[str, Fitted]:
+    """Returns name → fit of every fit that the study has the runs for.
+
+    Raises:
+      UserError: it has the runs for none; with the reasons.
+    """
+    fitters: dict[str, Callable[[], Fitted]] = {
+        "saturation": lambda: fit(results),
+        "timing": lambda: best_tokens(results),
+        "factor": lambda: factor_bound(results, by_arm),
+    }
+    fitted, reasons = {}, []
+    for name, fitter in fitters.items():
+        try:
+            fitted[name] = fitter()
+        except UserError as error:
+            reasons.append(f"{name}: {error}")
+    if not fitted:
+        raise UserError(
+            f"--fit: nothing to fit ({'; '.join(reasons)}); see configs/study/timing.py and "
+            "configs/study/factor.py"
+        )
+    return fitted

@@ -19,8 +19,7 @@ from prts_jax.local_lock import local_lock
 from prts_jax.paths import write_atomically
 from prts_jax.report.runs import read_run
 from prts_jax.study import results
-from prts_jax.study.design import Cell, Study, base_of, check, ready
-from prts_jax.study.folder import Folder
+from prts_jax.study.design import Cell, Folder, Study, base_of, check, ready
 from prts_jax.study.progress import GridProgress
 
 RESUMABLE = 75
@@ -104,11 +103,7 @@ def _start(
 
 
 def _write_config(study: Study, cell: Cell, losses: dict[str, float], folder: Folder) -> None:
-    """Writes a cell's config.
-
-    Raises:
-      UserError: the folder holds this cell with another config.
-    """
+    """Writes a cell's config; refuses a folder that holds this cell with another config."""
     path, wanted = folder.config(cell), resolved(study, cell, losses, folder)
     with storage_errors(f"{path}: cannot be written"):
         if not path.exists():
