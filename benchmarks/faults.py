@@ -24,7 +24,7 @@ exit code or hang is a failure. With --out the tally is kept in a file, and the 
 the same file and seed goes on with the runs that come after it.
 
     python benchmarks/faults.py --folder=DIR [--faults=100] [--minutes=M] [--seed=0] [--out=FILE]
-        [--places="one host,several hosts"] [--kinds="empty,full disk"]
+        [--places "one host" "several hosts"] [--kinds empty "full disk"]
 """
 
 import argparse
@@ -239,8 +239,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no fault is added")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
     names = [place.name for place in PLACES]
-    parser.add_argument("--places", default=",".join(names), help="where runs take turns")
-    parser.add_argument("--kinds", default="", help="of faults; empty: all")
+    parser.add_argument("--places", nargs="+", default=names, choices=names, help="in turns")
+    parser.add_argument("--kinds", nargs="+", default=[], help="of faults; without it all")
     parser.add_argument("--out", type=Path, help="file of the tally, read and written")
     arguments = parser.parse_args()
     # As in the tests: programs that compile in a fifth of the time.
@@ -250,9 +250,8 @@ def main() -> int:
     tally = read_tally(arguments.out, arguments.seed)
     expected, began, before = fault_runs.prepare(arguments.folder), time.monotonic(), tally.count
     sittings, until = list(tally.sittings), began + 60 * arguments.minutes
-    places = [PLACES[names.index(name)] for name in arguments.places.split(",")]
-    kinds = [kind for kind in arguments.kinds.split(",") if kind]
-    sweep = Sweep(arguments.folder, tally, arguments.faults, until, places, kinds)
+    places = [PLACES[names.index(name)] for name in arguments.places]
+    sweep = Sweep(arguments.folder, tally, arguments.faults, until, places, arguments.kinds)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends all it runs
     text = write_tally(None, tally)
     with object_store():

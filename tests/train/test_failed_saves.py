@@ -2,11 +2,16 @@
 
 import contextlib
 import math
+import os
 import re
 import resource
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prts_jax import cli
@@ -103,6 +108,37 @@ def test_an_object_store_that_refuses_for_a_while_does_not_end_the_run(
     assert_same_end(workdir, undisturbed)
     assert contents(f"{workdir}/checkpoints").unfinished == ()
     assert read_metrics(workdir)[-1]["failed_saves"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_hosts_agree_on_a_save_that_failed_on_one_and_train_on(stores, undisturbed, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = str(Path(__file__).parent / "programs" / "full_on_one_host.py")
+    flags = [*stores.flags(), f"--workdir={tmp_path / 'run'}", "--config.mesh.fsdp=2"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, program, str(port), str(number), *flags],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": "."},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    texts = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    failure = r"process 1: checkpoint .*/2: could not be written \(File too large\); free space: "
+    assert re.search(failure + "1 failed save; the run goes on", texts[0])
+    assert "saved again, after" in texts[0]
+    there = contents(f"{tmp_path}/run/checkpoints")
+    assert (there.complete[-1], there.unfinished) == (6, ())
+    losses = [
+        [line["loss"] for line in read_metrics(str(workdir)) if "loss" in line]
+        for workdir in (tmp_path / "run", undisturbed)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 class Failing:
