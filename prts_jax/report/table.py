@@ -57,7 +57,7 @@ def speedup_table(comparison: Comparison) -> Table | None:
         "by 6ND": lambda level: percent(level.speedup_6nd),
     }
     title = f"Speed-up at equal validation loss against {baseline.label}."
-    rows = [[column(level) for column in columns.values()] for level in levels]
+    rows = [tuple(column(level) for column in columns.values()) for level in levels]
     return Table(title, list(columns), rows, text_columns=2)
 
 

@@ -52,7 +52,7 @@ def arm_table(results: Results, by_arm: Mapping[str, Speedup]) -> Table:
         "connections": lambda arm: optional(arm.connection_rate(), ".2f"),
     }
     arms = [arm for arm in results.arms if arm.example is not None]
-    rows = [[column(arm) for column in columns.values()] for arm in arms]
+    rows = [tuple(column(arm) for column in columns.values()) for arm in arms]
     return Table(results.title, list(columns), rows, text_columns=2)
 
 
