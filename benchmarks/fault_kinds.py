@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,13 +32,24 @@ class OneHost:
     name = "one host"
     exact = True
 
-    def __init__(self, folder: Path, numbers: random.Random) -> None:
-        """Makes the place of one run; `folder` holds its config, `numbers` decide."""
+    def __init__(self, folder: Path, numbers: random.Random, wanted: Collection[str] = ()) -> None:
+        """Makes the place of one run.
+
+        Args:
+          folder: holds the run's config.
+          numbers: decide.
+          wanted: kinds to draw from; empty: all.
+        """
         self.folder, self.numbers = folder, numbers
-        self.kinds = ["SIGKILL", "SIGTERM", *DAMAGING]
-        if shutil.disk_usage(folder).free < SMALL_DISK:
-            self.kinds += ["full disk"] * 2
+        self.kinds = [kind for kind in self.all_kinds() if not wanted or kind in wanted]
         self._damaged = set[int]()
+
+    def all_kinds(self) -> list[str]:
+        """Returns the kinds of faults, some more often than others."""
+        kinds = ["SIGKILL", "SIGTERM", *DAMAGING]
+        if shutil.disk_usage(self.folder).free < SMALL_DISK:
+            kinds += ["full disk", "full disk, killed", "full disk for good"]
+        return kinds
 
     def workdir(self, name: str) -> str:
         """Returns the folder of a run."""
@@ -56,20 +67,38 @@ class OneHost:
         """
         kind = self.numbers.choice(self.kinds)
         [process] = job.processes
-        if kind == "full disk":
-            _fill(self.folder, job, self.numbers.uniform(1, 5))
+        if kind.startswith("full disk"):
+            trains = " loss " in job.output
+            _fill(self.folder, job, 1e9 if "good" in kind else self.numbers.uniform(1, 5))
+            if kind == "full disk" and job.alive and trains:
+                return kind, False
+            if not trains:  # a start that cannot write its first files may end with 75
+                kind = "full disk at a start"
         if kind == "SIGTERM":
             process.terminate()
-        else:
+        elif kind not in ("full disk", "full disk for good"):
             process.kill()
         [code] = job.codes()
         if code == 0:
             return "", True  # the run had ended before
         # Before Python has installed a handler, SIGTERM ends the process.
-        allowed = {"SIGTERM": (75, TERMINATED), "full disk": (KILLED, 75)}.get(kind, (KILLED,))
+        allowed = {
+            "SIGTERM": (75, TERMINATED),
+            "full disk": (),
+            "full disk at a start": (KILLED, 75),
+            "full disk for good": (75,),
+        }.get(kind, (KILLED,))
         if code not in allowed:
             raise Failure(f"{kind}: exit code {code}: {job.last_line}")
         return self._damage(kind, workdir) if kind in DAMAGING else kind, True
+
+    def _of_one(self, job: Job, workdir: str, kinds: list[str]) -> tuple[str, bool]:
+        """Lets one of the kinds befall a job of one process; see `fault`."""
+        self.kinds, before = kinds, self.kinds
+        try:
+            return OneHost.fault(self, job, workdir)
+        finally:
+            self.kinds = before
 
     def _damage(self, kind: str, workdir: str) -> str:
         """Damages the newest checkpoint, if an intact one is left to resume from."""
@@ -98,11 +127,10 @@ class ObjectStore(OneHost):
     name = "object store"
     proxy: Outage
 
-    def __init__(self, folder: Path, numbers: random.Random) -> None:
-        """Makes the place of one run."""
-        super().__init__(folder, numbers)
+    def all_kinds(self) -> list[str]:
+        """See `OneHost`."""
         # A kill is dear: the next start waits until the lock of the killed process is stale.
-        self.kinds = ["SIGKILL", "SIGTERM", *["store answers 503", "store is silent"] * 2]
+        return ["SIGKILL", "SIGTERM", *["store answers 503", "store is silent"] * 2]
 
     def workdir(self, name: str) -> str:
         """Returns the address of a run."""
@@ -112,11 +140,7 @@ class ObjectStore(OneHost):
         """See `OneHost`; the job has to survive an outage of some seconds."""
         kind = self.numbers.choice(self.kinds)
         if kind.startswith("SIG"):
-            self.kinds, kinds = [kind], self.kinds
-            try:
-                return super().fault(job, workdir)
-            finally:
-                self.kinds = kinds
+            return self._of_one(job, workdir, [kind])
         with self.proxy.away(503 if "503" in kind else None):
             time.sleep(self.numbers.uniform(1, 8))
         return kind, False
@@ -134,6 +158,16 @@ class SeveralHosts(OneHost):
     shapes = ((1, 1), (1, 2), (2, 1), (2, 1))
     _shape = (0, 0)
 
+    def __init__(self, folder: Path, numbers: random.Random, wanted: Collection[str] = ()) -> None:
+        """See `OneHost`."""
+        super().__init__(folder, numbers, wanted)
+        if "changed devices" in wanted and "changed hosts" not in wanted:
+            self.shapes = ((1, 1), (1, 2))
+
+    def all_kinds(self) -> list[str]:
+        """See `OneHost`."""
+        return ["SIGKILL", "SIGTERM", "killed host", "killed host"]
+
     def start(self, workdir: str, name: str) -> tuple[Job, str]:
         """See `OneHost`; a start on another number of hosts or devices is a fault."""
         hosts, devices = self.numbers.choice(self.shapes)
@@ -147,10 +181,10 @@ class SeveralHosts(OneHost):
 
     def fault(self, job: Job, workdir: str) -> tuple[str, bool]:
         """See `OneHost`; where one of two hosts dies, the other has to end soon with 75."""
-        if len(job.processes) == 1:
-            self.kinds = ["SIGKILL", "SIGTERM"]
-            return super().fault(job, workdir)
-        kind = self.numbers.choice(("killed host", "killed host", "SIGTERM"))
+        of_two = [kind for kind in self.kinds if kind != "SIGKILL"]
+        if len(job.processes) == 1 or not of_two:
+            return self._of_one(job, workdir, ["SIGKILL", "SIGTERM"])
+        kind = self.numbers.choice(of_two)
         victim = self.numbers.choice(job.processes)
         if kind == "SIGTERM":
             victim.terminate()
@@ -166,7 +200,7 @@ class SeveralHosts(OneHost):
         return kind, True
 
 
-PLACES: tuple[Callable[[Path, random.Random], OneHost], ...] = (OneHost, ObjectStore, SeveralHosts)
+PLACES: tuple[type[OneHost], ...] = (OneHost, ObjectStore, SeveralHosts)
 
 
 @contextmanager

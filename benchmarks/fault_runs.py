@@ -170,6 +170,7 @@ def prepare(folder: Path) -> dict[str, Any]:
             growth__stages=STAGES,
             checkpoint__every_steps=5,
             checkpoint__keep=4,
+            checkpoint__retry_minutes=1.0,
         )
         (folder / "config.json").write_text(json.dumps(to_dict(config)))
         job = start(folder, str(workdir), "undisturbed")

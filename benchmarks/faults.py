@@ -7,8 +7,11 @@ take turns at three places:
 
 * one host, on a local disk: `SIGKILL`; `SIGTERM`; `flip`, `cut`, `empty`, `delete`: SIGKILL, and
   one file of the newest checkpoint has a bit flipped, loses its second half, is emptied or is
-  deleted; `half`: SIGKILL, and half of the files of the newest checkpoint are deleted; `full disk`,
-  where the folder's disk has less than 1 GB free: for some seconds nothing is left;
+  deleted; `half`: SIGKILL, and half of the files of the newest checkpoint are deleted. Where the
+  folder's disk has less than 1 GB free, no byte of it is left: `full disk`, for 1 to 5 s, which a
+  run that trains has to survive; `full disk, killed`, and SIGKILL then; `full disk for good`: the
+  run has to end with 75 after its limit of a minute; `full disk at a start`: the process has not
+  trained yet and may end with 75;
 * an object store (a fake GCS server): `SIGKILL`; `SIGTERM`; `store answers 503` or `store is
   silent` for 1 to 8 s, which the run has to survive;
 * several hosts: one or two processes with one or two devices, drawn anew at each start (`changed
@@ -21,6 +24,7 @@ exit code or hang is a failure. With --out the tally is kept in a file, and the 
 the same file and seed goes on with the runs that come after it.
 
     python benchmarks/faults.py --folder=DIR [--faults=100] [--minutes=M] [--seed=0] [--out=FILE]
+        [--places "one host" "several hosts"] [--kinds empty "full disk"]
 """
 
 import argparse
@@ -33,6 +37,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -96,12 +101,16 @@ class Sweep:
       tally: of this sitting and those before.
       faults: how many there are to be in all.
       until: `time.monotonic()` after which there are no more.
+      places: where runs take turns.
+      kinds: from which faults are drawn; empty: all of the place.
     """
 
     folder: Path
     tally: Tally
     faults: int
     until: float
+    places: Sequence[type[OneHost]] = PLACES
+    kinds: Sequence[str] = ()
 
     def is_over(self) -> bool:
         """Whether there are no more faults; a run that is under way goes on to its end."""
@@ -111,7 +120,8 @@ class Sweep:
         """Disturbs one run until it ends or has failed; `expected` is its right `end`."""
         number = sum(self.tally.runs.values())
         numbers = random.Random(f"{self.tally.seed}:{number}")
-        place, name = PLACES[number % len(PLACES)](self.folder, numbers), f"run-{number}"
+        of_run = self.places[number % len(self.places)]
+        place, name = of_run(self.folder, numbers, self.kinds), f"run-{number}"
         self.tally.runs[place.name] = self.tally.runs.get(place.name, 0) + 1
         workdir = place.workdir(name)
         if as_path(workdir).exists():  # of a sitting that was stopped
@@ -228,6 +238,9 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=100, help="how many, over all sittings")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no fault is added")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and damages")
+    names = [place.name for place in PLACES]
+    parser.add_argument("--places", nargs="+", default=names, choices=names, help="in turns")
+    parser.add_argument("--kinds", nargs="+", default=[], help="of faults; without it all")
     parser.add_argument("--out", type=Path, help="file of the tally, read and written")
     arguments = parser.parse_args()
     # As in the tests: programs that compile in a fifth of the time.
@@ -237,7 +250,8 @@ def main() -> int:
     tally = read_tally(arguments.out, arguments.seed)
     expected, began, before = fault_runs.prepare(arguments.folder), time.monotonic(), tally.count
     sittings, until = list(tally.sittings), began + 60 * arguments.minutes
-    sweep = Sweep(arguments.folder, tally, arguments.faults, until)
+    places = [PLACES[names.index(name)] for name in arguments.places]
+    sweep = Sweep(arguments.folder, tally, arguments.faults, until, places, arguments.kinds)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends all it runs
     text = write_tally(None, tally)
     with object_store():

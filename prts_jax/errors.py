@@ -30,6 +30,13 @@ class StorageError(Exception):
     """
 
 
+class LostLockError(StorageError):
+    """The workdir's lock, taken over by another process: nothing more may be written there."""
+
+
+START_AGAIN = ", then start the same command again"
+"""End of the message of an error that ends the command."""
+
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full disk, quota or file."""
 
@@ -95,7 +102,7 @@ def storage_error(what: str, error: BaseException) -> UserError | StorageError:
     if code in _WRONG_KIND:
         return UserError(f"{what} ({reason}); choose another path")
     advice = "free space" if code in FULL else "see whether the storage works"
-    return StorageError(f"{what} ({reason}); {advice}, then start the same command again")
+    return StorageError(f"{what} ({reason}); {advice}{START_AGAIN}")
 
 
 def storage_reason(error: BaseException) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prts_jax.errors import StorageError, UserError, storage_errors
-from prts_jax.paths import as_path
+from prts_jax.paths import PathLike, as_path
 
 LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def local_lock(directory: str | os.PathLike[str]) -> Iterator[None]:
+def local_lock(directory: PathLike) -> Iterator[None]:
     """Locks a local directory while the block runs.
 
     The lock is the file `.lock`, locked by the kernel, which releases it when the process ends: a

@@ -16,8 +16,11 @@ from prts_jax.errors import UserError, storage_errors
 # gcsfs remembers listings and does not see what tensorstore or another host has written since.
 conf.setdefault("gcs", {})["use_listings_cache"] = False
 
+PathLike = str | os.PathLike[str]
+"""A path on local disk or on gs://."""
 
-def as_path(path: str | os.PathLike[str]) -> epath.Path:
+
+def as_path(path: PathLike) -> epath.Path:
     """Returns an absolute `epath.Path` (Orbax refuses relative ones); "~" is expanded.
 
     Args:
@@ -42,12 +45,12 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
     return result if is_remote(path) else result.expanduser().absolute()
 
 
-def is_remote(path: str | os.PathLike[str]) -> bool:
+def is_remote(path: PathLike) -> bool:
     """Whether the path lies on object storage: no rename, no locks, no appending."""
     return os.fspath(path).startswith("gs://")
 
 
-def exists(path: str | os.PathLike[str]) -> bool:
+def exists(path: PathLike) -> bool:
     """Returns whether a path exists. Python's own `exists` takes unreadable paths for missing.
 
     Raises:
@@ -62,7 +65,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def make_folders(path: str | os.PathLike[str]) -> None:
+def make_folders(path: PathLike) -> None:
     """Creates a folder and those above it; on object storage there are none.
 
     Unlike `mkdir(parents=True)` it needs no call for each part of the path.
@@ -81,7 +84,7 @@ def _missing_folders(folder: epath.Path) -> list[epath.Path]:
     return [one for one in (folder, *folder.parents) if not one.exists()][::-1]
 
 
-def check_output(path: str | os.PathLike[str], what: str) -> None:
+def check_output(path: PathLike, what: str) -> None:
     """Refuses an output file that cannot be written, before the work that computes its content.
 
     Writes a file beside it and removes it again, with the folders created for it. On gs:// only the
@@ -119,7 +122,7 @@ def _temporary(target: epath.Path) -> epath.Path:
     return target.with_name(f".{target.name}.{os.getpid()}")
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+def write_atomically(path: PathLike, text: str) -> None:
     """Replaces a text file as a whole: readers see the old or the new content, never a part.
 
     Raises:
@@ -140,7 +143,25 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
             raise
 
 
-def sync(path: str | os.PathLike[str]) -> None:
+def append_whole(path: PathLike, data: bytes) -> None:
+    """Appends to a local file all of the data, or nothing.
+
+    Raises:
+      OSError: the data cannot be written; the file is as it was.
+    """
+    end = None
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end, rest = file.seek(0, os.SEEK_END), data
+            while rest:
+                rest = rest[file.write(rest) :]
+    except OSError:
+        if end is not None:
+            os.truncate(path, end)
+        raise
+
+
+def sync(path: PathLike) -> None:
     """Writes a local file, or the names in a local directory, through to the disk.
 
     On gs:// an object is durable once it is written.
@@ -157,7 +178,7 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def sync_all(directory: str | os.PathLike[str]) -> None:
+def sync_all(directory: PathLike) -> None:
     """Writes a local directory and all that it holds through to the disk.
 
     Call it before the rename or the marker that declares the content complete.

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prts_jax.errors import StorageError, UserError, first_line, storage_failure
+from prts_jax.errors import LostLockError, StorageError, UserError, first_line, storage_failure
 
 _MESSAGE_BYTES = 1024
 
-_RETRIED = "\x01"
-"""First character of the message of a storage error."""
+_RETRIED, _LOST_LOCK = "\x01", "\x02"
+"""First characters of the messages of storage errors."""
 
 
 class StoppedElsewhereError(UserError):
@@ -46,8 +46,9 @@ def all_processes() -> Iterator[None]:
         raise error
     for process, text in enumerate(texts):
         if text:
-            kind = StorageError if text.startswith(_RETRIED) else StoppedElsewhereError
-            raise kind(f"process {process}: {text.removeprefix(_RETRIED)}")
+            kinds = {_RETRIED: StorageError, _LOST_LOCK: LostLockError}
+            kind = kinds.get(text[0], StoppedElsewhereError)
+            raise kind(f"process {process}: {text.lstrip(_RETRIED + _LOST_LOCK)}")
 
 
 def gather_texts(text: str) -> list[str]:
@@ -63,7 +64,7 @@ def _message(error: BaseException) -> str:
     """Returns an error as one line; a user's error in its own words."""
     storage = error if isinstance(error, StorageError) else storage_failure(error)
     if isinstance(storage, StorageError):
-        return f"{_RETRIED}{storage}"
+        return f"{_LOST_LOCK if isinstance(storage, LostLockError) else _RETRIED}{storage}"
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {first_line(error)}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from prts_jax.errors import one_line
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 REPORT_SECONDS = 10.0
 """Seconds between two lines."""

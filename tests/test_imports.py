@@ -43,7 +43,6 @@ FOUNDATIONS = {
     "paths",
     "processes",
     "progress",
-    "sizes",
     "special_ids",
     "peers",
     "text_table",

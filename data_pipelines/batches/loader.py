@@ -37,8 +37,6 @@ class TrainBatches:
     shifted by one as targets, so neighbours share one token and every token is a target once.
 
     Attributes:
-      store: the tokens.
-      order: the order in which they are read.
       open_tokens: tokens of the blocks that are interleaved.
     """
 
@@ -47,9 +45,6 @@ class TrainBatches:
     open_tokens: int = OPEN_TOKENS
 
     def __post_init__(self) -> None:
-        self._check_store()
-
-    def _check_store(self) -> None:
         if self.windows_per_epoch < 1:
             needed = max(self.order.length, self.order.block) + 1
             raise UserError(
@@ -176,8 +171,6 @@ class EvalBatches:
     """The whole store in order: every token after the first is a target exactly once.
 
     Attributes:
-      store: the tokens.
-      length: inputs of a row.
       batch: rows of a batch; the last batch is padded, with loss weight 0.
       limit_tokens: upper limit of targets; None for the whole store.
       documents: keeps documents apart.

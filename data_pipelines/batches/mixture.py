@@ -48,7 +48,7 @@ class MixedBatches(TrainBatches):
     shares: tuple[Fraction, ...] = ()
     first_sources: tuple[int, ...] = ()
 
-    def _check_store(self) -> None:
+    def __post_init__(self) -> None:
         """Does nothing: each part has checked its own."""
 
     @functools.cached_property
@@ -150,10 +150,8 @@ def train_batches(
 ) -> TrainBatches:
     """Returns the batches that an order reads from a store, or from several in their shares.
 
-    Args:
-      store: with layout "by_set", unless the mixture takes everything in it.
-      order: the read order; its mixture has an entry for each of several stores.
-      open_tokens: tokens of the blocks that are interleaved.
+    A store needs layout "by_set", unless the mixture takes everything in it; the mixture has an
+    entry for each of several stores.
 
     Raises:
       UserError: a mixture that cannot be parsed, an unknown set, a store with mixed sets, a set

@@ -21,15 +21,9 @@ class OpenBlocks:
         self._blocks: OrderedDict[int, tuple[np.ndarray, ...]] = OrderedDict()
 
     def read(self, blocks: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:
-        """Returns windows of length + 1 tokens.
+        """Returns windows as `TrainBatches.windows`: int32 [2 or 3, n, length + 1].
 
-        Args:
-          blocks: the block of each window, int64 [n].
-          offsets: tokens before each window in its block, int64 [n].
-          length: inputs of a window.
-
-        Returns:
-          int32 [2 or 3, n, length + 1], see `TrainBatches.windows`.
+        `blocks` has the block of each window, and `offsets` the tokens before it there: int64 [n].
         """
         wanted = np.unique(blocks).tolist()
         # Blocks of this call stay, even if there are more than `most`.

@@ -104,13 +104,8 @@ class ReadOrder:
         of blocks. So every piece comes once, any turn is known without those before it, and with
         apart ≥ 1 a block takes part in one of `apart` turns until it is used up.
 
-        Args:
-          windows: numbers of windows in the epoch, int64.
-          blocks: number of blocks.
-          open_tokens: tokens of the open blocks together.
-
-        Returns:
-          The block of each window, and the number of earlier windows in it, both int64.
+        Returns the block of each window, and the number of earlier windows in it, both int64.
+        `open_tokens` are the tokens of the open blocks together.
         """
         pieces = self.block_pieces
         turns, within = np.divmod(windows, self.block_windows)
@@ -124,15 +119,9 @@ class ReadOrder:
         return self.shuffle and self.block > 0 and self.strata > 1
 
     def blocks_of(self, opened: np.ndarray, blocks: int, key: str) -> np.ndarray:
-        """Maps blocks in their order of opening to blocks of the store.
+        """Maps blocks in their order of opening to blocks of the store: int64, a permutation.
 
-        Args:
-          opened: numbers in the order of opening, int64.
-          blocks: number of blocks.
-          key: key of the epoch's shuffle.
-
-        Returns:
-          int64 of the same shape, a permutation of 0 … blocks - 1.
+        `key` is that of the epoch's shuffle.
         """
         if not self.stratified:
             return permute(opened, blocks, key)
@@ -161,15 +150,9 @@ class ReadOrder:
         return max(most // self.block_pieces, 1)
 
     def consumed(self, position: int, start: int, stop: int) -> np.ndarray:
-        """Returns how many of the run's windows precede each of some rows of a batch.
+        """Returns how many of the run's windows precede each row of [start, stop): int64 [rows].
 
-        Args:
-          position: tokens consumed before this batch, in the whole run: windows × length.
-          start: first row, of 0 … batch.
-          stop: row after the last.
-
-        Returns:
-          int64 [stop - start].
+        The position is the tokens consumed before this batch, in the whole run: windows × length.
 
         Raises:
           UserError: the position is not between two windows (it was counted at another length).

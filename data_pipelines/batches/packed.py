@@ -11,11 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.batches.loader import (
-    Batch,
-    EvalBatches,
-    TrainBatches,
-)
+from data_pipelines.batches.loader import Batch, EvalBatches, TrainBatches
 from data_pipelines.store.index import PADDING
 from data_pipelines.store.store import TokenStore
 from prts_jax.errors import UserError
@@ -50,14 +46,14 @@ class PackedBatches(TrainBatches):
     The read order must match the packing: `length` the store's, `overlap` False, `documents` True.
     """
 
-    def _check_store(self) -> None:
+    def __post_init__(self) -> None:
         _check_length(self.store, self.order.length)
         if self.order.overlap or self.order.block or not self.order.documents:
             raise UserError(
                 f"{self.store.directory} is packed: it needs overlap=False, block=0 and "
                 "documents=True"
             )
-        super()._check_store()
+        super().__post_init__()
 
     def weights(self, consumed: np.ndarray) -> np.ndarray:
         """Implements `TrainBatches.weights`."""
@@ -136,14 +132,7 @@ def eval_batches(
     limit_tokens: int | None = None,
     documents: bool = False,
 ) -> EvalBatches:
-    """Returns the evaluation batches of a store, packed or not.
-
-    Args:
-      store: the store to evaluate on.
-      length: inputs of a row.
-      batch: rows of a batch.
-      limit_tokens: upper limit of targets.
-      documents: keeps documents apart; a packed store always does.
+    """Returns the evaluation batches of a store, packed or not; a packed one keeps documents apart.
 
     Raises:
       UserError: as `EvalBatches`, or a length that differs from a packed store's.

@@ -14,15 +14,9 @@ MIN_HALF_BITS = 3  # tiny domains leave a Feistel network few permutations to ch
 
 
 def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:
-    """Permutes indices.
+    """Permutes integers of [0, size), of any shape: int64, distinct for distinct indices.
 
-    Args:
-      indices: integers in [0, size), any shape.
-      size: length of the permuted range, at least 1.
-      key: any text; each key gives another permutation.
-
-    Returns:
-      int64 of the same shape; distinct for distinct indices.
+    Each key, any text, gives another permutation.
     """
     half_bits = max(MIN_HALF_BITS, ((size - 1).bit_length() + 1) // 2)
     keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * ROUNDS), "<u8")

@@ -28,7 +28,7 @@ from data_pipelines.store.writer import Shard, write_json
 from data_pipelines.text.file_task import FileTask
 from prts_jax.errors import UserError
 from prts_jax.local_lock import local_lock
-from prts_jax.paths import as_path, is_remote
+from prts_jax.paths import PathLike, as_path, is_remote
 from prts_jax.progress import report_to_stderr
 
 # Beam only warns of an unknown flag; here that is an error.
@@ -43,22 +43,15 @@ Outcome = tuple[int, Shard | str]
 
 def cache(
     task: FileTask,
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     options: Sequence[str] = (),
     report: Callable[[str], None] = report_to_stderr,
     rules: Rules = STRICT,
 ) -> TokenStore:
     """Builds a token store with a Beam runner, or opens a finished one.
 
-    Args:
-      task: the task to tokenize; a `native.NativeTask` needs neither seqio nor TensorFlow.
-      directory: the store's folder, local or gs://; every worker must reach it and the input.
-      options: Beam's options (`--runner=…`); empty for Beam's runner in this process.
-      report: called with each line of progress.
-      rules: rules for bad rows and the order of documents.
-
-    Returns:
-      The finished store.
+    Every worker must reach the folder and the input. Without options (`--runner=…`) Beam runs in
+    this process. A `native.NativeTask` needs neither seqio nor TensorFlow.
 
     Raises:
       UserError: as `cache.cache`; or options that Beam does not know or refuses.

@@ -1,6 +1,5 @@
 """Builds a token store with the processes of this machine."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -12,30 +11,20 @@ from data_pipelines.store.writer import Shard
 from data_pipelines.text.file_task import FileTask
 from prts_jax.errors import UserError, storage_errors
 from prts_jax.local_lock import local_lock
-from prts_jax.paths import is_remote
+from prts_jax.paths import PathLike, is_remote
 from prts_jax.progress import Progress, report_to_stderr
 
 
 def cache(
     task: FileTask,
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     report: Callable[[str], None] = report_to_stderr,
     rules: Rules = STRICT,
     workers: int = 1,
 ) -> TokenStore:
     """Builds a token store, continues an unfinished one, or opens a finished one.
 
-    Finished shards of an unfinished store are kept.
-
-    Args:
-      task: the task to tokenize.
-      directory: the store's folder; created.
-      report: called with each line of progress.
-      rules: rules for bad rows and the order of documents.
-      workers: number of processes.
-
-    Returns:
-      The finished store.
+    Finished shards of an unfinished store are kept. `report` is called with each line of progress.
 
     Raises:
       UserError: the folder is on gs://, holds another store, or is written by another process;

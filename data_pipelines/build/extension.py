@@ -26,14 +26,7 @@ SAME = ("task", "split", "tokenizer_sha256", "vocab_size", "eos_id", "layout", "
 
 @dataclass(frozen=True)
 class Base:
-    """A finished store that another one extends; small, because it is sent to every worker.
-
-    Attributes:
-      directory: its folder.
-      fingerprint: its fingerprint.
-      shards: number of its shards.
-      sources: names of its sets.
-    """
+    """A finished store that another one extends; small, because it is sent to every worker."""
 
     directory: str
     fingerprint: str
@@ -46,11 +39,7 @@ class Base:
     ) -> "Base":
         """Opens the store, and checks that files may extend it.
 
-        Args:
-          directory: folder of the store.
-          identity: identity of a store of the new files alone.
-          names: names of the new files.
-          sizes: bytes of the new files.
+        `identity` is that of a store of the new files alone, `names` and `sizes` are theirs.
 
         Raises:
           UserError: the store is damaged, was made otherwise, or has one of the files.
@@ -65,7 +54,8 @@ class Base:
                     f"files' {ours.get(key)!r:.80}; a store is extended with the same task, "
                     "tokenizer, layout and packing"
                 )
-        if [shard["name"] for shard in index["shards"]] != _shard_names(len(index["shards"])):
+        names_of_shards = [shard["name"] for shard in index["shards"]]
+        if names_of_shards != [f"shard-{number:05d}" for number in range(len(names_of_shards))]:
             raise UserError(f"--extend={directory}: its shards are not numbered from 0")
         both = _in_both(index, names, sizes)
         if both:
@@ -102,11 +92,7 @@ class Base:
         open_files(os.fspath(folder)).map(lambda name: _put(source / name, folder / name), missing)
 
     def entries(self, sources: int) -> Iterator[Shard]:
-        """Yields the shards for the index of a store with at least these sources.
-
-        Args:
-          sources: number of sources of the new store, which begin with those of this one.
-        """
+        """Yields the shards for the index of a store whose `sources` begin with this one's."""
         index = read_index(self.directory)
         files = open_files(self.directory)
         zeros = (0,) * (sources - len(index["sources"]))
@@ -119,10 +105,6 @@ class Base:
                 if (counts := getattr(shard, name))
             }
             yield replace(shard, checksums=next(checksums), **counts)
-
-
-def _shard_names(count: int) -> list[str]:
-    return [f"shard-{number:05d}" for number in range(count)]
 
 
 def _in_both(index: Mapping[str, Any], names: Sequence[str], sizes: Sequence[int]) -> Sequence[str]:

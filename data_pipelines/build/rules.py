@@ -36,11 +36,7 @@ class Rules:
             raise UserError(f"--max_bad_fraction={self.max_bad_fraction}: give a share of 0 … 1")
 
     def check(self, shards: Sequence[Shard], directory: str) -> None:
-        """Checks how much of the shards' input was bad.
-
-        Args:
-          shards: all shards made from input files.
-          directory: the store's folder, for the message.
+        """Checks how much of the input was bad, of all shards that are made from it.
 
         Raises:
           UserError: more rows, files or bytes than the rules allow.

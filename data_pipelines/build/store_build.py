@@ -34,7 +34,7 @@ from data_pipelines.text.inputs import file_version, input_sizes, relative_names
 from data_pipelines.text.manifest import check_digest
 from data_pipelines.text.rows import Fault
 from prts_jax.errors import UserError, storage_errors
-from prts_jax.paths import as_path, exists
+from prts_jax.paths import PathLike, as_path, exists
 
 PLAN = "plan.json"
 VERSION = "source_version"  # of a record alone: a store's bytes depend on no file's time
@@ -45,9 +45,6 @@ class Build:
     """One store being built from one task; picklable for other processes and machines.
 
     Attributes:
-      task: the task to tokenize.
-      directory: the store's folder, local or gs://.
-      rules: rules for bad rows and the order of documents.
       sizes: bytes of each input file.
       base: the store whose shards come first; None for none.
     """
@@ -59,7 +56,7 @@ class Build:
     base: Base | None = None
 
     @classmethod
-    def of(cls, task: FileTask, directory: str | os.PathLike[str], rules: Rules) -> "Build":
+    def of(cls, task: FileTask, directory: PathLike, rules: Rules) -> "Build":
         """Returns the build of a task, with the sizes of its files.
 
         Raises:

@@ -21,14 +21,9 @@ def results(
 ) -> Iterator[Result]:
     """Yields work(task, number) for every number, in the order of completion.
 
-    One worker runs in this process, in order. After an error, running work ends and no new work
-    starts.
-
-    Args:
-      work: a function of a module, which pickle sends by name.
-      task: first argument of every call; sent once to each process.
-      numbers: second arguments.
-      workers: number of processes.
+    `work` is a function of a module, which pickle sends by name; `task` is sent once to each
+    process. One worker runs in this process, in order. After an error, running work ends and no new
+    work starts.
 
     Raises:
       UserError: no worker, or a process died. An error of `work` is raised unchanged.

@@ -21,6 +21,7 @@ from data_pipelines.text.lines import Damage
 from data_pipelines.text.rows import MAX_LINE_BYTES, Fault, parse_object
 from data_pipelines.text.tokenizer import Tokenizer
 from prts_jax.errors import UserError
+from prts_jax.paths import PathLike
 
 JSON_LINES = Format("jsonl")
 SET = "instructions"
@@ -31,13 +32,7 @@ class InstructionTask:
     """One split of instruction data as `FileTask`.
 
     Attributes:
-      split: `train` or `validation`.
-      files: input files in order.
-      file_sets: the set of each file.
       sources: names of the sets; the last is `store.PADDING`.
-      tokenizer: tokenizer of the ids.
-      encode: text → ids.
-      packing: maximal length of an example, template, and share of held-out rows.
     """
 
     split: str
@@ -90,18 +85,12 @@ class InstructionTask:
 
 
 def open_instructions(
-    path: str | os.PathLike[str], tokenizer: Tokenizer, encode: Encode, packing: Packing
+    path: PathLike, tokenizer: Tokenizer, encode: Encode, packing: Packing
 ) -> dict[str, InstructionTask]:
-    """Returns the task of each split.
+    """Returns the task of each split of JSON lines: a file or a folder, local or gs://.
 
     A folder's splits are those that its folders or file names name. A folder with neither, and a
     file, is all `train` except for the held-out rows.
-
-    Args:
-      path: a file of JSON lines or a folder of them, local or gs://.
-      tokenizer: tokenizer of the ids.
-      encode: text → ids.
-      packing: options of packing.
 
     Raises:
       UserError: no such file, too many sets for a store, or `held_out` for input with splits.

@@ -26,8 +26,6 @@ class Packing:
       length: inputs of a row.
       too_long: treatment of an example that does not fit into a row: "truncate" or "refuse".
       held_out: share of the input's rows for the validation split.
-      seed: seed of the shuffle before packing.
-      template: template of the examples' text.
     """
 
     length: int
@@ -48,11 +46,7 @@ def pack(
 ) -> Iterator[Encoded]:
     """Yields the examples row by row, each row followed by its padding; holds all in memory.
 
-    Args:
-      examples: examples with answers, none longer than a row.
-      packing: options.
-      padding_source: source id of the padding.
-      padding_id: token id of the padding.
+    No example is longer than a row. All have answers.
     """
     in_order = list(examples)
     if not in_order:
@@ -71,14 +65,8 @@ def pack(
 def best_fit(sizes: Sequence[int], row_size: int) -> list[list[int]]:
     """Puts each example, in order, into the row with the least sufficient space.
 
-    The best-fit rule of bin packing (Johnson et al., SIAM J. Comput. 3, 1974).
-
-    Args:
-      sizes: tokens of each example, at most `row_size`.
-      row_size: tokens of a row.
-
-    Returns:
-      The numbers of each row's examples.
+    Returns the numbers of each row's examples. The best-fit rule of bin packing (Johnson et al.,
+    SIAM J. Comput. 3, 1974).
     """
     rows: list[list[int]] = []
     with_space: dict[int, list[int]] = {}  # space left → rows

@@ -21,11 +21,7 @@ UNSUPPORTED = ("tools", "functions", "tool_calls", "function_call", "train_detai
 
 
 class Turn(NamedTuple):
-    """The content of one turn; the role is one of `ROLES`.
-
-    Attributes:
-      learned: whether the loss counts an answer.
-    """
+    """A turn: role, one of `ROLES`, content, and whether the loss counts an answer."""
 
     role: str
     content: str
@@ -40,10 +36,6 @@ def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
     optional input follows the instruction after an empty line. ShareGPT's `{"conversations":
     [{"from": "human" | "gpt" | "system", "value": …}, …]}` is read too. `weight`, `train` or `loss`
     of 0 in an assistant's message, or in a row, takes the answer from the loss.
-
-    Args:
-      row: a JSON object.
-      number: the row's line.
     """
     for key in UNSUPPORTED:
         if row.get(key):
@@ -61,20 +53,11 @@ def turns_of(row: Mapping[str, Any], number: int) -> list[Turn] | Fault:
 def tokens_of(
     turns: Sequence[Turn], encode: Encode, eos_id: int, template: Template = PLAIN
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens of turns, with the answers marked.
+    """Returns the tokens of turns, int32 [n], and 1 for those of answers, else 0, uint8 [n].
 
     The turns between two answers are encoded as one text, and each answer as another, so that a
     prompt has the same tokens in training and in generation. An answer includes its end-of-text
     token.
-
-    Args:
-      turns: turns of `turns_of`.
-      encode: encoder of the tokenizer.
-      eos_id: id that ends each answer.
-      template: template of the text.
-
-    Returns:
-      (token ids int32 [n], 1 for a token of an answer and else 0 uint8 [n]).
     """
     tokens: list[int] = []
     answers: list[int] = []

@@ -49,11 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def read_examples(file: str, name: str) -> Iterator[Example]:
-    """Yields a file's rows under unique keys.
-
-    Args:
-      file: local or gs://.
-      name: unique name of the file.
+    """Yields a file's rows under unique keys, which begin with the file's unique name.
 
     Raises:
       UserError: at the first bad row, naming file and line.

@@ -101,17 +101,13 @@ class Documents:
 
     def _part(self, shard: int, document: int, first: int, tokens: np.ndarray) -> Part:
         ends, sources = self.store.descriptions(shard)
-        begin = int(ends[document - 1]) if document else 0
+        begin, rows = int(ends[document - 1]) if document else 0, self.store.rows(shard)
         return Part(
             document=int(self._before[shard]) + document + 1,
             file=self._shards[shard]["source_file"],
-            row=self._row(shard, document),
+            row=None if rows is None else int(rows[document]) or None,
             set=self.store.sources[int(sources[document])],
             size=int(ends[document]) - begin,
             skipped=first - begin,
             tokens=tokens,
         )
-
-    def _row(self, shard: int, document: int) -> int | None:
-        rows = self.store.rows(shard)
-        return None if rows is None else int(rows[document]) or None

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from prts_jax.errors import UserError, is_storage_error, storage_error, storage_errors
-from prts_jax.paths import as_path, is_remote
+from prts_jax.paths import PathLike, as_path, is_remote
 
 OPEN_FILES = 128  # of a store; a process reads two, and its limit may be 1,024
 REQUESTS = 16  # at the same time; a request to object storage mostly waits
@@ -41,7 +41,7 @@ class Files(Protocol):
         """Returns the function of each item, computed in parallel where requests wait."""
 
 
-def open_files(directory: str | os.PathLike[str]) -> Files:
+def open_files(directory: PathLike) -> Files:
     """Returns the files of a folder, local or gs://."""
     return RemoteFiles(os.fspath(directory)) if is_remote(directory) else LocalFiles(directory)
 
@@ -61,7 +61,7 @@ class _OpenFile:
 class LocalFiles:
     """Files on a disk of this machine."""
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: PathLike):
         self._directory = Path(as_path(directory))
         self._open = lru_cache(OPEN_FILES)(
             lambda name: _OpenFile(os.open(self._directory / name, os.O_RDONLY))

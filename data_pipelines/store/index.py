@@ -40,7 +40,7 @@ from data_pipelines.store.checksums import (
 )
 from data_pipelines.store.files import Files, open_files
 from prts_jax.errors import UserError, storage_error
-from prts_jax.paths import as_path
+from prts_jax.paths import PathLike, as_path
 
 FORMAT = 1
 INDEX = "index.json"
@@ -79,7 +79,7 @@ def fingerprint(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([*content, index["sources"], shards]).encode()).hexdigest()
 
 
-def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_index(directory: PathLike) -> dict[str, Any]:
     """Reads and checks the index of a finished store.
 
     Raises:
@@ -116,12 +116,8 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return index
 
 
-def open_checked(directory: str | os.PathLike[str], index: Mapping[str, Any]) -> Files:
+def open_checked(directory: PathLike, index: Mapping[str, Any]) -> Files:
     """Opens a store's files, which are checked as they are read, after a check of their sizes.
-
-    Args:
-      directory: the store's folder, local or gs://.
-      index: from `read_index`.
 
     Raises:
       UserError: a file is missing or has another size, or the checksums are damaged.

@@ -1,8 +1,7 @@
 """Counts of a store: tokens, documents and bytes by set, and lengths of documents."""
 
 import io
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from data_pipelines.store.index import (
     open_checked,
     read_index,
 )
+from prts_jax.paths import PathLike
 from prts_jax.text_table import MISSING, align
 
 READ_ITEMS = 1 << 24  # at once
@@ -28,12 +28,8 @@ class Packed:
     """Counts of a packed store.
 
     Attributes:
-      rows: number of rows.
       length: inputs of a row.
-      examples: number of examples.
       truncated: examples whose end was cut off.
-      answers: tokens of answers.
-      padding: tokens of padding.
       left_out: rows of input that were bad.
     """
 
@@ -134,7 +130,7 @@ class Statistics:
         return "\n".join(lines)
 
 
-def statistics(directory: str | os.PathLike[str]) -> Statistics:
+def statistics(directory: PathLike) -> Statistics:
     """Counts a finished store, local or on gs://; reads no tokens.
 
     Raises:
@@ -176,16 +172,12 @@ def _packed(index: Mapping[str, Any], files: Files, documents: np.ndarray) -> Pa
         answers=sum(
             int(files.read(f"{shard['name']}.answers", ANSWER_DTYPE, start, stop).sum())
             for shard in index["shards"]
-            for start, stop in _spans(shard["tokens"])
+            for start in range(0, shard["tokens"], READ_ITEMS)
+            for stop in [min(start + READ_ITEMS, shard["tokens"])]
         ),
         padding=int(_column_sums(index, "tokens_per_source")[-1]),
         left_out=sum(index["bad"].values()),
     )
-
-
-def _spans(count: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, READ_ITEMS):
-        yield start, min(start + READ_ITEMS, count)
 
 
 def _column_sums(index: Mapping[str, Any], key: str) -> np.ndarray:
@@ -194,12 +186,7 @@ def _column_sums(index: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 def draw(counts: Statistics, title: str) -> bytes:
-    """Returns a histogram of the documents' lengths by set, as a PNG.
-
-    Args:
-      counts: counts of a store.
-      title: title of the picture.
-    """
+    """Returns a histogram of the documents' lengths by set, as a PNG."""
     from matplotlib.figure import Figure
 
     used = np.flatnonzero(counts.lengths.sum(axis=0))

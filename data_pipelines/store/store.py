@@ -23,6 +23,7 @@ from data_pipelines.store.index import (
     token_dtype,
 )
 from prts_jax.errors import UserError
+from prts_jax.paths import PathLike
 
 OPEN_DESCRIPTIONS = 128  # shards whose document ends stay open
 
@@ -33,9 +34,7 @@ class TokenStore:
     Attributes:
       directory: its folder, local or gs://.
       fingerprint: sha256 of the content.
-      vocab_size: number of token ids.
       eos_id: the id that ends a document.
-      tokens: number of tokens.
       documents: number of documents of the whole store.
       sources: names of the sets; a source id is an index into them.
       layout: "mixed" or "by_set"; see `prts data cache --layout`.
@@ -76,7 +75,7 @@ class TokenStore:
         self.tokens = int(self._ends[-1]) if self._ends.size else 0
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> "TokenStore":
+    def open(cls, directory: PathLike) -> "TokenStore":
         """Opens a store after checks of the index and of every file's size.
 
         Raises:
@@ -180,11 +179,8 @@ class TokenStore:
     ) -> list[tuple[np.ndarray, ...]]:
         """Returns (tokens, source ids), each int32 [count], of every (start, count); see `read`.
 
-        On object storage the requests run at the same time.
-
-        Args:
-          spans: (start, count) of each.
-          documents: adds `document_offsets` as a third array.
+        On object storage the requests run at the same time. `documents` adds `document_offsets` as
+        a third array.
         """
 
         def read(span: tuple[int, int]) -> tuple[np.ndarray, ...]:

@@ -24,34 +24,24 @@ from data_pipelines.store.index import (
     token_dtype,
 )
 from prts_jax.errors import UserError
+from prts_jax.paths import PathLike
 
 READ_ITEMS = 1 << 24  # at once
 
 
 def verify(
-    directory: str | os.PathLike[str],
-    workers: int = 1,
-    report: Callable[[str], None] = lambda line: None,
+    directory: PathLike, workers: int = 1, report: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Reads a whole store and compares it with its index.
+    """Reads a whole store, compares it with its index, and returns the index.
 
-    Args:
-      directory: the store's folder, local or gs://.
-      workers: number of processes.
-      report: called with each fault.
-
-    Returns:
-      The index.
+    `report` is called with each fault.
 
     Raises:
       UserError: no finished store, or a damaged one; it names the number of faults and the first.
     """
     index = read_index(directory)
     sizes = open_files(directory).sizes()
-    problems = [
-        *_tokenizer_problems(directory, index, sizes),
-        *_checksum_problems(directory, index, sizes),
-    ]
+    problems = list(_file_problems(directory, index, sizes))
     work = functools.partial(_check_shard, directory=os.fspath(directory), sizes=sizes)
     shards = range(len(index["shards"]))
     by_shard = dict(results(work, index, shards, min(workers, max(len(shards), 1))))
@@ -67,30 +57,23 @@ def verify(
     return index
 
 
-def _tokenizer_problems(
-    directory: str | os.PathLike[str], index: Mapping[str, Any], sizes: Mapping[str, int]
+def _file_problems(
+    directory: PathLike, index: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Iterator[str]:
-    name = next((name for name in TOKENIZER_FILES if name in sizes), "")
-    if not name:
-        yield f"{TOKENIZER} is missing"
-        return
-    model = open_files(directory).read(name, np.dtype("u1"), 0, sizes[name])
-    if hashlib.sha256(model.tobytes()).hexdigest() != index["tokenizer_sha256"]:
-        yield f"{name} is not the one that made the tokens"
+    """Compares the tokenizer and the checksums, made with the shards' digests, with theirs."""
+    tokenizer = next((name for name in TOKENIZER_FILES if name in sizes), TOKENIZER)
+    files = {tokenizer: (index["tokenizer_sha256"], "is not the one that made the tokens")}
+    if "checksums" in index:  # stores of older versions have none
+        files[CHECKSUMS] = (index["checksums"]["sha256"], "does not match its digest")
+    for name, (digest, problem) in files.items():
+        if name not in sizes:
+            yield f"{name} is missing"
+        elif _digest(open_files(directory).read(name, np.dtype("u1"), 0, sizes[name])) != digest:
+            yield f"{name} {problem}"
 
 
-def _checksum_problems(
-    directory: str | os.PathLike[str], index: Mapping[str, Any], sizes: Mapping[str, int]
-) -> Iterator[str]:
-    """Compares the file of checksums with its digest; they were made with the shards' digests."""
-    if "checksums" not in index:
-        return  # a store of an older version
-    if CHECKSUMS not in sizes:
-        yield f"{CHECKSUMS} is missing"
-        return
-    content = open_files(directory).read(CHECKSUMS, np.dtype("u1"), 0, sizes[CHECKSUMS])
-    if hashlib.sha256(content.tobytes()).hexdigest() != index["checksums"]["sha256"]:
-        yield f"{CHECKSUMS} does not match its digest"
+def _digest(content: np.ndarray) -> str:
+    return hashlib.sha256(content.tobytes()).hexdigest()
 
 
 def _check_shard(
@@ -118,17 +101,12 @@ def _content_problems(
         highest = max(highest, int(tokens.max()))
     ends = files.read(f"{name}.ends", END_DTYPE, 0, documents)
     sources = files.read(f"{name}.sources", SOURCE_DTYPE, 0, documents)
-    digests = {
-        "tokens": digest.hexdigest(),
-        "ends": hashlib.sha256(ends.tobytes()).hexdigest(),
-        "sources": hashlib.sha256(sources.tobytes()).hexdigest(),
-    }
+    digests = {"tokens": digest.hexdigest(), "ends": _digest(ends), "sources": _digest(sources)}
     if "rows" in shard["sha256"]:
-        rows = files.read(f"{name}.rows", ROW_DTYPE, 0, documents)
-        digests["rows"] = hashlib.sha256(rows.tobytes()).hexdigest()
+        digests["rows"] = _digest(files.read(f"{name}.rows", ROW_DTYPE, 0, documents))
     if "answers" in shard["sha256"]:
         answers = files.read(f"{name}.answers", ANSWER_DTYPE, 0, shard["tokens"])
-        digests["answers"] = hashlib.sha256(answers.tobytes()).hexdigest()
+        digests["answers"] = _digest(answers)
     for suffix, actual in digests.items():
         if shard["sha256"][suffix] != actual:
             yield f"{name}.{suffix} does not match its digest"

@@ -58,11 +58,7 @@ class Shard:
     """One shard's entry in the index.
 
     Attributes:
-      name: the stem of its files.
       source_file: the input file it was made from, relative to the input's folder.
-      source_bytes: that file's size.
-      tokens: number of tokens.
-      documents: number of documents.
       tokens_per_source: tokens of each source, in the order of the store's sources.
       sha256: digest of each of its files, by suffix.
       documents_per_source: documents of each source; empty in stores made before it was counted.
@@ -109,20 +105,10 @@ def write_shard(
     sources: int,
     by_set: bool = False,
 ) -> Shard:
-    """Writes one shard's files, each whole or not at all.
+    """Writes one shard's files, each whole or not at all; returns its entry for the index.
 
-    Args:
-      directory: the store's folder.
-      name: the shard's name, `shard-00000`.
-      source_file: name of the input file, recorded in the entry.
-      source_bytes: size of the input file, recorded in the entry.
-      documents: documents in order; all of them or none have `answers`.
-      vocab_size: exclusive upper bound of the ids.
-      sources: number of sources, the exclusive upper bound of the source ids.
-      by_set: puts each source's documents together, which holds all of them in memory.
-
-    Returns:
-      The shard's entry for the index.
+    All documents or none have `answers`. Ids are below `vocab_size`, source ids below `sources`.
+    `by_set` puts each source's documents together, which holds all of them in memory.
 
     Raises:
       UserError: an id out of range.
@@ -233,14 +219,7 @@ def write_index(
 ) -> None:
     """Writes the index, which completes a store: without it no store opens.
 
-    Args:
-      directory: the store's folder.
-      identity: the store's origin (task, split, tokenizer_sha256, inputs).
-      vocab_size: number of token ids.
-      eos_id: the id that ends a document.
-      sources: names of the sets, at most 256.
-      shards: every shard, in order.
-      layout: "mixed" or "by_set".
+    `identity` is the store's origin (task, split, tokenizer_sha256, inputs).
     """
     bad: Counter[str] = Counter()
     for shard in shards:
@@ -257,7 +236,11 @@ def write_index(
         "rows": sum(shard.rows for shard in shards),
         "bad": dict(sorted(bad.items())),
         "truncated": sum(shard.truncated for shard in shards),
-        "shards": [_entry(shard) for shard in shards],
+        # Without the checksums, of which the store has one file.
+        "shards": [
+            {name: value for name, value in asdict(shard).items() if name != "checksums"}
+            for shard in shards
+        ],
     }
     crcs = b"".join(
         bytes.fromhex(shard.checksums[name.rpartition(".")[2]])
@@ -267,9 +250,3 @@ def write_index(
     index["checksums"] = {"block": BLOCK, "sha256": _write(directory / CHECKSUMS, [crcs]).sha256}
     index["fingerprint"] = fingerprint(index)
     write_json(directory / INDEX, {**index, INDEX_DIGEST: index_digest(index)})
-
-
-def _entry(shard: Shard) -> dict[str, Any]:
-    entry = asdict(shard)
-    del entry["checksums"]  # the store has one file of all
-    return entry

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from data_pipelines.text.inputs import input_sizes
 from data_pipelines.text.lines import Damage, chunks, compression, numbered_lines
+from prts_jax.paths import PathLike
 
 SPACE = " \t\r\n"
 FOLLOWING = tuple(f",]{SPACE}")  # a value
@@ -15,9 +16,7 @@ KEPT_CHARACTERS = 1 << 20  # that were read already
 CUT = 12  # characters before a piece's end that its cut may spoil: of an escaped surrogate pair
 
 
-def numbered_rows(
-    path: str | os.PathLike[str], max_row_bytes: int
-) -> Iterator[tuple[int, bytes | Damage]]:
+def numbered_rows(path: PathLike, max_row_bytes: int) -> Iterator[tuple[int, bytes | Damage]]:
     """Yields each row's number, from 1, and its JSON; as `lines.numbered_lines`.
 
     A file `.json`, compressed or plain, whose first character is a bracket is one array, and its
@@ -33,7 +32,7 @@ def numbered_rows(
         return
     content = chunks(path)
     first = next(content, b"")
-    if isinstance(first, Damage) or not _begins_array(first):
+    if isinstance(first, Damage) or first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"[":
         yield from numbered_lines(path, max_row_bytes)
         return
     for number, row in _elements(itertools.chain([first], content), max_row_bytes):
@@ -41,10 +40,6 @@ def numbered_rows(
             # Of a compressed file, an upper limit.
             row = Damage(row.kind, min(row.lost_bytes, *input_sizes([os.fspath(path)])))
         yield number, row
-
-
-def _begins_array(first: bytes) -> bool:
-    return first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 class _Malformed(Exception):

@@ -20,6 +20,7 @@ from data_pipelines.text.native import NativeTask, RowReader
 from data_pipelines.text.rows import MAX_LINE_BYTES, Document, Fault, Fields, read_rows
 from data_pipelines.text.tokenizer import BESIDE, load_tokenizer
 from prts_jax.errors import UserError
+from prts_jax.paths import PathLike
 
 SPLITS = ("train", "validation")
 ENDINGS = {
@@ -48,7 +49,6 @@ class Format:
       sets: every name that `set_field` may hold, in the order of the source ids.
       include: glob patterns of the files to read, on a file's name or its path below the folder;
         empty for all.
-      exclude: patterns of the files to leave out.
     """
 
     name: str
@@ -75,11 +75,7 @@ class Format:
         return ENDINGS[self.name]
 
     def takes(self, name: str) -> bool:
-        """Returns whether a file is read.
-
-        Args:
-          name: path below the folder.
-        """
+        """Returns whether a file, named by its path below the folder, is read."""
         stem = name.lower()
         if compression(stem) is not None and self.name != "parquet":
             stem = os.path.splitext(stem)[0]
@@ -114,14 +110,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(each, pattern) for each in names for pattern in patterns)
 
 
-def splits_of(directory: str | os.PathLike[str], form: Format) -> dict[str, list[str]]:
+def splits_of(directory: PathLike, form: Format) -> dict[str, list[str]]:
     """Returns the files of each split that folders or file names name; empty if none do.
 
     Files outside the top folders `train`, `validation`, … are left out if there are any.
-
-    Args:
-      directory: local or gs://.
-      form: format of the files.
 
     Raises:
       UserError: the names of some files name a split and those of others do not.
@@ -130,7 +122,7 @@ def splits_of(directory: str | os.PathLike[str], form: Format) -> dict[str, list
     return {split: splits[split] for split in SPLIT_WORDS if split in splits}
 
 
-def split_files(files: Sequence[str], directory: str | os.PathLike[str]) -> dict[str, list[str]]:
+def split_files(files: Sequence[str], directory: PathLike) -> dict[str, list[str]]:
     """Returns files by the split that their paths name; see `splits_of`."""
     by_split: dict[str, list[str]] = {}
     without = []
@@ -160,20 +152,11 @@ def _named_split(name: str) -> tuple[str | None, int]:
 
 
 def open_folder(
-    directory: str | os.PathLike[str],
-    split: str,
-    form: Format,
-    tokenizer: str | os.PathLike[str],
-    end_id: str = "",
+    directory: PathLike, split: str, form: Format, tokenizer: PathLike, end_id: str = ""
 ) -> NativeTask:
-    """Returns the task over a folder's files.
+    """Returns the task over the files of a folder, local or gs://, and of its sub-folders.
 
-    Args:
-      directory: local or gs://; read with its sub-folders.
-      split: `train` or `validation`; the name of the whole folder if it has no such folders.
-      form: format of the files.
-      tokenizer: see `load_tokenizer`.
-      end_id: see `load_tokenizer`.
+    The split is `train` or `validation`, or a name for the whole folder if it has no such folders.
 
     Raises:
       UserError: no file of this format, too many sets for a store, or an unreadable tokenizer.
@@ -210,12 +193,12 @@ def open_folder(
     )
 
 
-def files_of(folder: str | os.PathLike[str], form: Format) -> list[str]:
+def files_of(folder: PathLike, form: Format) -> list[str]:
     """Returns a folder's files of a format, local or gs://, in order."""
     return [file for file in _visible(folder) if form.takes(os.path.relpath(file, folder))]
 
 
-def _visible(folder: str | os.PathLike[str]) -> list[str]:
+def _visible(folder: PathLike) -> list[str]:
     """Returns all files but a tokenizer's and hidden ones (`.cache/…`, `_SUCCESS`)."""
     return [
         file
@@ -225,7 +208,7 @@ def _visible(folder: str | os.PathLike[str]) -> list[str]:
     ]
 
 
-def left_out(directory: str | os.PathLike[str], taken: Collection[str]) -> str:
+def left_out(directory: PathLike, taken: Collection[str]) -> str:
     """Returns a line that counts the files of a folder that are not read, or "" if none."""
     kept = {os.path.relpath(file, directory) for file in taken}
     names = [
@@ -240,7 +223,7 @@ def left_out(directory: str | os.PathLike[str], taken: Collection[str]) -> str:
     return f"{directory}: {len(names):,} files are not read ({counts}); the first is {names[0]}"
 
 
-def set_of(file: str, folder: str | os.PathLike[str], without: str) -> str:
+def set_of(file: str, folder: PathLike, without: str) -> str:
     """Returns the sub-folder of `folder` that is a file's set, or `without` if none.
 
     It is the first one, or the second if the first names the split.
@@ -258,10 +241,8 @@ def read_text(
 ) -> Iterator[Document | Fault]:
     """Yields a file's whole text as one document, or its fault.
 
-    Args:
-      path: local or gs://; compressed or plain.
-      sets: not used, because a text does not name its set.
-      max_text_bytes: a longer file is a fault and is never held in memory.
+    A file of more than `max_text_bytes` is a fault and is never held in memory. A text does not
+    name its set.
 
     Raises:
       UserError: the file cannot be opened or read.

@@ -31,11 +31,8 @@ WORD_PATTERNS = frozenset(
 def open_fast(content: bytes, config: Mapping[str, Any], path: str) -> tokenizers.Tokenizer:
     """Opens a tokenizer.json without truncation, padding and dropout.
 
-    Args:
-      content: the file.
-      config: tokenizer_config.json beside it; {} without one. transformers adds the tokens that it
-        lists and the file lacks.
-      path: names the file in messages.
+    As transformers does, adds the tokens that tokenizer_config.json, `config`, lists and the file
+    lacks.
 
     Raises:
       UserError: not such a file, a damaged one, or one for a newer library.

@@ -7,18 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from prts_jax.errors import UserError
-from prts_jax.paths import is_remote
+from prts_jax.paths import PathLike, is_remote
 
 
-def glob_files(directory: str | os.PathLike[str], pattern: str) -> list[str]:
-    """Returns the files below a folder that match, in numeric order.
+def glob_files(directory: PathLike, pattern: str) -> list[str]:
+    """Returns the files below a folder that match a pattern relative to it, in numeric order.
 
-    Links to folders are followed. A folder that cannot be listed is an error, because otherwise its
-    files would be missing silently.
-
-    Args:
-      directory: local or gs://.
-      pattern: relative to it; `**` stands for any number of folders, hidden ones left out.
+    `**` stands for any number of folders, hidden ones left out. Links to folders are followed. A
+    folder that cannot be listed is an error, because otherwise its files would be missing silently.
 
     Raises:
       UserError: a folder that cannot be read or lies within itself, or a link that leads nowhere.
@@ -98,7 +94,7 @@ def input_sizes(files: Sequence[str]) -> list[int]:
         raise UserError(f"the input gs://{error.args[0]} is gone: start again") from error
 
 
-def file_version(path: str | os.PathLike[str]) -> str:
+def file_version(path: PathLike) -> str:
     """Returns a value that changes with the file: its time, on gs:// its checksum.
 
     Raises:
@@ -112,7 +108,7 @@ def file_version(path: str | os.PathLike[str]) -> str:
         raise unreadable(path, error) from error
 
 
-def open_input(path: str | os.PathLike[str]) -> BinaryIO:
+def open_input(path: PathLike) -> BinaryIO:
     """Opens a file for reading.
 
     Raises:
@@ -124,7 +120,7 @@ def open_input(path: str | os.PathLike[str]) -> BinaryIO:
     return open(path, "rb")
 
 
-def unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
+def unreadable(path: PathLike, error: OSError) -> UserError:
     """Returns the UserError for a file that cannot be read."""
     reason = error.strerror or error
     return UserError(f"cannot read {os.fspath(path)}: {reason}; fix that and start again")

@@ -19,6 +19,7 @@ from typing import BinaryIO, Protocol
 import zstandard
 
 from data_pipelines.text.inputs import open_input, unreadable
+from prts_jax.paths import PathLike
 
 READ_BYTES = 1 << 16
 COMPRESSED_BYTES = 1 << 11  # 4 bytes of zstandard may decompress to 128 KiB at once
@@ -68,16 +69,11 @@ FRAMES: dict[str, Callable[[], _Frame]] = {
 PADDING = b"\0"
 
 
-def numbered_lines(
-    path: str | os.PathLike[str], max_line_bytes: int
-) -> Iterator[tuple[int, bytes | Damage]]:
+def numbered_lines(path: PathLike, max_line_bytes: int) -> Iterator[tuple[int, bytes | Damage]]:
     """Yields each line's number, from 1, and the line without its end; skips blank lines.
 
-    A file of zero bytes is truncated: writers of JSON lines leave it behind when they fail.
-
-    Args:
-      path: local or gs://; its extension names the compression.
-      max_line_bytes: longer lines become `ENORMOUS` and are never held in memory.
+    Lines of more than `max_line_bytes` become `ENORMOUS` and are never held in memory. A file of
+    zero bytes is truncated: writers of JSON lines leave it behind when they fail.
 
     Raises:
       UserError: the file cannot be opened or read.
@@ -105,13 +101,13 @@ def numbered_lines(
         held = [*held, rest] if size <= max_line_bytes else []
 
 
-def compression(path: str | os.PathLike[str]) -> str | None:
+def compression(path: PathLike) -> str | None:
     """Returns the key of `FRAMES` for a file, or None if it is plain."""
     ending = os.path.splitext(path)[1].lower()
     return ending if ending in FRAMES else None
 
 
-def chunks(path: str | os.PathLike[str]) -> Iterator[bytes | Damage]:
+def chunks(path: PathLike) -> Iterator[bytes | Damage]:
     """Yields a file's decompressed content in pieces, then the damage that ends it, if any.
 
     Yields nothing of a frame that is cut off, cannot be decoded or fails its checksum, and nothing

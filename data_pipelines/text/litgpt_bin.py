@@ -16,9 +16,11 @@ import numpy as np
 
 from data_pipelines.store.writer import Encoded
 from data_pipelines.text.folders import split_files
+from data_pipelines.text.inputs import unreadable
 from data_pipelines.text.rows import Fault
 from data_pipelines.text.tokenizer import Tokenizer, load_tokenizer
 from prts_jax.errors import UserError
+from prts_jax.paths import PathLike
 
 HEADER = struct.Struct("<7sQBQ")
 MAGIC, VERSION = b"LITPKDS", 1
@@ -27,16 +29,7 @@ DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 a
 
 @dataclass(frozen=True)
 class LitGptTask:
-    """A folder of `.bin` files as `FileTask`.
-
-    Attributes:
-      name: "litgpt".
-      split: name of the split.
-      files: files in the order of their names.
-      sources: one source, because the files name none.
-      tokenizer: the SentencePiece model of the tokens.
-      bos_id: id that begins every document.
-    """
+    """A folder of `.bin` files as `FileTask`."""
 
     name: str
     split: str
@@ -63,7 +56,7 @@ class LitGptTask:
             yield Encoded(tokens[begin:end], 0, row=row)
 
 
-def read_tokens(path: str | os.PathLike[str]) -> np.ndarray:
+def read_tokens(path: PathLike) -> np.ndarray:
     """Returns a file's tokens, padding included, in the file's own dtype [n].
 
     Raises:
@@ -74,9 +67,7 @@ def read_tokens(path: str | os.PathLike[str]) -> np.ndarray:
         with open(path, "rb") as file:
             header = file.read(HEADER.size)
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; fix that and start again"
-        ) from error
+        raise unreadable(path, error) from error
     magic, version, code, count = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
     if magic != MAGIC or version != VERSION or code not in DTYPES:
         raise UserError(
@@ -94,16 +85,10 @@ def read_tokens(path: str | os.PathLike[str]) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype, "r", offset=HEADER.size, shape=(count,)))
 
 
-def open_litgpt(
-    directory: str | os.PathLike[str], split: str, tokenizer: str | os.PathLike[str]
-) -> LitGptTask:
+def open_litgpt(directory: PathLike, split: str, tokenizer: PathLike) -> LitGptTask:
     """Returns the task over a folder's `.bin` files.
 
-    Args:
-      directory: holds the files; if their names name splits (`train_…`, `validation_…`), those
-        of the wanted one are read.
-      split: the split, and its name in the store's index.
-      tokenizer: the tokenizer of the tokens.
+    If their names name splits (`train_…`, `validation_…`), those of the wanted one are read.
 
     Raises:
       UserError: no `.bin` file, or a tokenizer that is unreadable or has no begin-of-text id.

@@ -6,24 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from data_pipelines.text.inputs import open_input, unreadable
 from prts_jax.errors import UserError, first_line
-from prts_jax.paths import as_path
+from prts_jax.paths import PathLike, as_path
 
 HASHED_BYTES = 1 << 20
 
 
-def expected_digests(
-    expected: str, files: Sequence[str], folder: str | os.PathLike[str]
-) -> Mapping[str, str]:
-    """Checks the input's files against their expected number or list.
+def expected_digests(expected: str, files: Sequence[str], folder: PathLike) -> Mapping[str, str]:
+    """Checks the input's files; returns the SHA-256 that each must have, none for a number.
 
-    Args:
-      expected: number of files, or the path of a list as `sha256sum` writes it: a line for each
-        file, its SHA-256 in hexadecimal and its path below `folder`.
-      files: files that are read, local or gs://.
-      folder: folder of the input.
-
-    Returns:
-      File → its SHA-256, which `check_digest` compares; empty for a number.
+    `expected` is their number, or a list as `sha256sum` writes it: a line for each file, its
+    SHA-256 in hexadecimal and its path below `folder`.
 
     Raises:
       UserError: another number of files; a listed file that is missing, or a file that is not

@@ -119,12 +119,8 @@ class NativeTask:
     """One split of a corpus as a picklable `FileTask`.
 
     Attributes:
-      name: name of the task.
-      split: name of the split.
-      files: input files in order.
       sources: names of all sets of the corpus.
       chosen: the sets to tokenize; rows of others are skipped.
-      tokenizer: the tokenizer.
       read: a function of a module, or a `functools.partial` of one.
       file_sets: the set of each file, for rows that do not name theirs.
     """
@@ -146,7 +142,12 @@ class NativeTask:
         """
         encoder = encoder_of(self.tokenizer)
         ids = {name: number for number, name in enumerate(self.sources)}
-        for batch in _batches(self._chosen_rows(index, ids)):
+        chosen = (
+            row
+            for row in self.read(self.files[index], ids)
+            if isinstance(row, Fault) or self._set_of(row, index) in self.chosen
+        )
+        for batch in _batches(chosen):
             texts = [row.text for row in batch if isinstance(row, Document)]
             encoded = encoder.encode_all(texts)
             for row in batch:
@@ -156,11 +157,6 @@ class NativeTask:
                     source = ids[self._set_of(row, index)]
                     size = len(row.text.encode())
                     yield Encoded(next(encoded), source, size, row=row.row)
-
-    def _chosen_rows(self, index: int, sets: Collection[str]) -> Iterator[Document | Fault]:
-        for row in self.read(self.files[index], sets):
-            if isinstance(row, Fault) or self._set_of(row, index) in self.chosen:
-                yield row
 
     def _set_of(self, row: Document, index: int) -> str:
         return self.file_sets[index] if row.set_name is None else row.set_name

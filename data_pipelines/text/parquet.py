@@ -31,13 +31,8 @@ def read_parquet(
 
     A row group is decoded twice: damage anywhere in it is one fault, at its first row, and none of
     its rows are taken; reading continues with the next row group. Altered bytes are noticed where
-    the pages have checksums, which are optional. A fault's line is the row's number, from 1.
-
-    Args:
-      path: local or gs://.
-      sets: names of the known sets; None accepts any.
-      max_text_bytes: longer texts are faults.
-      fields: fields of a row's text and set; `a.b` is field b of struct a.
+    the pages have checksums, which are optional. A fault's line is the row's number, from 1; texts
+    of more than `max_text_bytes` are faults. With `sets` None, any set is known.
 
     Raises:
       UserError: the file cannot be opened or read from the disk.

@@ -3,12 +3,11 @@
 `sources.py` declares corpora and tasks; `tasks.py` makes the same tasks with seqio.
 """
 
-import os
-
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.sources import corpus_of, list_files, located, tasks_of
 from data_pipelines.text.tokenizer import load_tokenizer
 from prts_jax.errors import UserError
+from prts_jax.paths import PathLike
 
 
 def has_plain_task(name: str) -> bool:
@@ -20,18 +19,11 @@ def has_plain_task(name: str) -> bool:
 def open_plain_task(
     name: str,
     split: str,
-    directory: str | os.PathLike[str] | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
+    directory: PathLike | None = None,
+    tokenizer: PathLike | None = None,
     end_id: str = "",
 ) -> NativeTask:
-    """Returns a corpus's task, equal to that of `tasks.open_task`.
-
-    Args:
-      name: the task's name.
-      split: `train` or `validation`.
-      directory: the corpus's folder; by default its home.
-      tokenizer: see `load_tokenizer`; by default tokenizer.model in the folder, else in its home.
-      end_id: see `load_tokenizer`.
+    """Returns a corpus's task, equal to that of `tasks.open_task` for the same arguments.
 
     Raises:
       UserError: no corpus has such a task, or a missing folder or tokenizer.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from data_pipelines.text.arrays import numbered_rows
 from data_pipelines.text.lines import Damage
 from prts_jax.errors import UserError
+from prts_jax.paths import PathLike
 
 TEXT_FIELD = "text"
 SET_FIELD = "redpajama_set_name"
@@ -52,11 +53,9 @@ DAMAGED_FILE = ("truncated_file", "corrupt_file")
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a row that are read; `a.b` is field b of field a.
+    """The fields of a row's text and of its set's name, None if rows do not name it.
 
-    Attributes:
-      text: field of the document's text.
-      set: field of the set's name; None if rows do not name their set.
+    `a.b` is field b of field a.
     """
 
     text: str = TEXT_FIELD
@@ -70,7 +69,6 @@ class Document(NamedTuple):
     """One row of a file.
 
     Attributes:
-      text: its text.
       set_name: its set (`RedPajamaC4`, …); None if the row does not name it.
       row: its line, or in parquet its row, from 1.
     """
@@ -101,7 +99,7 @@ class Fault(NamedTuple):
         """Returns the fault for damage that begins at a line."""
         return cls(damage.kind, line, lost_bytes=damage.lost_bytes)
 
-    def error(self, path: str | os.PathLike[str]) -> UserError:
+    def error(self, path: PathLike) -> UserError:
         """Returns the UserError that names file, line and remedy."""
         detail = f" ({' '.join(self.detail.split())})" if self.detail else ""
         return UserError(
@@ -111,18 +109,15 @@ class Fault(NamedTuple):
 
 
 def read_rows(
-    path: str | os.PathLike[str],
+    path: PathLike,
     sets: Collection[str] | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
     fields: Fields = SLIMPAJAMA_FIELDS,
 ) -> Iterator[Document | Fault]:
     """Yields a file's documents and faults in order, one for each line that is not blank.
 
-    Args:
-      path: a file of JSON lines; compressed (any number of frames) or plain.
-      sets: names of the known sets; None accepts any.
-      max_line_bytes: longer lines are faults and are never held in memory.
-      fields: fields of a row's text and set.
+    Lines of more than `max_line_bytes` are faults and are never held in memory. With `sets` None,
+    any set is known.
 
     Raises:
       UserError: the file cannot be opened or read from the disk.
@@ -134,7 +129,7 @@ def read_rows(
             yield known_set(parse_row(line, number, fields), number, sets)
 
 
-def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
+def read_documents(path: PathLike) -> Iterator[Document]:
     """Yields the documents of one file, in order.
 
     Raises:

@@ -24,14 +24,7 @@ class SeqioFileTask:
     """
 
     def __init__(self, name: str, split: str, task: seqio.Task, recipe: Recipe | None = None):
-        """Takes a registered task.
-
-        Args:
-          name: name of the task or mixture.
-          split: name of the split.
-          task: a task over a `seqio.FileDataSource` or a `seqio.TfdsDataSource`.
-          recipe: function and arguments that open this task in another process.
-        """
+        """Takes a registered task, and the call that opens it in another process."""
         vocabulary = _vocabulary(name, task)
         if split not in task.splits:
             raise UserError(f"task {name} has no split {split}: it has {', '.join(task.splits)}")
@@ -84,11 +77,7 @@ class SeqioFileTask:
 
 
 def _encoded(example: Mapping[str, Any], number: int) -> Encoded:
-    """Returns the document of an example, the file's `number`-th.
-
-    Raises:
-      ValueError: `targets` are missing, or are no list of integers.
-    """
+    """Returns the document of an example, the file's `number`-th."""
     tokens, text = example.get("targets"), example.get("targets_pretokenized")
     if tokens is None or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError("an example has no targets of token ids")
@@ -97,11 +86,7 @@ def _encoded(example: Mapping[str, Any], number: int) -> Encoded:
 
 
 def _vocabulary(name: str, task: seqio.Task) -> seqio.SentencePieceVocabulary:
-    """Returns the vocabulary of a task's targets.
-
-    Raises:
-      UserError: the task has no targets, or another kind of vocabulary.
-    """
+    """Returns the vocabulary of a task's targets."""
     feature = task.output_features.get("targets")
     if feature is None:
         raise UserError(f"task {name} has no output feature 'targets': name its tokens so")

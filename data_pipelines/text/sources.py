@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipelines.text.inputs import glob_files
 from prts_jax.errors import UserError
-from prts_jax.paths import as_path
+from prts_jax.paths import PathLike, as_path
 
 SPLIT_GLOBS = {
     "train": "train/chunk*/example_train_*.jsonl.zst",
@@ -93,16 +93,11 @@ def corpus_of(task: str) -> Corpus | None:
 
 
 def located(
-    corpus: Corpus,
-    directory: str | os.PathLike[str] | None,
-    tokenizer: str | os.PathLike[str] | None,
+    corpus: Corpus, directory: PathLike | None, tokenizer: PathLike | None
 ) -> tuple[str, str]:
-    """Returns a corpus's folder and tokenizer.
+    """Returns a corpus's folder, by default its home, and its SentencePiece model.
 
-    Args:
-      corpus: the corpus.
-      directory: its folder; by default its home.
-      tokenizer: a SentencePiece model; by default the one in the folder, else in its home.
+    By default the model is the one in the folder, else in the home.
     """
     home = HOMES[corpus.name]
     folder = os.fspath(directory or home)
@@ -112,7 +107,7 @@ def located(
     return folder, os.fspath(tokenizer)
 
 
-def list_files(directory: str | os.PathLike[str], split: str) -> list[str]:
+def list_files(directory: PathLike, split: str) -> list[str]:
     """Returns a split's files in numeric order (chunk2 before chunk10).
 
     Raises:

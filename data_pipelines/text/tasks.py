@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from data_pipelines.text.mixed_tasks import MixedTask
+from data_pipelines.text.file_task import MixedTask
 from data_pipelines.text.native import NativeTask
 from data_pipelines.text.rows import Fault, read_rows
 from data_pipelines.text.sources import (
@@ -37,6 +37,7 @@ from data_pipelines.text.sources import (
 )
 from data_pipelines.text.tokenizer import load_tokenizer
 from prts_jax.errors import UserError, first_line
+from prts_jax.paths import PathLike
 
 
 @contextmanager
@@ -80,7 +81,7 @@ class CorpusSource(seqio.FileDataSource):
       failure: the error that ended the last reading; TensorFlow passes on only its text.
     """
 
-    def __init__(self, corpus: Corpus, directory: str | os.PathLike[str], sets: Sequence[str]):
+    def __init__(self, corpus: Corpus, directory: PathLike, sets: Sequence[str]):
         self.sources = tuple(corpus.sets.values())
         self.chosen = frozenset(corpus.sets[short_name] for short_name in sets)
         self.faults: list[Fault] = []
@@ -120,13 +121,9 @@ class CorpusSource(seqio.FileDataSource):
 
 
 class TfdsCorpusSource(seqio.TfdsDataSource):
-    """A corpus in TensorFlow Datasets, whose labels are source ids.
+    """A corpus in TensorFlow Datasets, whose labels are source ids."""
 
-    Attributes:
-      sources: the corpus's set names.
-    """
-
-    def __init__(self, corpus: Corpus, directory: str | os.PathLike[str]):
+    def __init__(self, corpus: Corpus, directory: PathLike):
         self.sources = tuple(corpus.sets.values())
         super().__init__(TFDS_NAME, tfds_data_dir=os.fspath(directory), splits=list(SPLIT_GLOBS))
 
@@ -155,15 +152,10 @@ def _rows_of_tfds(dataset: tf.data.Dataset) -> tf.data.Dataset:
     )
 
 
-def register(
-    corpus: Corpus, directory: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
-) -> None:
+def register(corpus: Corpus, directory: PathLike, tokenizer: PathLike) -> None:
     """Registers a corpus's tasks and mixtures, replacing earlier ones.
 
-    Args:
-      corpus: the corpus.
-      directory: folder with train/ and validation/.
-      tokenizer: a SentencePiece model; read when a task is first used.
+    The tokenizer, a SentencePiece model, is read when a task is first used.
     """
     _registered[corpus.name] = (directory, tokenizer)
     tasks = tasks_of(corpus)
@@ -247,8 +239,8 @@ TOKENIZING = (_tokenize, seqio.preprocessors.tokenize)
 def open_task(
     name: str,
     split: str,
-    directory: str | os.PathLike[str] | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
+    directory: PathLike | None = None,
+    tokenizer: PathLike | None = None,
     modules: Sequence[str] = (),
 ) -> NativeTask | SeqioFileTask | MixedTask:
     """Opens a registered task or mixture for caching.
@@ -308,9 +300,7 @@ def _find(name: str) -> seqio.Task | seqio.Mixture:
 
 @contextmanager
 def _pointed_at(
-    name: str,
-    directory: str | os.PathLike[str] | None,
-    tokenizer: str | os.PathLike[str] | None,
+    name: str, directory: PathLike | None, tokenizer: PathLike | None
 ) -> Iterator[None]:
     """Registers a task's corpus with another folder and tokenizer until the end of the block."""
     if directory is None and tokenizer is None:
@@ -328,7 +318,7 @@ def _pointed_at(
         register(corpus, *previous)
 
 
-_registered: dict[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] = {}
+_registered: dict[str, tuple[PathLike, PathLike]] = {}
 """Corpus → its folder and tokenizer in seqio's global registry."""
 
 TFDS_NAME = "slimpajama:1.0.0"

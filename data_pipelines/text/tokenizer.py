@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from data_pipelines.store.index import TOKENIZER
 from data_pipelines.text.rows import read_documents
 from data_pipelines.text.sources import list_files
 from prts_jax.errors import UserError
-from prts_jax.paths import as_path
+from prts_jax.paths import PathLike, as_path
 from prts_jax.special_ids import (
     foreign_form,
     from_values,
@@ -47,9 +46,7 @@ class Tokenizer:
     Attributes:
       model: bytes of the SentencePiece model, or of Hugging Face's tokenizer.json.
       sha256: digest of those bytes.
-      vocab_size: smallest vocabulary that holds every piece.
       eos_id: the id that ends a document.
-      bos_id: the id that begins a text; None if there is none.
       file: name of the model's file in a store.
       beside: name → content of the small files beside it, `BESIDE`.
     """
@@ -68,7 +65,7 @@ class Tokenizer:
         return dict(json.loads(self.beside.get(TOKENIZER_CONFIG, b"{}")))
 
 
-def load_tokenizer(path: str | os.PathLike[str], end_id: str = "") -> Tokenizer:
+def load_tokenizer(path: PathLike, end_id: str = "") -> Tokenizer:
     """Reads a SentencePiece model or a tokenizer.json.
 
     Args:
@@ -194,15 +191,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
     """Trains a BPE with Llama's settings: byte fallback, identity normalisation, split digits.
 
     Special ids are Llama's (unk 0, bos 1, eos 2, no padding). A text is one sentence, line ends
-    included, so that pieces also match words after a line end, which have no space before them.
-    The same texts give the same bytes.
-
-    Args:
-      texts: documents.
-      vocab_size: number of pieces, including 256 bytes and 3 special ones.
-
-    Returns:
-      The serialized SentencePiece model.
+    included, so that pieces also match words after a line end, which have no space before them. The
+    same texts give the same bytes. Returns the serialized SentencePiece model; its `vocab_size`
+    pieces include 256 bytes and 3 special ones.
 
     Raises:
       UserError: the texts have too few distinct pieces for the vocabulary, or the vocabulary is
@@ -242,7 +233,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def train_from_directory(directory: str | os.PathLike[str], vocab_size: int) -> bytes:
+def train_from_directory(directory: PathLike, vocab_size: int) -> bytes:
     """Trains on the training split of a corpus; see `train_bpe`.
 
     Raises:

@@ -14,7 +14,7 @@ from prts_jax.checkpoint.lock import object_lock
 from prts_jax.errors import StorageError, UserError, first_line, storage_errors
 from prts_jax.local_lock import LOCK_FILE, local_lock, remove_unused
 from prts_jax.paths import as_path, is_remote, sync, sync_all
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 
 def free_bytes(target: str) -> int | None:

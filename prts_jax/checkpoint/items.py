@@ -79,8 +79,13 @@ class _SyncedSave(ocp.args.Composite):
     """Arguments of `_SyncedHandler`: item → its arguments."""
 
 
-def checkpointer() -> ocp.AsyncCheckpointer:
-    """Returns a writer of checkpoints; close it."""
+def checkpointer(meet: Callable[..., None] | None = None) -> ocp.AsyncCheckpointer:
+    """Returns a writer of checkpoints; close it.
+
+    Args:
+      meet: barrier of the processes in the background, called with `key` and `timeout_ms`; None
+        for Orbax's own.
+    """
     _hide_late_errors()  # a save fails in the background, while steps are trained
 
     def arrays() -> ocp.PyTreeCheckpointHandler:
@@ -96,7 +101,9 @@ def checkpointer() -> ocp.AsyncCheckpointer:
         TOKENIZER: _FilesHandler(),
     }
     # Where a thread of its own cannot make the directories, the others wait for 300 s.
-    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    options = ocp.options.AsyncOptions(
+        create_directories_asynchronously=False, barrier_sync_fn=meet
+    )
     return ocp.AsyncCheckpointer(_SyncedHandler(**handlers), async_options=options)
 
 
@@ -221,7 +228,7 @@ def saving(what: str) -> Iterator[None]:
         else:  # tensorstore lists causes from the outside in: the last one says most
             reason = f"… {line.partition(' [')[0][-160:]}"
         full = code in FULL or "no space left" in reason.lower()
-        advice = "free space and start again" if full else "see whether the storage works"
+        advice = "free space" if full else "see whether the storage works"
         raise StorageError(f"{what} ({reason}); {advice}") from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import tensorstore as ts
 
 from prts_jax.checkpoint.arrays import files_below
-from prts_jax.errors import StorageError, UserError, storage_errors
+from prts_jax.errors import LostLockError, StorageError, UserError, storage_errors
 from prts_jax.local_lock import LOCK_FILE, local_lock
 from prts_jax.paths import is_remote
 
@@ -35,7 +35,7 @@ def workdir_lock(directory: str) -> Iterator[Callable[[], None]]:
       directory: local directory, see `local_lock`; or gs:// address, see `object_lock`.
 
     Yields:
-      A function that raises `StorageError` if another process has taken the lock over.
+      A function that raises `LostLockError` if another process has taken the lock over.
 
     Raises:
       UserError: another process holds the lock (names it), or the directory cannot be written.
@@ -61,7 +61,7 @@ def object_lock(address: str) -> Iterator[Callable[[], None]]:
       address: gs:// address of the object.
 
     Yields:
-      A function that raises `StorageError` if another process has taken the lock over.
+      A function that raises `LostLockError` if another process has taken the lock over.
 
     Raises:
       UserError: another process holds the lock (names the process).
@@ -93,7 +93,7 @@ class _Lock:
         self._holder = f"process {os.getpid()} on {socket.gethostname()}".encode()
         self._writing = threading.Lock()
 
-    def check(self, lost: type[Exception] = StorageError) -> None:
+    def check(self, lost: type[Exception] = LostLockError) -> None:
         """Rewrites the object if this process holds the lock.
 
         Raises:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,10 +9,11 @@ import jax
 import numpy as np
 
 from prts_jax.checkpoint import layout
+from prts_jax.checkpoint.background import BackgroundSave, try_to_create
 from prts_jax.checkpoint.commit import refuse_existing
 from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.digests import check_digests, digests, optimizer_digests, start_digests
-from prts_jax.checkpoint.items import checkpointer, read_tree, save_args, saved_at, saving
+from prts_jax.checkpoint.items import checkpointer, read_tree, save_args, saving
 from prts_jax.checkpoint.layout import (
     OPTIMIZER,
     PARAMS,
@@ -23,18 +23,20 @@ from prts_jax.checkpoint.layout import (
 )
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.removal import delete, remove, remove_unfinished
+from prts_jax.checkpoint.retention import Retention
 from prts_jax.checkpoint.tokenizer import check_tokenizer, file_digests, read_tokenizer
 from prts_jax.declaration import Declaration
-from prts_jax.errors import UserError, storage_errors
+from prts_jax.errors import StorageError, UserError, storage_errors
 from prts_jax.paths import as_path, is_remote, sync
-from prts_jax.processes import all_processes
+from prts_jax.processes import all_processes, gather_texts
 from prts_jax.tree import flatten, named_leaves, unflatten
 
 
 class Checkpoints:
     """The checkpoints of a run, `<directory>/<step>/`, opened by its only writer.
 
-    Saves run in the background, one at a time. Opening removes the rests of interrupted saves and
+    Saves run in the background, one at a time; every process calls the same methods, and a save
+    that fails on one has failed on all. Opening removes the rests of interrupted saves and
     removals, so hold `workdir_lock` first. It touches nothing else.
 
     Args:
@@ -49,18 +51,17 @@ class Checkpoints:
         self, directory: str, keep: int, keep_every_steps: int, keep_every_hours: float = 0.0
     ) -> None:
         self._directory = str(as_path(directory))
-        self._keep = keep
-        self._keep_every_steps = keep_every_steps
-        self._keep_every_seconds = 3600 * keep_every_hours
-        self._saved_at: dict[int, float] = {}
+        seconds = 3600 * keep_every_hours
+        self._retention = Retention(self._directory, keep, keep_every_steps, seconds)
         self._protected: set[int] = set()
         self._saving: int | None = None
+        self._rests: set[int] = set()
         self._tokenizer: dict[str, bytes] = {}
         with all_processes(), storage_errors(f"{self._directory}: cannot be used"):
             if jax.process_index() == 0:
                 as_path(self._directory).mkdir(parents=True, exist_ok=True)
                 remove_unfinished(self._directory)
-        self._checkpointer = checkpointer()
+        self._background = BackgroundSave()
 
     def carry_tokenizer(self, checkpoint: str, lineage: Lineage) -> None:
         """Writes the tokenizer of a checkpoint, if it has one, into those saved from now on.
@@ -90,11 +91,16 @@ class Checkpoints:
 
         Raises:
           UserError: the step is already saved.
-          StorageError: this or the earlier save failed; earlier checkpoints stay complete.
+          StorageError: the earlier save failed, or this one cannot begin; earlier checkpoints stay
+            complete, and a later save may work.
         """
         self.wait()
-        if step in layout.contents(self._directory).steps:
-            raise UserError(f"{self.path(step)}: exists already; a step is saved once")
+        with all_processes(), saving(f"checkpoint {self.path(step)}: could not be written"):
+            if step in layout.contents(self._directory).steps:
+                raise UserError(f"{self.path(step)}: exists already; a step is saved once")
+            if jax.process_index() == 0:
+                self._remove_rests()
+                try_to_create(self.path(step))
         of_params, of_optimizer = start_digests(params, optimizer)
         of_ema, _ = start_digests(ema or {}, None)
         lineage = dataclasses.replace(lineage, tokenizer=file_digests(self._tokenizer))
@@ -108,12 +114,8 @@ class Checkpoints:
             )
 
         arguments = save_args(params, optimizer, lineage, with_digests, self._tokenizer, ema)
-        with saving(f"checkpoint {self.path(step)}: could not be written"):
-            self._saving = step
-            with all_processes():
-                if jax.process_index() == 0:
-                    _try_to_create(self.path(step))
-            self._checkpointer.save(self.path(step), args=arguments)
+        self._saving = step
+        self._background.start(self.path(step), arguments)
 
     def latest(self) -> int | None:
         """Returns the newest complete step, or None."""
@@ -137,49 +139,79 @@ class Checkpoints:
         """Never removes the checkpoint at `path`; ignores paths outside this run."""
         self._protected |= {step for step in self.steps() if self.path(step) == path}
 
+    def failure(self) -> Exception | None:
+        """Returns the error of the background save if this process knows it; does not wait."""
+        return self._background.failure()
+
+    def has_ended(self) -> bool:
+        """Returns whether this process's part of the background save has ended; does not wait."""
+        return self._saving is not None and self._background.has_ended()
+
+    def check(self) -> bool:
+        """Ends the background save as `wait`, if it has ended on all processes or failed on one.
+
+        Returns:
+          Whether no save runs any more.
+        """
+        if self._saving is None:
+            return True
+        state = "failed" if self.failure() else "ended" if self.has_ended() else ""
+        states = gather_texts(state)
+        if all(states) or "failed" in states:
+            self.wait()
+        return self._saving is None
+
     def wait(self) -> None:
         """Waits for the background save and removes checkpoints beyond `keep`.
 
         Raises:
-          StorageError: the save failed, e.g. on a full disk; earlier checkpoints stay complete.
+          StorageError: the save failed, e.g. on a full disk, on this or another process. Its rests
+            are removed, or before the next save; earlier checkpoints stay complete.
         """
-        with saving(f"checkpoint in {self._directory}: could not be written"):
-            self._checkpointer.wait_until_finished()
-            if jax.process_index() > 0 or self._saving is None:
-                return
-            sync(self._directory)
-            if is_remote(self._directory):
-                delete(as_path(f"{self.path(self._saving)}{layout.SAVING}"))
-            self._saving = None
-            for step in self._dropped(self.steps()):
-                remove(self._directory, step)
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        try:
+            with all_processes():
+                self._end(step)
+        except StorageError:
+            self._rests.add(step)
+            with contextlib.suppress(Exception):  # the storage may still be away
+                self._remove_rests()
+            raise
+        finally:
+            self._background.forget()
 
     def close(self) -> None:
-        """Calls `wait` and stops the background threads; raises as `wait`."""
-        with (
-            saving(f"checkpoint in {self._directory}: could not be written"),
-            contextlib.closing(self._checkpointer),
-        ):
-            self.wait()
+        """Waits for the background save on this process alone, and stops its threads.
 
-    def _dropped(self, steps: list[int]) -> list[int]:
-        every = self._keep_every_steps
-        kept = self._protected | self._kept_by_time(steps)
-        return [
-            step
-            for step in steps[: -self._keep]
-            if step not in kept and not (every and step % every == 0)
-        ]
+        Raises:
+          StorageError: the save failed.
+        """
+        with contextlib.closing(self._background):
+            if self._saving is not None:
+                step, self._saving = self._saving, None
+                self._end(step)
 
-    def _kept_by_time(self, steps: list[int]) -> set[int]:
-        kept, since = set[int](), -math.inf
-        for step in steps if self._keep_every_seconds else []:
-            if step not in self._saved_at:
-                self._saved_at[step] = saved_at(self.path(step))
-            if self._saved_at[step] - since >= self._keep_every_seconds:
-                kept.add(step)
-                since = self._saved_at[step]
-        return kept
+    def _end(self, step: int) -> None:
+        self._background.wait()
+        if jax.process_index() > 0:
+            return
+        with saving(f"{self._directory}: old checkpoints could not be removed"):
+            sync(self._directory)
+            if is_remote(self._directory):
+                delete(as_path(f"{self.path(step)}{layout.SAVING}"))
+            for old in self._retention.dropped(self.steps(), self._protected):
+                remove(self._directory, old)
+
+    def _remove_rests(self) -> None:
+        """Removes what failed saves have left; a complete checkpoint is none."""
+        if self._rests and jax.process_index() == 0:
+            own = {str(step) for step in self._rests}
+            for name in layout.contents(self._directory).unfinished:
+                if name.partition(".")[0] in own:
+                    delete(as_path(self._directory) / name)
+        self._rests = set()
 
 
 def save_checkpoint(path: str, params: Any, lineage: Lineage) -> None:
@@ -299,20 +331,6 @@ def restore_optimizer(path: str, abstract: Any, lineage: Lineage | None = None) 
     if lineage.optimizer_digests:
         check_digests(path, lineage.optimizer_digests, optimizer_digests(values), OPTIMIZER)
     return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in named])
-
-
-def _try_to_create(path: str) -> None:
-    """Creates and removes the directory that Orbax makes for a save; on gs:// marks the save.
-
-    Where Orbax cannot make it in the first process, the other processes would wait for 300 s.
-    """
-    if is_remote(path):
-        as_path(f"{path}{layout.SAVING}").write_text("a save is running or was interrupted")
-        return
-    probe = as_path(f"{path}.orbax-checkpoint-tmp")
-    (probe / PARAMS / "d").mkdir(parents=True)
-    (probe / PARAMS / "d" / "probe").write_bytes(b"probe")
-    delete(probe)
 
 
 def _restore(

@@ -1,4 +1,7 @@
-"""The command line `prts COMMAND …`; each command is a module with `main(argv) -> exit code`."""
+"""The command line `prts COMMAND …`; each command is a module with `main(argv) -> exit code`.
+
+`main` raises a UserError for any mistake of the user; `run` makes it one line and exit code 2.
+"""
 
 import contextlib
 import importlib

@@ -49,11 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts aot`; see `prts aot --help`.
-
-    Raises:
-      UserError: an unknown topology, or a config that cannot run on it.
-    """
+    """Runs `prts aot`; see `prts aot --help`."""
     config_arguments, others = config_flags.split(argv)
     options = parser().parse_args(others)
     config = config_flags.load(config_arguments)

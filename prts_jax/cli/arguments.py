@@ -46,10 +46,8 @@ def add_value_flags(
 ) -> None:
     """Adds optional flags from tables.
 
-    Args:
-      parser: the command's.
-      texts: flag → metavar and help; the default is "".
-      numbers: flag → default, whose type the flag has, and help.
+    `texts` has a flag's metavar and help, and its default is ""; `numbers` its default, whose type
+    it has, and help.
     """
     for name, (metavar, text) in texts.items():
         parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)

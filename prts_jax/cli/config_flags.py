@@ -21,11 +21,7 @@ HELP = (
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the arguments of a command into config flags and other arguments.
-
-    Returns:
-      (arguments that start with --config, other arguments).
-    """
+    """Splits a command's arguments into those that start with --config, and the others."""
     config_arguments, others = [], []
     rest = list(argv)
     while rest:
@@ -41,9 +37,6 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def load(argv: Sequence[str]) -> config_lib.RunConfig:
     """Reads a config file (FILE.py[:arg] or FILE.json), applies overrides, resolves the result.
-
-    Args:
-      argv: config flags, the first result of `split`.
 
     Raises:
       UserError: the file is missing or unreadable, a key is unknown, or a type or combination of

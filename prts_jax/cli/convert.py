@@ -15,7 +15,7 @@ from prts_jax.formats import convert, export, import_transforms
 from prts_jax.formats.model_source import ModelSource
 from prts_jax.formats.transfer import ConversionReport
 from prts_jax.progress import Progress
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 LARGEST_VOCAB, LARGEST_SHARD = (1 << 31) - 1, 1e6
 """Token ids are int32; a file of more GB fits on no disk."""
@@ -82,11 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts convert`; see `prts convert --help`.
-
-    Raises:
-      UserError: the source cannot be read, the target cannot be written, or a flag does not fit.
-    """
+    """Runs `prts convert`; see `prts convert --help`."""
     arguments = parser().parse_args(argv)
     _check(arguments)
     opened = convert.open_source(
@@ -182,13 +178,10 @@ def _convert(arguments: argparse.Namespace, source: ModelSource) -> ConversionRe
 
 
 def _verify(arguments: argparse.Namespace, source: ModelSource) -> tuple[dict[str, Any], str]:
-    """Compares source and target.
+    """Compares source and target; returns what was compared, and the difference or "".
 
     Weights as we read them say nothing of what transformers makes of a folder, so transformers
     computes logits too, where it is installed.
-
-    Returns:
-      What was compared; the difference, or "".
     """
     if not arguments.verify:
         return {}, ""

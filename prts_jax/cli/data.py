@@ -22,14 +22,7 @@ CHAT_TEMPLATE = "chat_template.jinja"  # since transformers 5; before, in tokeni
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one of the subcommands.
-
-    Returns:
-      0.
-
-    Raises:
-      UserError: bad input, or the `data` extra is missing.
-    """
+    """Runs one of the subcommands."""
     arguments = _parser().parse_args(argv)
     arguments.run(arguments)
     return 0
@@ -38,17 +31,17 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="prts data", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add, run_command in (
-        (data_flags.add_cache, _cache),
-        (data_flags.add_beam, _beam),
-        (data_flags.add_instructions, _instructions),
-        (data_flags.add_import, _import),
-        (data_flags.add_verify, _verify),
-        (data_flags.add_stats, _stats),
-        (data_flags.add_show, data_show.show),
-        (data_flags.add_tokenizer, _tokenizer),
+    for flags, run_command in (
+        (data_flags.cache, _cache),
+        (data_flags.beam, _beam),
+        (data_flags.instructions, _instructions),
+        (data_flags.import_, _import),
+        (data_flags.verify, _verify),
+        (data_flags.stats, _stats),
+        (data_flags.show, data_show.show),
+        (data_flags.tokenizer, _tokenizer),
     ):
-        add(commands).set_defaults(run=run_command)
+        data_flags.add(commands, flags).set_defaults(run=run_command)
     return parser
 
 
@@ -256,11 +249,7 @@ def _write(path: str, flag: str, content: bytes) -> None:
 
 
 def _data_module(name: str, extra: str = "data") -> ModuleType:
-    """Imports a module of `data_pipelines` that needs an extra.
-
-    Raises:
-      UserError: the extra is not installed.
-    """
+    """Imports a module of `data_pipelines`; a UserError names the extra that it lacks."""
     try:
         return importlib.import_module(f"data_pipelines.{name}")
     except ModuleNotFoundError as error:

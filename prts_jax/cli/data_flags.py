@@ -1,7 +1,9 @@
-"""The flags of `prts data`: one function a subcommand."""
+"""The flags of `prts data`: a function a subcommand, whose docstring is the subcommand's help."""
 
 import argparse
+import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 SPLITS = ("train", "validation")
@@ -9,32 +11,35 @@ Commands = Any  # argparse's name for what add_subparsers returns is private
 Parser = argparse.ArgumentParser
 
 
-def add_cache(commands: Commands) -> Parser:
-    """Adds `prts data cache` and its flags."""
-    parser = _add(
-        commands,
-        "cache",
-        "text into token stores, which the trainer reads",
-        "Runs a seqio task, or reads a folder of text, JSON lines or parquet, into the token "
-        "stores OUTPUT/train and OUTPUT/validation. A second start continues an unfinished store "
-        "and reuses a finished one.",
-    )
+def add(commands: Commands, flags: Callable[[Parser], None]) -> Parser:
+    """Adds a subcommand with the name, the help and the flags of one of the functions below."""
+    summary, _, description = (inspect.getdoc(flags) or "").partition("\n\n")
+    summary = summary[:1].lower() + summary[1:].rstrip(".")
+    name = flags.__name__.rstrip("_")
+    parser: Parser = commands.add_parser(name, help=summary, description=description)
+    flags(parser)
+    return parser
+
+
+def cache(parser: Parser) -> None:
+    """Text into token stores, which the trainer reads.
+
+    Runs a seqio task, or reads a folder of text, JSON lines or parquet, into the token stores
+    OUTPUT/train and OUTPUT/validation. A second start continues an unfinished store and reuses a
+    finished one.
+    """
     _add_input(parser)
     _add_layout(parser)
     _add_bad_rows(parser)
     _add_workers(parser, "processes; any number makes the same bytes")
-    return parser
 
 
-def add_beam(commands: Commands) -> Parser:
-    """Adds `prts data beam` and its flags."""
-    parser = _add(
-        commands,
-        "beam",
-        "the same on many machines, as an Apache Beam pipeline",
-        "Makes the same stores as `prts data cache`, byte for byte, on the machines of a Beam "
-        "runner; input and output may lie on gs://. Options after -- are Beam's.",
-    )
+def beam(parser: Parser) -> None:
+    """The same on many machines, as an Apache Beam pipeline.
+
+    Makes the same stores as `prts data cache`, byte for byte, on the machines of a Beam runner;
+    input and output may lie on gs://. Options after -- are Beam's.
+    """
     _add_input(parser)
     _add_layout(parser)
     _add_bad_rows(parser)
@@ -45,19 +50,15 @@ def add_beam(commands: Commands) -> Parser:
         help="Beam's own options, after two dashes: -- --runner=DataflowRunner --project=… "
         "--region=… (default: this process)",
     )
-    return parser
 
 
-def add_instructions(commands: Commands) -> Parser:
-    """Adds `prts data instructions` and its flags."""
-    parser = _add(
-        commands,
-        "instructions",
-        "instruction data into packed stores, for fine-tuning",
-        "Makes the packed stores OUTPUT/train and OUTPUT/validation from JSON lines, each "
-        "{instruction, input, output}, or {messages: [{role, content}, …]} of system, user and "
-        "assistant. Whole examples share rows of --length tokens; the loss is on answers.",
-    )
+def instructions(parser: Parser) -> None:
+    """Instruction data into packed stores, for fine-tuning.
+
+    Makes the packed stores OUTPUT/train and OUTPUT/validation from JSON lines, each {instruction,
+    input, output}, or {messages: [{role, content}, …]} of system, user and assistant. Whole
+    examples share rows of --length tokens; the loss is on answers.
+    """
     _add_path(
         parser,
         "--input",
@@ -91,62 +92,46 @@ def add_instructions(commands: Commands) -> Parser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the packing (default: 0)")
     _add_bad_rows(parser)
-    return parser
 
 
-def add_import(commands: Commands) -> Parser:
-    """Adds `prts data import` and its flags."""
-    parser = _add(
-        commands,
-        "import",
-        "make a store of lit-gpt's packed .bin files",
-        "Makes a store of the LITPKDS files that lit-gpt's and TinyLlama's prepare_*.py wrote, "
-        "without the padding of the last one.",
-    )
+def import_(parser: Parser) -> None:
+    """Make a store of lit-gpt's packed .bin files.
+
+    Makes a store of the LITPKDS files that lit-gpt's and TinyLlama's prepare_*.py wrote, without
+    the padding of the last one.
+    """
     _add_path(parser, "--input", "folder with the .bin files of one split")
     _add_path(parser, "--tokenizer", "SentencePiece model that made them")
     _add_path(parser, "--output", "folder for the store")
     parser.add_argument("--split", choices=SPLITS, default="train", help="default: train")
-    return parser
 
 
-def add_verify(commands: Commands) -> Parser:
-    """Adds `prts data verify` and its flags."""
-    parser = _add(
-        commands,
-        "verify",
-        "check every digest and count of a store",
-        "Reads a whole store and compares it with its index; exit code 2 and a line for each "
-        "fault if they differ.",
-    )
+def verify(parser: Parser) -> None:
+    """Check every digest and count of a store.
+
+    Reads a whole store and compares it with its index; exit code 2 and a line for each fault if
+    they differ.
+    """
     _add_path(parser, "store", "folder of one split, local or gs://")
     _add_workers(parser, "processes")
-    return parser
 
 
-def add_stats(commands: Commands) -> Parser:
-    """Adds `prts data stats` and its flags."""
-    parser = _add(
-        commands,
-        "stats",
-        "tokens, documents, bytes and bytes per token by set",
-        "Shows what a store holds.",
-    )
+def stats(parser: Parser) -> None:
+    """Tokens, documents, bytes and bytes per token by set.
+
+    Shows what a store holds.
+    """
     _add_path(parser, "store", "folder of one split, local or gs://")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     _add_path(parser, "--histogram", "PNG to draw the documents' lengths into", required=False)
-    return parser
 
 
-def add_show(commands: Commands) -> Parser:
-    """Adds `prts data show` and its flags."""
-    parser = _add(
-        commands,
-        "show",
-        "a document, or the batch of a run's step, with input files and rows",
-        "Shows a document of a store, or the documents in the batch that a run took at a step, "
-        "each with its input file and its row there: the data behind a spike of the loss.",
-    )
+def show(parser: Parser) -> None:
+    """A document, or the batch of a run's step, with input files and rows.
+
+    Shows a document of a store, or the documents in the batch that a run took at a step, each with
+    its input file and its row there: the data behind a spike of the loss.
+    """
     _add_path(
         parser,
         "store",
@@ -167,29 +152,19 @@ def add_show(commands: Commands) -> Parser:
         "--step", type=int, metavar="N", help="with --run: the step, as in metrics.jsonl"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    return parser
 
 
-def add_tokenizer(commands: Commands) -> Parser:
-    """Adds `prts data tokenizer` and its flags."""
-    parser = _add(
-        commands,
-        "tokenizer",
-        "train a SentencePiece BPE with Llama's settings",
-        "Trains a SentencePiece BPE on the training split of a corpus: byte fallback, digits "
-        "split, Llama's special ids. The same text gives the same bytes.",
-    )
+def tokenizer(parser: Parser) -> None:
+    """Train a SentencePiece BPE with Llama's settings.
+
+    Trains a SentencePiece BPE on the training split of a corpus: byte fallback, digits split,
+    Llama's special ids. The same text gives the same bytes.
+    """
     _add_path(parser, "--input", "folder that holds the corpus's train/")
     _add_path(parser, "--output", "file for the model")
     parser.add_argument(
         "--vocab_size", type=int, default=1024, help="number of pieces (default: 1024)"
     )
-    return parser
-
-
-def _add(commands: Commands, name: str, summary: str, description: str) -> Parser:
-    parser: Parser = commands.add_parser(name, help=summary, description=description)
-    return parser
 
 
 def _add_path(parser: Parser, name: str, meaning: str, required: bool = True) -> None:

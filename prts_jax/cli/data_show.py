@@ -15,11 +15,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Prints what the flags name.
-
-    Raises:
-      UserError: flags that do not go together, or no such store, document, run or step.
-    """
+    """Prints what the flags name."""
     if arguments.workdir is not None:
         if arguments.step is None:
             raise UserError("--run: name one of its steps with --step")
@@ -89,11 +85,7 @@ def _line(part: Part, decode: Decode) -> str:
 
 
 def _decoder(store: TokenStore) -> Decode:
-    """Returns a function from ids to text, by the store's own tokenizer.
-
-    Raises:
-      UserError: the tokenizer is missing or cannot be read.
-    """
+    """Returns a function from ids to text, by the store's own tokenizer."""
     from prts_jax.evaluate.tokenizer import open_tokenizer, tokenizer_file
 
     file = tokenizer_file(store.directory)

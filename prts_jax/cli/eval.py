@@ -94,11 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts eval`; see `prts eval --help`.
-
-    Raises:
-      UserError: a missing checkpoint, data, tokenizer or task, or contradictory flags.
-    """
+    """Runs `prts eval`; see `prts eval --help`."""
     arguments = parser().parse_args(argv)
     _check(arguments)
     if arguments.compare:
@@ -210,11 +206,7 @@ def _perplexity(
 
 
 def _tasks(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    """Returns the harness's tasks, and the names that were asked for.
-
-    Raises:
-      UserError: the harness is not installed, or a task is unknown.
-    """
+    """Returns the harness's tasks, and the names that were asked for."""
     names: list[str] = []
     for name in filter(None, arguments.tasks.split(",")):
         names += (

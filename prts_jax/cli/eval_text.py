@@ -29,10 +29,7 @@ def losses(figures: Mapping[str, Any]) -> list[str]:
 def table(labels: Sequence[str], rows: Sequence[Row], about: Mapping[str, str]) -> list[str]:
     """Returns a line per measure: each checkpoint's score, then the differences to the first.
 
-    Args:
-      labels: labels of the checkpoints.
-      rows: the result of `results.rows_of`.
-      about: group → remark on it, such as its version.
+    `about` has remarks on groups, such as a version.
     """
     cells = [["", *labels, *(f"{label} − {labels[0]}" for label in labels[1:])]]
     for row in rows:

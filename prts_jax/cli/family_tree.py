@@ -4,23 +4,17 @@ from typing import Any
 
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.training_spans import TrainingSpan, training_spans
-from prts_jax.config import ModelConfig
 from prts_jax.errors import escaped
 from prts_jax.growth.matrices import COST
 from prts_jax.text_table import align
 
 
 def draw(path: str, lineage: Lineage) -> str:
-    """Returns the tree: a line for each stage, below the growth or fine-tuning that began it.
-
-    Args:
-      path: the checkpoint, named in the first line.
-      lineage: its lineage.
-    """
+    """Returns the tree: a line for each stage, below the growth or fine-tuning that began it."""
     spans = training_spans(lineage)
     rows = [
         (
-            _shape(stage.model),
+            "{layers} layers × {embed}, mlp {mlp}, {heads} heads".format(**vars(stage.model)),
             f"steps {stage.first_step:,} to {stage.last_step:,}",
             f"{stage.tokens:,} tokens",
             f"{stage.flops:.3e} FLOPs",
@@ -47,10 +41,6 @@ def draw(path: str, lineage: Lineage) -> str:
             if stage.first_step < branch.step <= stage.last_step
         ]
     return "\n".join(map(escaped, lines))
-
-
-def _shape(model: ModelConfig) -> str:
-    return f"{model.layers} layers × {model.embed}, mlp {model.mlp}, {model.heads} heads"
 
 
 def _growth(stage: TrainingSpan) -> list[str]:

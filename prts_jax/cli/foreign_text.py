@@ -8,15 +8,11 @@ from prts_jax.errors import escaped
 from prts_jax.formats import config_json, inspection
 from prts_jax.formats.inspection import Differences
 from prts_jax.growth.map import format_ranges
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Returns format, path, config (None if the file has none) and params of a foreign model.
-
-    Raises:
-      UserError: the model is damaged or of an unknown format.
-    """
+    """Returns format, path, config (None if the file has none) and params of a foreign model."""
     kind, tensors = inspection.tensors_of(path)
     model = None
     if kind == "hf":
@@ -46,11 +42,7 @@ def table(shown: dict[str, Any]) -> str:
 
 
 def leaf_lines(params: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each leaf: name, shape, dtype, bytes.
-
-    Args:
-      params: name → {"shape", "dtype", "bytes"}.
-    """
+    """Returns a line for each leaf of name → {"shape", "dtype", "bytes"}."""
     width = max(map(len, params), default=0)
     shapes = {name: "×".join(map(str, leaf["shape"])) for name, leaf in params.items()}
     columns = max(map(len, shapes.values()), default=0)

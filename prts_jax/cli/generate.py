@@ -59,12 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts generate`; see `prts generate --help`.
-
-    Raises:
-      UserError: a missing checkpoint or tokenizer, flags outside their ranges, or a prompt longer
-        than a training row.
-    """
+    """Runs `prts generate`; see `prts generate --help`."""
     arguments = parser().parse_args(argv)
     from prts_jax.evaluate.generate import Generator, Sampling
     from prts_jax.evaluate.loaded import load

@@ -128,11 +128,7 @@ def _help(option: str, default: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts grow`; see `prts grow --help`.
-
-    Raises:
-      UserError: a checkpoint, a target or a growth that cannot be.
-    """
+    """Runs `prts grow`; see `prts grow --help`."""
     arguments = parser().parse_args(argv)
     # The work is the host's: an accelerator may be busy with a run, and is left alone.
     jax.config.update("jax_platforms", "cpu")

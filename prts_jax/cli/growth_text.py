@@ -12,7 +12,7 @@ from prts_jax.growth.on_disk.grow import Execution, GrowthReport
 from prts_jax.growth.on_disk.plan import GrowthPlan
 from prts_jax.growth.recipe import changes
 from prts_jax.model.architecture import declare
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 if TYPE_CHECKING:  # computing a model takes Orbax, seconds to import; only --verify does
     from prts_jax.evaluate.agreement import Agreement

@@ -49,11 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts inspect`; see `prts inspect --help`.
-
-    Raises:
-      UserError: the checkpoint is missing or damaged, or --lineage is given for another format.
-    """
+    """Runs `prts inspect`; see `prts inspect --help`."""
     arguments = parser().parse_args(argv)
     if arguments.lineage and arguments.other:
         raise UserError("--lineage: is of one checkpoint; name one")

@@ -1,6 +1,7 @@
 """`prts plan --params=N --tokens=D`: when to grow, from what, and what it would save."""
 
 import argparse
+import inspect
 import json
 import sys
 import textwrap
@@ -15,43 +16,21 @@ from prts_jax.planning.plan import DEFAULT_MFU, make_plan
 from prts_jax.report.table import flops, quantity
 from prts_jax.text_table import Table, render
 
-FLAGS: dict[str, tuple[str, Any, str]] = {
-    "params": ("N", None, "the target's parameters, such as 7e9 (default: the preset's)"),
-    "preset": (
-        "NAME",
-        "",
-        "the target's shape, such as llama2_7b or 24L2048H (default: nearest by parameters)",
-    ),
-    "length": ("N", 2048, "tokens of a sequence, for attention's FLOPs (default: %(default)s)"),
-    "hardware": ("TYPE", "", "a TPU slice, such as v5p-256; adds days"),
-    "mfu": (
-        "SHARE",
-        None,
-        "with --hardware: assumed share of the chips' peak FLOP/s "
-        f"(default: {DEFAULT_MFU}; better: the mfu in a run's metrics.jsonl)",
-    ),
-    "t_mix": (
-        "TOKENS",
-        None,
-        "mixing time under WSD, measured in a small run: growth at D − t_mix "
-        "(default: growth at 0.8·D, as in the study)",
-    ),
-    "saturation": (
-        "A,ALPHA1,ALPHA2,ALPHA3,E",
-        "",
-        "constants of the saturation law for your set-up, from the table of arXiv 2510.06548",
-    ),
+FLAGS = {
+    "tokens=D": "tokens of the run from scratch, such as 2e12",
+    "params=N": "the target's parameters, such as 7e9 (default: the preset's)",
+    "preset=NAME": "the target's shape, such as llama2_7b or 24L2048H (default: nearest by "
+    "parameters)",
+    "length=N": "tokens of a sequence, for attention's FLOPs (default: %(default)s)",
+    "hardware=TYPE": "a TPU slice, such as v5p-256; adds days",
+    "mfu=SHARE": "with --hardware: assumed share of the chips' peak FLOP/s "
+    f"(default: {DEFAULT_MFU}; better: the mfu in a run's metrics.jsonl)",
+    "t_mix=TOKENS": "mixing time under WSD, measured in a small run: growth at D − t_mix "
+    "(default: growth at 0.8·D, as in the study)",
+    "saturation=A,ALPHA1,ALPHA2,ALPHA3,E": "constants of the saturation law for your set-up, from "
+    "the table of arXiv 2510.06548",
 }
-"""Flag → metavar, default (None: a number) and help."""
-
-LABELS = {
-    "base_cost": "booked",
-    "growth_factor": "factor",
-    "wsd": "WSD",
-    "saturation": "law",
-    "counter_evidence": "against",
-}
-"""Part of the later work → its label in the text."""
+"""Flag and metavar → help; the arguments of `make_plan`, with its defaults."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,26 +44,25 @@ def parser() -> argparse.ArgumentParser:
             "Warns where the plan leaves the paper's measurements."
         ),
     )
-    tokens = "tokens of the run from scratch, such as 2e12"
-    parser.add_argument("--tokens", type=float, metavar="D", required=True, help=tokens)
-    for name, (metavar, default, text) in FLAGS.items():
-        kind = float if default is None else type(default)
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+    arguments = inspect.signature(make_plan).parameters
+    for flag, text in FLAGS.items():
+        name, _, metavar = flag.partition("=")
+        default = arguments[name].default
+        options: dict[str, Any] = {"type": type(default), "default": default}
+        if default in (None, inspect.Parameter.empty):
+            options = {"type": float, "required": default is not None}
+        parser.add_argument(f"--{name}", metavar=metavar, help=text, **options)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts plan`; see `prts plan --help`.
-
-    Raises:
-      UserError: sizes at which the guidelines have no meaning, or an unknown name.
-    """
+    """Runs `prts plan`; see `prts plan --help`."""
     options = vars(parser().parse_args(argv))
-    as_json, preset_name = options.pop("json"), options.pop("preset")
+    as_json = options.pop("json")
     # Shapes only: a plan must not take the accelerator of a run in progress.
     jax.config.update("jax_platforms", "cpu")
-    plan = make_plan(preset_name=preset_name, **options)
+    plan = make_plan(**options)
     print(json.dumps(plan, allow_nan=False) if as_json else as_text(plan))
     return 0
 
@@ -121,9 +99,9 @@ def as_text(plan: dict[str, Any]) -> str:
     lines.insert(list(parts).index("FLOPs"), f"\n{render(_costs(plan))}\n")
     lines += [_line("warning", warning) for warning in plan["warnings"]]
     lines.append("\nLater work (source; range)")
-    for name, said in plan["later_work"].items():
-        text = f"{said['statement']} ({said['source']}; {said['range']})"
-        lines.append(_line(LABELS[name], text))
+    labels = ("booked", "factor", "WSD", "law", "against")
+    for label, said in zip(labels, plan["later_work"].values(), strict=True):
+        lines.append(_line(label, f"{said['statement']} ({said['source']}; {said['range']})"))
     return "\n".join(lines)
 
 

@@ -76,12 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts report`; see `prts report --help`.
-
-    Raises:
-      UserError: a missing or damaged run, two of one label, an unknown baseline, or an output
-        directory that cannot be written.
-    """
+    """Runs `prts report`; see `prts report --help`."""
     arguments = parser().parse_args(argv)
     if arguments.out:
         check_output(as_path(arguments.out) / html.PAGE, f"--out={arguments.out}")
@@ -115,7 +110,7 @@ def _print(text: str, written: Sequence[str]) -> None:
 def _report_study(arguments: argparse.Namespace) -> int:
     from prts_jax.study import compare as studies
     from prts_jax.study import pages  # SciPy takes half a second to load
-    from prts_jax.study.fits import fit_all
+    from prts_jax.study.best_growth import fit_all
     from prts_jax.study.results import read
 
     if arguments.baseline is not None:

@@ -69,13 +69,7 @@ def load(spec: str) -> Study:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `prts study`; see `prts study --help`.
-
-    Raises:
-      UserError: an invalid study, a workdir of another one, or a run that fails.
-      Interrupted: stopped; the same command goes on.
-      StorageError: the disk failed.
-    """
+    """Runs `prts study`; see `prts study --help`."""
     arguments = parser().parse_args(argv)
     study = load(arguments.config)
     if arguments.jobs < 1:

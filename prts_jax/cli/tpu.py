@@ -23,11 +23,7 @@ from prts_jax.launch.settings import Settings
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; see `prts tpu --help`.
-
-    Raises:
-      UserError: invalid flags or settings, gcloud is not installed, or a script is not writable.
-    """
+    """Runs the command; see `prts tpu --help`."""
     own, following = _split(argv)
     options = parser().parse_args(own)
     if following and options.command not in FOLLOWED:

@@ -45,44 +45,6 @@ from prts_jax.config.schema import (
 from prts_jax.config.stages import check_stages, inherited_growth_keys, stage_configs
 from prts_jax.errors import UserError
 
-__all__ = [
-    "CHOICES",
-    "MAX_LAYERS",
-    "OPERATOR_GROUP",
-    "CheckpointConfig",
-    "ComputeConfig",
-    "DataConfig",
-    "DistillationConfig",
-    "EvaluationConfig",
-    "GrowthConfig",
-    "InitConfig",
-    "LoggingConfig",
-    "MeshConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "RopeScaling",
-    "RunConfig",
-    "ScalingConfig",
-    "ScheduleConfig",
-    "StageChanges",
-    "StagesConfig",
-    "TrainConfig",
-    "check_model",
-    "check_schedule",
-    "default_config",
-    "from_dict",
-    "get",
-    "inherit",
-    "inherited_growth_keys",
-    "model_differences",
-    "nearest",
-    "parse_length",
-    "resolve",
-    "stage_configs",
-    "third_party_operators",
-    "to_dict",
-]
-
 OPERATOR_GROUP = "prts_jax.growth_operators"
 """Entry point group of third-party growth operators."""
 

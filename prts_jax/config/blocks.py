@@ -15,10 +15,7 @@ SPLASH_BLOCKS = {
 
 
 def parse_splash_blocks(text: str) -> dict[str, int]:
-    """Returns argument of the kernels → positions of a tile.
-
-    Args:
-      text: NAME=SIZE,… such as "q=1024,kv=1024"; sizes are multiples of 128.
+    """Returns argument of the kernels → positions of a tile, a multiple of 128.
 
     Raises:
       UserError: an entry is not of this form, or a name is unknown.

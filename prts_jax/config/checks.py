@@ -73,6 +73,7 @@ _AT_LEAST_ZERO = (
     "evaluation.batch",
     "evaluation.blocks",
     "checkpoint.every_minutes",
+    "checkpoint.retry_minutes",
     "checkpoint.keep_every_steps",
     "checkpoint.keep_every_tokens",
     "checkpoint.keep_every_hours",

@@ -54,16 +54,14 @@ def from_dict(
 ) -> Section:
     """Builds a config or record dataclass from nested mappings; absent keys keep their defaults.
 
-    Args:
-      section: a dataclass; its fields may be dataclasses, tuples or mappings of them, or None.
-      values: nested mappings: a ConfigDict or a result of `to_dict`.
-      where: path of `section` below `root`, such as "model", for error messages.
-      root: name of the outermost section, for error messages.
+    Fields of the section may be dataclasses, tuples or mappings of them, or None; the values are a
+    ConfigDict or a result of `to_dict`. Messages name `where` the section is, such as "model",
+    below `root`.
 
     Raises:
       UserError: a key is unknown (names the closest one) or missing, or a value has the wrong type.
     """
-    return _read(section, values, _dotted(root, where))
+    return _read(section, values, f"{root}.{where}" if where else root)
 
 
 def _read(section: type[Section], values: Any, where: str) -> Section:
@@ -93,16 +91,8 @@ def _hints(section: type) -> dict[str, tuple[str, Any]]:
     return {name.rstrip("_"): (name, hint) for name, hint in types.items()}
 
 
-def _dotted(*names: str) -> str:
-    return ".".join(filter(None, names))
-
-
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """Returns a value converted to the type of its field, recursively.
-
-    Raises:
-      UserError: the value has another type.
-    """
+    """Returns a value converted to the type of its field, recursively."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value

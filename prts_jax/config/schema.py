@@ -195,6 +195,7 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     every_minutes: float = 0.0  # also at the next logged step after N minutes; 0: only by steps
+    retry_minutes: float = 60.0  # training goes on while saves fail, for N minutes at most; 0: not
     keep: int = 2  # newest checkpoints kept
     keep_every_steps: int = 0  # checkpoints at multiples of this step are never deleted; 0: none
     # The same in tokens, rounded up to steps; such checkpoints are also saved, as places to branch.

@@ -42,12 +42,7 @@ def stage_configs(config: RunConfig) -> tuple[RunConfig, ...]:
 
 
 def inherited_growth_keys(config: RunConfig, index: int) -> frozenset[str]:
-    """Returns the keys of `init.growth` that a stage leaves to the whole run.
-
-    Args:
-      config: config of the run, or of any of its stages.
-      index: index of the stage; a run without stages inherits nothing.
-    """
+    """Returns the keys of `init.growth` that a stage leaves to the run; none without stages."""
     if not config.growth.stages:
         return frozenset()
     own = config.growth.stages[index].get("init", {}).get("growth", {})
@@ -55,11 +50,7 @@ def inherited_growth_keys(config: RunConfig, index: int) -> frozenset[str]:
 
 
 def check_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
-    """Checks the config of every stage, or the config of a run without stages.
-
-    Args:
-      config: config of the run.
-      check: raises `UserError` if a config is invalid.
+    """Runs a check on the config of every stage, or on the config of a run without stages.
 
     Raises:
       UserError: the error of `check` or `stage_configs`, with the stage's index.

@@ -47,13 +47,9 @@ _COMPUTE = ComputeConfig(dtype="float32", attention="xla")
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens to compare two models on.
+    """Tokens, the next tokens, and weights, 0 for padding: [rows, length].
 
-    Attributes:
-      tokens: [rows, length] int32.
-      targets: [rows, length] int32, the next tokens.
-      weights: [rows, length] float32, 0 for padding.
-      origin: description of the tokens' origin.
+    `origin` describes where they come from.
     """
 
     tokens: np.ndarray
@@ -69,13 +65,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's outputs on a batch.
+    """A model's logits on a batch, [rows, length, vocab] float32, and mean loss in nats.
 
-    Attributes:
-      logits: [rows, length, vocab] float32, on the host.
-      loss: mean over the targets, nats.
-      rounding: largest change of a logit when the same function is rounded in another way; 0 if
-        not computed.
+    `rounding` is the largest change of a logit when the same function is rounded in another way; 0
+    if not computed.
     """
 
     logits: np.ndarray
@@ -88,12 +81,6 @@ class Agreement:
     """Difference between source and grown model.
 
     Attributes:
-      data: description of the tokens' origin.
-      tokens: number of predicted tokens.
-      largest_difference: largest absolute difference of a logit.
-      largest_logit: largest absolute logit of the source.
-      loss_before: loss of the source, nats per token.
-      loss_after: loss of the grown model.
       allowed: share of the largest logit that rounding may change; None if the growth does not
         preserve the function.
     """
@@ -131,10 +118,6 @@ def tolerance(before: Outputs, after: Outputs) -> float:
     noise a thousand times its size, are rounded as they are stored and in every sum over them. The
     reference is therefore the grown model's own rounding (`outputs_of`). A right map uses at most a
     third of the tolerance; at least `TOLERANCE` and at most `MOST` is allowed.
-
-    Args:
-      before: outputs of the source.
-      after: outputs of the grown model, with `rounding`.
     """
     largest = float(np.abs(before.logits).max())
     share = MARGIN * after.rounding / largest if largest else 0.0
@@ -142,12 +125,10 @@ def tolerance(before: Outputs, after: Outputs) -> float:
 
 
 def choose_batch(lineage: Lineage, store: str = "") -> Batch:
-    """Reads the tokens on which a growth is verified.
+    """Reads the tokens on which a growth of a checkpoint with this lineage is verified.
 
-    Args:
-      lineage: lineage of the source, with its vocabulary, length and stores.
-      store: directory of a token store; "" for the checkpoint's own validation or training store,
-        or random tokens if both are missing.
+    They are of `store`; without one, of the checkpoint's own validation or training store, or
+    random if both are missing.
 
     Raises:
       UserError: `store` cannot be read or has a larger vocabulary than the model.
@@ -171,14 +152,9 @@ def choose_batch(lineage: Lineage, store: str = "") -> Batch:
 
 
 def apply(checkpoint: str, batch: Batch, rounding: bool = False) -> Outputs:
-    """Computes a checkpoint's logits and loss in float32.
+    """Computes a checkpoint's logits and loss in float32; see `outputs_of`.
 
     Every value read is verified by its digest.
-
-    Args:
-      checkpoint: the result of `layout.resolve`.
-      batch: the tokens.
-      rounding: see `outputs_of`.
 
     Raises:
       UserError: the checkpoint is damaged.
@@ -209,13 +185,9 @@ def outputs_of(
 ) -> Outputs:
     """Computes a model's logits and loss in float32.
 
-    Args:
-      leaves: path → parameter; replaced one by one where `rounding`.
-      model: the model's shape.
-      batch: the tokens.
-      gates: factors of what growth added.
-      rounding: also compute the model with every sum over components, units and heads in another
-        order and the last bit of every parameter changed; takes the memory of one more leaf.
+    With `rounding`, computes the model also with every sum over components, units and heads in
+    another order and the last bit of every parameter changed. That replaces `leaves`, path →
+    parameter, one by one, and takes the memory of one more leaf.
     """
     computed, loss = _forward(tree.unflatten(leaves), gates, batch.arrays, model)
     outputs = Outputs(np.asarray(computed), float(loss))

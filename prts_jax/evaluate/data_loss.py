@@ -45,11 +45,7 @@ class Data:
 
 
 def open_store(loaded: LoadedModel, directory: str = "") -> Data:
-    """Opens a token store.
-
-    Args:
-      loaded: the model.
-      directory: the store, packed or not; "" for the run's validation store.
+    """Opens a token store, packed or not, by default the run's validation store.
 
     Raises:
       UserError: there is no store, or its tokenizer is not the model's.
@@ -69,12 +65,7 @@ def open_store(loaded: LoadedModel, directory: str = "") -> Data:
 
 
 def read_text(loaded: LoadedModel, path: str, tokenizer: str = "") -> Data:
-    """Tokenizes a text file or a folder of them.
-
-    Args:
-      loaded: the model.
-      path: file or folder.
-      tokenizer: folder or file; "" for the checkpoint's own.
+    """Tokenizes a text file or a folder of them, by default with the checkpoint's own tokenizer.
 
     Raises:
       UserError: there is no text, or no tokenizer that fits the model.

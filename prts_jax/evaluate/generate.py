@@ -23,7 +23,6 @@ class Sampling:
       temperature: 0 for the likeliest token; else tokens are drawn from logits / temperature.
       top_p: tokens are drawn from the likeliest whose probabilities first reach this sum (nucleus
         sampling, arXiv 1904.09751, section 3.1); 1 for all.
-      seed: seed of the draws.
     """
 
     temperature: float = 0.0
@@ -55,14 +54,10 @@ class Generator:
         compute: ComputeConfig,
         pieces: Collection[int] | None = None,
     ) -> None:
-        """Sets up the generating programs.
+        """Sets up the generating programs for parameters on their mesh.
 
-        Args:
-          params: nested dictionary of arrays, on their mesh.
-          model: the model's shape.
-          compute: dtype, remat and scan.
-          pieces: ids that may be chosen: the tokenizer's, where the model's vocabulary is padded to
-            a larger one; None for all.
+        Only `pieces` are chosen, the tokenizer's ids where the model's vocabulary is padded beyond
+        them; None for all.
         """
         self._params, self._model, self._compute = params, model, compute
         allowed = range(model.vocab) if pieces is None else pieces
@@ -78,18 +73,9 @@ class Generator:
         stop: Collection[int] = (),
         sampling: Sampling = GREEDY,
     ) -> Iterator[np.ndarray]:
-        """Yields the next token of every row until all rows have ended.
+        """Yields the next token of every row, [rows] int32, until all rows have ended.
 
-        Tokens of a row after its stop token are to be ignored.
-
-        Args:
-          prompts: token ids, at least one in each.
-          new_tokens: most tokens to generate.
-          stop: ids that end a row.
-          sampling: the choice of tokens.
-
-        Yields:
-          [rows] int32.
+        Tokens of a row after one of its `stop` ids are to be ignored.
 
         Raises:
           UserError: an empty prompt, or ids outside the vocabulary.
@@ -143,15 +129,9 @@ class Generator:
 
 
 def choose(logits_BxV: jax.Array, draw: jax.Array | int, sampling: Sampling) -> jax.Array:
-    """Chooses a token for each row.
+    """Chooses a token for each row of float32 logits: [B] int32.
 
-    Args:
-      logits_BxV: float32.
-      draw: number of tokens generated before; each draw has its own random key.
-      sampling: temperature, top_p and seed.
-
-    Returns:
-      [B] int32.
+    `draw` counts the tokens generated before; each draw has its own random key.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)

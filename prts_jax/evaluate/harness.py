@@ -60,19 +60,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
     ) -> None:
         """Loads a checkpoint; arguments may come from `--model_args name=value,…`.
 
-        Args:
-          checkpoint: a checkpoint's directory, or a run's workdir[@step].
-          tokenizer: folder or file; "" for the checkpoint's own.
-          dtype: of activations and matrix products.
-          batch_size: most rows of a batch.
-          max_length: most tokens of a row; 0 for the longest that the model allows.
-          add_bos_token: puts the start token before every text that does not begin with it, as the
-            harness's own model `hf` does with this argument.
-          layers: the layers to apply, see `prts_jax.evaluate.loaded.load`; "" for all in order.
-          weights: "params", or "ema" for their moving average.
-          device: of the harness; ignored.
-          max_batch_size: of the harness; ignored.
-          **unknown: refused.
+        `add_bos_token` puts the start token before every text that does not begin with it, as the
+        harness's own model `hf` does with this argument. `device` and `max_batch_size` are the
+        harness's and ignored; others are refused.
 
         Raises:
           UserError: an unknown argument or value, no such checkpoint, or no tokenizer.
@@ -272,18 +262,10 @@ def run_tasks(
     shots: int | None = None,
     limit: int | None = None,
 ) -> tuple[dict[str, dict[str, Any]], list[Scores]]:
-    """Runs tasks of the harness.
+    """Runs tasks of the harness, whose names `manager.check` has passed.
 
-    Args:
-      model: the model.
-      manager: the tasks.
-      tasks: names that `manager.check` has passed.
-      shots: examples in each prompt; None for each task's own number.
-      limit: most requests of each task; None for all.
-
-    Returns:
-      The results of each task, subtask and group, with version and shots; and the scores of their
-      requests.
+    Returns the results of each task, subtask and group, with version and shots; and the scores of
+    their requests.
 
     Raises:
       UserError: a task's data cannot be loaded.

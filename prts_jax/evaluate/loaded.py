@@ -27,15 +27,7 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model whose parameters are on a mesh.
-
-    Attributes:
-      path: the checkpoint's path.
-      lineage: the checkpoint's lineage.
-      params: nested dictionary of float32 arrays, sharded as for training; gates are folded in.
-      mesh: the mesh of the parameters.
-      compute: dtype and attention.
-    """
+    """A checkpoint's model; float32 parameters on a mesh, as for training, gates folded in."""
 
     path: str
     lineage: Lineage
@@ -61,15 +53,10 @@ def load(
     layers: str = "",
     weights: str = PARAMS,
 ) -> LoadedModel:
-    """Restores a checkpoint onto all devices.
+    """Restores a checkpoint, or a run's workdir[@step], onto all devices.
 
-    Args:
-      spec: a checkpoint's directory, or a run's workdir[@step].
-      dtype: dtype of activations and matrix products.
-      attention: implementation, see `ComputeConfig`.
-      layers: the layers to apply in order, as `prts_jax.growth.notation` reads them: repeated,
-        left out or permuted; "" applies each once.
-      weights: `PARAMS`, or `EMA` for their moving average.
+    `layers` are those to apply in order, as `prts_jax.growth.notation` reads them: repeated, left
+    out or permuted; "" applies each once. `weights` is `PARAMS`, or `EMA` for their moving average.
 
     Raises:
       UserError: the checkpoint is missing, damaged, without a moving average or has half-open gates
@@ -103,10 +90,7 @@ def _selected(params: Any, lineage: Lineage, layers: str) -> tuple[Any, Lineage]
 
 
 def resolve(spec: str) -> str:
-    """Returns the path of a checkpoint.
-
-    Args:
-      spec: a checkpoint's directory, or a run's workdir[@step].
+    """Returns the path of a checkpoint: its directory, or a run's workdir[@step].
 
     Raises:
       UserError: there is no complete checkpoint; names the command that imports another format.

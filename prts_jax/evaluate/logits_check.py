@@ -28,8 +28,6 @@ class LogitsComparison:
     """Difference of two models' logits.
 
     Attributes:
-      largest_difference: max |a - b| over all positions and entries.
-      largest_logit: max |a|.
       same_arg_max: share of positions at which both have the same most likely token.
     """
 
@@ -44,15 +42,10 @@ class LogitsComparison:
 
 
 def compare(one: ModelSource, other: ModelSource, seed: int = 0) -> LogitsComparison:
-    """Runs two models on the same random tokens.
+    """Runs two models of one vocabulary on the same random tokens.
 
     Transformers runs a model in Hugging Face's format, our code any other. One model at a time is
     in memory.
-
-    Args:
-      one: a model.
-      other: a model of the same vocabulary.
-      seed: seed of the tokens.
 
     Raises:
       UserError: transformers is needed and not installed.

@@ -15,13 +15,9 @@ BATCH_BYTES = 4 * 2**30
 
 
 def rows_of_batch(model: ModelConfig, rows: int, length: int, shares: int) -> int:
-    """Returns the rows of a batch: at most `rows`, as many as fit, a multiple of `shares`.
+    """Returns the rows of a batch: a multiple of `shares`, at most `rows`, as many as fit.
 
-    Args:
-      model: the model's shape.
-      rows: rows asked for, rounded up to a multiple of `shares`.
-      length: tokens of a row.
-      shares: parts into which the devices split a batch.
+    `shares` are the parts into which the devices split a batch; `rows` is rounded up to a multiple.
     """
     most = max(BATCH_BYTES // bytes_of_row(model, length), 1)
     return min(-(-rows // shares), most) * shares
@@ -38,10 +34,6 @@ def bytes_of_row(model: ModelConfig, length: int) -> int:
 
 def check_fits(compiled: jax.stages.Compiled, length: int) -> None:
     """Checks that a compiled program's intermediate values fit in a device's free memory.
-
-    Args:
-      compiled: computes one batch.
-      length: tokens of a row, for the message.
 
     Raises:
       UserError: they do not fit.

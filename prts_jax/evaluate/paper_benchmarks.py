@@ -16,11 +16,9 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-      name: the paper's name.
       task: the harness's name.
       metric: key of the task's results.
       percent: whether the score is a share, shown as a percentage.
-      shots: examples in the prompt.
       why: the reason for a choice that the paper leaves open.
     """
 

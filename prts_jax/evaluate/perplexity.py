@@ -59,8 +59,7 @@ class Perplexity:
     def metrics(self, blocks: int = 0) -> dict[str, float]:
         """Returns the evaluation's entries of a line of metrics.jsonl.
 
-        Args:
-          blocks: parts of neighbouring rows whose losses are entries too, at most one a row.
+        The losses of `blocks` parts of neighbouring rows, at most one a row, are entries too.
         """
         losses = {"": self.loss} | {f"/{name}": loss for name, (loss, _) in self.by_source.items()}
         line: dict[str, float] = {}
@@ -77,14 +76,7 @@ class Perplexity:
 def evaluation_step(
     model: ModelConfig, compute: ComputeConfig, sources: int, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """Returns the jitted (params, batch, gates) → (losses, weights), each [rows, sources] float32.
-
-    Args:
-      model: the model's shape.
-      compute: dtype, attention, remat and scan.
-      sources: number of sources, which are summed separately.
-      mesh: mesh of the parameters.
-    """
+    """Returns the jitted (params, batch, gates) → (losses, weights), float32 [rows, sources]."""
 
     def eval_step(
         params: Any, batch: dict[str, jax.Array], gates: Gates | None
@@ -117,13 +109,7 @@ def make_evaluator(
     """Returns a function of parameters, and of gates unless all are open, to the loss on `batches`.
 
     It compiles at the first call with gates and at the first call without. Rows are summed on the
-    mesh in float32, sums over rows are taken on the host in float64.
-
-    Args:
-      model: the model's shape.
-      compute: dtype, attention, remat and scan.
-      batches: rows to predict; padding has weight 0.
-      mesh: mesh of the parameters.
+    mesh in float32, sums over rows are taken on the host in float64. Padding has weight 0.
     """
     sources = batches.store.sources
     jitted = evaluation_step(model, compute, len(sources), mesh)

@@ -22,14 +22,7 @@ PERCENT = ("acc", "exact_match")
 
 @dataclass(frozen=True)
 class Results:
-    """The results of one checkpoint.
-
-    Attributes:
-      label: name in tables.
-      checkpoint: path, as the user gave it.
-      figures: the object that `prts eval --json` prints.
-      scores: one per measure, request by request.
-    """
+    """The results of a checkpoint: the object of `prts eval --json`, and scores by request."""
 
     label: str
     checkpoint: str
@@ -74,10 +67,7 @@ def _refuse_existing(path: str) -> None:
 
 
 def load(argument: str) -> Results:
-    """Reads saved results.
-
-    Args:
-      argument: `FILE`, whose label is its name without ending, or `label=FILE`.
+    """Reads saved results: `FILE`, whose label is its name without ending, or `label=FILE`.
 
     Raises:
       UserError: the file does not exist or `save` did not write it.
@@ -104,10 +94,6 @@ def load(argument: str) -> Results:
 def with_unique_labels(results: Sequence[Results], arguments: Sequence[str]) -> list[Results]:
     """Returns results in which shared labels are replaced by the command line's arguments.
 
-    Args:
-      results: read or measured.
-      arguments: the argument of each on the command line.
-
     Raises:
       UserError: two arguments are the same.
     """
@@ -127,10 +113,7 @@ class Row:
 
     Attributes:
       title: the paper's name of its benchmarks, else task and metric.
-      group: the task, or as `Scores.group`.
-      name: the metric, or the source.
       percent: whether the scores are shares.
-      scores: one per checkpoint; None where it was not measured.
       differences: each checkpoint's score minus the first's; None for the first, and where one is
         missing or they were measured on different data.
       paired: whether the interval of each difference is a paired one.
@@ -169,8 +152,7 @@ class _Measured:
 def rows_of(results: Sequence[Results]) -> list[Row]:
     """Returns the paper's benchmarks in its order, their average, other tasks, and losses.
 
-    Args:
-      results: of one checkpoint or more; differences are to the first.
+    Differences are to the first checkpoint.
     """
     measured = [_measured(one) for one in results]
     names = list(dict.fromkeys(name for one in measured for name in one))

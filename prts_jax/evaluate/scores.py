@@ -38,12 +38,7 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score, or a difference of two.
-
-    Attributes:
-      value: the score.
-      stderr: its standard error; NaN for fewer than two requests.
-    """
+    """A score, or a difference of two, and its standard error, NaN for fewer than two requests."""
 
     value: float
     stderr: float
@@ -150,14 +145,8 @@ def from_harness(
 ) -> list[Scores]:
     """Returns a task's scores in each metric that is a mean over the requests.
 
-    Other metrics (F1 of a whole set, BLEU) are left out.
-
-    Args:
-      task: its name in lm-evaluation-harness.
-      results: "metric,filter" → value, as the harness prints it.
-      samples: its log of the requests: metrics, and digests of document, prompt and target.
-      version: version of the task.
-      shots: examples in each prompt.
+    `results` has "metric,filter" → value, as the harness prints it, and `samples` its log of the
+    requests. Other metrics (F1 of a whole set, BLEU) are left out.
     """
     by_metric: list[Scores] = []
     for key, value in results.items():

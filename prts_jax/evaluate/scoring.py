@@ -26,11 +26,7 @@ def bucket(length: int, largest: int = 0) -> int:
     """Returns the smallest of 32, 48, 64, 96, 128, 192, … that holds `length`.
 
     Rounding lengths up keeps the number of compiled programs small; beyond the smallest bucket at
-    most a third of a row is padding.
-
-    Args:
-      length: tokens.
-      largest: upper limit, if it holds the length; 0 for none.
+    most a third of a row is padding. `largest` is an upper limit, if it holds the length.
 
     >>> [bucket(n) for n in (1, 33, 64, 65, 1000)]
     [32, 48, 64, 96, 1024]
@@ -45,13 +41,7 @@ class Scorer:
     """Scores continuations with one model; compiles one program per bucket of lengths."""
 
     def __init__(self, loaded: LoadedModel, rows: int, max_length: int) -> None:
-        """Sets up the scoring program.
-
-        Args:
-          loaded: the model on its mesh.
-          rows: most rows of a batch; long ones come in smaller batches, which fit in memory.
-          max_length: most tokens of a row; longer ones lose their beginning.
-        """
+        """Sets up the scoring program; rows above `max_length` tokens lose their beginning."""
         self._loaded, self._rows, self._max_length = loaded, rows, max_length
         self._shares = axis_size(loaded.mesh, "batch")
         replicated = NamedSharding(loaded.mesh, PartitionSpec())
@@ -60,15 +50,10 @@ class Scorer:
     def score(
         self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None
     ) -> list[tuple[float, bool]]:
-        """Scores continuations, longest first.
+        """Scores continuations, longest first; `done` is called with the number of each batch.
 
-        Args:
-          requests: contexts and continuations.
-          done: called with the number of requests that a batch has scored.
-
-        Returns:
-          For each request: the sum of its tokens' log-likelihoods in nats, and whether greedy
-          decoding would have chosen all of them.
+        Returns for each request the sum of its tokens' log-likelihoods in nats, and whether greedy
+        decoding would have chosen all of them.
         """
         rows = [self._row(context, continuation) for context, continuation in requests]
         order = sorted(range(len(rows)), key=lambda at: (-len(rows[at][0]), rows[at][0]))

@@ -36,12 +36,7 @@ def check_store_tokenizer(
 
     Files that differ may hold the same tokenizer (tokenizer.model and tokenizer.json): then their
     pieces are compared, id by id. A checkpoint without a known tokenizer takes every store.
-
-    Args:
-      checkpoint: the checkpoint's directory.
-      lineage: lineage of the checkpoint.
-      store: the tokens.
-      way_out: end of the message, where a store of another tokenizer can be allowed.
+    `way_out` ends the message, where a store of another tokenizer can be allowed.
 
     Raises:
       UserError: the store has another tokenizer.
@@ -71,12 +66,7 @@ def check_store_tokenizer(
 def check_same_tokenizer(
     key: str, store: TokenStore | Stores, trained_on: TokenStore | Stores
 ) -> None:
-    """Checks that two stores of a run have the same tokenizer.
-
-    Args:
-      key: the key that names the store, for the message.
-      store: the store to check.
-      trained_on: the store that the run trains on, or first trains on.
+    """Checks that a store, which `key` names, has the tokenizer of the store that a run trains on.
 
     Raises:
       UserError: the store has another tokenizer.

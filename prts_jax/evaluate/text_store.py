@@ -21,13 +21,8 @@ class TextStore:
     source (files in the root are the source "text").
 
     Attributes:
-      directory: file or folder of the text.
-      sources: names.
-      text_bytes: UTF-8 bytes of each source.
       text_digest: sha256 of the text and its sources, independent of the tokenizer.
       fingerprint: sha256 of the tokens and their sources.
-      tokens: number of tokens.
-      eos_id: end token.
       packed: 0, since the store is not packed.
     """
 
@@ -62,12 +57,7 @@ class TextStore:
 
 
 def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) -> TextStore:
-    """Tokenizes a file or a folder.
-
-    Args:
-      path: a file, or a folder with .txt and .md files at any depth.
-      encode: text → ids.
-      eos: id of the end token; None for none.
+    """Tokenizes a file, or a folder with .txt and .md files at any depth; `eos` None ends none.
 
     Raises:
       UserError: there are no such files, or one cannot be read or is not UTF-8.
@@ -78,7 +68,8 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
             f"{path}: text is read from local disk; copy it there, or use a token store"
         )
     root = Path(as_path(path))
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _is_text(p))
+    below = (p for p in root.rglob("*") if p.is_file() and p.suffix in ENDINGS)
+    files = [root] if root.is_file() else sorted(below)
     if not files:
         raise UserError(f"{path}: no text there; name a file, or a folder with .txt or .md files")
     names = [_source(root, file) for file in files]
@@ -112,10 +103,6 @@ def open_text(path: str, encode: Callable[[str], list[int]], eos: int | None) ->
         _sources=of,
         _offsets=offsets,
     )
-
-
-def _is_text(path: Path) -> bool:
-    return path.is_file() and path.suffix in ENDINGS
 
 
 def _source(root: Path, file: Path) -> str:

@@ -20,10 +20,7 @@ class CheckpointTokenizer:
     """A tokenizer read by the library tokenizers or by SentencePiece.
 
     Attributes:
-      path: its file.
       pieces: id → piece; a model's vocabulary may have more ids.
-      bos: id of the start token; None if there is none.
-      eos: id of the end token; None if there is none.
       ends: ids that end a text: the model's, or the tokenizer's own if the model names none.
       begins: whether transformers puts the start token before every text.
       encode: text → ids, without special tokens.
@@ -60,13 +57,8 @@ class CheckpointTokenizer:
 def tokenizer_of(checkpoint: str, lineage: Lineage, asked: str = "") -> CheckpointTokenizer:
     """Opens the tokenizer of a checkpoint.
 
-    The order of precedence is: `asked`, the tokenizer imported with the weights, the tokenizer of
-    the run's token store.
-
-    Args:
-      checkpoint: the result of `layout.resolve`.
-      lineage: lineage of the checkpoint.
-      asked: folder or file of the user's choice; "" for the checkpoint's own.
+    The order of precedence is: `asked`, a folder or file, the tokenizer imported with the weights,
+    the tokenizer of the run's token store.
 
     Raises:
       UserError: there is none, its library is not installed, or the model's vocabulary is smaller.

@@ -19,9 +19,7 @@ REPEATED = ("special_ids", "generation_config", "config_dtype")
 def open_checkpoint(spec: str, weights: str = layout.PARAMS) -> ModelSource:
     """Opens a checkpoint of prts_jax; each layer read is checked against its digest.
 
-    Args:
-      spec: as `layout.resolve` takes it.
-      weights: `PARAMS`, or `EMA` for their moving average, which the lineage then records.
+    `weights` is `PARAMS`, or `EMA` for their moving average, which the lineage then records.
 
     Raises:
       UserError: the checkpoint is missing, damaged or without a moving average.

@@ -70,11 +70,7 @@ def write_json(folder: str, name: str, values: Mapping[str, Any]) -> None:
 
 
 def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
-    """Reads a config.json.
-
-    Args:
-      values: the parsed JSON, with the RoPE keys of transformers 4 or 5.
-      where: the file, for messages.
+    """Reads the parsed JSON of a config.json, with the RoPE keys of transformers 4 or 5.
 
     Raises:
       UserError: the architecture is not supported, a key is missing or has another type, or a key
@@ -138,10 +134,7 @@ def read_dtype(values: Mapping[str, Any], where: str) -> str:
 def config_json(model: ModelConfig, dtype: str, length: int) -> dict[str, Any]:
     """Returns the values of a config.json, with the RoPE keys of transformers 4 and 5.
 
-    Args:
-      model: the shape.
-      dtype: in which transformers holds the weights ("bfloat16"); "" states none.
-      length: longest sequence.
+    `dtype` is that in which transformers holds the weights ("bfloat16"); "" states none.
     """
     scaled = model.rope_scaling.factor != 1.0
     rope: dict[str, Any] = {"rope_type": "default"}
@@ -186,16 +179,10 @@ def refusal(model: ModelConfig) -> str:
 def special_ids_of(folder: str, config: Mapping[str, Any]) -> tuple[SpecialIds, dict[str, Any]]:
     """Reads the special ids of a folder, in the order in which transformers looks for them.
 
-    generation_config.json comes before config.json; then the tokenizer's files, then the defaults
-    of the architecture.
-
-    Args:
-      folder: of the model.
-      config: the values of its config.json; {} without that file.
-
-    Returns:
-      The ids; what an export repeats: "special_ids", those of config.json as they stand there, and
-      "generation_config", where the files exist.
+    generation_config.json comes before config.json, whose values are `config`; then the tokenizer's
+    files, then the defaults of the architecture. Returns what an export repeats, too:
+    "special_ids", those of config.json as they stand there, and "generation_config", where the
+    files exist.
 
     Raises:
       UserError: a file is damaged, or an id is no integer.

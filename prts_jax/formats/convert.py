@@ -40,13 +40,10 @@ AT_ONCE = 2
 def open_source(
     source_format: str, path: str, preset: str = "", weights: str = layout.PARAMS
 ) -> ModelSource:
-    """Opens a model for conversion, without reading its weights.
+    """Opens a model in the format hf, litgpt or orbax, without reading its weights.
 
-    Args:
-      source_format: "hf", "litgpt" or "orbax".
-      path: a folder, a file, or (orbax) a checkpoint as `layout.resolve` takes it.
-      preset: name of the shape of a lit-gpt file without a config.
-      weights: of a checkpoint: `PARAMS`, or `EMA` for their moving average.
+    `preset` names the shape of a lit-gpt file without a config; `weights` of a checkpoint are
+    `PARAMS`, or `EMA` for their moving average.
 
     Raises:
       UserError: the format is unknown, or the source is missing, damaged or not supported.
@@ -70,13 +67,8 @@ def write_checkpoint(
     """Writes a model as a checkpoint of prts_jax: float32, one chunk per layer.
 
     A foreign model gets a new lineage: step 0, no tokens, no store. Optimizer state and moving
-    average of a checkpoint are left behind.
-
-    Args:
-      source: from `open_source`.
-      target: directory of the new checkpoint; must not exist.
-      tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
-      progress: called after each tensor.
+    average of a checkpoint are left behind. The tokenizer's files are by default those beside the
+    source.
 
     Raises:
       UserError: the source cannot be read, or see `new_checkpoint`. A failure leaves no files.
@@ -117,15 +109,10 @@ def write_checkpoint(
 
 
 def first_difference(source: ModelSource, target: ModelSource, dtype: str) -> str:
-    """Compares two models bit for bit, one tensor at a time, after rounding to `dtype`.
+    """Returns the first difference of two models ("layers/mlp/up, layer 3"); "" if they are equal.
 
-    Args:
-      source: a model.
-      target: the model written.
-      dtype: in which the target was to be written; "" stands for that of each tensor.
-
-    Returns:
-      The first difference ("layers/mlp/up, layer 3"); "" if the models are equal.
+    Compares them bit for bit, one tensor at a time, after rounding the source to `dtype`, in which
+    the target was to be written; "" stands for that of each tensor.
     """
     for field, ours, theirs in model_differences(source.model, target.model):
         return f"model.{field} ({ours} and {theirs})"

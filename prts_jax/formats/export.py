@@ -42,16 +42,9 @@ def write_huggingface(
 ) -> ConversionReport:
     """Writes a model as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
-    The folder holds safetensors (with an index if there are several files), config.json, a model
-    card with lineage and token count, and the tokenizer's files.
-
-    Args:
-      source: from `open_source`.
-      target: the new folder; must not exist.
-      dtype: of the weights; "" keeps that of each tensor.
-      tokenizer: folder or file of its tokenizer; "" takes the files beside the source.
-      shard_bytes: most bytes of values in one file.
-      progress: called after each tensor.
+    The folder holds safetensors (with an index if there are several files of at most
+    `shard_bytes`), config.json, a model card with lineage and token count, and the tokenizer's
+    files, by default those beside the source. `dtype` "" keeps that of each tensor.
 
     Raises:
       UserError: the dtype is unknown, the format cannot hold the model, the source cannot be

@@ -52,9 +52,6 @@ def tensor_name(model: ModelConfig, path: str, layer: int | None) -> str:
 def open_model(folder: str) -> ModelSource:
     """Opens a transformers folder without reading weights, but for a head beside a tied embedding.
 
-    Args:
-      folder: holds config.json and one or more safetensors files.
-
     Raises:
       UserError: a file is missing or damaged, or a tensor does not fit the config (names the
         tensor and both shapes).
@@ -126,12 +123,10 @@ def _under_model_names(stored: Mapping[str, StoredTensor], folder: str) -> dict[
 def _tie(
     model: ModelConfig, stored: Mapping[str, StoredTensor]
 ) -> tuple[ModelConfig, Callable[[str, int | None], str]]:
-    """Ties the head as transformers does: only if the file has no other head.
+    """Ties the head as transformers does, and names tensors: (leaf path, layer) → name.
 
-    A tied model whose file holds only the head has it as embedding too.
-
-    Returns:
-      The model; (leaf path, layer) → name of the tensor.
+    The head is tied only if the file has no other. A tied model whose file holds only the head has
+    it as embedding too.
     """
     embedding, head = (
         architecture(model).hugging_face.tensors[path] for path in ("token_embedding", "head")

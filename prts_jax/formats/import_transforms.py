@@ -12,13 +12,9 @@ from prts_jax.model.architecture import declare
 
 
 def with_vocab(source: ModelSource, vocab: int) -> ModelSource:
-    """Returns a source that pads the vocabulary with zeros, or cuts it, while reading.
+    """Returns a source that pads the vocabulary with zeros to `vocab`, or cuts it; 0 keeps it.
 
     The logit of a padded entry is 0, so it takes part in the softmax until training lowers it.
-
-    Args:
-      source: the model.
-      vocab: size of the new vocabulary; 0 keeps the size.
     """
     if not vocab or vocab == source.model.vocab:
         return source
@@ -38,9 +34,6 @@ def without_gates(source: ModelSource) -> ModelSource:
     """Returns a source without gates that computes the same function.
 
     Other formats have no gates: the output projections of new layers are multiplied by theirs.
-
-    Args:
-      source: the model.
 
     Raises:
       UserError: width gates are not fully open (`prts_jax.growth.gates.layer_factors`).
@@ -64,12 +57,7 @@ def without_gates(source: ModelSource) -> ModelSource:
 
 
 def rounded(source: ModelSource, dtype: str) -> ModelSource:
-    """Returns a source whose values are rounded to `dtype` while reading.
-
-    Args:
-      source: the model.
-      dtype: of the rounded values; "" or "float32" rounds nothing.
-    """
+    """Returns a source whose values are rounded to `dtype` while reading; "" rounds nothing."""
     if dtype in ("", "float32") or all(
         source.dtype_of(*leaf) == dtype for leaf in leaf_layers(source.model)
     ):

@@ -29,15 +29,11 @@ def format_of(path: str) -> str:
     if not is_complete(str(root)) and root.is_dir():
         if (root / litgpt.WEIGHTS).exists():
             return "litgpt"
-        if (root / config_json.CONFIG).exists() and _has_weights(path):
+        weights = (root / safetensors_files.SINGLE, root / safetensors_files.INDEX)
+        if (root / config_json.CONFIG).exists() and any(file.exists() for file in weights):
             return "hf"
         refuse_meta(path)
     return "orbax"
-
-
-def _has_weights(path: str) -> bool:
-    names = (safetensors_files.SINGLE, safetensors_files.INDEX)
-    return any((as_path(path) / name).exists() for name in names)
 
 
 def open_any(path: str) -> ModelSource:
@@ -104,10 +100,6 @@ def compare(one: ModelSource, other: ModelSource) -> Differences:
 
     Two checkpoints of prts_jax are compared by digest; other values are read one tensor at a time
     and compared in float32.
-
-    Args:
-      one: the first model.
-      other: the second model.
     """
     ours, theirs = _flat_config(one), _flat_config(other)
     config = {

@@ -8,12 +8,10 @@ from prts_jax.errors import UserError
 
 
 class JsonValues:
-    """Values by key, each of the type that its reader expects; true is no number.
+    """Values of a file by key, each of the type that its reader expects; true is no number.
 
-    Args:
-      values: key → value.
-      where: the file, for messages.
-      may_be_null: keys whose null is an absent key.
+    A null is an absent key where `may_be_null` has it. Each reader raises a UserError if the value
+    has another type, or is absent without a default.
     """
 
     def __init__(
@@ -22,30 +20,18 @@ class JsonValues:
         self._values, self._where, self._may_be_null = values, where, may_be_null
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Returns an integer.
-
-        Raises:
-          UserError: it has another type, or is absent without a default.
-        """
+        """Returns an integer."""
         return int(self._get(key, default, (int,), "an integer"))
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Returns a finite number.
-
-        Raises:
-          UserError: it is none, or is absent without a default.
-        """
+        """Returns a finite number."""
         value = self._get(key, default, (int, float), "a number")
         if not math.isfinite(value):
             raise UserError(f"{self._where}: {key} is {value}; it must be a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns true or false.
-
-        Raises:
-          UserError: it has another type.
-        """
+        """Returns true or false."""
         return bool(self._get(key, default, (bool,), "true or false"))
 
     def _get(self, key: str, default: Any, kinds: tuple[type, ...], expected: str) -> Any:

@@ -39,11 +39,9 @@ _FUSED = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
 
 
 def open_model(path: str, preset_name: str = "") -> ModelSource:
-    """Opens a checkpoint without reading its weights.
+    """Opens a .pth file, or a folder with lit_model.pth and a config, without reading its weights.
 
-    Args:
-      path: a folder with lit_model.pth and lit_config.json or model_config.yaml, or a .pth file.
-      preset_name: name of a single file's shape ("6L2048H", "llama2_7b").
+    `preset_name` is that of a single file's shape ("6L2048H", "llama2_7b").
 
     Raises:
       UserError: torch is not installed; a file is missing or damaged; the file needs pickle; or

@@ -53,11 +53,7 @@ _SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_seq_l
 
 
 def shape_of(root: Any, preset_name: str) -> tuple[ModelConfig, int]:
-    """Returns the shape of a model and its longest sequence, in tokens.
-
-    Args:
-      root: a folder, or a .pth file with a config beside it.
-      preset_name: name of a shape; "" without one.
+    """Returns the shape of a folder's or a .pth file's model, and its longest sequence in tokens.
 
     Raises:
       UserError: nothing names the shape, two files contradict each other, or a file is damaged.
@@ -89,12 +85,7 @@ def shape_of(root: Any, preset_name: str) -> tuple[ModelConfig, int]:
 def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, int]:
     """Reads the fields of lit-gpt's `Config`, with old and new names.
 
-    Args:
-      values: the parsed file.
-      where: the file, for messages.
-
-    Returns:
-      The model's config and its longest sequence, in tokens.
+    Returns the model's config and its longest sequence, in tokens.
 
     Raises:
       UserError: a key is missing, has another type or asks for an unsupported feature.

@@ -8,12 +8,7 @@ from prts_jax.model.counts import count_parameters
 
 
 def write(source: ModelSource, dtype: str) -> str:
-    """Returns the text of the model's README.md.
-
-    Args:
-      source: the exported model.
-      dtype: of the exported weights.
-    """
+    """Returns the text of the model's README.md."""
     model, count = source.model, count_parameters(declare(source.model))
     lines = [
         "---",

@@ -43,18 +43,12 @@ class ModelSource:
     """A model in some format, opened without reading its weights.
 
     Attributes:
-      format: "hf", "litgpt" or "orbax".
-      path: its folder or file.
-      model: its config.
       dtype: of the weights; the most frequent one if they differ.
       dtypes: leaf path → dtype of each layer; a leaf that is left out has `dtype`.
-      tensors: stored tensors, by the format's own names.
       read: (leaf path, layer or None) → values in the stored dtype and the leaf's declared shape,
         without the layer axis. Holds one stored tensor in memory at a time.
       length: longest supported sequence, in tokens; 0 if unknown.
       folder: folder that may hold `TOKENIZER_FILES`; "" if there is none.
-      lineage: of a checkpoint of prts_jax; None for other formats.
-      special_ids: ids that begin, end and pad a text.
       repeats: values that an export to transformers repeats: "special_ids" and
         "config_dtype", those of config.json, and "generation_config"; a key is absent if its file
         is.
@@ -81,10 +75,6 @@ class ModelSource:
 def without_wrappers(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Removes the prefixes that torch.compile and parallel training add to names, in any order.
 
-    Args:
-      tensors: name → tensor.
-      where: the file, for messages.
-
     Raises:
       UserError: two names are then the same.
     """
@@ -100,9 +90,7 @@ def without_wrappers(tensors: Mapping[str, Tensor], where: str) -> dict[str, Ten
 def from_torch(weight: np.ndarray, declaration: Declaration) -> np.ndarray:
     """Converts a weight of torch to one layer of a leaf; a linear one is `[out, in]`.
 
-    Args:
-      weight: shape `torch_shape(declaration)`.
-      declaration: of the leaf; its contracted axes come first, and their product is `in`.
+    The leaf's contracted axes come first, and their product is `in`.
     """
     if not is_linear(declaration):
         return weight
@@ -169,13 +157,7 @@ def refuse_meta(folder: str) -> None:
 def check_shape(
     where: str, name: str, stored: tuple[int, ...] | None, expected: tuple[int, ...]
 ) -> None:
-    """Checks the shape of a stored tensor against the model's config.
-
-    Args:
-      where: the file or folder, for messages.
-      name: of the tensor, in its own format.
-      stored: its shape; None if it is missing.
-      expected: the shape by the config.
+    """Checks the shape of a stored tensor, None if it is missing, against the model's config.
 
     Raises:
       UserError: the tensor is missing or has another shape.

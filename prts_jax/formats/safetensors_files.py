@@ -55,14 +55,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The location of a tensor.
-
-    Attributes:
-      file: path of its file.
-      shape: of the tensor.
-      dtype: of its elements.
-      start: offset of its values in the file, in bytes.
-    """
+    """The file, shape and dtype of a tensor, and the offset of its values in the file, in bytes."""
 
     file: str
     shape: tuple[int, ...]
@@ -97,9 +90,6 @@ def open_folder(folder: str) -> dict[str, StoredTensor]:
     """Returns name → tensor of a model's folder with one file, or several with an index.
 
     Reads only headers. As in transformers, `model.safetensors` comes before an index.
-
-    Args:
-      folder: holds `model.safetensors`, or `model.safetensors.index.json` and its files.
 
     Raises:
       UserError: a file is missing, a header is damaged, a tensor is in none of the files of the
@@ -176,14 +166,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_layout(path: str, start: int, size: int, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises UserError unless the tensors fill the file: no gap, no overlap, no bytes after them.
-
-    Args:
-      path: the file.
-      start: offset of the first value.
-      size: of the file, in bytes.
-      tensors: of its header.
-    """
+    """Raises UserError unless the tensors fill the file from `start`: no gap, overlap or rest."""
     for name, tensor in sorted(tensors.items(), key=lambda t: (t[1].start, t[1].nbytes)):
         if tensor.start + tensor.nbytes > size:
             raise UserError(f"{path}: is cut short: {name} lies beyond its end; fetch it again")
@@ -225,14 +208,7 @@ def check_dtype(name: str, tensor: StoredTensor) -> None:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to write.
-
-    Attributes:
-      name: its name in the file.
-      shape: of the tensor.
-      dtype: of its elements.
-      make: returns its values; called once, shortly before they are written.
-    """
+    """A tensor to write; `make` returns its values, once, shortly before they are written."""
 
     name: str
     shape: tuple[int, ...]
@@ -250,11 +226,8 @@ def write_folder(
 ) -> None:
     """Writes tensors to `model.safetensors`, or to several files with an index.
 
-    Args:
-      folder: an existing folder.
-      tensors: in the order of writing.
-      shard_bytes: most bytes of values in one file; a larger tensor gets its own file.
-      wrote: called with the bytes of each tensor written.
+    A file has at most `shard_bytes` of values; a larger tensor gets its own. `wrote` is called with
+    the bytes of each tensor written.
     """
     shards: list[list[NewTensor]] = [[]]
     for tensor in tensors:

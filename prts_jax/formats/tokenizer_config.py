@@ -17,21 +17,17 @@ CONFIG = "tokenizer_config.json"
 
 
 def complete_tokenizer(folder: str, ids: SpecialIds, length: int) -> list[str]:
-    """Writes tokenizer_config.json into an exported folder whose tokenizer has none.
+    """Writes tokenizer_config.json into an exported folder whose tokenizer has none; names it.
 
-    Args:
-      folder: with tokenizer.json or tokenizer.model; nothing is written without them.
-      ids: special ids of the model; the tokenizer's own count where there are none.
-      length: longest sequence of the model, in tokens.
-
-    Returns:
-      The names of the files written.
+    The folder has tokenizer.json or tokenizer.model, else nothing is written. The tokenizer's own
+    special ids count where the model has none. `length` is its longest sequence, in tokens.
 
     Raises:
       UserError: the tokenizer is damaged.
     """
     root = as_path(folder)
-    file = next((root / f"tokenizer{end}" for end in _READERS if _is_file(root, end)), None)
+    files = (root / f"tokenizer{end}" for end in _READERS)
+    file = next((file for file in files if file.is_file()), None)
     if file is None or (root / CONFIG).exists():
         return []
     ids = ids.or_else(of_tokenizer(folder))
@@ -49,10 +45,6 @@ def complete_tokenizer(folder: str, ids: SpecialIds, length: int) -> list[str]:
     }
     write_json(folder, CONFIG, values)
     return [CONFIG]
-
-
-def _is_file(root: Any, suffix: str) -> bool:
-    return bool((root / f"tokenizer{suffix}").is_file())
 
 
 def _of_json(content: bytes) -> tuple[dict[int, str], dict[str, Any]]:

@@ -29,14 +29,9 @@ class ConversionReport:
     """The result of a conversion.
 
     Attributes:
-      source_format: "hf", "litgpt" or "orbax".
-      target_format: "orbax" or "hf".
       dtype: of the weights written; the most frequent one if they differ.
       dtypes: dtype → number of tensors written in it.
       tensors: number of tensors written; each layer of a stacked leaf counts.
-      bytes_written: bytes of values.
-      seconds: wall time.
-      peak_rss_bytes: peak resident memory of the process.
       tokenizer: names of the tokenizer files copied.
     """
 

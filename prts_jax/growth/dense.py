@@ -37,13 +37,7 @@ HEADS = ("heads", "kv_heads")
 
 
 class MatrixShape(NamedTuple):
-    """Shape of a matrix.
-
-    Attributes:
-      rows: positions (or layers) of the target.
-      columns: of the source.
-      axis: logical axis of the rows.
-    """
+    """Positions (or layers) of the target, of the source, and the logical axis of a matrix."""
 
     rows: int
     columns: int
@@ -76,12 +70,7 @@ def width_names(growth_map: GrowthMap, path: str, declaration: Declaration) -> d
 def matrix_shapes(
     growth_map: GrowthMap, declarations: Mapping[str, Declaration]
 ) -> dict[str, MatrixShape]:
-    """Returns the shape of every matrix that a dense map has, by name.
-
-    Args:
-      growth_map: says which axes widen.
-      declarations: path → declaration in the target.
-    """
+    """Returns the shape of every matrix that a dense map has, by name."""
     source, target = growth_map.source, growth_map.target
     shapes = {}
     for path, declaration in declarations.items():
@@ -197,23 +186,18 @@ def mix_positions(
     declaration: Declaration,
     arrays: Arrays,
 ) -> jax.Array:
-    """Applies the B of every axis of a leaf that widens.
+    """Applies the B of every axis of a leaf that widens: `[n, …]` in the target's shape.
 
-    Args:
-      values: `[n, …]` in the source's shape; n is 1 for a leaf without layers.
-      growth_map: says which axes widen.
-      path: path of the leaf.
-      declaration: of the leaf in the target.
-      arrays: at least the matrices that `width_names` names.
-
-    Returns:
-      `[n, …]` in the target's shape.
+    `values` are `[n, …]` in the source's shape; n is 1 for a leaf without layers. `arrays` has at
+    least the matrices that `width_names` names.
     """
     inner = declaration.axes[1:] if declaration.stacked else declaration.axes
     for axis, name in width_names(growth_map, path, declaration).items():
         at = 1 + inner.index(axis)
         if axis in HEADS:
-            members = _members(growth_map, axis, declaration)
+            # W_O's inputs repeat B for each query of a group.
+            queries = growth_map.target.heads // growth_map.target.kv_heads
+            members = queries if axis in declaration.contracts else 1
             values = _mix_heads(arrays[name], values, at, members)
         else:
             values = _mix(arrays[name], values, at)
@@ -237,13 +221,6 @@ def learning_flops(growth_map: GrowthMap, declarations: Mapping[str, Declaration
             total += (3 if number else 2) * 2 * elements * shapes[name].rows
             elements = elements * shapes[name].rows // shapes[name].columns
     return total
-
-
-def _members(growth_map: GrowthMap, axis: str, declaration: Declaration) -> int:
-    """Returns how often B repeats along an axis: once for each query of a group of W_O's inputs."""
-    if axis not in declaration.contracts:
-        return 1
-    return growth_map.target.heads // growth_map.target.kv_heads
 
 
 def _mix(matrix: jax.Array, values: jax.Array, at: int) -> jax.Array:

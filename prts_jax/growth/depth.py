@@ -24,12 +24,8 @@ ORDERS = ("interleave", "stack")
 def stack(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """G_stack: `M∘M∘…∘M`, g copies of the source on top of each other.
 
-    Target layer i copies source layer `i mod l` (App. A). Not function preserving.
-
-    Args:
-      source: model of l layers.
-      target: model of g·l layers; None makes it from the source.
-      options: {"factor": g}; 0 or absent takes g from the target.
+    Target layer i copies source layer `i mod l` (App. A). Not function preserving. Option factor:
+    g; by default L / l.
 
     Raises:
       UserError: no layers, neither target nor factor, or a target that is not g·l layers deep.
@@ -49,10 +45,7 @@ def index_list(
 ) -> GrowthMap:
     """Copies any list of source layers: partial stacking, or an order of one's own.
 
-    Args:
-      source: the model whose layers are listed.
-      target: a model as deep as the list is long; None makes it from the source.
-      options: {"layers": notation of `prts_jax.growth.notation.parse_layers`}.
+    Option layers: the list, in the notation of `prts_jax.growth.notation.parse_layers`.
 
     Raises:
       UserError: a list that cannot be read, is shorter than the source, does not fit the target,
@@ -69,12 +62,7 @@ def interpolate(
 ) -> GrowthMap:
     """Repeats each layer g times in its place: target layer i copies `⌊i / g⌋` (App. H.2).
 
-    Not function preserving. 3 → 6 layers: 0, 0, 1, 1, 2, 2.
-
-    Args:
-      source: model of l layers.
-      target: model of g·l layers; None makes it from the source.
-      options: {"factor": g}; 0 or absent takes g from the target.
+    Not function preserving. 3 → 6 layers: 0, 0, 1, 1, 2, 2. Option factor: g; by default L / l.
 
     Raises:
       UserError: as `stack`.
@@ -89,12 +77,8 @@ def solar(source: ModelConfig, target: ModelConfig | None, options: Mapping[str,
     """SOLAR's up-scaling: two copies, the first without its last m layers, the second its first.
 
     Layers `0 … l-m-1, m … l-1`, so L = 2(l - m). Not function preserving. 32 → 48 layers, m = 8.
-    Source: Kim et al., "SOLAR 10.7B", arXiv 2312.15166, section 2.
-
-    Args:
-      source: model of l layers.
-      target: model of 2(l - m) layers; None makes it from the source.
-      options: {"drop": m}; 0 or absent takes m from the target.
+    Option drop: m; by default l - L / 2. Source: Kim et al., "SOLAR 10.7B", arXiv 2312.15166,
+    section 2.
 
     Raises:
       UserError: neither target nor m, a target of odd depth, or 2m above l.
@@ -124,13 +108,8 @@ def block_expansion(
 ) -> GrowthMap:
     """LLaMA Pro's: after every k-th layer a copy of it with zero outputs. Function preserving.
 
-    L = l + l / k. 32 → 40 layers, k = 4: copies of layers 3, 7, …, 31.
-    Source: Wu et al., "LLaMA Pro", arXiv 2401.02415, section 3.2.
-
-    Args:
-      source: model of l layers.
-      target: model of l + l / k layers; None makes it from the source.
-      options: {"every": k}; 0 or absent takes k from the target.
+    L = l + l / k. 32 → 40 layers, k = 4: copies of layers 3, 7, …, 31. Option every: k; by default
+    l / (L - l). Source: Wu et al., "LLaMA Pro", arXiv 2401.02415, section 3.2.
 
     Raises:
       UserError: neither target nor k, or a k that does not divide l.
@@ -164,13 +143,9 @@ def middle(
 ) -> GrowthMap:
     """MIDAS: of n = l / b blocks of b layers, block ⌈n / 2⌉ (from one) once more after itself.
 
-    L = l + b. Not function preserving; meant for stages. Source: Saunshi et al., "On the Inductive
-    Bias of Stacking Towards Improving Reasoning", NeurIPS 2024, arXiv 2409.19044, section 2.
-
-    Args:
-      source: model of l layers.
-      target: model of l + b layers; None makes it from the source.
-      options: {"block": b}; 0 or absent takes b from the target.
+    L = l + b. Not function preserving; meant for stages. Option block: b; by default L - l. Source:
+    Saunshi et al., "On the Inductive Bias of Stacking Towards Improving Reasoning", NeurIPS 2024,
+    arXiv 2409.19044, section 2.
 
     Raises:
       UserError: neither target nor b, or a b that does not divide l.
@@ -190,14 +165,9 @@ def middle(
 def last(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """A stage of gradual stacking: the last b layers once more on top, L = l + b.
 
-    6 → 9 → 18 layers: 0 … 5, 3, 4, 5, then all nine twice. Not function preserving.
-    Source: Reddi et al., "Efficient Training of Language Models using Few-Shot Learning", ICML
-    2023; `gs` in the paper's code.
-
-    Args:
-      source: model of l layers.
-      target: model of l + b layers; None makes it from the source.
-      options: {"block": b}, at most l; 0 or absent takes b from the target.
+    6 → 9 → 18 layers: 0 … 5, 3, 4, 5, then all nine twice. Not function preserving. Option block:
+    b, at most l; by default L - l. Source: Reddi et al., "Efficient Training of Language Models
+    using Few-Shot Learning", ICML 2023; `gs` in the paper's code.
 
     Raises:
       UserError: neither target nor b, or b beyond l.
@@ -211,15 +181,10 @@ def last(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, 
 def zero(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """G_zero in depth: duplicates whose outputs are zero. Function preserving, exactly (App. A).
 
-    Interleaved as the paper's code has it, target layer i copies `⌊i / g⌋` and the first copy of
-    each is kept; stacked, it copies `i mod l` and the first l are kept. At the first step only the
-    zero outputs have a gradient.
-
-    Args:
-      source: model of l layers.
-      target: model of g·l layers; None makes it from the source.
-      options: {"factor": g, "order": "interleave" (default) or "stack"}; a factor of 0 or absent
-        takes g from the target.
+    Interleaved (the default of the option order) as the paper's code has it, target layer i copies
+    `⌊i / g⌋` and the first copy of each is kept; with order "stack", it copies `i mod l` and the
+    first l are kept. At the first step only the zero outputs have a gradient. Option factor: g; by
+    default L / l.
 
     Raises:
       UserError: as `stack`, or an unknown order.
@@ -242,15 +207,10 @@ def random(
 ) -> GrowthMap:
     """G_random in depth: new layers drawn from the initialiser (App. A; MSG in one hop).
 
-    Interleaved, each layer is followed by g - 1 new ones; stacked, the new ones are on top. New
-    layers have gates, `Y = X + f(X) ⊙ c`, c from 0 at growth to 1 after T steps: function
-    preserving, exactly. Without gates (T = 0) it is not. It also grows from no layers at all.
-
-    Args:
-      source: model of l layers, or of none.
-      target: model of g·l layers (from none: of any number); None makes it from the source.
-      options: {"factor": g, "order": "interleave" (default) or "stack", "seed": of new layers,
-        "gate_steps": T, `GrowthConfig.gate_steps` by default}.
+    Interleaved, each layer is followed by g - 1 new ones; with order "stack", the new ones are on
+    top. New layers have gates, `Y = X + f(X) ⊙ c`, c from 0 at growth to 1 after T steps (option
+    gate_steps): function preserving, exactly. Without gates (T = 0) it is not. It also grows from
+    no layers at all, to any number. Other options: factor and order as `zero`; seed, of new layers.
 
     Raises:
       UserError: as `zero`, or negative gate_steps.

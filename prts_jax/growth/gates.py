@@ -28,12 +28,9 @@ TURNS = {"layers": 0, "mlp": 0, "embed": 1, "heads": 2}
 def schedule(axes: Iterable[str], steps: int) -> dict[str, tuple[int, int]]:
     """Returns when the gates of axes open: depth and MLP in [0, T), stream [T, 2T), heads [2T, 3T).
 
-    Args:
-      axes: those with new positions, of `TURNS`; others have no gates.
-      steps: T; 0 for no gates at all.
-
-    Returns:
-      Axis → (last step since growth at which its gates are shut, first at which they are open).
+    Axes with new positions that are none of `TURNS` have no gates, and none has with 0 steps, T.
+    Returns axis → (last step since growth at which its gates are shut, first at which they are
+    open).
 
     Raises:
       UserError: negative steps.
@@ -51,12 +48,7 @@ def schedule(axes: Iterable[str], steps: int) -> dict[str, tuple[int, int]]:
 
 
 def gates_after(growth_map: GrowthMap, steps: jax.Array | int) -> Gates:
-    """Returns the gates some steps after growth; jit may trace `steps`.
-
-    Args:
-      growth_map: what was applied.
-      steps: optimizer steps since growth.
-    """
+    """Returns the gates some steps after growth; jit may trace `steps`."""
 
     def vector(axis: str) -> jax.Array | None:
         if axis not in growth_map.gates:
@@ -79,7 +71,6 @@ class Opening:
     """The gates of a model that has grown, from one stage step to the next.
 
     Attributes:
-      growth_map: the last growth.
       before: steps since growth at stage step 0; above 0 where a stage began without growth.
     """
 
@@ -140,9 +131,7 @@ def opening(past: Past) -> Opening | None:
 def refuse_shut(past: Past, where: str) -> None:
     """Refuses to grow a model some of whose gates are not open: the grown one would lose them.
 
-    Args:
-      past: its lineage.
-      where: the checkpoint, for the message.
+    The message names the checkpoint, `where`.
 
     Raises:
       UserError: names the step at which the last gate is open.
@@ -162,9 +151,6 @@ def layer_factors(gates: Gates) -> np.ndarray | None:
     None where there is nothing to multiply. Gates of layers may have any value, for
     `(x W) ⊙ c = x (W c)`; gates of width that are open are factors of one.
 
-    Args:
-      gates: values, not traced.
-
     Raises:
       UserError: gates of width that are not open. Such a model is between two widths: a tied
         embedding, for one, cannot hold them.
@@ -182,12 +168,7 @@ def layer_factors(gates: Gates) -> np.ndarray | None:
 def fold_gates(
     params: Mapping[str, Any], gates: Gates | None, declarations: Mapping[str, Declaration]
 ) -> dict[str, Any]:
-    """Returns parameters that give without gates what these give with them.
-
-    Args:
-      params: nested dictionary of arrays, `[layers, …]` where stacked.
-      gates: values, not traced; None: all open.
-      declarations: path → declaration of each parameter.
+    """Returns parameters that give without gates what these give with them; None: all open.
 
     Raises:
       UserError: see `layer_factors`.
@@ -205,11 +186,6 @@ def fold_current_gates(
     params: Mapping[str, Any], past: Past, declarations: Mapping[str, Declaration]
 ) -> dict[str, Any]:
     """Returns parameters that give without gates what the model gives at this point of its lineage.
-
-    Args:
-      params: nested dictionary of arrays, `[layers, …]` where stacked.
-      past: the model's lineage.
-      declarations: path → declaration of each parameter.
 
     Raises:
       UserError: see `layer_factors`.

@@ -25,14 +25,9 @@ def grow_leaf(
 ) -> jax.Array:
     """Grows a whole leaf: a pure function, linear in the source and in each matrix.
 
-    Args:
-      recipe: what the leaf is made of.
-      growth_map: what is applied.
-      source: the source's leaf, `[layers, …]` where stacked; None where the source has none.
-      arrays: the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
-
-    Returns:
-      The target's leaf, in the source's dtype.
+    The source's leaf is `[layers, …]` where stacked; None where the source has none. `arrays` are
+    the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`. Returns the target's leaf,
+    in the source's dtype.
     """
     declaration = recipe.declaration
     if not declaration.stacked:
@@ -111,16 +106,10 @@ def fresh_layers(
     targets: jax.Array,
     rows: jax.Array | None = None,
 ) -> jax.Array:
-    """Makes new layers: functions of (seed, path, target layer) and of nothing else.
+    """Makes new layers `[n, …]`: functions of (seed, path, target layer) and of nothing else.
 
-    Args:
-      recipe: of the leaf.
-      growth_map: says the seed and the depth.
-      targets: `[n]` int32, the target layers (of a leaf without layers: any one).
-      rows: `[r]` int32, the positions to make along a layer's first axis; None makes all.
-
-    Returns:
-      `[n, …]` as the paper's initialiser makes them.
+    `targets` are `[n]` int32, the target layers (of a leaf without layers: any one), and `rows`
+    `[r]` int32, the positions to make along a layer's first axis; None makes all.
     """
     declaration, path = recipe.declaration, recipe.parameter
     layers = growth_map.target.layers
@@ -132,10 +121,7 @@ def fresh_layers(
 def source_rows(growth_map: GrowthMap, declaration: Declaration, rows: range) -> list[int]:
     """Returns the source's row for each row of a target layer, `NEW` for a new one.
 
-    Args:
-      growth_map: of the growth.
-      declaration: of the leaf in the target.
-      rows: positions along the first axis of a layer.
+    Rows are positions along the first axis of a layer.
     """
     axis = declaration.layer_axes[0]
     if axis not in growth_map.widths:

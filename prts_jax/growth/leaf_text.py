@@ -15,10 +15,7 @@ def leaf_text(
 ) -> list[str]:
     """Returns a table: what becomes of the parameters, then of their moments, by leaf.
 
-    Args:
-      growth_map: the growth.
-      declarations: path → declaration in the target.
-      optimizer: what becomes of the optimizer state, as in `init.growth.optimizer`.
+    `optimizer` is what becomes of its state, as in `init.growth.optimizer`.
     """
     rows = [
         (change, ", ".join(_grouped(paths)))

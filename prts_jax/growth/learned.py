@@ -34,14 +34,8 @@ def learned(
     """G_learn: `W_i' = Σ_j D_ij (B_a W_j B_bᵀ)` with trained D and B (eqs 37-42, LiGO).
 
     The map at its initial value (`prts_jax.growth.dense.initial`): in depth it is G_stack, tensor
-    for tensor. A run that grows by it trains the matrices first (`prts_jax.train.learn`). Not
-    function preserving.
-
-    Args:
-      source: model of l layers.
-      target: model of g·l layers, as wide as wanted; None makes it from the source.
-      options: {"factor": g, "widths": "embed=2048,heads=32" (default: the target's); the learning
-        itself (`prts_jax.train.learn`) reads the other keys}.
+    for tensor. A run that grows by it trains the matrices first (`prts_jax.train.learn`), which
+    reads the other options. Not function preserving. Options factor and widths: as `width.split`.
 
     Raises:
       UserError: as `depth.stack` and `width.split`, or another number of queries a group.
@@ -82,11 +76,7 @@ def with_arrays(
 ) -> GrowthMap:
     """Returns the map with learned matrices; its `layers` are the strongest source layers.
 
-    Args:
-      growth_map: from `learned`.
-      declarations: path → declaration in the target.
-      arrays: matrices by name (`prts_jax.growth.dense.matrix_shapes`).
-      learning: cost of learning them, see `Matrices`.
+    `arrays` are by name (`prts_jax.growth.dense.matrix_shapes`); for `learning` see `Matrices`.
 
     Raises:
       UserError: they are of other models.

@@ -81,11 +81,7 @@ class Matrices:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Matrices":
-        """Reads what `to_bytes` returned.
-
-        Args:
-          data: the file's.
-          where: its name, for messages.
+        """Reads what `to_bytes` returned from a file, which messages name.
 
         Raises:
           UserError: it is no such archive, or holds something else than finite float32 values.
@@ -108,11 +104,7 @@ class Matrices:
 
 
 def _read_learning(entry: np.ndarray | None, where: str) -> dict[str, Any]:
-    """Reads the cost of learning; a file of an older version has none.
-
-    Raises:
-      UserError: the entry is damaged.
-    """
+    """Reads the cost of learning; a file of an older version has none."""
     if entry is None:
         return {"run": where, COST: UNKNOWN}
     try:

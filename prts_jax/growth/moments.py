@@ -33,17 +33,10 @@ def grow_moment(
 ) -> jax.Array:
     """Widens layers of a moment: copied along every axis, weighted where copies share a gradient.
 
-    Args:
-      values: source layers `[n, …]`; n is 1 for a leaf without layers.
-      growth_map: what becomes of the parameter.
-      declaration: of the parameter in the target.
-      power: of the gradient that the moment holds, 1 or more.
-      rows: as `prts_jax.growth.leaf.grow_layers` takes them.
-      first_only: the first copy of each position keeps the moment as it is, further ones are zero
-        (SPARKLING, arXiv 2602.02472).
-
-    Returns:
-      `[n, …]` in the target's shape (with `rows`, r along the first axis), new entries zero.
+    `values`, `rows` and what is returned are as in `prts_jax.growth.leaf.grow_layers`; new entries
+    are zero. The moment holds the gradient to a `power` of 1 or more. With `first_only` the first
+    copy of each position keeps the moment as it is, further ones are zero (SPARKLING, arXiv
+    2602.02472).
     """
     grown = values
     for at, axis in enumerate(declaration.layer_axes, start=1):

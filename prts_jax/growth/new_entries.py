@@ -19,12 +19,7 @@ Parts = Mapping[str, tuple[tuple[int, np.ndarray], ...]]
 
 
 def new_parts(growth_map: GrowthMap, declarations: Mapping[str, Declaration]) -> Parts:
-    """Returns the new positions along each axis of each parameter.
-
-    Args:
-      growth_map: the growth.
-      declarations: path → declaration in the target.
-    """
+    """Returns the new positions along each axis of each parameter."""
     layers = np.isin(np.arange(growth_map.target.layers), growth_map.new_layers())
     news = {"layers": layers} | {
         axis: widening.is_new() for axis, widening in growth_map.widths.items()

@@ -10,19 +10,12 @@ _RANGE = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)
 
 
 def parse_layers(notation: str, source_layers: int) -> tuple[int, ...]:
-    """Reads a list of source layers.
+    """Reads a list of source layers: the zero-based source layer for each target layer.
 
     Two notations are known. The paper's (App. H) is one-based, writes layers as single digits and
-    groups with `-`, and `*` repeats the group before it: "1-234*7-56" is layer 1, seven times
-    2, 3, 4, then 5, 6. It needs a source of at most 9 layers. The other, told by its `:` or `,`,
-    is zero-based: half-open ranges and single layers, "0:24,8:32" or "0,0,1,1,2,2".
-
-    Args:
-      notation: the list.
-      source_layers: depth of the source.
-
-    Returns:
-      Zero-based source layer for each target layer.
+    groups with `-`, and `*` repeats the group before it: "1-234*7-56" is layer 1, seven times 2, 3,
+    4, then 5, 6. It needs a source of at most 9 layers. The other, told by its `:` or `,`, is
+    zero-based: half-open ranges and single layers, "0:24,8:32" or "0,0,1,1,2,2".
 
     Raises:
       UserError: text in neither notation, a layer beyond the source, an empty range, or more than

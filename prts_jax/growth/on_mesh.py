@@ -20,19 +20,12 @@ def grow_params(
     declarations: Mapping[str, Declaration],
     shardings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Grows parameters where they live, in one jitted function.
+    """Grows parameters where they live, in one jitted function; dtypes stay the source's.
 
     While no axis that grows is sharded this needs no collective: each device copies its own part.
-    Memory at its peak is the source's and the target's together.
-
-    Args:
-      source_params: nested dict of arrays on the target's mesh, `[layers, …]` where stacked.
-      growth_map: what becomes of them.
-      declarations: path → declaration in the target model.
-      shardings: nested dict of the target's shardings, one for each leaf.
-
-    Returns:
-      Nested dict of the grown arrays, in the source's dtypes, see `prts_jax.growth.leaf`.
+    Memory at its peak is the source's and the target's together. The source's arrays, nested, are
+    on the target's mesh, `[layers, …]` where stacked; `declarations` and `shardings` are the
+    target's.
 
     Raises:
       UserError: the matrices of a dense map are missing or of other models, or the map cannot widen
@@ -46,13 +39,7 @@ def grow_params(
 def growth_step(
     growth_map: GrowthMap, declarations: Mapping[str, Declaration], shardings: Mapping[str, Any]
 ) -> jax.stages.Wrapped:
-    """Returns the jitted function (path → source array, name → matrix) → path → grown array.
-
-    Args:
-      growth_map: what becomes of them.
-      declarations: path → declaration in the target model.
-      shardings: path → sharding in the target model.
-    """
+    """Returns the jitted function (path → source array, name → matrix) → path → grown array."""
 
     def grow(leaves: dict[str, jax.Array], arrays: Arrays) -> dict[str, jax.Array]:
         return grow_leaves(leaves, growth_map, declarations, arrays)
@@ -68,15 +55,8 @@ def grow_leaves(
 ) -> dict[str, jax.Array]:
     """Grows the leaves of a model: a pure function, linear in the source and in each matrix.
 
-    Args:
-      leaves: path → source array, `[layers, …]` where stacked; a source without layers may lack
-        the leaves that have some.
-      growth_map: what becomes of them.
-      declarations: path → declaration in the target model.
-      arrays: the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
-
-    Returns:
-      path → target array.
+    Arrays are `[layers, …]` where stacked; a source without layers may lack the leaves that have
+    some. `arrays` are the matrices of a dense map, see `prts_jax.growth.dense.arrays_of`.
     """
     return {
         path: grow_leaf(recipe, growth_map, leaves.get(path), arrays)

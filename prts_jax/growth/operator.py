@@ -31,8 +31,6 @@ class Operator:
     """A growth operator; call it as the function that it holds.
 
     Attributes:
-      name: as configs and command lines write it.
-      make: makes its maps; its docstring has the equation.
       options: option → help. An option that is no key of `prts_jax.config.GrowthConfig` is given in
         `init.growth.options` as text. None takes every option unseen.
     """
@@ -49,11 +47,7 @@ class Operator:
 
 
 def operator(name: str, **options: str) -> Callable[[Make], Operator]:
-    """Makes an operator of the decorated function, in this package or in another.
-
-    Args:
-      name: of the operator.
-      **options: option → help.
+    """Makes an operator of the decorated function, in this package or in another; option → help.
 
     >>> @operator("mirror", quiet="layers with zero outputs on top")
     ... def mirror(source, target, options): ...

@@ -40,16 +40,10 @@ def make_map(
 ) -> GrowthMap:
     """Makes the growth map that a config's `init.growth` or `prts grow` asks for.
 
-    Args:
-      source: the model that is grown: the checkpoint's own.
-      target: the model it becomes; None makes it from the source.
-      operator: a name in `OPERATORS`, or that of an installed package's entry point in the group
-        `prts_jax.config.OPERATOR_GROUP`.
-      factor: copies of the source; 0 takes it from the target.
-      layers: list of layers in the notation of `notation.parse_layers`, for "layers".
-      inherited: keys of `GrowthConfig` that the stage leaves to the whole run; those that the
-        operator does not take are ignored.
-      **options: the other keys of `GrowthConfig`; a default counts as not given.
+    The operator is one of `OPERATORS`, or the name of an installed package's entry point in the
+    group `prts_jax.config.OPERATOR_GROUP`. Options are the keys of `GrowthConfig`; a default counts
+    as not given. Those that are `inherited`, which a stage leaves to the whole run, are ignored
+    where the operator does not take them.
 
     Raises:
       UserError: an unknown operator, an option that it does not take and that is not inherited, or
@@ -98,12 +92,8 @@ def _check_options(
 ) -> None:
     """Refuses options that an operator does not take, and keys of the config given as text.
 
-    Args:
-      operator: its name.
-      known: options that it takes.
-      given: keys of the config that are set.
-      own: options given as text.
-      keys: all keys of the config.
+    `known` are those that it takes, `given` keys of the config that are set, `own` options given as
+    text.
     """
     for name in own:
         if name in keys:

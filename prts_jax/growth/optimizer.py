@@ -31,12 +31,7 @@ POWERS: Mapping[str, int] = {
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """A leaf that holds powers of a parameter's gradient.
-
-    Attributes:
-      parameter: path of the parameter.
-      power: of the gradient.
-    """
+    """A leaf that holds the gradient of a parameter, to a power."""
 
     parameter: str
     power: int
@@ -55,14 +50,9 @@ Role = Moment | str
 
 
 def roles(leaves: Mapping[str, Any], declarations: Mapping[str, Declaration]) -> dict[str, Role]:
-    """Says what each leaf of an optimizer's state is.
+    """Says what each leaf of an optimizer's state is: `Moment`, `KEPT`, `SCHEDULE` or `FRESH`.
 
-    Args:
-      leaves: path → anything with shape and dtype.
-      declarations: path → declaration of the parameters that the state belongs to.
-
-    Returns:
-      path → `Moment`, `KEPT`, `SCHEDULE` or `FRESH`.
+    The declarations are of the parameters that the state belongs to.
 
     Raises:
       UserError: a leaf that is none of these, such as a factored moment.

@@ -28,12 +28,7 @@ class Make(enum.StrEnum):
 
 
 class LayerRecipe(NamedTuple):
-    """The recipe of one target layer of a leaf.
-
-    Attributes:
-      make: the way.
-      source: the source layer of a copy; `NEW` otherwise.
-    """
+    """The recipe of one target layer of a leaf; `source` is the layer of a copy, else `NEW`."""
 
     make: Make
     source: int = NEW
@@ -52,9 +47,7 @@ class LeafRecipe:
     """The recipe of a leaf of the target.
 
     Attributes:
-      path: of the leaf in its tree.
       parameter: path of the parameter that it is or belongs to; names what is drawn.
-      declaration: of the target leaf.
       layers: one recipe for each target layer; one for a leaf without layers.
       unchanged: whether copies keep the source's bytes.
       power: of the gradient that a moment holds; 0 for a parameter.
@@ -86,10 +79,6 @@ def recipes(
 ) -> dict[str, LeafRecipe]:
     """Returns the recipe of every parameter.
 
-    Args:
-      growth_map: what becomes of the source's parameters.
-      declarations: path → declaration in the target.
-
     Raises:
       UserError: the map widens an axis that a norm's mean square runs over (`refuse_norms`).
     """
@@ -108,16 +97,9 @@ def moment_recipe(
     """Returns the recipe of an optimizer's moment.
 
     It is the parameter's, but that fresh layers and all leaves of a layer with zero outputs start
-    from zero: nothing that such a layer makes reached the source's loss.
-
-    Args:
-      growth_map: what becomes of the parameters.
-      path: of the moment in the optimizer's state.
-      parameter: its parameter's path.
-      declaration: of the moment in the target: its parameter's, with the moment's dtype.
-      power: of the gradient that it holds, 1 or more.
-      policy: with "asymmetric" all new entries start from zero, also further copies of layers and
-        positions.
+    from zero: nothing that such a layer makes reached the source's loss. With the policy
+    "asymmetric" all new entries do, also further copies of layers and positions. The declaration is
+    the parameter's in the target, with the moment's dtype.
     """
     first_only = policy == "asymmetric"
     zero = LayerRecipe(Make.ZERO)
@@ -189,12 +171,7 @@ def is_noisy(growth_map: GrowthMap, declaration: Declaration) -> bool:
 
 
 def changes(growth_map: GrowthMap, leaves: Mapping[str, LeafRecipe]) -> dict[str, list[str]]:
-    """Returns what becomes of the leaves: change → paths; a leaf may be under several.
-
-    Args:
-      growth_map: what is applied.
-      leaves: from `recipes`.
-    """
+    """Returns what becomes of the leaves: change → paths; a leaf may be under several."""
     identity = tuple(LayerRecipe(Make.COPY, at) for at in range(growth_map.source.layers))
     named: dict[str, list[str]] = {
         "kept": [],

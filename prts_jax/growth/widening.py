@@ -99,10 +99,8 @@ class Widening:
 def partition(index: Sequence[int], uneven: bool) -> Widening:
     """Returns a widening whose weights sum to one over the copies of each position.
 
-    Args:
-      index: source position of each target position.
-      uneven: c copies weigh c, c-1, …, 1 parts (2/3 and 1/3 of two) instead of 1/c each. Equal
-        copies with equal weights get equal gradients for ever; unequal weights part them.
+    `uneven` c copies weigh c, c-1, …, 1 parts (2/3 and 1/3 of two) instead of 1/c each. Equal
+    copies with equal weights get equal gradients for ever; unequal weights part them.
     """
     copies = Counter(position for position in index if position != NEW)
     seen: Counter[int] = Counter()

@@ -43,26 +43,22 @@ NORMS_OR_RMS = (*NORMS, "rms")
 def split(source: ModelConfig, target: ModelConfig | None, options: Mapping[str, Any]) -> GrowthMap:
     """G_direct in width: copies of positions, their weights split where they are summed over.
 
-    `E' = E R`, `R = [I I …]`; `W' = L W R` with copies of output rows in L and input columns
-    split in R, α + β = I. Position i copies `i mod d`; heads are copied by whole query groups.
-    Function preserving where the width of the stream grows by an integer factor or not at all: the
-    mean square of `[x, x]` is that of `x`, so norms stay unscaled (the paper prints √(d/D), which
-    is not exact: norm="paper"). Other factors copy some components more often than others, and
-    the norm no longer sees the same mean square (eqs 10-11). A tied embedding is produced and
-    contracted at once: it is copied, and the final norm carries the weights.
+    `E' = E R`, `R = [I I …]`; `W' = L W R` with copies of output rows in L and input columns split
+    in R, α + β = I. Position i copies `i mod d`; heads are copied by whole query groups. Function
+    preserving where the width of the stream grows by an integer factor or not at all: the mean
+    square of `[x, x]` is that of `x`, so norms stay unscaled (the paper prints √(d/D), which is not
+    exact: norm="paper"). Other factors copy some components more often than others, and the norm no
+    longer sees the same mean square (eqs 10-11). A tied embedding is produced and contracted at
+    once: it is copied, and the final norm carries the weights.
 
     norm="rms" keeps the mean square of activations instead of the function, for any width: all
     columns are multiplied by √(d/(3D − 2d)), norms stay (SPARKLING, arXiv 2602.02472). For D = 2d
     that is the even split.
 
-    Args:
-      source: the model that is grown.
-      target: as wide as wanted and as deep, or a multiple deeper (the layers are then stacked);
-        None makes it from the source.
-      options: {"widths": "embed=2048,heads=32" (sizes; default: the target's), "factor": depth,
-        "weights": "even" (default) or "uneven" (2/3 and 1/3 of two copies), "pair_noise": standard
-        deviation, relative to a fresh parameter's, of noise added to one copy and taken from the
-        other, "seed": of that noise, "norm": "exact" (default), "paper" or "rms"}.
+    Options widths: sizes as "embed=2048,heads=32", by default the target's; factor: of depth, whose
+    layers are then stacked; weights: "even", or "uneven" (2/3 and 1/3 of two copies); pair_noise:
+    standard deviation, relative to a fresh parameter's, of noise added to one copy and taken from
+    the other; seed: of that noise.
 
     Raises:
       UserError: no or an unknown axis, an axis that shrinks, head_dim (its rotary frequencies and
@@ -110,18 +106,14 @@ def zero_width(
 ) -> GrowthMap:
     """G_zero in width: `W' = [[W, A], [0, C]]`, A and C fresh. Function preserving, by any factor.
 
-    `E' = [E, 0]`, so the stream is `[x, 0]` and new components stay zero until training moves
-    them. Norms become `[√(d/D) μ, 1]` and, which the paper leaves out, their epsilon `eps·d/D`:
-    the grown config has it (norm="paper" keeps the old one, at about 1e-3 of the logits). New
-    query groups have zero queries, keys and values; new queries of an old group copy one of it
-    with weight zero. head_dim grows by an integer factor k: rotary pair i goes to pair k·i, and √k
-    into the queries. A tied embedding's new columns are zero. A deeper target's new layers are
-    copies with zero outputs, each after its original.
-
-    Args:
-      source: the model that is grown.
-      target: as wide as wanted and as deep, or a multiple deeper; None makes it from the source.
-      options: {"widths", "factor", "norm": as `split`; "seed": of A and C}.
+    `E' = [E, 0]`, so the stream is `[x, 0]` and new components stay zero until training moves them.
+    Norms become `[√(d/D) μ, 1]` and, which the paper leaves out, their epsilon `eps·d/D`: the grown
+    config has it (norm="paper" keeps the old one, at about 1e-3 of the logits). New query groups
+    have zero queries, keys and values; new queries of an old group copy one of it with weight zero.
+    head_dim grows by an integer factor k: rotary pair i goes to pair k·i, and √k into the queries.
+    A tied embedding's new columns are zero. A deeper target's new layers are copies with zero
+    outputs, each after its original. Options widths, factor and norm: as `split`, without
+    norm="rms"; seed: of A and C.
 
     Raises:
       UserError: no or an unknown axis, an axis that shrinks, a head_dim that is no multiple, fewer
@@ -144,21 +136,16 @@ def random_width(
     """G_random in width: `W' = [[W, A], [B, C]]`, `E' = [E, ε]`, all new entries fresh.
 
     Every output has gates `c = [1_d, 0] → [1_d, 1]`, which keep the function at growth by any
-    factor. MLP units open over steps [0, T) since growth, the stream over [T, 2T), heads over
-    [2T, 3T) (MSG's order). Norms and epsilon as `zero_width`. A deeper target's new layers are
-    fresh, each after its original, with gates that open over [0, T). Without gates (T = 0) it is
-    not function preserving. head_dim stays: new rotary pairs would change old scores, and a gate
-    on them their scale.
+    factor. MLP units open over steps [0, T) since growth, the stream over [T, 2T), heads over [2T,
+    3T) (MSG's order). Norms and epsilon as `zero_width`. A deeper target's new layers are fresh,
+    each after its original, with gates that open over [0, T). Without gates (T = 0) it is not
+    function preserving. head_dim stays: new rotary pairs would change old scores, and a gate on
+    them their scale.
 
     norm="rms" keeps the mean square of activations instead: no gates, norms and epsilon stay, and
     old columns of a widened input are multiplied by √(d/D); new ones are drawn with fan-in D
-    (SPARKLING, arXiv 2602.02472).
-
-    Args:
-      source: the model that is grown.
-      target: as `zero_width`.
-      options: as `zero_width`; "seed" is of all new entries, "gate_steps" is T,
-        `GrowthConfig.gate_steps` by default.
+    (SPARKLING, arXiv 2602.02472). Options widths, factor and norm: as `split`; seed: of all new
+    entries; gate_steps: T.
 
     Raises:
       UserError: as `zero_width`; another head_dim, or negative gate_steps.
@@ -230,11 +217,7 @@ def _head_index(
 ) -> tuple[int, ...]:
     """Returns the source head of each target head: whole groups, so that keys go with queries.
 
-    Args:
-      source: the model that is grown.
-      target: the model it becomes.
-      copy_groups: new groups copy old ones; else they are new.
-      copy_queries: further queries of an old group copy its own; else they are new.
+    New groups copy old ones, and further queries of an old group its own, or they are new.
     """
     old, new = source.heads // source.kv_heads, target.heads // target.kv_heads
     if new < old:

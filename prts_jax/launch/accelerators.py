@@ -48,9 +48,7 @@ class Generation:
       device_kinds: prefixes of `jax.Device.device_kind`.
       devices_per_chip: JAX devices of one chip.
       peak_flops: bfloat16 FLOP/s of a chip.
-      hbm_bytes: memory of a chip.
       clock_hz: cycles per second of a core, 0.0 where it is not published.
-      machine: hosts and service.
     """
 
     prefix: str
@@ -87,6 +85,13 @@ GENERATIONS = {
     )
 }
 
+PEAK_FLOPS_PER_DEVICE = {
+    kind: generation.peak_flops / generation.devices_per_chip
+    for generation in GENERATIONS.values()
+    for kind in generation.device_kinds
+} | {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+"""Prefix of a `jax.Device`'s `device_kind` → its dense bfloat16 FLOP/s, by the vendors' data
+sheets."""
 
 ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod", "v7x": "tpu7x", "7x": "tpu7x"}
 """Common name → gcloud's name."""
@@ -130,14 +135,10 @@ class Accelerator:
 
 
 def parse(name: str, flag: str = "--accelerator_type") -> Accelerator:
-    """Parses an accelerator type.
+    """Parses an accelerator type; messages name the command-line flag.
 
     >>> parse("v5p-128").chips
     64
-
-    Args:
-      name: the accelerator type.
-      flag: its command-line flag, for messages.
 
     Raises:
       UserError: the name is not GENERATION-SIZE, or generation or size do not exist.

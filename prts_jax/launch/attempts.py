@@ -40,7 +40,6 @@ class Limits:
 
     Attributes:
       retries: slices rented again in a row without an hour of activity.
-      hours: since the start.
       cost: of the hosts that ran, in the currency of `price`.
       price: of a chip for an hour.
       backoff_seconds: pause before the first retry; it doubles up to half an hour.
@@ -62,12 +61,8 @@ class State:
       nonce: differs between two launches.
       owner: the process that watches; another one that starts takes over.
       source: URL of the code of all attempts.
-      arguments: of `prts train`.
       retries: see `Limits`.
-      started: first start of this job.
-      last: last observation.
       active_since: begin of the present activity; 0.0: not active.
-      created: time of the last launch.
       next_create: earliest time of the next launch.
       chip_hours: chips that ran, times hours.
       outcome: "" while it runs; `done`, one of `MISTAKES` or the limit that ended it.
@@ -105,14 +100,8 @@ def decide(
 ) -> Decision:
     """Returns the next action.
 
-    Args:
-      state: before this observation.
-      seen: the slices' state.
-      result: exit code of this attempt's job, with " diverged" after that of such a run; "" while
-        it runs.
-      limits: see `Limits`.
-      chips_of_host: chips of a host, for the cost.
-      now: seconds since 1970.
+    `result` is the exit code of this attempt's job, with " diverged" after that of such a run; ""
+    while it runs. `now` is in seconds since 1970.
     """
     state = _account(state, seen, chips_of_host, now)
     if result in _ENDS:

@@ -23,14 +23,10 @@ class Watch:
     """A run to keep alive.
 
     Attributes:
-      settings: what to rent.
       job: the training, without attempt and nonce.
       source: code of the hosts; None: that of earlier attempts, or `pack`'s.
       pack: copies the working tree to the bucket and returns its URL.
-      limits: when to give up.
-      extras: extras of the package to install, comma-separated.
       delete_when_done: delete the slices after a success or a mistake too, not only at a limit.
-      poll_seconds: pause between two observations.
     """
 
     settings: Settings
@@ -58,12 +54,7 @@ def babysit(
 ) -> int:
     """Watches a run until it ends, and returns its exit code: 0, 1 after a divergence, 2 or 75.
 
-    Args:
-      watch: the run.
-      run: runs gcloud.
-      now: seconds since 1970.
-      sleep: waits for seconds.
-      say: takes one line for each change.
+    `now` gives seconds since 1970, `say` takes one line for each change.
 
     Raises:
       UserError: slices of this name exist that no `babysit` has rented, or another one has taken
@@ -156,8 +147,7 @@ class _Sitter:
 def launch(watch: Watch, run: Runner, now: float) -> str:
     """Rents the slices of a first attempt, once, so that `babysit` can watch them afterwards.
 
-    Returns:
-      The reason of gcloud's refusal; "" after a success.
+    Returns the reason of gcloud's refusal; "" after a success.
 
     Raises:
       UserError: slices of this name exist.
@@ -181,9 +171,6 @@ def _begin(watch: Watch, record: Record, run: Runner, now: float) -> State:
     """Returns the state to resume; an unfinished run is taken over from another `babysit`.
 
     A changed command or, after a mistake, a new start is a new job with the present code.
-
-    Raises:
-      UserError: the state is that of other slices, which may still run.
     """
     state = record.read() or State()
     code = "" if state.outcome in MISTAKES else state.source

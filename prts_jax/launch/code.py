@@ -9,16 +9,11 @@ _REPOSITORY = str(Path(__file__).resolve().parents[2])
 
 
 def pack(folder: str, file: str, run: Runner) -> tuple[str, list[Command]]:
-    """Returns the archive's URL and the commands that make and copy it.
+    """Returns the URL of an archive in the run's folder, and the commands that make and copy it.
 
     Uncommitted changes of tracked files are part of the archive, as a commit that `git stash
     create` makes without touching the tree; the name then ends in `-changed-COMMIT`. Untracked
     files are left out.
-
-    Args:
-      folder: gs:// folder of the run.
-      file: local path of the archive.
-      run: runs git.
 
     Raises:
       UserError: this package is not a git checkout.

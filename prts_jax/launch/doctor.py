@@ -8,7 +8,8 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,7 +289,7 @@ def _hosts(settings: Settings, run: Runner) -> list[Finding]:
     expected = size.hosts * settings.slices
     again = f"prts tpu delete --name={settings.name} --zone={settings.zone}, then create it again"
     try:
-        results = [run(c) for c in service.on_hosts(settings, size, run, _PROBE, "all")]
+        results = _at_once(run, service.on_hosts(settings, size, run, _PROBE, "all"))
     except UserError as error:
         return [Finding("hosts", str(error), again)]
     lines = [line for r in results for line in r.stdout.splitlines() if line.startswith("host ")]
@@ -305,18 +306,26 @@ def _hosts(settings: Settings, run: Runner) -> list[Finding]:
     versions = sorted({" ".join(line.split()[2:]) for line in lines})
     text = "; ".join(versions)
     findings.append(Finding("Python of hosts", text, again if len(versions) > 1 else ""))
-    if len(lines) == expected and size.backend == "queued":
+    # On Compute Engine only the start-up script tells the slices of one another.
+    if len(lines) == expected and (size.backend == "queued" or settings.slices == 1):
         findings.append(_all_reduce(settings, run, expected))
     return findings
 
 
+def _at_once(run: Runner, commands: Sequence[Command]) -> list[Result]:
+    """Runs commands side by side: each host of a collective waits for the others."""
+    with ThreadPoolExecutor(len(commands)) as threads:
+        return list(threads.map(run, commands))
+
+
 def _all_reduce(settings: Settings, run: Runner, expected: int) -> Finding:
-    """Sums a one from each host. Only queued resources: their ssh reaches all hosts at once."""
+    """Sums a one from each host."""
     service, size = rent.service_of(settings)
     python = f"timeout 120 {_PYTHON} -c {shlex.quote(_ALL_REDUCE)}"
     lock = f"flock --nonblock --conflict-exit-code 9 {workers.ROOT}/lock"
     command = f"sudo JAX_COORDINATOR_PORT=8476 {lock} {python} || [ $? -eq 9 ] && echo busy"
-    output = "".join(run(c).stdout for c in service.on_hosts(settings, size, run, command, "all"))
+    commands = service.on_hosts(settings, size, run, command, "all")
+    output = "".join(result.stdout for result in _at_once(run, commands))
     if "busy" in output and "sum" not in output:
         return Finding("all-reduce", "not run, a run is in progress")
     sums = re.findall(r"sum (\d+) of (\d+)", output)

@@ -42,13 +42,7 @@ class Host:
 
 
 def meet(address: str, port: int, me: Host, seconds: float = SECONDS) -> None:
-    """Returns once all hosts of this attempt have met at process 0.
-
-    Args:
-      address: of process 0.
-      port: TCP port there.
-      me: this host.
-      seconds: longest wait.
+    """Returns once all hosts of this attempt have met at process 0, at an address and TCP port.
 
     Raises:
       UserError: this host belongs to another attempt than the others.

@@ -37,10 +37,7 @@ def slice_names(settings: Settings) -> list[str]:
 def create(settings: Settings, size: Slice, startup_script: str = "") -> list[Command]:
     """Returns the commands that rent the slices, in order.
 
-    Args:
-      settings: the run's.
-      size: of each slice.
-      startup_script: file that every host runs as root at each boot; "" for none.
+    Every host runs the start-up script as root at each boot; "" for none.
 
     Raises:
       UserError: the name is too long, or no project or, with --reserved, no reservation is given.
@@ -114,10 +111,8 @@ def _template(settings: Settings, size: Slice, startup_script: str) -> Command:
 def delete(settings: Settings, run: Runner | None, quiet: bool) -> list[Command]:
     """Returns the commands that delete groups, template and policies, of any number of slices.
 
-    Args:
-      settings: the run's.
-      run: asks gcloud what exists; None: assume what `create` makes.
-      quiet: gcloud does not ask for confirmation.
+    `run` asks gcloud what exists; None assumes what `create` makes. With `quiet` gcloud does not
+    ask for confirmation.
     """
     zone, region = f"--zone={settings.zone}", f"--region={settings.region}"
     ours = f"^{settings.name}-slice-[0-9]+$"
@@ -205,12 +200,8 @@ def on_hosts(
 ) -> list[Command]:
     """Returns the commands that run a shell command by ssh, one for each host.
 
-    Args:
-      settings: the run's.
-      size: of each slice.
-      run: asks gcloud for the hosts' names, which end in random letters; None: writes INSTANCE.
-      command: for the remote shell; "" opens a session.
-      host: `all`, or SLICE/HOST such as 0/3.
+    The hosts' names end in random letters: `run` asks gcloud for them; None writes INSTANCE. The
+    command "" opens a session; `host` is `all`, or SLICE/HOST such as 0/3.
 
     Raises:
       UserError: there is no such host.

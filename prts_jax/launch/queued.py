@@ -22,25 +22,16 @@ _STATES = {
 
 
 def _arguments(settings: Settings, verb: str, *flags: str) -> Command:
-    gcloud = ("gcloud", "alpha") if verb == "create" and _alpha(settings) else ("gcloud",)
+    # Only `gcloud alpha` has these flags.
+    alpha = verb == "create" and (settings.provisioning == "flex_start" or settings.reservation)
+    gcloud = ("gcloud", "alpha") if alpha else ("gcloud",)
     project = (f"--project={settings.project}",) if settings.project else ()
     where = (settings.name, f"--zone={settings.zone}", *project)
     return (*gcloud, "compute", "tpus", "queued-resources", verb, *where, *flags)
 
 
-def _alpha(settings: Settings) -> bool:
-    """Whether the request needs flags that only `gcloud alpha` has."""
-    return settings.provisioning == "flex_start" or bool(settings.reservation)
-
-
 def create(settings: Settings, size: Slice, startup_script: str = "") -> list[Command]:
-    """Returns the commands that request the slices.
-
-    Args:
-      settings: the run's.
-      size: of each slice.
-      startup_script: file that every host runs as root at each boot; "" for none.
-    """
+    """Returns the commands that request the slices; see `mig.create`."""
     flags = [
         f"--accelerator-type={settings.accelerator}",
         f"--runtime-version={size.runtime_version}",
@@ -72,12 +63,8 @@ def create(settings: Settings, size: Slice, startup_script: str = "") -> list[Co
 def delete(settings: Settings, run: Runner | None, quiet: bool) -> list[Command]:
     """Returns the commands that delete the request and its slices; none where there is nothing.
 
-    `--force` also deletes suspended and failed requests, which keep their name otherwise.
-
-    Args:
-      settings: the run's.
-      run: asks gcloud what exists; None: assume that all does.
-      quiet: gcloud does not ask for confirmation.
+    `--force` also deletes suspended and failed requests, which keep their name otherwise. For the
+    arguments see `mig.delete`.
     """
     if run is not None and run(_arguments(settings, "describe", "--format=json")).absent:
         return []
@@ -108,15 +95,7 @@ def parse(result: Result, expected: int) -> Status:
 def on_hosts(
     settings: Settings, size: Slice, run: Runner | None, command: str, host: str = "all"
 ) -> list[Command]:
-    """Returns the commands that run a shell command by ssh.
-
-    Args:
-      settings: the run's.
-      size: unused; managed instance groups need it.
-      run: unused; managed instance groups need it.
-      command: for the remote shell; "" opens a session.
-      host: `all`, or SLICE/HOST such as 0/3.
-    """
+    """Returns the commands that run a shell command by ssh; arguments as `mig.on_hosts`."""
     node, _, worker = host.partition("/")
     tunnel = ["--tunnel-through-iap"] if settings.internal_ips else []
     remote = [f"--command={command}"] if command else []

@@ -42,15 +42,9 @@ def service_of(settings: Settings) -> tuple[Service, Slice]:
 
 
 def rent(settings: Settings, script: str, run: Runner) -> Result:
-    """Rents the slices, whose hosts run a script at each boot; stops at the first failure.
+    """Rents the slices, whose hosts run a bash script at each boot; returns the last result.
 
-    Args:
-      settings: the run's.
-      script: bash text.
-      run: runs gcloud.
-
-    Returns:
-      The result of the last command.
+    Stops at the first failure.
 
     Raises:
       UserError: see `slice_of`.
@@ -77,8 +71,7 @@ def services_to_release(settings: Settings) -> list[Service]:
 def release(settings: Settings, run: Runner) -> int:
     """Deletes all that the run rents, and may be repeated; asks no questions.
 
-    Returns:
-      The number of things deleted: requests, groups, templates, policies.
+    Returns the number of things deleted: requests, groups, templates, policies.
 
     Raises:
       StorageError: gcloud cannot list or delete something, which may cost money.

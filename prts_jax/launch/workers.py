@@ -28,10 +28,7 @@ SETUP_TRIES = 5
 class Source:
     """Source of the repository for hosts: a gs://….tar.gz, or a git URL with a revision.
 
-    Attributes:
-      url: of the archive or repository.
-      revision: branch or tag of a git URL.
-      extras: extras of the package to install, comma-separated.
+    `extras` are those of the package to install, comma-separated.
     """
 
     url: str
@@ -60,11 +57,9 @@ class Job:
 
     Attributes:
       workdir: gs:// URL of the run; logs go to its folder `logs`, results to `launch`.
-      arguments: further arguments of `prts train`.
       attempt: number of the launch; 0: not counted, and no result is written.
       nonce: differs between two launches of the same number.
       hosts: hosts of all slices; 0: as many as the metadata says.
-      slices: number of slices.
       after: bash text that process 0 runs after the training; "" for none.
       on_success: shell command that process 0 runs last of all after a success; "" for none.
 

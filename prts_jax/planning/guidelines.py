@@ -19,11 +19,8 @@ from 24 copies and a 70B from 221."""
 class Measurement(NamedTuple):
     """A speed-up that the paper measured: a base on `BASE_TOKENS`, stacked 4 times.
 
-    Attributes:
-      name: the paper's name of the size.
-      params: all parameters of its shape.
-      tokens: tokens of the run from scratch.
-      speedup: FLOPs from scratch / FLOPs grown (base included) − 1, at equal loss.
+    `params` counts all parameters, `tokens` those of the run from scratch; `speedup` is FLOPs from
+    scratch / FLOPs grown (base included) − 1, at equal loss.
     """
 
     name: str
@@ -62,14 +59,11 @@ MOST_COMPUTE = 1e30
 def growth_timing(params: float, tokens: float) -> float:
     """Returns d, the tokens to train the base on before it grows.
 
-    Equation 4 of the paper: log10 d = 0.88·log10 N + 163.27 / log10 C − 5.74 with C = 6·N·D.
+    Equation 4 of the paper: log10 d = 0.88·log10 N + 163.27 / log10 C − 5.74 with C = 6·N·D, for a
+    target of N parameters and a run from scratch of D tokens.
 
     >>> round(growth_timing(params=8e9, tokens=15e12) / 1e9, 2)
     6.58
-
-    Args:
-      params: N, the target's parameters.
-      tokens: D, tokens of the run from scratch.
 
     Raises:
       UserError: params or tokens are below 1, d is below one token or at least D, or C exceeds
@@ -82,21 +76,20 @@ def growth_timing(params: float, tokens: float) -> float:
     log_n, log_d = math.log10(params), math.log10(tokens)
     log_c = math.log10(6) + log_n + log_d
     log_growth = 0.88 * log_n + 163.27 / log_c - 5.74
-    reason = ""
     if log_c > math.log10(MOST_COMPUTE):
         reason = f"beyond {MOST_COMPUTE:.0e} it says nothing"
     elif log_growth >= log_d:
         reason = "it would train the base on as many tokens as the run has, or more"
     elif log_growth < 0:
         reason = "it would train the base on less than a token"
-    if reason:
-        least, most = RANGES["C = 6·N·D FLOPs"]
-        raise UserError(
-            f"growth timing: for params={params:g} and tokens={tokens:g} equation 4 has no meaning "
-            f"(C = 10^{log_c:.1f} FLOPs; {reason}); give a run nearer to those that the paper "
-            f"measured, {least:.1e} to {most:.1e} FLOPs"
-        )
-    return 10**log_growth
+    else:
+        return 10**log_growth
+    least, most = RANGES["C = 6·N·D FLOPs"]
+    raise UserError(
+        f"growth timing: for params={params:g} and tokens={tokens:g} equation 4 has no meaning "
+        f"(C = 10^{log_c:.1f} FLOPs; {reason}); give a run nearer to those that the paper "
+        f"measured, {least:.1e} to {most:.1e} FLOPs"
+    )
 
 
 def base_model(target: ModelConfig) -> ModelConfig:
@@ -116,44 +109,30 @@ def base_model(target: ModelConfig) -> ModelConfig:
 def predicted_saving(params: float, tokens: float) -> dict[str, Any]:
     """Returns the speed-up that the paper measured at the size nearest to `params`.
 
+    It is "measured" if the paper has a run of about this size and length, else "extrapolated".
     Nothing is fitted: the four speed-ups differ by less than the runs they come from.
-
-    Returns:
-      speedup; flops_saved, the share 1 − 1 / (1 + speedup); status, "measured" if the paper has a
-      run of about this size and length, else "extrapolated"; basis, the measurement in a sentence;
-      measured_range, the lowest and highest speed-up that the paper measured.
     """
     nearest = min(MEASURED, key=lambda m: abs(math.log(m.params / params)))
-    is_measured = _about(nearest.params, params) and _about(nearest.tokens, tokens)
-    basis = (
-        f"the paper measured {nearest.speedup:.1%} with its {nearest.name} against "
-        f"{nearest.tokens / 1e9:,.0f}B tokens from scratch (base on {BASE_TOKENS / 1e9:.0f}B "
-        f"tokens, stacked {GROWTH_FACTOR} times)"
-    )
-    if not is_measured:
-        basis += f", the nearest in size; for {params:.3g} parameters on {tokens:.3g} tokens "
-        basis += "this is extrapolated"
+    ratios = nearest.params / params, nearest.tokens / tokens
+    is_measured = all(1 / ABOUT <= ratio <= ABOUT for ratio in ratios)
+    distant = f", the nearest in size; for {params:.3g} parameters on {tokens:.3g} tokens this is "
     speedups = [measurement.speedup for measurement in MEASURED]
     return {
         "speedup": nearest.speedup,
         "flops_saved": 1 - 1 / (1 + nearest.speedup),
         "status": "measured" if is_measured else "extrapolated",
-        "basis": basis,
+        "basis": f"the paper measured {nearest.speedup:.1%} with its {nearest.name} against "
+        f"{nearest.tokens / 1e9:,.0f}B tokens from scratch (base on {BASE_TOKENS / 1e9:.0f}B "
+        f"tokens, stacked {GROWTH_FACTOR} times)"
+        f"{'' if is_measured else distant + 'extrapolated'}",
         "measured_range": (min(speedups), max(speedups)),
     }
 
 
-def _about(measured: float, planned: float) -> bool:
-    return 1 / ABOUT <= measured / planned <= ABOUT
-
-
 def outside_measurements(params: float, tokens: float, growth_tokens: float) -> list[str]:
-    """Returns a warning for each quantity that is outside the paper's range by more than `ABOUT`.
+    """Returns a warning for each of N, D, C and d outside the paper's range by more than `ABOUT`.
 
-    Args:
-      params: N, the target's parameters.
-      tokens: D, tokens of the run from scratch.
-      growth_tokens: d, tokens of the base.
+    A further one if the base has a larger share of all tokens than in any measured speed-up.
     """
     values = (params, tokens, 6 * params * tokens, growth_tokens)
     lines = [

@@ -1,15 +1,14 @@
 """A plan for a run that grows once: shapes, FLOPs, tokens and days, before anything is trained."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from prts_jax.config import ModelConfig, to_dict
 from prts_jax.errors import UserError
 from prts_jax.launch import accelerators
+from prts_jax.model import presets
 from prts_jax.model.architecture import declare
 from prts_jax.model.counts import count_parameters, training_flops_per_token
-from prts_jax.model.presets import PRESETS, preset
 from prts_jax.planning import guidelines, later_work
 
 DEFAULT_MFU = 0.4
@@ -26,7 +25,7 @@ def nearest_preset(params: float) -> str:
     """
     sizes = {
         name: count_parameters(declare(model)).total
-        for name, model in PRESETS.items()
+        for name, model in presets.PRESETS.items()
         if model.architecture == "llama" and not name.endswith("_base")
     }
     return min(sizes, key=lambda name: abs(math.log(sizes[name] / params)))
@@ -35,7 +34,7 @@ def nearest_preset(params: float) -> str:
 def make_plan(
     tokens: float,
     params: float | None = None,
-    preset_name: str = "",
+    preset: str = "",
     length: int = 2048,
     hardware: str = "",
     mfu: float | None = None,
@@ -44,15 +43,7 @@ def make_plan(
 ) -> dict[str, Any]:
     """Plans a run that trains a base, stacks it once and trains the target.
 
-    Args:
-      tokens: D, tokens of the run from scratch.
-      params: N of equation 4; None for the preset's own count.
-      preset_name: the target's shape; "" for the one with the nearest number of parameters.
-      length: tokens of a training sequence, for attention's FLOPs.
-      hardware: accelerator type, such as v5p-256; "" for none.
-      mfu: assumed model FLOPs utilisation on it, in (0, 1]; None for `DEFAULT_MFU`.
-      t_mix: tokens of mixing time for growth under WSD; None if it is not measured.
-      saturation: constants of `prts_jax.planning.saturation`; "" if none are given.
+    The arguments are the flags of `prts plan`; None and "" stand for their defaults.
 
     Returns:
       The object that `prts plan --json` prints. `flops` are of the preset's shape: `base`, `grown`
@@ -60,23 +51,28 @@ def make_plan(
       `tokens_after_growth` is for equal loss (predicted) and for equal FLOPs (counted).
 
     Raises:
-      UserError: neither params nor a preset, an unknown preset or accelerator, a target whose
-        layers cannot be divided by 4, or sizes at which equation 4 has no meaning.
+      UserError: an argument is out of range or unknown, the target's layers cannot be divided by 4,
+        or equation 4 has no meaning at this size.
     """
     if not 1 <= length <= LONGEST:
         limit = "at least 1 token" if length < 1 else f"at most {LONGEST:,} tokens"
         raise UserError(f"--length={length}: a sequence has {limit}; try 2048")
     if params is None:
-        if not preset_name:
+        if not preset:
             raise UserError("--params is missing: the target's parameters; give it or a --preset")
-        params = count_parameters(declare(preset(preset_name))).total
+        params = count_parameters(declare(presets.preset(preset))).total
     growth_tokens = round(guidelines.growth_timing(params, tokens))
-    chosen = preset_name or nearest_preset(params)
-    model = preset(chosen)
+    chosen = preset or nearest_preset(params)
+    model = presets.preset(chosen)
     target, base = _shape(model, length), _shape(guidelines.base_model(model), length)
     saving = guidelines.predicted_saving(params, tokens)
     flops, after_growth = _costs(target, base, tokens, growth_tokens, saving["speedup"])
-    outside = guidelines.outside_measurements(params, tokens, growth_tokens)
+    warnings = guidelines.outside_measurements(params, tokens, growth_tokens)
+    if abs(math.log(target["params"] / params)) > math.log(1.1):
+        warnings.append(
+            f"preset: {chosen} has {target['params']:.3g} parameters, not {params:.3g}; shapes and "
+            "FLOPs are the preset's, growth timing and saving are not"
+        )
     plan = {
         "growth_tokens": growth_tokens,
         "growth_factor": guidelines.GROWTH_FACTOR,
@@ -84,25 +80,15 @@ def make_plan(
         "tokens": tokens,
         "compute": 6 * params * tokens,
         "length": length,
-        "target": {"preset": chosen, "preset_given": bool(preset_name), **target},
+        "target": {"preset": chosen, "preset_given": bool(preset), **target},
         "base": base,
         "flops": flops,
         "tokens_after_growth": after_growth,
         "saving": saving,
         "hardware": _hardware(hardware, mfu, flops),
-        "warnings": [*outside, *_other_size(chosen, target["params"], params)],
+        "warnings": warnings,
     }
     return plan | {"later_work": later_work.of_plan(plan, t_mix, saturation)}
-
-
-def _other_size(chosen: str, own: int, params: float) -> list[str]:
-    """Returns a warning if the preset's own parameters differ by more than a tenth."""
-    if abs(math.log(own / params)) <= math.log(1.1):
-        return []
-    return [
-        f"preset: {chosen} has {own:.3g} parameters, not {params:.3g}; shapes and FLOPs are the "
-        "preset's, growth timing and saving are not"
-    ]
 
 
 def _shape(model: ModelConfig, length: int) -> dict[str, Any]:
@@ -117,33 +103,28 @@ def _shape(model: ModelConfig, length: int) -> dict[str, Any]:
 
 
 def _costs(
-    target: Mapping[str, Any],
-    base: Mapping[str, Any],
-    tokens: float,
-    growth_tokens: int,
-    speedup: float,
+    target: dict[str, Any], base: dict[str, Any], tokens: float, growth_tokens: int, speedup: float
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Returns the FLOPs of each part of the plan, and the tokens after growth."""
-    scratch = target["flops_per_token"] * tokens
+    per_token, per_token_6nd = target["flops_per_token"], 6 * target["params"]
     of_base = float(base["flops_per_token"] * growth_tokens)
+    scratch = per_token * tokens
     grown = scratch / (1 + speedup)
-    after_growth = {
-        name: round((total - of_base) / target["flops_per_token"])
-        for name, total in (("equal_loss", grown), ("equal_flops", scratch))
-    }
+    equal_loss = round((grown - of_base) / per_token)
     base_6nd = float(6 * base["params"] * growth_tokens)
     flops = {
         "base": of_base,
         "grown": grown,
         "scratch": scratch,
         "base_6nd": base_6nd,
-        "grown_6nd": base_6nd + 6 * target["params"] * after_growth["equal_loss"],
-        "scratch_6nd": 6 * target["params"] * tokens,
+        "grown_6nd": base_6nd + per_token_6nd * equal_loss,
+        "scratch_6nd": per_token_6nd * tokens,
     }
-    return flops, after_growth
+    equal_flops = round((scratch - of_base) / per_token)
+    return flops, {"equal_loss": equal_loss, "equal_flops": equal_flops}
 
 
-def _hardware(name: str, mfu: float | None, flops: Mapping[str, float]) -> dict[str, Any] | None:
+def _hardware(name: str, mfu: float | None, flops: dict[str, float]) -> dict[str, Any] | None:
     """Returns the slice and the days that each part of the plan takes on it; None without one."""
     if not name:
         if mfu is not None:

@@ -70,11 +70,8 @@ def find_baseline(
 ) -> Run | None:
     """Returns the run that the others are measured against, or None if the choice is ambiguous.
 
-    Args:
-      runs: all runs of the report.
-      bases: the result of `find_bases`.
-      name: label chosen by the user. The default is the only run that neither grew nor is a base;
-        of several, the only one whose model another run grew into.
+    It is the one of the label `name`; by default the only run that neither grew nor is a base, of
+    several the only one whose model another run grew into.
 
     Raises:
       UserError: no run has the label `name`.

@@ -35,11 +35,9 @@ class Comparison:
     """Runs and their relations.
 
     Attributes:
-      runs: in the order of the command line.
       bases: by label, the run among `runs` that this one started from.
       baseline: the run that the others are measured against; None if the choice is ambiguous.
       levels: by label, the run against the baseline at several losses, the primary one first.
-      notes: remarks for the reader, a sentence each.
     """
 
     runs: Sequence[Run]
@@ -88,11 +86,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
-    """Relates runs to each other.
-
-    Args:
-      runs: one or more.
-      baseline: label of the run to measure against; None for the choice of `find_baseline`.
+    """Relates runs to each other and to the one of the label `baseline`, see `find_baseline`.
 
     Raises:
       UserError: no run has the label `baseline`.

@@ -41,13 +41,7 @@ Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """The x axis of a figure.
-
-    Attributes:
-      name: for titles, such as "total FLOPs".
-      key: its key in the metrics.
-      unit: the largest value shown → size and name of the unit.
-    """
+    """The x axis of a figure: its title, key in the metrics, and unit of the largest value."""
 
     name: str
     key: str

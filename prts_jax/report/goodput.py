@@ -20,7 +20,6 @@ class Goodput:
     """Wall time of a run until its newest line; times in seconds.
 
     Attributes:
-      wall: since the first start, pauses between starts included.
       in_steps: in training steps that are part of the run.
       outside: by kind of `OUTSIDE_STEPS`; empty if an older version wrote the metrics.
       starts: for each start and each stage, the step of its first line with a training step, and

@@ -46,12 +46,7 @@ CAPTIONS = {
 
 
 def render(seeds: Sequence[Comparison], figures: Mapping[str, bytes]) -> str:
-    """Returns the page.
-
-    Args:
-      seeds: the runs of each seed.
-      figures: PNG files of the first seed by name, as `figures.draw_all` returns them.
-    """
+    """Returns the page for the runs of each seed and the figures of the first, by name."""
     comparison = seeds[0]
     wall_time = [table.goodput_table(comparison), table.start_table(comparison)]
     pictures = [figure(png, CAPTIONS[name]) for name, png in figures.items()]
@@ -94,11 +89,7 @@ def page(title: str, parts: Sequence[str]) -> str:
 def write(page: str, pngs: Mapping[str, bytes], flag: str, directory: str) -> list[str]:
     """Writes the page and its figures, replacing an earlier report, and returns their paths.
 
-    Args:
-      page: the HTML.
-      pngs: PNG files by name.
-      flag: the flag that names the directory, for messages.
-      directory: local or `gs://`; created if missing.
+    The directory, local or `gs://`, is created if missing; messages name it with the flag.
 
     Raises:
       UserError: the directory cannot be created or written to.

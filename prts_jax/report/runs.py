@@ -137,9 +137,6 @@ def _lines(rows: Sequence[Mapping[str, Any]], workdir: str) -> list[Mapping[str,
     """Returns the lines of metrics, each stage's last one restored from the next stage's first.
 
     Names are escaped, and values of another type than their key's are left out.
-
-    Raises:
-      UserError: a line's step is no number.
     """
     lines: list[Mapping[str, Any]] = []
     for row in rows:
@@ -185,14 +182,10 @@ def split_label(argument: str) -> tuple[str, str]:
 
 
 def read_seeds(arguments: Sequence[str], now: float | None = None) -> list[list[Run]]:
-    """Reads the runs of a command line.
+    """Reads the runs of a command line: `DIR`, `label=DIR`, or `label=DIR,DIR,…` for several seeds.
 
-    Args:
-      arguments: `DIR`, `label=DIR`, or `label=DIR,DIR,…` for several seeds of a run.
-      now: seconds since the epoch, to decide whether a run is running; None for the clock.
-
-    Returns:
-      A list of runs for each seed; a run of one seed is in all of them.
+    Returns a list of runs for each seed; a run of one seed is in all of them. `now`, in seconds
+    since the epoch, decides whether a run is running.
 
     Raises:
       UserError: two runs of one label or workdir, different numbers of seeds, or see `read_run`.

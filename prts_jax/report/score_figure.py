@@ -16,12 +16,7 @@ ROW_PIXELS, MARGIN_PIXELS = 34, 90
 
 
 def write(labels: Sequence[str], rows: Sequence[Row], path: str) -> None:
-    """Draws the differences and writes them as PNG.
-
-    Args:
-      labels: of the checkpoints.
-      rows: the result of `results.rows_of`.
-      path: the PNG file, replaced if it exists.
+    """Draws the differences and writes them as PNG, replacing an earlier one.
 
     Raises:
       UserError: there are no differences to draw, or the file cannot be written.

@@ -11,11 +11,7 @@ from prts_jax.text_table import Table
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure of several seeds.
-
-    Attributes:
-      values: one for each seed; None where a seed has none.
-    """
+    """A figure of several seeds, None where a seed has none."""
 
     values: Sequence[float | None]
 

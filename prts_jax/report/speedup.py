@@ -33,13 +33,9 @@ class Level:
     """The comparison of a run with the baseline at one validation loss.
 
     Attributes:
-      run: label of the run.
       at: the choice of the loss, in words.
-      loss: validation loss, nats per token.
       flops_baseline: total FLOPs at which the baseline first reached it.
       flops_run: the same for the run, its ancestors included; None if it was not reached.
-      flops_6nd_baseline: as `flops_baseline`, in 6·N·D.
-      flops_6nd_run: as `flops_run`, in 6·N·D.
     """
 
     run: str
@@ -69,16 +65,10 @@ def ratio(flops_baseline: float | None, flops_run: float | None) -> float | None
 
 
 def first_crossing(x: np.ndarray, loss: np.ndarray, level: float) -> float | None:
-    """Returns the `x` at which `loss` first is `level` or lower.
+    """Returns the `x` at which `loss` first is `level` or lower; x and loss are [n], x rising.
 
-    Args:
-      x: [n] rising, FLOPs of the evaluations.
-      loss: [n] their losses.
-      level: loss to reach.
-
-    Returns:
-      The value interpolated linearly between the first evaluation at or below `level` and the one
-      before it; `x[0]` if the first one is already there; None if none is.
+    The value is interpolated linearly between the first evaluation at or below `level` and the one
+    before it; `x[0]` if the first one is already there; None if none is.
     """
     reached = np.flatnonzero(loss <= level)
     if not len(reached):

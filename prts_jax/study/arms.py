@@ -19,13 +19,9 @@ def scratch(
     peaks: tuple[float, ...] = (),
     published: float | None = None,
 ) -> Arm:
-    """Returns a run from scratch on a share of the FLOPs, with a schedule that ends with it.
+    """Returns a run from scratch on a share of the steps, with a schedule that ends with it.
 
-    Args:
-      config: of the run at the whole budget, `train.steps` included.
-      budget: share of its steps.
-      peaks: see `Arm`.
-      published: see `Arm`.
+    The config is that of the run at the whole budget; for `peaks` and `published` see `Arm`.
     """
     changed = changed_by(config, {"train.steps": max(1, round(budget * config.train.steps))})
     name = "scratch" if budget == 1.0 else f"scratch@{budget:g}"
@@ -39,14 +35,10 @@ def base(
     share: float,
     peaks: tuple[float, ...] = (),
 ) -> Arm:
-    """Returns a smaller model to grow from.
+    """Returns a smaller model to grow from, which spends a share of the scratch run's FLOPs.
 
-    Args:
-      config: of the scratch run at the whole budget.
-      name: of the arm.
-      changes: dotted keys and values that make it smaller.
-      share: of the scratch run's FLOPs that the base spends.
-      peaks: see `Arm`.
+    `config` is that of the scratch run at the whole budget; `changes`, dotted keys and values, make
+    it smaller.
     """
     changed = fitted(changed_by(config, changes))
     flops = share * config.train.steps * flops_of_step(config_lib.resolve(config))
@@ -64,13 +56,8 @@ def grown(
 ) -> Arm:
     """Returns a run that grows from a base and spends the rest of the scratch run's FLOPs.
 
-    Args:
-      config: of the scratch run at the whole budget.
-      name: of the arm.
-      of: the base.
-      changes: dotted keys and values, such as {"init.growth.operator": "stack"}.
-      peaks: see `Arm`.
-      published: see `Arm`.
+    `config` is that of the scratch run at the whole budget; `changes` are dotted keys and values,
+    such as {"init.growth.operator": "stack"}.
     """
     flops = config.train.steps * flops_of_step(config_lib.resolve(config))
     changed = fitted(changed_by(config, changes))
@@ -91,9 +78,7 @@ def changed_by(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 def fitted(config: ConfigDict, before: int = 0) -> ConfigDict:
     """Returns the config with a schedule that ends when the run does: cosine, or WSD's decay.
 
-    Args:
-      config: with its steps.
-      before: steps of the base that the schedule counts, too.
+    The schedule counts the steps of the base, `before`, too.
     """
     steps = config.train.steps
     config.schedule.warmup_steps = min(config.schedule.warmup_steps, max(1, steps // 10))

@@ -1,26 +1,25 @@
-"""When and how much to grow, as a study's finished runs say: the best d, and the bound on g.
+"""What `prts report --study --fit` fits to a study: the best d, the bound on g, the saturation law.
 
-Both stand beside what is published: equation 4 of arXiv 2405.15319, and arXiv 2605.13405.
+The first two stand beside what is published: equation 4 of arXiv 2405.15319, and arXiv 2605.13405.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from prts_jax.errors import UserError
 from prts_jax.planning.guidelines import growth_timing
+from prts_jax.planning.later_work import TOKENS_PER_PARAMETER
 from prts_jax.study.compare import Speedup
 from prts_jax.study.results import ArmResult, Results
+from prts_jax.study.saturation_fit import Fit, fit
 
 FEWEST = 3
 """Different d that a parabola needs."""
 
 SAMPLES = 1000
 """Bootstrap samples of an interval."""
-
-FADES = 20
-"""Tokens a parameter above which gains are said to fade (arXiv 2605.13405)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +29,8 @@ class BestTokens:
     Attributes:
       values: seed → d at the lowest point of the seed's parabola; None where it has none between
         the smallest and the largest d of the study.
-      tried: the study's d, rising.
       mean: geometric mean over seeds; None if a seed has no value.
       low: lower end of the 95% interval over seeds; None for one seed.
-      high: upper end.
       equation_4: the paper's d for the scratch arm's parameters and tokens; None where it has none.
     """
 
@@ -145,17 +142,13 @@ class FactorBound:
         return (
             f"Growth factors: of g = {tried} tried at {self.tokens_per_parameter:.2g} tokens a "
             f"parameter, these save FLOPs with a 95% interval above 0: {certain}{fastest}. "
-            f"arXiv 2605.13405: g = 2 is the most reliable, and gains fade above {FADES} tokens a "
-            "parameter."
+            "arXiv 2605.13405: g = 2 is the most reliable, and gains fade above "
+            f"{TOKENS_PER_PARAMETER} tokens a parameter."
         )
 
 
 def factor_bound(results: Results, by_arm: Mapping[str, Speedup]) -> FactorBound:
-    """Returns which growth factors pay.
-
-    Args:
-      results: of a study whose grown arms differ in the factor, such as configs/study/factor.py.
-      by_arm: from `compare.speedups`.
+    """Returns which growth factors pay, of a study whose grown arms differ in the factor.
 
     Raises:
       UserError: the grown arms have fewer than two different factors of depth.
@@ -174,3 +167,31 @@ def factor_bound(results: Results, by_arm: Mapping[str, Speedup]) -> FactorBound
         intervals[factor] = (booked.mean, booked.low, booked.high) if whole else None
     rates = [arm.tokens_per_parameter() or 0.0 for arm in results.compared("scratch")]
     return FactorBound(intervals, max(rates, default=0.0))  # type: ignore[arg-type]
+
+
+Fitted = Fit | BestTokens | FactorBound
+
+
+def fit_all(results: Results, by_arm: Mapping[str, Speedup]) -> dict[str, Fitted]:
+    """Returns name → fit of every fit that the study has the runs for.
+
+    Raises:
+      UserError: it has the runs for none; with the reasons.
+    """
+    fitters: dict[str, Callable[[], Fitted]] = {
+        "saturation": lambda: fit(results),
+        "timing": lambda: best_tokens(results),
+        "factor": lambda: factor_bound(results, by_arm),
+    }
+    fitted, reasons = {}, []
+    for name, fitter in fitters.items():
+        try:
+            fitted[name] = fitter()
+        except UserError as error:
+            reasons.append(f"{name}: {error}")
+    if not fitted:
+        raise UserError(
+            f"--fit: nothing to fit ({'; '.join(reasons)}); see configs/study/timing.py and "
+            "configs/study/factor.py"
+        )
+    return fitted

@@ -20,12 +20,7 @@ BLOCK = "validation_block/"
 
 @dataclasses.dataclass(frozen=True)
 class Speedup:
-    """An arm's speed-up over scratch.
-
-    Attributes:
-      booked: with the base's FLOPs.
-      sunk: leaves out those of the base, trained for itself.
-    """
+    """An arm's speed-up over scratch, with the base's FLOPs booked, and without (sunk)."""
 
     booked: Estimate
     sunk: Estimate
@@ -144,13 +139,7 @@ def _loss_after(run: Run, steps: int) -> float | None:
 
 
 def as_json(results: Results, by_arm: Mapping[str, Speedup], steps: int | None) -> dict[str, Any]:
-    """Returns the results as plain data without NaN: `arms`, `method`, `kendall_tau`, `probe`.
-
-    Args:
-      results: of the study.
-      by_arm: from `speedups`.
-      steps: of the probe; None for none.
-    """
+    """Returns the results as plain data without NaN: `arms`, `method`, `kendall_tau`, `probe`."""
     arms = []
     for arm in results.arms:
         values: dict[str, Any] = {

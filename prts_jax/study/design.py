@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -20,7 +21,6 @@ class Arm:
     """A way to train, the same for every seed.
 
     Attributes:
-      name: of the arm, in tables, figures and folders.
       kind: "base" (trained for others to grow from, not compared), "scratch" (what the others are
         measured against) or "grown".
       config: of its run. The study sets its seeds, its peak rate and `init.grow_from`.
@@ -102,6 +102,35 @@ class Cell:
         """Returns the FLOPs of its own steps; learning growth matrices is booked by the run."""
         stages = stage_configs(config_lib.resolve(self.arm.config))
         return float(sum(stage.train.steps * flops_of_step(stage) for stage in stages))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A study's workdir, `root`: `study.json`, and a folder each for configs, runs and logs."""
+
+    root: Path
+
+    @property
+    def compiled(self) -> Path:
+        """Compiled programs, which runs of equal shapes share."""
+        return self.root / "compiled"
+
+    def create(self) -> None:
+        """Creates the folders."""
+        for name in ("configs", "runs", "logs", "compiled"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def config(self, cell: Cell) -> Path:
+        """Config of a run, as `prts train --config=FILE` reads it."""
+        return self.root / "configs" / f"{cell.name}.json"
+
+    def run(self, cell: Cell) -> Path:
+        """Workdir of a run."""
+        return self.root / "runs" / cell.name
+
+    def log(self, cell: Cell) -> Path:
+        """Output of a run's command."""
+        return self.root / "logs" / f"{cell.name}.txt"
 
 
 def flops_of_step(config: config_lib.RunConfig) -> int:

@@ -19,8 +19,7 @@ from prts_jax.local_lock import local_lock
 from prts_jax.paths import write_atomically
 from prts_jax.report.runs import read_run
 from prts_jax.study import results
-from prts_jax.study.design import Cell, Study, base_of, check, ready
-from prts_jax.study.folder import Folder
+from prts_jax.study.design import Cell, Folder, Study, base_of, check, ready
 from prts_jax.study.progress import GridProgress
 
 RESUMABLE = 75
@@ -55,17 +54,10 @@ def command(cell: Cell, folder: Folder) -> list[str]:
 
 
 def execute(study: Study, workdir: str, jobs: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Trains every run that is not finished; the same call goes on after a stop.
+    """Trains every run that is not finished, `jobs` at a time; the same call goes on after a stop.
 
-    Args:
-      study: the grid.
-      workdir: local folder of the study.
-      jobs: runs at a time.
-      say: prints a line for the user.
-
-    Returns:
-      The last validation loss of each cell by name; infinite if it diverged. `study.json` is
-      written whenever a run ends, so that a report shows what there is.
+    Returns the last validation loss of each cell by name; infinite if it diverged. `study.json` is
+    written whenever a run ends, so that a report shows what there is.
 
     Raises:
       UserError: an invalid study, a folder of another study or in use, a base that diverged at all
@@ -111,11 +103,7 @@ def _start(
 
 
 def _write_config(study: Study, cell: Cell, losses: dict[str, float], folder: Folder) -> None:
-    """Writes a cell's config.
-
-    Raises:
-      UserError: the folder holds this cell with another config.
-    """
+    """Writes a cell's config; refuses a folder that holds this cell with another config."""
     path, wanted = folder.config(cell), resolved(study, cell, losses, folder)
     with storage_errors(f"{path}: cannot be written"):
         if not path.exists():

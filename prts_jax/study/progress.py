@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from prts_jax.errors import UserError
-from prts_jax.study.design import Cell, Study
-from prts_jax.study.folder import Folder
+from prts_jax.study.design import Cell, Folder, Study
 from prts_jax.text_table import duration
 from prts_jax.train.metrics import read_metrics
 

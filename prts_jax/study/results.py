@@ -23,10 +23,7 @@ class ArmResult:
     """An arm at the learning rate that its sweep chose.
 
     Attributes:
-      name: of the arm.
-      kind: "base", "scratch" or "grown".
       peak: the learning rate; None while it is not known.
-      parameters: of its model.
       published: the paper's loss; None for none.
       runs: seed → finished run.
       diverged: seeds whose run diverged.
@@ -84,9 +81,7 @@ class Results:
     """A study as far as it has run.
 
     Attributes:
-      title: the study's question.
       finished_only: whether only the ends of runs are comparable.
-      seeds: of the study.
       arms: in the study's order.
     """
 

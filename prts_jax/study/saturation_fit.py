@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from prts_jax.errors import UserError
-from prts_jax.planning.saturation import Constants
+from prts_jax.planning.later_work import SaturationLaw
 from prts_jax.study.results import Results
 
 SETTLED = 0.25
@@ -30,14 +30,12 @@ class Fit:
     Attributes:
       constants: fitted to all seeds.
       low: lower ends of the 95% intervals over seeds; None for one seed.
-      high: upper ends.
       residual: root mean square of ln L − ln of the law.
-      points: number of evaluations.
     """
 
-    constants: Constants
-    low: Constants | None
-    high: Constants | None
+    constants: SaturationLaw
+    low: SaturationLaw | None
+    high: SaturationLaw | None
     residual: float
     points: int
 
@@ -60,11 +58,7 @@ class Fit:
 
 
 def fit(results: Results, bootstrap_seed: int = 0) -> Fit:
-    """Fits the law to all grown arms that start from a base.
-
-    Args:
-      results: of a study whose bases differ in tokens, such as configs/study/timing.py.
-      bootstrap_seed: of the intervals.
+    """Fits the law to all arms that grow from a base; the study's bases differ in tokens.
 
     Raises:
       UserError: the study has fewer than three different numbers of tokens before growth.
@@ -82,7 +76,7 @@ def fit(results: Results, bootstrap_seed: int = 0) -> Fit:
             fit_points(np.concatenate([by_seed[at] for at in drawn]), constants)
             for drawn in random.integers(len(by_seed), size=(SAMPLES, len(by_seed)))
         ]
-        low, high = (Constants(*row) for row in np.quantile(samples, [0.025, 0.975], axis=0))
+        low, high = (SaturationLaw(*row) for row in np.quantile(samples, [0.025, 0.975], axis=0))
     residual = _residuals(_encode(constants), everything)
     return Fit(constants, low, high, float(np.sqrt((residual**2).mean())), len(everything))
 
@@ -100,12 +94,10 @@ def _points(results: Results, seed: int) -> np.ndarray:
     return np.array(points, float).reshape(-1, 3)
 
 
-def fit_points(points: np.ndarray, near: Constants | None = None) -> Constants:
-    """Returns the least-squares constants, all at least 0.
+def fit_points(points: np.ndarray, near: SaturationLaw | None = None) -> SaturationLaw:
+    """Returns the least-squares constants, all at least 0, of D1, D2 and L: [n, 3].
 
-    Args:
-      points: D1, D2 and L [n, 3].
-      near: constants to start from; None to try several.
+    The search starts `near` constants; with None from several.
     """
     if near is not None:
         starts = [_encode(near)]
@@ -118,7 +110,7 @@ def fit_points(points: np.ndarray, near: Constants | None = None) -> Constants:
         for start in starts
     ]
     best = min(fits, key=lambda one: one.cost)
-    return Constants(*np.exp(best.x))
+    return SaturationLaw(*np.exp(best.x))
 
 
 def _scaled(start: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -131,7 +123,7 @@ def _scaled(start: np.ndarray, points: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _encode(constants: Constants) -> np.ndarray:
+def _encode(constants: SaturationLaw) -> np.ndarray:
     return np.log(np.maximum(constants, 1e-300))
 
 

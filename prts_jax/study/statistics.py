@@ -8,6 +8,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau
 
+from prts_jax.report.speedup import first_crossing
+
 SAMPLES = 1000
 """Bootstrap samples of an interval."""
 
@@ -49,20 +51,10 @@ class Curve:
 def flops_at(flops: np.ndarray, fit: np.ndarray, level: float) -> float | None:
     """Returns the FLOPs at which a fit first is `level` or lower; None if it never is.
 
-    Args:
-      flops: [n] rising.
-      fit: [n] non-increasing losses.
-      level: loss to reach.
+    FLOPs [n] rise, losses of the fit [n] do not. Interpolates linearly in log FLOPs.
     """
-    reached = np.flatnonzero(fit <= level)
-    if not len(reached):
-        return None
-    i = int(reached[0])
-    if i == 0 or fit[i - 1] == fit[i]:
-        return float(flops[i])
-    share = (fit[i - 1] - level) / (fit[i - 1] - fit[i])
-    before, after = np.log(flops[i - 1 : i + 1])
-    return math.exp(before + share * (after - before))
+    crossing = first_crossing(np.log(flops), fit, level)
+    return None if crossing is None else math.exp(crossing)
 
 
 def speedup(
@@ -114,9 +106,7 @@ class Estimate:
       values: by seed; None where the loss is not reached.
       mean: over seeds; None if a seed has no value.
       low: lower end of the 95% interval; None if unknown.
-      high: upper end.
       at_least: where there is no mean, what it cannot be below; None if unknown.
-      at_most: the same, above.
     """
 
     values: Sequence[float | None]

@@ -8,9 +8,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prts_jax.errors import UserError, storage_errors
-from prts_jax.paths import as_path, exists, is_remote, write_atomically
-from prts_jax.planning.peaks import PEAK_FLOPS_PER_DEVICE
+from prts_jax.errors import (
+    FULL,
+    START_AGAIN,
+    LostLockError,
+    StorageError,
+    UserError,
+    storage_errors,
+)
+from prts_jax.launch.accelerators import PEAK_FLOPS_PER_DEVICE
+from prts_jax.paths import append_whole, as_path, exists, is_remote, write_atomically
+from prts_jax.train.event_file import summary_writer
 from prts_jax.train.weights_and_biases import WandbRun
 
 Line = dict[str, Any]
@@ -78,8 +86,9 @@ class MetricsLog:
     The first line of a stage has the same step as the last line of the stage before. It replaces
     that line and holds it as `previous_stage`.
 
-    On local disk each line is appended and flushed. On gs://, which cannot append, lines are
-    collected in a segment that `flush` writes.
+    On local disk each line is appended at once. On gs://, which cannot append, lines are
+    collected in a segment that `flush` writes. Lines that cannot be written, because the storage is
+    full or away, are kept and written in order before later ones.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class MetricsLog:
         tensorboard: bool,
         check_lock: Callable[[], None] = lambda: None,
         mirror: WandbRun | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Opens the log and drops lines after the restored step.
 
@@ -99,11 +109,14 @@ class MetricsLog:
           check_lock: raises an error if another process has taken over the workdir's lock; called
             before a file is replaced or a segment is stored.
           mirror: receives the lines too.
+          say: tells the user that lines cannot be written.
         """
-        self._check_lock, self._mirror = check_lock, mirror
+        self._check_lock, self._mirror, self._say = check_lock, mirror, say
         self._workdir = workdir
-        self._segment: list[str] = []
+        self._whole: list[Line] | None = None  # replaces all lines that are stored
+        self._unwritten: list[str] = []  # after those
         self._segment_step = 0
+        self._failed = False
         self._gap: Line = {}
         self.lost = ""
         self.kept = self._drop_after(-1 if after_step is None else after_step)
@@ -118,7 +131,8 @@ class MetricsLog:
             self.lost = f"metrics: damaged lines are left out ({damage})"
         elif self._gap:
             self.lost = f"metrics: the lines after step {last} up to step {step} are missing"
-        self._rewrite(kept)
+        self._whole = kept
+        self._try_to_store()
         return kept
 
     def _rewrite(self, kept: list[Line]) -> None:
@@ -139,12 +153,9 @@ class MetricsLog:
 
     def _tensorboard(self, after_step: int | None) -> Any:
         # It imports whatever of these is installed: torch alone takes seconds, for no scalar.
-        unused = ["torch"] if is_remote(self._workdir) else ["torch", "google.cloud.storage"]
-        with _absent(*unused):
-            from tensorboardX import SummaryWriter
-
-        purge = None if after_step is None else after_step + 1
-        return SummaryWriter(str(as_path(self._workdir) / "tensorboard"), purge_step=purge)
+        with _absent("torch", "google.cloud.storage"):
+            purge = None if after_step is None else after_step + 1
+            return summary_writer(str(as_path(self._workdir) / "tensorboard"), purge)
 
     def write(self, line: Line) -> None:
         """Writes a line; its keys include "step". The first after lost lines has `gap_after`."""
@@ -153,14 +164,12 @@ class MetricsLog:
         if self.kept and self.kept[-1]["step"] == line["step"]:
             last = self.kept.pop()
             line = {**line, "previous_stage": last.get("previous_stage", last)}
-            self._rewrite([*self.kept, line])
-        elif is_remote(self._workdir):
-            self._segment_step = self._segment_step if self._segment else line["step"]
-            self._segment.append(text + "\n")
+            self._whole = [*self.kept, line]
         else:
-            path = as_path(self._workdir) / "metrics.jsonl"
-            with storage_errors(f"{path}: cannot be written"), open(path, "a") as file:
-                file.write(text + "\n")
+            self._segment_step = self._segment_step if self._unwritten else line["step"]
+            self._unwritten.append(text + "\n")
+        if self._whole is not None or not is_remote(self._workdir):
+            self._try_to_store()
         if self._mirror is not None:
             self._mirror.write(line)
         if self._writer is not None:
@@ -172,15 +181,43 @@ class MetricsLog:
         """Adds keys to the line of the restored step, if it exists."""
         if values and self.kept and self.kept[-1]["step"] == step:
             self.kept[-1] |= values
-            self._rewrite(self.kept)
+            self._whole = self.kept
+            self._try_to_store()
+
+    def _try_to_store(self) -> None:
+        """Stores all lines if that is possible; says so when it becomes impossible."""
+        try:
+            self._store()
+        except LostLockError:
+            raise
+        except StorageError as error:
+            if not self._failed:
+                why = str(error).removesuffix(START_AGAIN)
+                self._say(f"{why}; lines of metrics are kept in memory until they can be written")
+            self._failed = True
+
+    def _store(self) -> None:
+        if self._whole is not None:
+            self._rewrite(self._whole)
+            self._whole = None
+        if self._unwritten:
+            text, root = "".join(self._unwritten), as_path(self._workdir)
+            if is_remote(self._workdir):
+                self._check_lock()
+                write_atomically(root / "metrics" / _segment_name(self._segment_step), text)
+            else:
+                with storage_errors(f"{root / 'metrics.jsonl'}: cannot be written"):
+                    append_whole(root / "metrics.jsonl", text.encode())
+            self._unwritten = []
+        self._failed = False
 
     def flush(self) -> None:
-        """Stores every line written so far; call it before a checkpoint is saved."""
-        if self._segment:
-            self._check_lock()
-            path = as_path(self._workdir) / "metrics" / _segment_name(self._segment_step)
-            write_atomically(path, "".join(self._segment))
-            self._segment = []
+        """Stores every line written so far; call it before a checkpoint is saved.
+
+        Raises:
+          StorageError: they cannot be written; they are kept.
+        """
+        self._store()
         if self._writer is not None:
             self._writer.flush()
 
@@ -255,10 +292,16 @@ class TerminalLine:
             minutes, seconds = divmod(round((self._total - run_step) * seconds_per_step), 60)
             parts.append(f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02} left")
         text = "  ".join(parts)
-        final = "\n" if not self._redraw or "validation_loss" in line else ""
-        print(f"\r\x1b[K{text}" if self._redraw else text, end=final, file=sys.stderr, flush=True)
+        self._print(text, "\n" if not self._redraw or "validation_loss" in line else "")
 
     def say(self, text: str) -> None:
         """Prints a text on a separate line."""
         if not self._quiet:
-            print(f"\r\x1b[K{text}" if self._redraw else text, file=sys.stderr, flush=True)
+            self._print(text, "\n")
+
+    def _print(self, text: str, end: str) -> None:
+        try:
+            print(f"\r\x1b[K{text}" if self._redraw else text, end=end, file=sys.stderr, flush=True)
+        except OSError as error:
+            if error.errno not in FULL:  # a log on the full disk
+                raise

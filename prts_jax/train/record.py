@@ -29,6 +29,7 @@ class Recorder:
 
     Attributes:
       skipped: all such steps that were read, those of the lineage before the first step included.
+      failed_saves: number of saves that have failed, those before a resume included.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Recorder:
         self._sources = sources
         self._by_source = np.zeros((2, len(sources)))  # losses, tokens
         kept = log.kept if log is not None else []
+        self.failed_saves: int = kept[-1].get("failed_saves", 0) if kept else 0
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
         # Wall time since the first start, with the pauses between starts; "started" is newer.
         self._started = time.time() - self._seconds_before
@@ -117,10 +119,16 @@ class Recorder:
             with self._waiting():
                 jax.block_until_ready(self._unread)
         began = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - began
-        self._line_clock += seconds
-        self._outside[work] += seconds
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self._line_clock += seconds
+            self._outside[work] += seconds
+
+    def count_failed_save(self) -> None:
+        """Counts a save that has failed."""
+        self.failed_saves += 1
 
     def dispatched(self, metrics: StepMetrics, position: int) -> None:
         """Keeps the metrics of a dispatched step unread, and reads those of the step before.
@@ -249,6 +257,8 @@ class Recorder:
         line["time"], line["step_seconds"] = round(time.time(), 3), round(self._in_steps, 3)
         line |= {f"{work}_seconds": round(value, 3) for work, value in self._outside.items()}
         line["goodput"] = round(min(1.0, self._in_steps / wall), 4)
+        if self.failed_saves:
+            line["failed_saves"] = self.failed_saves
         if self._first_step_seconds:
             line["first_step_seconds"] = round(self._first_step_seconds, 3)
             self._first_step_seconds = 0.0

@@ -1,5 +1,6 @@
 """The parts of a stage that stay the same while it trains: data, teacher, metrics, costs."""
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from prts_jax.train.metrics import MetricsLog, TerminalLine
 from prts_jax.train.origin import Start
 from prts_jax.train.progress import Costs
 from prts_jax.train.record import Recorder
-from prts_jax.train.saving import SaveClock
+from prts_jax.train.saving import Saves, patiently
 from prts_jax.train.stages import Stage, stage_file
 from prts_jax.train.weights_and_biases import WandbRun
 
@@ -50,7 +51,7 @@ class Setup:
     terminal: TerminalLine
     log: MetricsLog | None
     recorder: Recorder
-    save_clock: SaveClock
+    saves: Saves
 
     @property
     def config(self) -> RunConfig:
@@ -90,7 +91,7 @@ def set_up(
     if validation is not None:
         evaluate = make_evaluator(config.model, config.compute, validation, mesh)
     terminal = TerminalLine(config.train.steps, jax.process_index() > 0, stage.name)
-    log = _open_log(stage, job, start) if jax.process_index() == 0 else None
+    log = _open_log(stage, job, start, terminal) if jax.process_index() == 0 else None
     recorder = Recorder(
         log,
         terminal,
@@ -116,7 +117,13 @@ def set_up(
         terminal=terminal,
         log=log,
         recorder=recorder,
-        save_clock=SaveClock(config.checkpoint.every_minutes),
+        saves=Saves(
+            checkpoints,
+            config.checkpoint,
+            terminal.say,
+            recorder.count_failed_save,
+            recorder.paused,
+        ),
     )
 
 
@@ -129,16 +136,17 @@ def _costs(config: RunConfig, frozen: tuple[int, ...] | None, teacher: Teacher |
     return Costs(flops + teacher.flops_per_token, six_n_d + teacher.six_n_d_per_token)
 
 
-def _open_log(stage: Stage, job: Job, start: Start) -> MetricsLog:
+def _open_log(stage: Stage, job: Job, start: Start, terminal: TerminalLine) -> MetricsLog:
     """Opens the metrics and writes the stage's config, which readers of the metrics need."""
     config, restored = stage.config, start.lineage.step if start.resumed else None
     mirror = WandbRun(job.workdir, config) if config.logging.wandb else None
     tensorboard = config.logging.tensorboard
-    log = MetricsLog(job.workdir, restored, tensorboard, job.check_lock, mirror)
+    log = MetricsLog(job.workdir, restored, tensorboard, job.check_lock, mirror, terminal.say)
     resolved = json.dumps(to_dict(config), indent=2)
     names = ["config.json"] if stage.count == 1 else ["config.json", stage_file(stage.index)]
     for name in names:
-        write_atomically(as_path(job.workdir) / name, resolved)
+        write = functools.partial(write_atomically, as_path(job.workdir) / name, resolved)
+        patiently(write, config.checkpoint.retry_minutes, terminal.say)
     return log
 
 

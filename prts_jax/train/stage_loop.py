@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import time
@@ -13,12 +14,12 @@ import jax
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.compilation import compile_together
 from prts_jax.config import to_dict
-from prts_jax.errors import Interrupted
+from prts_jax.errors import Interrupted, StorageError
 from prts_jax.feed import prefetch
 from prts_jax.paths import as_path, write_atomically
 from prts_jax.processes import all_processes
 from prts_jax.train.progress import Progress, advance
-from prts_jax.train.saving import kept_every
+from prts_jax.train.saving import kept_every, patiently
 from prts_jax.train.setup import Setup
 from prts_jax.train.spikes import to_keep
 from prts_jax.train.step import make_train_step
@@ -51,7 +52,7 @@ def run_stage(setup: Setup, progress: Progress) -> None:
             progress = _after_step(setup, progress, interrupted)
             if interrupted:
                 _stop_early(setup, progress.lineage)
-    _finish(setup, progress.lineage)
+    _finish(setup, progress)
 
 
 @contextlib.contextmanager
@@ -92,14 +93,16 @@ def _after_step(setup: Setup, progress: Progress, interrupted: bool) -> Progress
     last = step == config.train.steps
     evaluating = last or _due(step, config.evaluation.every_steps)
     # The step of the whole lineage names checkpoints and decides which are kept.
-    saving = last or interrupted or _due(lineage.step, config.checkpoint.every_steps)
+    scheduled = _due(lineage.step, config.checkpoint.every_steps)
     if config.checkpoint.keep_every_tokens:
-        saving |= _due(lineage.step, kept_every(config))
-    logging = _due(step, config.logging.every_steps)
-    saving = saving or (logging and setup.save_clock.due())
-    if evaluating or saving or logging:
+        scheduled |= _due(lineage.step, kept_every(config))
+    logging, must = _due(step, config.logging.every_steps), last or interrupted
+    with_line = evaluating or scheduled or logging or must
+    setup.saves.after_step(with_line)
+    saving = with_line and setup.saves.due(scheduled, logging, must)
+    if with_line:
         setup.recorder.line_due(lineage)
-    if evaluating or saving:
+    if evaluating or saving or scheduled:
         progress, metrics = _validate(setup, progress) if evaluating else (progress, {})
         setup.recorder.settle(metrics)
     if saving:
@@ -184,22 +187,28 @@ def _before_first_step(setup: Setup, progress: Progress) -> Progress:
 
 
 def _save(setup: Setup, progress: Progress) -> None:
-    """Starts to save a checkpoint, unless the step is saved."""
-    step = progress.lineage.step
-    if setup.checkpoints.latest() == step:
-        return
-    with all_processes():
-        setup.job.check_lock()
-    if setup.log is not None:
-        setup.log.flush()
-    with setup.recorder.paused("saving"):
-        state = progress.state
-        setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage, state.ema)
-    setup.save_clock.restart()
+    """Starts to save a checkpoint, unless the step is saved; a failure is left to `setup.saves`."""
+    step, state = progress.lineage.step, progress.state
+    try:
+        with all_processes():
+            saved = setup.checkpoints.latest() == step
+            if not saved:
+                setup.job.check_lock()
+            if not saved and setup.log is not None:
+                setup.log.flush()
+        if saved:
+            setup.saves.succeeded()
+            return
+        with setup.recorder.paused("saving"):
+            setup.checkpoints.save(step, state.params, state.optimizer, progress.lineage, state.ema)
+        setup.saves.started()
+    except StorageError as error:
+        setup.saves.failed(error)
 
 
 def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:
-    setup.checkpoints.wait()
+    if not setup.saves.settle():
+        setup.saves.give_up(f"stopped by SIGTERM at step {lineage.step}")
     if setup.log is not None:
         setup.log.close()
     raise Interrupted(
@@ -207,18 +216,19 @@ def _stop_early(setup: Setup, lineage: Lineage) -> NoReturn:
     )
 
 
-def _finish(setup: Setup, lineage: Lineage) -> None:
+def _finish(setup: Setup, progress: Progress) -> None:
     """Waits for the last save and, after the last stage, writes DONE."""
-    with all_processes():  # the next stage reads the checkpoint on all of them
-        setup.checkpoints.wait()
+    lineage = progress.lineage
+    setup.saves.finish(lambda: _save(setup, progress), setup.job.stopping)
     if setup.log is None:
         return
     setup.log.close()
     if not setup.stage.is_last:
         setup.terminal.say(f"{setup.stage.name} is done: step {lineage.step}")
         return
-    done = {"step": lineage.step, "tokens": lineage.tokens}
-    write_atomically(as_path(setup.job.workdir) / "DONE", json.dumps(done) + "\n")
+    text = json.dumps({"step": lineage.step, "tokens": lineage.tokens}) + "\n"
+    done = functools.partial(write_atomically, as_path(setup.job.workdir) / "DONE", text)
+    patiently(done, setup.config.checkpoint.retry_minutes, setup.terminal.say)
     setup.terminal.say(
         f"done: step {lineage.step}, {lineage.tokens:,} tokens, "
         f"{lineage.flops:.3e} FLOPs (ancestors included)"

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from prts_jax.checkpoint import arrays, store
+from prts_jax.checkpoint import arrays, retention, store
 from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.digests import optimizer_digests, start_digests
 from prts_jax.checkpoint.items import saved_at
@@ -73,7 +73,9 @@ def test_checkpoints_hours_apart_are_kept(tmp_path, monkeypatch):
     assert began <= saved_at(f"{tmp_path}/{first}") <= time.time()
     assert saved_at(str(tmp_path)) == 0.0
     hours = {1: 10.0, 2: 10.9, 3: 11.1, 4: 12.0, 5: 13.0, 6: 13.1, 7: 13.2}
-    monkeypatch.setattr(store, "saved_at", lambda path: 3600 * hours[int(path.rpartition("/")[2])])
+    monkeypatch.setattr(
+        retention, "saved_at", lambda path: 3600 * hours[int(path.rpartition("/")[2])]
+    )
     checkpoints = Checkpoints(str(tmp_path), keep=2, keep_every_steps=0, keep_every_hours=1.0)
     params = random_params()
     for step in range(2, 8):
@@ -435,21 +437,40 @@ def test_the_model_of_a_checkpoint_is_in_its_lineage(tmp_path):
     assert read_lineage(str(tmp_path / "c")).model == MODEL
 
 
-@pytest.mark.slow
-@pytest.mark.alone
-def test_two_processes_save_and_restore_together(tmp_path):
+def run_two_processes(name: str, folder: Path, devices: int) -> list[dict]:
+    """Runs a program as two processes and returns the last line of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = [
-        run_program("on_two_hosts", str(port), str(number), str(tmp_path), devices=4)
-        for number in (0, 1)
+        run_program(name, str(port), str(number), str(folder), devices=devices) for number in (0, 1)
     ]
+    reports = []
     for process in processes:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-6000:]
-        report = json.loads(out.splitlines()[-1])
+        reports.append(json.loads(out.splitlines()[-1]))
+    return reports
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_processes_save_and_restore_together(tmp_path):
+    for report in run_two_processes("on_two_hosts", tmp_path, devices=4):
         assert report == {"digests": True, "restored exactly": True, "steps": [2, 3]}
     growth_map = make_map(MODEL, None, "stack", 2, "")
     growing.link(f"{tmp_path}/checkpoints/3", str(tmp_path / "grown"), growth_map)
     assert stored_params(tmp_path / "grown")  # compares the digests
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_save_that_fails_on_one_process_has_failed_on_all_and_the_next_one_works(tmp_path):
+    first, second = run_two_processes("one_host_fails_to_save", tmp_path, devices=1)
+    for report in (first, second):
+        (error,) = report["errors"]
+        assert "checkpoints/2: could not be written (File too large); free space" in error
+        assert report["steps"] == [2, 3]
+        assert report["seconds"] < 60  # Orbax's barrier would wait for 600 s
+    assert first["errors"][0].startswith("process 1: ")
+    assert contents(f"{tmp_path}/checkpoints").unfinished == ()

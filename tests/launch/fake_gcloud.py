@@ -54,6 +54,8 @@ class FakeCloud:
             return self._storage(words[2:], stdin)
         if "queued-resources" in words:
             return self._queued(words[4], words[5:])
+        if words[1:3] == ["compute", "ssh"]:
+            return Result(0, f"host {words[3]} 3.12.1 jax 0.10.2\n")
         at = next((i for i, w in enumerate(words) if w in ("create", "delete", "list")), 0)
         if "list-instances" in words:
             return self._members(words[words.index("list-instances") + 1])

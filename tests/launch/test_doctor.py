@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 
@@ -100,6 +101,27 @@ def test_running_hosts_are_counted(hosts, fix):
     assert findings["hosts"].fix.startswith(fix)
     assert findings["Python of hosts"].text == "3.12.1 jax 0.10.2"
     assert ("all-reduce" in findings) == (hosts == 4)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_all_reduce_runs_on_all_hosts_of_a_group_at_once(slices):
+    """Each host's process waits for the others, as a collective does."""
+    chosen = Settings("grown", "us-east5-a", "p", "gs://bkt", "v6e-16", slices=slices)
+    cloud, together = FakeCloud(hosts=4), threading.Barrier(4, timeout=20)
+    rent.rent(chosen, "#", cloud)
+
+    def run(command, stdin=None):
+        if any("process_allgather" in word for word in command):
+            together.wait()
+            return Result(0, "sum 4 of 4\n")
+        return cloud(command, stdin)
+
+    findings = {finding.title: finding for finding in doctor.examine(chosen, run)}
+    assert findings["hosts"] == doctor.Finding("hosts", f"{4 * slices} of {4 * slices} answer")
+    assert ("all-reduce" in findings) == (slices == 1)
+    if slices == 1:
+        assert findings["all-reduce"].text == "4 of 4 hosts have the sum of all"
+        assert findings["all-reduce"].fix == ""
 
 
 def test_hosts_that_do_not_run_are_not_checked():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.planning import later_work, saturation
+from prts_jax.planning import later_work
 from prts_jax.planning.plan import make_plan
 
 CONSTANTS = "12,0.1,0.3,0.005,1.8"
@@ -14,9 +14,7 @@ CONSTANTS = "12,0.1,0.3,0.005,1.8"
 
 @pytest.fixture(scope="module")
 def plan() -> dict[str, Any]:
-    return make_plan(
-        tokens=2e12, preset_name="llama2_7b", t_mix=1e11, saturation=CONSTANTS, length=2048
-    )
+    return make_plan(tokens=2e12, preset="llama2_7b", t_mix=1e11, saturation=CONSTANTS, length=2048)
 
 
 def test_every_statement_has_a_source_and_a_range(plan):
@@ -74,26 +72,26 @@ def test_the_saturation_law_equals_hand_arithmetic(plan):
 
 
 def test_a_longer_base_leaves_tokens_after_growth_less_to_gain():
-    law = saturation.parse(CONSTANTS)
+    law = later_work.SaturationLaw(*map(float, CONSTANTS.split(",")))
     gains = [law.loss(d1, 1e10) - law.loss(d1, 2e10) for d1 in (1e9, 1e10, 1e11)]
     assert gains == sorted(gains, reverse=True)
     assert law.exponent(math.exp(0.3 / 0.005)) == pytest.approx(0)
 
 
 def test_without_constants_the_law_is_stated_and_not_evaluated():
-    said = make_plan(tokens=3e11, preset_name="paper_7b")["later_work"]["saturation"]
+    said = make_plan(tokens=3e11, preset="paper_7b")["later_work"]["saturation"]
     assert (said["loss"], said["exponent"]) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d,e", "1,1,1,1,nan", "1,1,1,1,-1", "1,,1,1,1"])
 def test_other_than_five_constants_are_refused(text):
     with pytest.raises(UserError, match="five constants of at least 0"):
-        saturation.parse(text)
+        later_work.saturation(1e9, 1e10, text)
 
 
 def test_constants_that_overflow_are_refused():
     with pytest.raises(UserError, match="no finite loss"):
-        saturation.advice(1e12, 1e12, "1,0,0,1e9,0")
+        later_work.saturation(1e12, 1e12, "1,0,0,1e9,0")
 
 
 def test_the_counter_evidence_states_its_figures():

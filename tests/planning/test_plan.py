@@ -15,7 +15,7 @@ from prts_jax.planning.plan import make_plan, nearest_preset
 
 @pytest.fixture(scope="module")
 def llama2_7b() -> dict[str, Any]:
-    return make_plan(tokens=2e12, preset_name="llama2_7b", hardware="v5p-256", mfu=0.5)
+    return make_plan(tokens=2e12, preset="llama2_7b", hardware="v5p-256", mfu=0.5)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_params_default_to_the_presets_count(llama2_7b: dict[str, Any]):
 
 def test_a_longer_context_adds_attention_flops_only():
     short, long = (
-        make_plan(tokens=1e11, preset_name="paper_1.1b", length=length) for length in (2048, 8192)
+        make_plan(tokens=1e11, preset="paper_1.1b", length=length) for length in (2048, 8192)
     )
     assert long["flops"]["scratch"] - short["flops"]["scratch"] == pytest.approx(
         3 * 24 * 2 * 2048 * (8192 - 2048) * 1e11
@@ -87,7 +87,7 @@ def test_a_longer_context_adds_attention_flops_only():
     ],
 )
 def test_days_are_flops_over_peak_times_mfu(hardware, chips, peak):
-    plan = make_plan(tokens=1e11, preset_name="paper_1.1b", hardware=hardware, mfu=0.25)
+    plan = make_plan(tokens=1e11, preset="paper_1.1b", hardware=hardware, mfu=0.25)
     assert plan["hardware"]["chips"] == chips
     per_second = chips * peak * 0.25
     for part in ("base", "grown", "scratch"):
@@ -96,13 +96,13 @@ def test_days_are_flops_over_peak_times_mfu(hardware, chips, peak):
 
 
 def test_a_plan_within_the_measured_range_has_no_warnings():
-    plan = make_plan(tokens=300e9, preset_name="paper_7b")
+    plan = make_plan(tokens=300e9, preset="paper_7b")
     assert plan["warnings"] == []
     assert plan["saving"]["status"] == "measured"
 
 
 @pytest.mark.parametrize(
-    ("params", "tokens", "preset_name", "starts"),
+    ("params", "tokens", "preset", "starts"),
     [
         (7e9, 2e12, "llama2_7b", ["tokens:", "C ="]),
         (13e9, 300e9, "llama2_13b", ["parameters:", "C ="]),
@@ -111,8 +111,8 @@ def test_a_plan_within_the_measured_range_has_no_warnings():
         (7e9, 300e9, "paper_3b", ["preset: paper_3b has 2.4e+09"]),
     ],
 )
-def test_a_plan_outside_the_measured_range_has_warnings(params, tokens, preset_name, starts):
-    warnings = make_plan(tokens, params, preset_name)["warnings"]
+def test_a_plan_outside_the_measured_range_has_warnings(params, tokens, preset, starts):
+    warnings = make_plan(tokens, params, preset)["warnings"]
     for warning, start in zip(warnings, starts, strict=True):
         assert warning.startswith(start)
 
@@ -128,7 +128,7 @@ def test_a_plan_can_be_written_as_json(llama2_7b: dict[str, Any]):
     ("arguments", "message"),
     [
         ({}, "--params is missing"),
-        ({"preset_name": "llama2_7"}, "did you mean 'llama2_7b'"),
+        ({"preset": "llama2_7"}, "did you mean 'llama2_7b'"),
         ({"params": 7e9, "length": 0}, "--length=0: a sequence has at least 1 token"),
         ({"params": 7e9, "hardware": "v5-256"}, "--hardware=v5-256: 'v5' is unknown; did you mean"),
         ({"params": 7e9, "hardware": "v5e-256"}, "write --hardware=v5litepod-256"),

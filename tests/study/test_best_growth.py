@@ -7,9 +7,8 @@ from prts_jax.config import ModelConfig
 from prts_jax.errors import UserError
 from prts_jax.growth.map import GrowthMap
 from prts_jax.report.runs import Run
-from prts_jax.study.best_growth import best_tokens, factor_bound
+from prts_jax.study.best_growth import best_tokens, factor_bound, fit_all
 from prts_jax.study.compare import Speedup
-from prts_jax.study.fits import fit_all
 from prts_jax.study.results import ArmResult, Results
 from prts_jax.study.statistics import Estimate
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from prts_jax.errors import UserError
-from prts_jax.planning.saturation import Constants
+from prts_jax.planning.later_work import SaturationLaw
 from prts_jax.report.runs import Run
 from prts_jax.study.results import ArmResult, Results
 from prts_jax.study.saturation_fit import fit
 
-LAW = Constants(40.0, 0.08, 0.2, 0.004, 1.7)
+LAW = SaturationLaw(40.0, 0.08, 0.2, 0.004, 1.7)
 
 
 def results(d1s: list[float], noise: float, seeds: int = 3) -> Results:

@@ -7,9 +7,8 @@ import pytest
 from prts_jax import config
 from prts_jax.cli import study as command
 from prts_jax.growth.operators import make_map
-from prts_jax.study.design import Cell, equal_steps
+from prts_jax.study.design import Cell, Folder, equal_steps
 from prts_jax.study.execute import resolved
-from prts_jax.study.folder import Folder
 from prts_jax.train.schedule import goes_on, learning_rate
 from prts_jax.train.stages import remaining_stages
 from tests.conftest import ROOT

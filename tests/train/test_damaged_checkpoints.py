@@ -12,6 +12,7 @@ from benchmarks import damaged_files
 from prts_jax.config import RunConfig
 from prts_jax.errors import StorageError, UserError
 from prts_jax.train.loop import train
+from tests.train.tiny import changed
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_failing_storage_moves_nothing_aside_and_removes_nothing(whole, monkeypa
 
 def test_a_save_that_cannot_make_its_directory_ends_at_once(whole, monkeypatch):
     folder, config = whole
+    config = changed(config, checkpoint__retry_minutes=0.0)
     workdir = damaged_files.before_the_end(folder, "full")
     mkdir = os.mkdir
 

@@ -53,6 +53,31 @@ def test_a_run_that_ends_by_itself_has_failed(disturb, code):
         disturb("SIGKILL", 3, exit, code)
 
 
+def end_late(code: int) -> None:
+    time.sleep(1)
+    raise SystemExit(code)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "counted"),
+    [("full disk", 75, {}), ("full disk for good", 1, {}), ("full disk for good", 75, {1})],
+)
+def test_only_a_disk_that_stays_full_may_end_a_run_that_trains(
+    disturb, monkeypatch, tally, kind, code, counted
+):
+    monkeypatch.setattr(fault_kinds, "_fill", lambda folder, job, seconds: job.codes())
+    with pytest.raises(fault_runs.Failure, match=rf"exit codes? \[?{code}\]?: step  loss"):
+        disturb(kind, 1, end_late, code)  # the start after a fault that is allowed ends so too
+    assert set(tally.faults.values()) == set(counted)
+
+
+def test_faults_are_drawn_from_the_wanted_kinds(tmp_path):
+    numbers = random.Random(0)
+    assert OneHost(tmp_path, numbers, ["empty", "killed host"]).kinds == ["empty"]
+    hosts = {hosts for hosts, _ in SeveralHosts(tmp_path, numbers, ["changed devices"]).shapes}
+    assert hosts == {1}
+
+
 def test_a_process_that_hangs_has_failed(disturb, monkeypatch):
     monkeypatch.setattr(fault_runs, "PATIENCE_SECONDS", 0.5)
     with pytest.raises(fault_runs.Failure, match="hangs"):

@@ -2,10 +2,11 @@
 
 import json
 import re
+import resource
 
 import pytest
 
-from prts_jax.errors import StorageError, UserError
+from prts_jax.errors import LostLockError, StorageError, UserError
 from prts_jax.train import metrics
 from prts_jax.train.metrics import MetricsLog, TerminalLine, peak_flops, read_metrics
 
@@ -53,19 +54,45 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(workdir):
     assert [line["note"] for line in read_metrics(workdir)] == ["first"] * 3 + ["second"] * 2
 
 
+def test_lines_that_a_full_disk_refuses_are_kept_and_written_whole_and_in_order(tmp_path):
+    said = []
+    log = MetricsLog(str(tmp_path), None, tensorboard=True, say=said.append)
+    file = tmp_path / "metrics.jsonl"
+    write(log, 0, 1)
+    stored = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # writes are cut off at this size, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(stored) + 10, limits[1]))
+        write(log, 2, 3)
+        with pytest.raises(StorageError, match="File too large"):
+            log.flush()
+        assert file.read_bytes() == stored
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said == [
+        f"{file}: cannot be written (File too large); free space; lines of metrics are kept in "
+        "memory until they can be written"
+    ]
+    write(log, 4)
+    assert steps(str(tmp_path)) == [0, 1, 2, 3, 4]
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.read_bytes().count(b"loss") == 5
+
+
 def test_a_lost_lock_leaves_the_metrics_of_the_new_holder(tmp_path, monkeypatch):
     def lost():
-        raise StorageError("another process has taken this lock")
+        raise LostLockError("another process has taken this lock")
 
     monkeypatch.setattr(metrics, "is_remote", lambda path: True)
     log = MetricsLog(str(tmp_path), None, tensorboard=False)
     write(log, 0, 1)
     log.close()
-    with pytest.raises(StorageError, match="another process"):
+    with pytest.raises(LostLockError, match="another process"):
         MetricsLog(str(tmp_path), 0, tensorboard=False, check_lock=lost)
     log._check_lock = lost
     write(log, 2)
-    with pytest.raises(StorageError, match="another process"):
+    with pytest.raises(LostLockError, match="another process"):
         log.close()
     assert steps(str(tmp_path)) == [0, 1]
 

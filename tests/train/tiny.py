@@ -107,7 +107,13 @@ def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the lines without what a clock measured."""
     clock = ("seconds", "tokens_per_second_per_device", "mfu", "time", "step_seconds", "goodput")
     clock += ("started", "first_step_seconds", *(f"{work}_seconds" for work in OUTSIDE_STEPS))
-    clock += ("median_host_seconds", "slowest_host_seconds", "slowest_host", "hbm_peak_bytes")
+    clock += (
+        "failed_saves",
+        "median_host_seconds",
+        "slowest_host_seconds",
+        "slowest_host",
+        "hbm_peak_bytes",
+    )
 
     def timeless(line: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in line.items() if key not in clock}

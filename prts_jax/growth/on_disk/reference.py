@@ -29,7 +29,7 @@ from prts_jax.growth.on_disk.plan import GrowthPlan
 from prts_jax.growth.on_disk.stream import stream_memory
 from prts_jax.growth.recipe import Make
 from prts_jax.paths import is_remote
-from prts_jax.sizes import format_bytes
+from prts_jax.text_table import format_bytes
 
 _ARRAY = "zarr.json"
 _CHUNKS = "c"
