@@ -2,10 +2,12 @@
 
 import math
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,8 +47,7 @@ class Estimate:
 
     Attributes:
       fits: whether the program fits the device's memory.
-      reason: the compiler's reason where it does not, or where its program cannot be read and
-        only the memory is known; else "".
+      reason: the compiler's reason where it does not; else "".
       hbm_bytes: kind of memory → bytes; "total" is what the program needs at its peak.
       compile_seconds: wall time of the compilation.
       seconds: phase → estimated seconds of a call; {} where the clock is unknown.
@@ -100,7 +101,7 @@ def estimate(
     held = {kind: bytes_per_device(tree) for kind, tree in arguments.items()}
     began = time.perf_counter()
     try:
-        compiled = compile_lowered(lowered, flags)
+        compiled, text = _compiled(lowered, flags)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -120,12 +121,22 @@ def estimate(
     kinds["total"] = memory.argument_size_in_bytes + sum(
         kinds[k] for k in ("outputs", "activations", "code")
     )
-    try:
-        program = hlo.parse(compiled.as_text() or "")
-    except jax.errors.JaxRuntimeError as error:  # some programs with SparseCores, as on v5p
-        return Estimate(True, f"time unknown: {first_line(error, most=400)}", kinds, took)
+    program = hlo.parse(text)
     clock = topology.generation.clock_hz
     return Estimate(True, "", kinds, took, **_read(program, mesh, clock))
+
+
+def _compiled(
+    lowered: jax.stages.Lowered, flags: Mapping[str, str]
+) -> tuple[jax.stages.Compiled, str]:
+    """Returns the compiled program and its text.
+
+    JAX cannot print some programs with SparseCores, as on v5p; the compiler's own dump has them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = compile_lowered(lowered, {**flags, "xla_dump_to": folder})
+        dumps = Path(folder).glob("*.after_codegen.txt")
+        return compiled, max(dumps, key=lambda dump: dump.stat().st_size).read_text()
 
 
 def _read(program: hlo.Program, mesh: Mapping[str, int], clock_hz: float) -> dict[str, Any]:

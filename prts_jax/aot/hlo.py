@@ -59,6 +59,14 @@ class Instruction:
         """Bytes of the result, of all parts of a tuple; of what is received from a slice."""
         return _bytes(self.shape.partition("}")[0] if self.opcode == "recv" else self.shape)
 
+    def called(self) -> list[str]:
+        """Returns the computations that a call runs; of a conditional, the last, for true."""
+        if self.opcode == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
+            last = branches[1].split("%")[-1] if branches else self.attribute("true_computation")
+            return [last]
+        return [*filter(None, map(self.attribute, ("to_apply", "calls")))]
+
     def attribute(self, name: str) -> str:
         """Returns the computation that the attribute `name` refers to; "" without one."""
         reference = re.search(rf"\b{name}=%([\w.-]+)", self.rest)
@@ -141,9 +149,8 @@ def executed(program: Program, computation: str = "ENTRY", times: int = 1) -> It
             trips = _trips(program, instruction.attribute("condition"), body)
             yield from executed(program, body, times * trips)
         elif instruction.opcode in ("call", "conditional", "async-start"):
-            for name in ("to_apply", "calls", "true_computation", "false_computation"):
-                if called := instruction.attribute(name):
-                    yield from executed(program, called, times)
+            for called in instruction.called():
+                yield from executed(program, called, times)
         elif instruction.opcode == "fusion":
             for inner in program.get(instruction.attribute("calls"), ()):
                 if collective_kind(inner):

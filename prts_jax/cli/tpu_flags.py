@@ -94,7 +94,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         "--settings", default="", metavar="FILE", help=f"default: {settings.DEFAULT_FILE}, if any"
     )
     for field in dataclasses.fields(Settings):
-        text = settings.HELP[field.name]
+        text = field.metadata["help"]
         if field.name == "provisioning":
             exclusive = group.add_mutually_exclusive_group()
             for value in settings.PROVISIONING[1:]:

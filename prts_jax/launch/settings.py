@@ -27,30 +27,6 @@ BACKENDS = ("queued", "mig")
 PROVISIONING = ("on_demand", "spot", "flex_start", "reserved", "guaranteed")
 DEFAULT_FILE = "tpu.toml"
 
-HELP = {
-    "name": "name of the run's slices and of their folder in the bucket",
-    "zone": "such as us-central2-b",
-    "project": "default: gcloud's setting",
-    "bucket": "gs://BUCKET for code, logs, checkpoints and the state of babysit",
-    "accelerator": "GENERATION-SIZE in gcloud's notation: " + ", ".join(accelerators.GENERATIONS),
-    "slices": "number of slices; more than one: multi-slice (default: 1)",
-    "backend": "queued (Cloud TPU API) or mig (Compute Engine); default: the generation's",
-    "provisioning": "one of " + ", ".join(PROVISIONING),
-    "reservation": "name of the reservation, with --reserved",
-    "valid_until": "longest wait for queued resources, such as 6h",
-    "max_run": "longest run of --flex_start, 10m to 7d (default: 7d)",
-    "runtime_version": "VM image of queued resources (default: the generation's)",
-    "machine_type": "mig: machine type (default: the generation's)",
-    "topology": "mig: edges of a slice, such as 4x4x8 (default: from the number of chips)",
-    "image_family": "mig: family in ubuntu-os-accelerator-images (default: the generation's)",
-    "disk_gb": "mig: GB of each host's boot disk (default: 200)",
-    "service_account": "identity of the hosts, which reads and writes the bucket",
-    "network": "VPC network (default: the project's)",
-    "subnetwork": "VPC subnetwork (default: the project's)",
-    "internal_ips": "hosts without external addresses (ssh by IAP)",
-}
-"""Setting → help, for flags and for docs/tpu.md."""
-
 _FORMS = {
     "name": (
         r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?",
@@ -67,34 +43,47 @@ _FORMS = {
 }
 
 
+def _setting(default: Any, text: str) -> Any:
+    """Returns a field of `Settings` with the help of its flag."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The slices to rent, their zone and their user; `HELP` explains each.
+    """The slices to rent, their zone and their user; each has its help.
 
     Raises:
       UserError: a value that gcloud would refuse, or read as a flag.
     """
 
-    name: str = ""
-    zone: str = ""
-    project: str = ""
-    bucket: str = ""
-    accelerator: str = ""
-    slices: int = 1
-    backend: str = ""
-    provisioning: str = "on_demand"
-    reservation: str = ""
-    valid_until: str = ""
-    max_run: str = ""
-    runtime_version: str = ""
-    machine_type: str = ""
-    topology: str = ""
-    image_family: str = ""
-    disk_gb: int = 200
-    service_account: str = ""
-    network: str = ""
-    subnetwork: str = ""
-    internal_ips: bool = False
+    name: str = _setting("", "name of the run's slices and of their folder in the bucket")
+    zone: str = _setting("", "such as us-central2-b")
+    project: str = _setting("", "default: gcloud's setting")
+    bucket: str = _setting("", "gs://BUCKET for code, logs, checkpoints and the state of babysit")
+    accelerator: str = _setting(
+        "", "GENERATION-SIZE in gcloud's notation: " + ", ".join(accelerators.GENERATIONS)
+    )
+    slices: int = _setting(1, "number of slices; more than one: multi-slice (default: 1)")
+    backend: str = _setting(
+        "", "queued (Cloud TPU API) or mig (Compute Engine); default: the generation's"
+    )
+    provisioning: str = _setting("on_demand", "one of " + ", ".join(PROVISIONING))
+    reservation: str = _setting("", "name of the reservation, with --reserved")
+    valid_until: str = _setting("", "longest wait for queued resources, such as 6h")
+    max_run: str = _setting("", "longest run of --flex_start, 10m to 7d (default: 7d)")
+    runtime_version: str = _setting("", "VM image of queued resources (default: the generation's)")
+    machine_type: str = _setting("", "mig: machine type (default: the generation's)")
+    topology: str = _setting(
+        "", "mig: edges of a slice, such as 4x4x8 (default: from the number of chips)"
+    )
+    image_family: str = _setting(
+        "", "mig: family in ubuntu-os-accelerator-images (default: the generation's)"
+    )
+    disk_gb: int = _setting(200, "mig: GB of each host's boot disk (default: 200)")
+    service_account: str = _setting("", "identity of the hosts, which reads and writes the bucket")
+    network: str = _setting("", "VPC network (default: the project's)")
+    subnetwork: str = _setting("", "VPC subnetwork (default: the project's)")
+    internal_ips: bool = _setting(False, "hosts without external addresses (ssh by IAP)")
 
     def __post_init__(self) -> None:
         """Checks each setting by itself."""

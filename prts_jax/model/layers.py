@@ -3,6 +3,7 @@
 Letters in shapes: B batch, S length, E embed, H query heads, K key/value heads, D head_dim, M mlp.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -100,11 +101,21 @@ def matmul_precision(dtype: str) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x_BxSxE: jax.Array, scale_E: jax.Array, eps: float) -> jax.Array:
-    """Scales x / √(mean(x²) + eps) over the last axis, in float32; same dtype as `x`."""
+    """Scales x / √(mean(x²) + eps) over the last axis, in float32; same dtype as `x`.
+
+    Keeps its inputs alone for the backward pass, which computes the rest again.
+    """
     x = x_BxSxE.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(mean_square + eps) * scale_E).astype(x_BxSxE.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Returns silu(gate) · up; keeps its inputs alone for the backward pass."""
+    return jax.nn.silu(gate) * up
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.Array:
@@ -277,7 +288,7 @@ class Mlp(nn.Module):
         gate_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_gate.astype(dtype), precision=precision)
         up_BxSxM = jnp.einsum("bse,em->bsm", x_BxSxE, w_up.astype(dtype), precision=precision)
         gate_BxSxM, up_BxSxM = checkpoint_name(gate_BxSxM, "gate"), checkpoint_name(up_BxSxM, "up")
-        hidden_BxSxM = constrain(jax.nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "length", "mlp"))
+        hidden_BxSxM = constrain(swiglu(gate_BxSxM, up_BxSxM), ("batch", "length", "mlp"))
         hidden_BxSxM = gated(hidden_BxSxM, gate_M)
         return jnp.einsum("bsm,me->bse", hidden_BxSxM, w_down.astype(dtype), precision=precision)
 

@@ -1,1 +1,1 @@
-"""When to grow, what it saves, and how fast the hardware is."""
+"""When to grow, and what it saves."""

@@ -47,30 +47,18 @@ def speedup_table(comparison: Comparison) -> Table | None:
     levels = [level for levels in comparison.levels.values() for level in levels]
     if baseline is None or not levels:
         return None
-    header = (
-        "run",
-        "at",
-        "val. loss",
-        f"FLOPs of {baseline.label}",
-        "FLOPs of run",
-        "speed-up",
-        "by 6ND",
-    )
-    rows = [
-        (
-            level.run,
-            level.at,
-            loss(level.loss),
-            _reached(level.flops_baseline),
-            _reached(level.flops_run),
-            percent(level.speedup),
-            percent(level.speedup_6nd),
-        )
-        for level in levels
-    ]
-    return Table(
-        f"Speed-up at equal validation loss against {baseline.label}.", header, rows, text_columns=2
-    )
+    columns = {
+        "run": lambda level: level.run,
+        "at": lambda level: level.at,
+        "val. loss": lambda level: loss(level.loss),
+        f"FLOPs of {baseline.label}": lambda level: _reached(level.flops_baseline),
+        "FLOPs of run": lambda level: _reached(level.flops_run),
+        "speed-up": lambda level: percent(level.speedup),
+        "by 6ND": lambda level: percent(level.speedup_6nd),
+    }
+    title = f"Speed-up at equal validation loss against {baseline.label}."
+    rows = [tuple(column(level) for column in columns.values()) for level in levels]
+    return Table(title, list(columns), rows, text_columns=2)
 
 
 def source_table(comparison: Comparison) -> Table | None:

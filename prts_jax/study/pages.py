@@ -1,7 +1,7 @@
 """The report of a study: tables for the terminal, a page, and its figures."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from matplotlib import rc_context
@@ -11,7 +11,7 @@ from prts_jax.report.style import STYLE, png
 from prts_jax.report.table import loss
 from prts_jax.study import drawing
 from prts_jax.study.compare import Speedup, cell, paper_agreement, probe
-from prts_jax.study.results import Results
+from prts_jax.study.results import ArmResult, Results
 from prts_jax.study.statistics import METHOD
 from prts_jax.text_table import MISSING, Table, render
 
@@ -28,39 +28,32 @@ CONSTANT = (
 
 def arm_table(results: Results, by_arm: Mapping[str, Speedup]) -> Table:
     """Returns a row an arm: rate, losses and speed-ups, the base's FLOPs booked and sunk."""
-    rows = []
-    for arm in results.arms:
-        if arm.example is None:
-            continue
-        losses = arm.losses()
-        spread = f" ({loss(min(losses))} to {loss(max(losses))})" if len(losses) > 1 else ""
-        rate, per_parameter = arm.connection_rate(), arm.tokens_per_parameter()
-        speedup = by_arm.get(arm.name)
-        rows.append(
-            (
-                arm.name,
-                arm.example.shape() or MISSING,
-                MISSING if arm.peak is None else f"{arm.peak:g}",
-                str(len(arm.runs)),
-                MISSING if per_parameter is None else f"{per_parameter:.2g}",
-                loss(arm.mean_loss()) + spread,
-                cell(speedup.booked) if speedup else MISSING,
-                cell(speedup.sunk) if speedup else MISSING,
-                MISSING if rate is None else f"{rate:.2f}",
-            )
-        )
-    header = (
-        "arm",
-        "model",
-        "peak rate",
-        "seeds",
-        "tokens/param.",
-        "validation loss, mean (range)",
-        "speed-up [95%]",
-        "base sunk [95%]",
-        "connections",
-    )
-    return Table(results.title, header, rows, text_columns=2)
+
+    def losses(arm: ArmResult) -> str:
+        known = arm.losses()
+        spread = f" ({loss(min(known))} to {loss(max(known))})" if len(known) > 1 else ""
+        return loss(arm.mean_loss()) + spread
+
+    def speedup(arm: ArmResult, kind: str) -> str:
+        return cell(getattr(by_arm[arm.name], kind)) if arm.name in by_arm else MISSING
+
+    def optional(value: float | None, form: str) -> str:
+        return MISSING if value is None else format(value, form)
+
+    columns: dict[str, Callable[[ArmResult], str]] = {
+        "arm": lambda arm: arm.name,
+        "model": lambda arm: (arm.example and arm.example.shape()) or MISSING,
+        "peak rate": lambda arm: optional(arm.peak, "g"),
+        "seeds": lambda arm: str(len(arm.runs)),
+        "tokens/param.": lambda arm: optional(arm.tokens_per_parameter(), ".2g"),
+        "validation loss, mean (range)": losses,
+        "speed-up [95%]": lambda arm: speedup(arm, "booked"),
+        "base sunk [95%]": lambda arm: speedup(arm, "sunk"),
+        "connections": lambda arm: optional(arm.connection_rate(), ".2f"),
+    }
+    arms = [arm for arm in results.arms if arm.example is not None]
+    rows = [tuple(column(arm) for column in columns.values()) for arm in arms]
+    return Table(results.title, list(columns), rows, text_columns=2)
 
 
 def sentences(results: Results, more: Sequence[str] = ()) -> list[str]:

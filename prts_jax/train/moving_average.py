@@ -27,19 +27,17 @@ def begun(config: RunConfig, params: Any) -> Any:
     return jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
 
 
-def updated(config: RunConfig, ema: Any, params: Any, taken: jax.Array) -> Any:
-    """Returns the average after a step; a skipped step leaves it as it is.
+def updated(config: RunConfig, ema: Any, params: Any) -> Any:
+    """Returns the average after a step.
 
     Args:
       config: config of the stage.
       ema: average before the step; None: the run has none.
       params: parameters after the step.
-      taken: scalar bool, whether the step was taken.
     """
     if ema is None:
         return None
-    moved = optax.incremental_update(params, ema, 1 - config.optimizer.ema)
-    return jax.tree.map(lambda new, old: jnp.where(taken, new, old), moved, ema)
+    return optax.incremental_update(params, ema, 1 - config.optimizer.ema)
 
 
 def restored(

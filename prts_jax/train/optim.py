@@ -15,11 +15,12 @@ from prts_jax.model.architecture import declare
 from prts_jax.train import muon, scaling
 
 
-def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
+def make_optimizer(run: RunConfig) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer of a stage: clipping, moments, weight decay.
 
     The caller multiplies its updates by −learning_rate(step), so the optimizer state holds the
-    moments and Adam's count, but no second count for the schedule.
+    moments and Adam's count, but no second count for the schedule. A caller that has the global
+    norm of the gradient gives it to `update` as `gradient_norm`.
 
     Args:
       run: config of the stage; its model's declarations say which parameters are matrices.
@@ -39,19 +40,34 @@ def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
     return _clipped_and_decayed(config, kinds, _decayed(config, declarations))
 
 
-def adamw(config: OptimizerConfig) -> optax.GradientTransformation:
+def adamw(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """Returns AdamW for any tree: global-norm clipping, Adam moments, decay of every leaf."""
     return _clipped_and_decayed(config, optax.scale_by_adam(config.b1, config.b2, config.eps), None)
 
 
 def _clipped_and_decayed(
     config: OptimizerConfig, moments: optax.GradientTransformation, decayed: Any
-) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-        moments,
-        optax.add_decayed_weights(config.weight_decay, decayed),
-    )
+) -> optax.GradientTransformationExtraArgs:
+    clip = _clip(config.clip) if config.clip else optax.identity()
+    decay = optax.add_decayed_weights(config.weight_decay, decayed)
+    return optax.with_extra_args_support(optax.chain(clip, moments, decay))
+
+
+def _clip(most: float) -> optax.GradientTransformationExtraArgs:
+    """Returns optax's clip of the global norm, for callers that may know the norm.
+
+    Every entry is multiplied by one factor; optax divides every entry, in a pass of its own.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, gradient_norm: Any = None, **others: Any
+    ) -> tuple[Any, Any]:
+        del params, others
+        norm = optax.global_norm(updates) if gradient_norm is None else gradient_norm
+        factor = jnp.where(norm < most, 1.0, most / norm)
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _decayed(config: OptimizerConfig, declarations: Mapping[str, Declaration]) -> Any:

@@ -1,7 +1,6 @@
 """The jitted training step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +63,7 @@ class StepMetrics(NamedTuple):
 def make_train_step(
     model: ModelConfig,
     config: RunConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     grown_at: int = 0,
     sources: int = 0,
     frozen: tuple[int, ...] | None = None,
@@ -103,32 +102,41 @@ def make_train_step(
         state: TrainState, batch: Batch, teacher_params: Any = None
     ) -> tuple[TrainState, StepMetrics]:
         inputs = {"gates": gates and gates(state.stage_step), "frozen": frozen}
-        taught_by = teacher and (teacher, teacher_params)
+        taught_by = None if teacher is None else (teacher, teacher_params)
+        tokens = jnp.sum(batch["loss_weights"])
 
-        def gradient_of(weights: Any, micro: Batch) -> tuple[Any, Sums]:
-            return jax.grad(_summed_losses, has_aux=True)(
-                weights, micro, model, config, sources, taught_by, inputs
-            )
+        def part_of_mean(weights: Any, micro: Batch) -> tuple[jax.Array, Sums]:
+            loss, sums = _summed_losses(weights, micro, model, config, sources, taught_by, inputs)
+            return loss / tokens, sums
 
-        gradient, losses = _mean_gradient(gradient_of, state.params, batch, model, config, apart)
+        gradient_of = jax.grad(part_of_mean, has_aux=True)
+        gradient, sums = _gradient(gradient_of, state.params, batch, model, config, apart)
+        means = {name: sums[name] / tokens for name in MEANS if name in sums}
+        losses = sums | means | {"loss_tokens": tokens}
         norm = optax.global_norm(gradient)
-        updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
-        params = apply_updates(state.params, updates, rate, new, new_rate)
         # A step without a finite gradient is skipped: see `prts_jax.train.record`.
         spike = spikes.judge(config, state.losses, losses["loss"])
         taken = jnp.isfinite(norm) & jnp.isfinite(losses["loss"]) & ~spike.skip
-        old = (state.params, state.optimizer)
-        params, opt_state = jax.tree.map(partial(jnp.where, taken), (params, opt_state), old)
-        after = TrainState(params, opt_state, state.stage_step + 1, state.ema, spike.losses)
-        after = keep_frozen(state, after, parts) if parts else after
-        ema = moving_average.updated(config, state.ema, after.params, taken)
-        after = after._replace(ema=ema)
-        change = jax.tree.map(jnp.subtract, after.params, state.params)
+
+        def moved() -> tuple[TrainState, jax.Array]:
+            updates, opt_state = optimizer.update(
+                gradient, state.optimizer, state.params, gradient_norm=norm
+            )
+            params = apply_updates(state.params, updates, rate, new, new_rate)
+            after = state._replace(params=params, optimizer=opt_state)
+            after = keep_frozen(state, after, parts) if parts else after
+            after = after._replace(ema=moving_average.updated(config, state.ema, after.params))
+            change = jax.tree.map(jnp.subtract, after.params, state.params)
+            return after, optax.global_norm(change)
+
+        # A choice between two results would make XLA copy the whole state on CPUs.
+        after, step_norm = jax.lax.cond(taken, moved, lambda: (state, jnp.zeros(())))
+        after = after._replace(stage_step=state.stage_step + 1, losses=spike.losses)
         metrics = StepMetrics(
             gradient_norm=norm,
-            step_norm=optax.global_norm(change),
+            step_norm=step_norm,
             learning_rate=rate,
             skipped=~taken,
             deviations=spike.deviations,
@@ -139,7 +147,7 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _mean_gradient(
+def _gradient(
     gradient_of: Callable[[Any, Batch], tuple[Any, Sums]],
     params: Any,
     batch: Batch,
@@ -147,10 +155,10 @@ def _mean_gradient(
     config: RunConfig,
     apart: Sequence[str],
 ) -> tuple[Any, Sums]:
-    """Returns the gradient of the mean loss, float32, split as declared, and the metrics' losses.
+    """Returns the gradient, float32, split as declared, and the sums for the metrics.
 
     Args:
-      gradient_of: (weights, micro-batch) → the gradient and the sums for the metrics.
+      gradient_of: (weights, micro-batch) → its part of the gradient and of the sums.
       params: parameters of the model.
       batch: arrays [batch, length].
       model: config of the model.
@@ -169,10 +177,7 @@ def _mean_gradient(
 
     count = config.train.accumulation
     gradient, sums = sum_over_micro_batches(of_micro_batch, batch, count, apart)
-    tokens = jnp.sum(batch["loss_weights"])
-    gradient = jax.tree.map(lambda g: g / tokens, gathered(gradient, declarations, ()))
-    means = {name: sums[name] / tokens for name in MEANS if name in sums}
-    return gradient, sums | means | {"loss_tokens": tokens}
+    return gathered(gradient, declarations, ()), sums
 
 
 def _summed_losses(

@@ -1,34 +1,34 @@
 """The compiler's statement about a program."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prts_jax.aot import estimate
-
-MEMORY = SimpleNamespace(
-    output_size_in_bytes=7,
-    alias_size_in_bytes=3,
-    temp_size_in_bytes=20,
-    generated_code_size_in_bytes=1,
-    argument_size_in_bytes=100,
-)
+from prts_jax.aot.estimate import estimate
+from prts_jax.aot.topology import open_topology
 
 
-def unreadable() -> str:
-    raise jax.errors.JaxRuntimeError("INTERNAL: an instruction has too many operands\nmore")
+@pytest.mark.slow
+@pytest.mark.usefixtures("flags_for_libtpu")
+def test_a_program_with_sparse_cores_has_a_time() -> None:
+    """JAX cannot print one of a large embedding on v5p."""
+    topology = open_topology("v5p:2x2x1")
+    mesh = Mesh(topology.devices, ("x",))
 
+    def abstract(shape: tuple[int, int], dtype: str, *axes: str | None) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
 
-def test_the_memory_of_a_program_that_cannot_be_read_is_stated(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    compiled = SimpleNamespace(memory_analysis=lambda: MEMORY, as_text=unreadable)
-    monkeypatch.setattr(estimate, "compile_lowered", lambda *_: compiled)
-    unused: Any = None
-    result = estimate.estimate(unused, unused, {}, {}, {})
-    assert (result.fits, result.hbm_bytes["total"]) == (True, 125)
-    assert result.reason.startswith("time unknown: ")
-    assert "too many operands" in result.reason
-    assert result.estimated_seconds is None
+    table = abstract((151_936, 1024), "float32", None, "x")
+    tokens = abstract((16, 4096), "int32", "x")
+
+    def loss(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        return jnp.tanh(table.astype(jnp.bfloat16)[tokens].astype(jnp.float32)).sum()
+
+    lowered = jax.jit(jax.grad(loss)).lower(table, tokens)
+    result = estimate(lowered, topology, mesh.shape, {"parameters": table}, {})
+    assert result.fits
+    assert result.seconds["forward"] > 0
+    assert result.seconds["backward"] > 0
+    assert result.hbm_bytes["parameters"] == 151_936 * 1024

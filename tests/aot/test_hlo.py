@@ -34,11 +34,21 @@ HloModule jit_step, is_scheduled=true
   ROOT %less = pred[]{:T(512)} compare(%now, %limit), direction=LT
 }
 
+%taken (p1: f32[2,2]) -> f32[2,2] {
+  %p1 = f32[2,2]{1,0} parameter(0)
+  ROOT %update = f32[2,2]{1,0} fusion(%p1), calls=%none, CYCLES("7")
+}
+
+%kept (p2: f32[2,2]) -> f32[2,2] {
+  ROOT %p2 = f32[2,2]{1,0} parameter(0)
+}
+
 ENTRY %main (p0: f32[2,2]) -> f32[2,2] {
   %p0 = f32[2,2]{1,0} parameter(0)
   %start = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%p0, %p0)
   %while.1 = (s32[]{:T(128)}, bf16[4,8]{1,0}) while(%start), condition=%condition, body=%body
-  ROOT %update = f32[2,2]{1,0} fusion(%p0), calls=%none, CYCLES("7")
+  %index = s32[]{:T(128)} constant(0)
+  ROOT %c = f32[2,2]{1,0} conditional(%index, %p0, %p0), branch_computations={%kept, %taken}
 }
 """
 
@@ -49,7 +59,7 @@ def by_name() -> dict[str, hlo.Executed]:
     return {entry.instruction.name: entry for entry in entries}
 
 
-def test_cycles_of_a_loop_count_once_a_trip() -> None:
+def test_cycles_of_a_loop_count_once_a_trip_and_those_of_a_branch_once() -> None:
     entries = by_name().values()
     assert sum(entry.instruction.cycles * entry.times for entry in entries) == 12 * 100 + 7
 
