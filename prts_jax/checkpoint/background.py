@@ -139,6 +139,8 @@ def try_to_create(path: str) -> None:
         as_path(f"{path}{layout.SAVING}").write_text("a save is running or was interrupted")
         return
     probe = as_path(f"{path}.orbax-checkpoint-tmp")
-    (probe / layout.PARAMS / "d").mkdir(parents=True)
-    (probe / layout.PARAMS / "d" / "probe").write_bytes(b"probe")
-    delete(probe)
+    try:
+        (probe / layout.PARAMS / "d").mkdir(parents=True)
+        (probe / layout.PARAMS / "d" / "probe").write_bytes(b"probe")
+    finally:
+        delete(probe)

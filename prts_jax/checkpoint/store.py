@@ -100,6 +100,7 @@ class Checkpoints:
                 raise UserError(f"{self.path(step)}: exists already; a step is saved once")
             if jax.process_index() == 0:
                 self._remove_rests()
+                self._rests = {step}  # if it does not become complete
                 try_to_create(self.path(step))
         of_params, of_optimizer = start_digests(params, optimizer)
         of_ema, _ = start_digests(ema or {}, None)
@@ -175,7 +176,6 @@ class Checkpoints:
             with all_processes():
                 self._end(step)
         except StorageError:
-            self._rests.add(step)
             with contextlib.suppress(Exception):  # the storage may still be away
                 self._remove_rests()
             raise

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random as random_module
+import resource
 import shutil
 import signal
 import socket
@@ -32,7 +33,7 @@ from prts_jax.checkpoint.store import (
     save_checkpoint,
 )
 from prts_jax.config import ModelConfig
-from prts_jax.errors import UserError
+from prts_jax.errors import StorageError, UserError
 from prts_jax.growth.operators import make_map
 from prts_jax.model.architecture import declare
 from prts_jax.tree import flatten, unflatten
@@ -361,6 +362,23 @@ def test_a_failed_save_in_the_background_is_one_clear_line(tmp_path):
     assert len(out.splitlines()) == 1
     assert "Event loop is closed" not in err  # absl logs the first error itself
     assert Checkpoints(str(tmp_path), 1, 0).steps() == [1]
+
+
+def test_a_save_that_a_full_disk_refuses_at_once_can_be_repeated(tmp_path):
+    params, limit = random_params(), resource.RLIMIT_FSIZE
+    checkpoints = Checkpoints(str(tmp_path), keep=2, keep_every_steps=0)
+    soft, hard = resource.getrlimit(limit)
+    try:
+        resource.setrlimit(limit, (0, hard))
+        with pytest.raises(StorageError, match="/1: could not be written .File too large"):
+            checkpoints.save(1, params, None, lineage_of(params, step=1))
+    finally:
+        resource.setrlimit(limit, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "1.orbax-checkpoint-tmp").mkdir()  # as if its removal had failed
+    checkpoints.save(1, params, None, lineage_of(params, step=1))
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_late_errors_of_a_failed_save_are_hidden_and_others_shown(tmp_path, monkeypatch):
