@@ -143,13 +143,14 @@ class MetricsLog:
         if not is_remote(self._workdir):
             write_atomically(root / "metrics.jsonl", text)
             return
-        (root / "metrics").mkdir(parents=True, exist_ok=True)
         merged = _segment_name(kept[0]["step"]) if kept else ""
-        if kept:
-            write_atomically(root / "metrics" / merged, text)
-        for segment in _segments(self._workdir):
-            if segment.name != merged:
-                segment.unlink()
+        with storage_errors(f"{root / 'metrics'}: cannot be written"):
+            (root / "metrics").mkdir(parents=True, exist_ok=True)
+            if kept:
+                write_atomically(root / "metrics" / merged, text)
+            for segment in _segments(self._workdir):
+                if segment.name != merged:
+                    segment.unlink()
 
     def _tensorboard(self, after_step: int | None) -> Any:
         # It imports whatever of these is installed: torch alone takes seconds, for no scalar.
