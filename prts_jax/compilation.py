@@ -34,11 +34,6 @@ def compile_together(
 
     Processes compile at their own pace, and a collective does not wait long for one that is late.
 
-    Args:
-      function: the jitted function.
-      *arguments: its arguments.
-      tpu_flags: options of XLA on TPUs, see `compiler_options`.
-
     Raises:
       UserError: the compiler does not know one of the options.
     """

@@ -32,8 +32,6 @@ class Beat:
 
     Attributes:
       host: index of the process.
-      name: of the machine.
-      time: of the beat.
       step: of the lineage, the last one finished.
       stepped: when it finished; before the first of a stage, when the stage was set up.
       step_seconds: wall time of a step since the last line of metrics.
@@ -89,12 +87,7 @@ def parse(text: str) -> list[Beat]:
 
 
 def host_table(beats: Iterable[tuple[str, Beat]], now: float | None = None) -> Table:
-    """Returns a row a host.
-
-    Args:
-      beats: (label of the run, beat).
-      now: seconds since the epoch; None for the clock.
-    """
+    """Returns a row a host, of pairs of a run's label and a beat."""
     now = time.time() if now is None else now
     header = ("run", "host", "state", "step", "last step", "last beat", "s/step", "of the host")
     rows = [_row(label, beat, now) for label, beat in beats]

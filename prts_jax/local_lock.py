@@ -14,14 +14,11 @@ LOCK_FILE = ".lock"
 
 @contextlib.contextmanager
 def local_lock(directory: PathLike) -> Iterator[None]:
-    """Locks a local directory while the block runs.
+    """Locks a local directory, created if missing, while the block runs.
 
     The lock is the file `.lock`, locked by the kernel, which releases it when the process ends: a
     killed process never blocks the next. If the block raises an error of one line and wrote no
     file, the directories created for it are removed.
-
-    Args:
-      directory: created if missing.
 
     Raises:
       UserError: another process holds the lock (names it), or the directory cannot be written.

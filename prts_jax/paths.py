@@ -23,9 +23,6 @@ PathLike = str | os.PathLike[str]
 def as_path(path: PathLike) -> epath.Path:
     """Returns an absolute `epath.Path` (Orbax refuses relative ones); "~" is expanded.
 
-    Args:
-      path: a local path or gs://bucket/…
-
     Raises:
       UserError: a path with another scheme, such as s3://; a gs:// path without a bucket, bytes
         that are not UTF-8, which tensorstore refuses.
@@ -88,11 +85,7 @@ def check_output(path: PathLike, what: str) -> None:
     """Refuses an output file that cannot be written, before the work that computes its content.
 
     Writes a file beside it and removes it again, with the folders created for it. On gs:// only the
-    address is checked.
-
-    Args:
-      path: the file; it may exist.
-      what: the flag and its value, for the message.
+    address is checked. Messages begin with `what`, the flag and its value.
 
     Raises:
       UserError: the file cannot be written.

@@ -23,23 +23,12 @@ class Progress:
     """Reports a line at the first call, at the last, and every `REPORT_SECONDS` between them."""
 
     def __init__(self, title: str, report: Callable[[str], None] = report_to_stderr) -> None:
-        """Starts the clock.
-
-        Args:
-          title: prefix of each line.
-          report: called with each line.
-        """
+        """Starts the clock; each line begins with the title."""
         self._title, self._report = title, report
         self._start, self._last = time.monotonic(), float("-inf")
 
     def __call__(self, done: int, total: int, *counts: str) -> None:
-        """Reports a line if one is due.
-
-        Args:
-          done: bytes done.
-          total: bytes in all.
-          counts: what else the line says, such as "file 3/7".
-        """
+        """Reports a line on bytes if one is due, with other counts such as "file 3/7"."""
         now = time.monotonic()
         if done < total and now - self._last < REPORT_SECONDS:
             return

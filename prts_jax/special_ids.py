@@ -33,13 +33,7 @@ _FOREIGN = (
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Special token ids.
-
-    Attributes:
-      begin: begins a text; None if there is none.
-      ends: each of them ends a text.
-      pad: fills rows; None if there is none.
-    """
+    """Ids that begin a text, end one (each of them) and fill rows; None if there is none."""
 
     begin: int | None = None
     ends: tuple[int, ...] = ()
@@ -55,13 +49,9 @@ class SpecialIds:
 
 
 def from_values(values: Mapping[str, Any], where: str) -> SpecialIds:
-    """Reads `bos_token_id`, `eos_token_id` (one or a list) and `pad_token_id`.
+    """Reads `bos_token_id`, `eos_token_id` (one or a list) and `pad_token_id` of a config.
 
-    A negative id is none.
-
-    Args:
-      values: of config.json or generation_config.json.
-      where: the file, for messages.
+    A negative id is none. Messages name the file, `where`.
 
     Raises:
       UserError: an id is no integer.
@@ -79,12 +69,7 @@ def from_values(values: Mapping[str, Any], where: str) -> SpecialIds:
 
 
 def of_store(directory: str, end: int) -> SpecialIds:
-    """Returns the ids of a token store: the id that ends its documents, and its tokenizer's.
-
-    Args:
-      directory: of the store.
-      end: id that ends a document.
-    """
+    """Returns the ids of a token store: the id that ends its documents, and its tokenizer's."""
     return SpecialIds(ends=(end,)).or_else(of_tokenizer(directory))
 
 
@@ -111,10 +96,7 @@ def other_forms(folder: str) -> str:
 
 
 def of_tokenizer(path: str) -> SpecialIds:
-    """Returns the ids that a tokenizer names; none if there is no tokenizer.
-
-    Args:
-      path: a folder with tokenizer.json or tokenizer.model, or one of these files.
+    """Returns the ids that a folder's or file's tokenizer names; none if there is no tokenizer.
 
     Raises:
       UserError: a file is damaged.

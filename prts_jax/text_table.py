@@ -28,12 +28,10 @@ def render(table: Table) -> str:
 def align(rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
     """Returns a line a row, columns two spaces apart, without trailing spaces.
 
+    The first `text_columns` are aligned to the left, the others to the right.
+
     >>> align([["source", "tokens"], ["web", "1,024"]])
     ['source  tokens', 'web      1,024']
-
-    Args:
-      rows: cells, equally many in each row.
-      text_columns: the first columns, which are aligned to the left; the others to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
