@@ -149,7 +149,12 @@ class Decoder(nn.Module):
     def _blocks(self, layers: int) -> Any:
         block: Any = Block
         if self.compute.remat != "none":
-            block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[self.compute.remat])
+            # Without a loop the compiler would merge the recomputation with the first pass.
+            block = nn.remat(
+                block,
+                prevent_cse=not self.compute.scan,
+                policy=REMAT_POLICIES[self.compute.remat],
+            )
         return nn.scan(
             block,
             variable_axes={"params": 0},
