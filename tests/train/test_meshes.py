@@ -24,9 +24,9 @@ RUN = (
     "--config.optimizer.ema=0.7",
 )
 # Sums over the batch and over contracted dimensions are taken in another order. Measured over these
-# steps: at most 2.2e-7 in losses and 7.3e-7 in gradient norms. The run of stages amplifies it in its
-# last step with seed 0, to 3.0e-6 in the gradient norm; with seeds 1 to 5 it is below 3e-7. Wrong
-# data or a missing collective would show as 1e-2.
+# steps: at most 2.2e-7 in losses and 7.3e-7 in gradient norms. The run of stages amplifies it in
+# its last step with seed 0, to 3.0e-6 in the gradient norm; with seeds 1 to 5 it is below 3e-7.
+# Wrong data or a missing collective would show as 1e-2.
 ROUNDING = 1e-5
 MESHES = {
     "fsdp=8": ("--config.mesh.fsdp=8",),
