@@ -14,8 +14,8 @@ from prts_jax.declaration import Declaration, Kind
 from prts_jax.errors import UserError
 from prts_jax.mesh import constrain
 from prts_jax.model.inputs import Cache, Cached, Documents, Gates
-from prts_jax.model.layers import Declared
 from prts_jax.model.llama import LLAMA
+from prts_jax.model.parameters import Declared
 from prts_jax.model.qwen3 import QWEN3
 from prts_jax.model.spec import Architecture
 

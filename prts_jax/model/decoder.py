@@ -16,14 +16,13 @@ from prts_jax.model.inputs import Cache, Cached, Documents, Gates
 from prts_jax.model.layers import (
     Block,
     Rope,
-    declare_norm,
-    declare_param,
     gated,
     matmul_precision,
     rms_norm,
     rope_tables,
 )
 from prts_jax.model.loss import token_losses
+from prts_jax.model.parameters import declare_norm, declare_param
 
 _QKV = ("query", "key", "value", ATTENTION)
 _NAMED = (*_QKV, "gate", "up")

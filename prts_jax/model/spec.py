@@ -37,8 +37,8 @@ class Architecture:
 
     Attributes:
       module: (model, compute, frozen layers) → a Linen module that declares its parameters with
-        `prts_jax.model.layers.declare_param`; it maps (tokens [B, S], documents, gates, cached) to
-        (logits [B, S, vocab] float32, cache).
+        `prts_jax.model.parameters.declare_param`; it maps (tokens [B, S], documents, gates,
+        cached) to (logits [B, S, vocab] float32, cache).
       attention_flops_per_token: (model, length) → forward FLOPs of what multiplies no parameters.
       hugging_face: names in transformers.
       presets: name → published shape.
