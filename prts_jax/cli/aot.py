@@ -59,6 +59,10 @@ def main(argv: Sequence[str]) -> int:
     from prts_jax.aot.topology import open_topology
 
     topology = open_topology(options.topology, options.slices)
+    import jax
+
+    # A program that is read from a cache has no dump; JAX cannot read those of another machine.
+    jax.config.update("jax_enable_compilation_cache", False)
     stages = stage_configs(config)
     config = stages[-1]
     if options.search:
