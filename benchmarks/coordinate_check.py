@@ -87,7 +87,7 @@ def movement(kind: str, width: int, depth: int, rate: float, steps: int) -> dict
     before = measure(params)
     optimizer = make_optimizer(run)
     state = fresh_state(params, optimizer, make_mesh(run.mesh))
-    step = make_train_step(run.model, run, optimizer)
+    step = make_train_step(run, optimizer)
     for _ in range(steps):
         state, _ = step(state, batch)
     after = measure(state.params)

@@ -79,7 +79,7 @@ def ours(config: RunConfig, rows: Rows) -> Loop:
         optimizer = make_optimizer(config)
         params = initial(config, param_shardings(mesh, declarations))
         state = fresh_state(params, optimizer, mesh)
-        step = make_train_step(config.model, config, optimizer, sources=1)
+        step = make_train_step(config, optimizer, sources=1)
         compiled = step.lower(state, batch(0), None).compile()
         stream = prefetch(batch, 0, 10**9)
         while True:

@@ -86,8 +86,7 @@ def _race(
     one = load(0)
     sources = len(store.sources)
     with_sources, without = (
-        make_train_step(run.model, run, optimizer, sources=n).lower(state, one).compile()
-        for n in (sources, 0)
+        make_train_step(run, optimizer, sources=n).lower(state, one).compile() for n in (sources, 0)
     )
     stream = prefetch(load, 0, 10**9)
     kinds: list[Any] = [

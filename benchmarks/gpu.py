@@ -111,7 +111,7 @@ def train(model: ModelConfig, options: argparse.Namespace) -> None:
                 "source_ids": np.zeros(shape, np.int32),
             }
         )
-        step = make_train_step(model, config, optimizer, sources=1)
+        step = make_train_step(config, optimizer, sources=1)
         began = time.perf_counter()
         compiled = step.lower(state, batch, None).compile()
         print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)

@@ -66,7 +66,7 @@ def lower_train_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
       UserError: the mesh does not divide the model.
     """
     config = for_tpu(config, mesh)
-    step = make_train_step(config.model, config, make_optimizer(config), sources=SOURCES)
+    step = make_train_step(config, make_optimizer(config), sources=SOURCES)
     batch = abstract_batch(config, mesh, config.data.batch)
     return step.lower(abstract_state(config, mesh), batch, None)
 

@@ -123,7 +123,6 @@ def _compile(setup: Setup, progress: Progress, batch: dict[str, jax.Array]) -> A
     record = progress.lineage.growth_of_stage()
     asymmetric = record is not None and record.optimizer == "asymmetric"
     step = make_train_step(
-        setup.config.model,
         setup.config,
         setup.optimizer,
         grown_at=progress.lineage.step - progress.lineage.stage_step,

@@ -61,7 +61,6 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(
-    model: ModelConfig,
     config: RunConfig,
     optimizer: optax.GradientTransformationExtraArgs,
     grown_at: int = 0,
@@ -80,7 +79,6 @@ def make_train_step(
     over all tokens of the batch, with or without accumulation.
 
     Args:
-      model: config of the model.
       config: config of the stage.
       optimizer: optimizer of the stage.
       grown_at: step of the lineage at which the stage started.
@@ -93,7 +91,7 @@ def make_train_step(
       asymmetric: the growth whose new entries have a learning rate of their own; None: all entries
         have the same.
     """
-    declarations = declare(model)
+    declarations = declare(config.model)
     new = None if asymmetric is None else new_parts(asymmetric, declarations)
     parts = {} if frozen is None else trained_parts(declarations, frozen)
     apart = axes_summed_once(config, declarations)
@@ -103,16 +101,9 @@ def make_train_step(
     ) -> tuple[TrainState, StepMetrics]:
         inputs = {"gates": gates and gates(state.stage_step), "frozen": frozen}
         taught_by = None if teacher is None else (teacher, teacher_params)
-        tokens = jnp.sum(batch["loss_weights"])
-
-        def part_of_mean(weights: Any, micro: Batch) -> tuple[jax.Array, Sums]:
-            loss, sums = _summed_losses(weights, micro, model, config, sources, taught_by, inputs)
-            return loss / tokens, sums
-
-        gradient_of = jax.grad(part_of_mean, has_aux=True)
-        gradient, sums = _gradient(gradient_of, state.params, batch, model, config, apart)
-        means = {name: sums[name] / tokens for name in MEANS if name in sums}
-        losses = sums | means | {"loss_tokens": tokens}
+        gradient, losses = _mean_gradient(
+            state.params, batch, config, sources, taught_by, inputs, apart
+        )
         norm = optax.global_norm(gradient)
         rate = learning_rate(config.schedule, state.stage_step, grown_at)
         new_rate = new_entries_rate(config.init.growth, rate, state.stage_step)
@@ -147,43 +138,50 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _gradient(
-    gradient_of: Callable[[Any, Batch], tuple[Any, Sums]],
+def _mean_gradient(
     params: Any,
     batch: Batch,
-    model: ModelConfig,
     config: RunConfig,
+    sources: int,
+    teacher: tuple[ModelConfig, Any] | None,
+    inputs: Mapping[str, Any],
     apart: Sequence[str],
 ) -> tuple[Any, Sums]:
-    """Returns the gradient, float32, split as declared, and the sums for the metrics.
+    """Returns the gradient of the mean loss, float32, split as declared, and the metrics' losses.
 
     Args:
-      gradient_of: (weights, micro-batch) → its part of the gradient and of the sums.
       params: parameters of the model.
       batch: arrays [batch, length].
-      model: config of the model.
       config: config of the stage.
+      sources: number of sources whose losses are summed separately.
+      teacher: config and parameters of the teacher; None: no distillation.
+      inputs: gates and frozen layers, for `losses` and `logits`.
       apart: mesh axes along which micro-batches take whole weights in the dtype of the computation,
         and over which their gradients are summed once.
     """
-    declarations, weights = declare(model), params
+    model, weights = config.model, params
+    declarations, tokens = declare(model), jnp.sum(batch["loss_weights"])
     if apart:
         weights = in_compute_dtype(weights, model, config.compute)
         weights = gathered(weights, declarations, apart)
 
+    def part_of_mean(weights: Any, micro: Batch) -> tuple[jax.Array, Sums]:
+        loss, sums = _summed_losses(weights, micro, config, sources, teacher, inputs)
+        return loss / tokens, sums
+
     def of_micro_batch(micro: Batch) -> tuple[Any, Sums]:
-        gradient, sums = gradient_of(weights, micro)
+        gradient, sums = jax.grad(part_of_mean, has_aux=True)(weights, micro)
         return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), sums
 
     count = config.train.accumulation
     gradient, sums = sum_over_micro_batches(of_micro_batch, batch, count, apart)
-    return gathered(gradient, declarations, ()), sums
+    means = {name: sums[name] / tokens for name in MEANS if name in sums}
+    return gathered(gradient, declarations, ()), sums | means | {"loss_tokens": tokens}
 
 
 def _summed_losses(
     params: Any,
     batch: Batch,
-    model: ModelConfig,
     config: RunConfig,
     sources: int,
     teacher: tuple[ModelConfig, Any] | None,
@@ -194,7 +192,6 @@ def _summed_losses(
     Args:
       params: parameters of the model.
       batch: arrays [batch, length].
-      model: config of the model.
       config: config of the stage.
       sources: number of sources whose losses are summed separately.
       teacher: config and parameters of the teacher; None: no distillation.
@@ -202,7 +199,7 @@ def _summed_losses(
     """
     tokens, weights, documents = batch["tokens"], batch["loss_weights"], documents_of(batch)
     inputs = {"documents": documents, **inputs}
-    z_loss = config.train.z_loss
+    model, z_loss = config.model, config.train.z_loss
     if teacher is None:
         of_token = losses(
             params, tokens, batch["targets"], model, config.compute, z_loss=z_loss, **inputs

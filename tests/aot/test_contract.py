@@ -70,7 +70,7 @@ def test_no_large_array_of_a_step_is_whole_on_a_device(name: str) -> None:
     config, mesh = run_and_mesh(name)
     config = for_tpu(config, mesh)
     with jax.sharding.use_abstract_mesh(mesh):
-        step = make_train_step(config.model, config, make_optimizer(config), sources=7)
+        step = make_train_step(config, make_optimizer(config), sources=7)
         batch = abstract_batch(config, mesh, config.data.batch)
         traced = step.trace(abstract_state(config, mesh), batch, None)
         text = traced.lower(lowering_platforms=("tpu",)).as_text()

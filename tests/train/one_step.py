@@ -41,4 +41,4 @@ def start(config):
     params = init_params(declare(tiny.MODEL), tiny.MODEL.layers, "paper", seed=0)
     mesh = make_mesh(config.mesh)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    return fresh_state(params, optimizer, mesh), make_train_step(tiny.MODEL, config, optimizer)
+    return fresh_state(params, optimizer, mesh), make_train_step(config, optimizer)

@@ -80,7 +80,7 @@ def one_step(weight, teacher_seed=1, **changes):
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     optimizer = make_optimizer(config)
     state = fresh_state(jax.device_put(params_of(0), whole), optimizer, mesh)
-    step = make_train_step(tiny.MODEL, config, optimizer, teacher=tiny.MODEL)
+    step = make_train_step(config, optimizer, teacher=tiny.MODEL)
     state, metrics = step(
         jax.tree.map(jnp.copy, state), make_batch(weights=uneven_weights()), params_of(teacher_seed)
     )

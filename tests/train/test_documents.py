@@ -85,7 +85,7 @@ def test_a_steps_loss_is_that_of_the_documents_alone(store, alone):
         fresh_params(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     )
     state = fresh_state(params, optimizer, mesh)
-    step = make_train_step(tiny.MODEL, config, optimizer, sources=len(tiny.SOURCES))
+    step = make_train_step(config, optimizer, sources=len(tiny.SOURCES))
     batches = TrainBatches(store, ReadOrder(LENGTH, ROWS, seed=0, documents=True))
     _, metrics = step(state, {k: jnp.asarray(v) for k, v in batches.rows(0, 0, ROWS).items()})
 

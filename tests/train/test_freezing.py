@@ -83,7 +83,9 @@ def test_frozen_parameters_and_their_moments_stay_to_the_bit(tied):
     moments = jax.tree.map(lambda leaf: leaf + 1, state.optimizer)
     state = TrainState(state.params, moments, state.stage_step)
     before, moments = host(state.params), host(state.optimizer[1].mu)
-    step = make_train_step(growth_map.target, config, optimizer, frozen=(0, 1))
+    step = make_train_step(
+        dataclasses.replace(config, model=growth_map.target), optimizer, frozen=(0, 1)
+    )
     for _ in range(3):
         state, _ = step(state, make_batch())
     after, moved = host(state.params), host(state.optimizer[1].mu)

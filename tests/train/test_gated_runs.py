@@ -86,7 +86,7 @@ def test_a_step_behind_open_gates_is_a_step_without():
     state, plain = start(config)
     gates = Opening(growth_map, before=3).at
     optimizer = loop.make_optimizer(config)
-    gated = make_train_step(tiny.MODEL, config, optimizer, gates=gates)
+    gated = make_train_step(config, optimizer, gates=gates)
     copy = jax.tree.map(lambda leaf: leaf.copy(), state)
     actual, metrics = gated(copy, make_batch())
     expected, plain_metrics = plain(state, make_batch())

@@ -42,7 +42,7 @@ def trained(growth_map: GrowthMap, steps: int) -> tuple[dict, TrainState]:
     before = host(params)
     optimizer = make_optimizer(CONFIG)
     state = fresh_state(params, optimizer, mesh)
-    step = make_train_step(target, CONFIG, optimizer)
+    step = make_train_step(dataclasses.replace(CONFIG, model=target), optimizer)
     for _ in range(steps):
         state, _ = step(state, make_batch())
     return before, state

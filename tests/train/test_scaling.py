@@ -106,9 +106,7 @@ def test_a_step_after_growth_has_the_multipliers_of_the_grown_shape():
 
     gradient = tree.flatten(jax.jit(jax.grad(loss))(params))
     optimizer = make_optimizer(config)
-    after, _ = make_train_step(model, config, optimizer)(
-        fresh_state(params, optimizer, mesh), batch
-    )
+    after, _ = make_train_step(config, optimizer)(fresh_state(params, optimizer, mesh), batch)
     rates = RATES | {"layers/mlp/down": 1 / (2 * 4)}
     leaves = tree.flatten(after.params)
     for path, rate in rates.items():

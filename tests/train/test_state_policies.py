@@ -129,7 +129,12 @@ def test_steps_after_a_growth_in_depth_and_width_are_adams(policy):
             assert not nu[path][is_new(path, nu[path].shape)].any()
     expected = by_hand(flat(state.params), dict(mu), dict(nu), config, growth_map)
     asymmetric = growth_map if policy == "asymmetric" else None
-    step = make_train_step(WIDER, config, optimizer, grown_at=BEFORE, asymmetric=asymmetric)
+    step = make_train_step(
+        dataclasses.replace(config, model=WIDER),
+        optimizer,
+        grown_at=BEFORE,
+        asymmetric=asymmetric,
+    )
     for batch in BATCHES[BEFORE:]:
         state, _ = step(state, batch)
     for path, leaf in flat(state.params).items():

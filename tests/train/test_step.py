@@ -76,7 +76,7 @@ def test_losses_by_source_are_those_of_each_sources_tokens(count):
     config = tiny.run_config(train__accumulation=count, **NO_CLIP)
     batch = make_batch(weights=uneven_weights())
     state, _ = start(config)
-    step = make_train_step(tiny.MODEL, config, make_optimizer(config), sources=4)
+    step = make_train_step(config, make_optimizer(config), sources=4)
     weights, ids = np.asarray(batch["loss_weights"]), np.asarray(batch["source_ids"])
     alone = [batch | {"loss_weights": jnp.asarray(weights * (ids == i))} for i in range(3)]
     expected = [mean_loss(state.params, one, config) for one in alone]

@@ -70,7 +70,7 @@ def step_of(config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, dict[st
             name: jax.device_put(x, abstract[name].sharding)
             for name, x in random_batch(config).items()
         }
-        step = make_train_step(config.model, config, optimizer, sources=3)
+        step = make_train_step(config, optimizer, sources=3)
         compiled = step.lower(abstract_state(config, mesh), abstract, None).compile()
         after, _ = compiled(state, batch, None)
     actual: dict[str, dict[str, int]] = {}
