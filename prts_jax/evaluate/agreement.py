@@ -14,8 +14,7 @@ import numpy as np
 from data_pipelines.batches.loader import EvalBatches
 from data_pipelines.store.several import store_shares
 from prts_jax import tree
-from prts_jax.checkpoint import layout
-from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint import layout, restore
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, ModelConfig
 from prts_jax.declaration import Declaration
@@ -167,7 +166,7 @@ def apply(checkpoint: str, batch: Batch, rounding: bool = False) -> Outputs:
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
         for path, leaf in declarations.items()
     }
-    params = checkpoint_store.restore_params(
+    params = restore.restore_params(
         checkpoint, tree.unflatten(abstract), declarations, lineage=lineage
     )
     leaves = tree.flatten(params)

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prts_jax.checkpoint import layout
-from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint import layout, restore
 from prts_jax.checkpoint.layout import PARAMS
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ComputeConfig, MeshConfig, ModelConfig, to_dict
@@ -67,9 +66,7 @@ def load(
     declarations = declare(lineage.model)
     device_mesh = make_mesh(MeshConfig())
     abstract = abstract_params_on_any_mesh(declarations, device_mesh)
-    params = checkpoint_store.restore_params(
-        path, abstract, declarations, lineage=lineage, item=weights
-    )
+    params = restore.restore_params(path, abstract, declarations, lineage=lineage, item=weights)
     params = fold_current_gates(params, lineage, declarations)
     if layers:
         params, lineage = _selected(params, lineage, layers)

@@ -6,7 +6,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint import restore
 from prts_jax.config import RunConfig
 from prts_jax.growth.map import GrowthMap
 from prts_jax.growth.on_mesh import grow_params
@@ -56,7 +56,7 @@ def grow_from(
     old, new = declare(source.model), declare(growth_map.target)
     shardings = param_shardings(mesh, new)  # fail before learning starts
     abstract = abstract_params_on_any_mesh(old, mesh)
-    source_params = checkpoint_store.restore_params(path, abstract, old, lineage=source)
+    source_params = restore.restore_params(path, abstract, old, lineage=source)
     growth_map, lineage, learning = learn(growth_map, source_params, source)
     params = grow_params(source_params, growth_map, new, shardings)
     ema = moving_average.restored(config, path, source, abstract, old)
@@ -69,7 +69,7 @@ def grow_from(
         old_target, new_target = (
             abstract_optimizer(optimizer, of, mesh) for of in (abstract, params)
         )
-        moments = checkpoint_store.restore_optimizer(path, old_target, source)
+        moments = restore.restore_optimizer(path, old_target, source)
         of_moments = jax.tree.map(lambda leaf: leaf.sharding, new_target)
         grown = grow_optimizer(moments, growth_map, new, optimizer.init, params, of_moments, policy)
         state = TrainState(params, grown, stage_step_array(0, mesh))
@@ -103,13 +103,13 @@ def start_from(
     path, lineage = origin.path, origin.lineage
     declarations = declare(config.model)
     abstract = abstract_params(declarations, mesh)
-    params = checkpoint_store.restore_params(path, abstract, declarations, lineage=lineage)
+    params = restore.restore_params(path, abstract, declarations, lineage=lineage)
     how = f"started from {path}"
     # Right after growth, a checkpoint has an optimizer state only if the user asked for it.
-    just_grown = lineage.stage_step == 0 and checkpoint_store.has_optimizer(path, lineage)
+    just_grown = lineage.stage_step == 0 and restore.has_optimizer(path, lineage)
     if config.init.growth.optimizer != "reset" or just_grown:
         target = abstract_optimizer(optimizer, abstract, mesh)
-        restored = checkpoint_store.restore_optimizer(path, target, lineage)
+        restored = restore.restore_optimizer(path, target, lineage)
         state = TrainState(params, restored, stage_step_array(0, mesh))
         how = f"{how} with its optimizer state"
     else:

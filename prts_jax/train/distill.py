@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from prts_jax.checkpoint import layout
-from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint import layout, restore
 from prts_jax.checkpoint.layout import is_complete
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.config import ModelConfig, RunConfig
@@ -140,9 +139,7 @@ def load_teacher(
         )
     declarations = declare(model)
     abstract = abstract_params_on_any_mesh(declarations, mesh)
-    params = checkpoint_store.restore_params(
-        chosen["path"], abstract, declarations, lineage=lineage
-    )
+    params = restore.restore_params(chosen["path"], abstract, declarations, lineage=lineage)
     return Teacher(
         path=chosen["path"],
         model=model,

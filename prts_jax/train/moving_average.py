@@ -17,7 +17,7 @@ import optax
 
 from prts_jax.checkpoint.layout import EMA
 from prts_jax.checkpoint.lineage import Lineage
-from prts_jax.checkpoint.store import restore_params
+from prts_jax.checkpoint.restore import restore_params
 from prts_jax.config import RunConfig
 from prts_jax.declaration import Declaration
 

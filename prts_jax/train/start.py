@@ -13,7 +13,7 @@ from data_pipelines.batches.loader import TrainBatches
 from data_pipelines.store.several import Stores
 from data_pipelines.store.store import TokenStore
 from prts_jax import tree
-from prts_jax.checkpoint import store as checkpoint_store
+from prts_jax.checkpoint import restore
 from prts_jax.checkpoint.damage import agreed
 from prts_jax.checkpoint.lineage import Lineage
 from prts_jax.checkpoint.store import Checkpoints
@@ -155,12 +155,12 @@ def _resume(
     # The config's model equals the checkpoint's or differs only by allowed changes.
     declarations = declare(config.model)
     abstract = abstract_params(declarations, mesh)
-    params = checkpoint_store.restore_params(path, abstract, declarations, lineage=lineage)
+    params = restore.restore_params(path, abstract, declarations, lineage=lineage)
     moments = abstract_optimizer(optimizer, abstract, mesh)
     ema = moving_average.restored(config, path, lineage, abstract, declarations)
     state = TrainState(
         params,
-        checkpoint_store.restore_optimizer(path, moments, lineage),
+        restore.restore_optimizer(path, moments, lineage),
         stage_step_array(lineage.stage_step, mesh),
         ema or moving_average.begun(config, params),
     )

@@ -16,7 +16,8 @@ from prts_jax.checkpoint.commit import refuse_inside_checkpoint
 from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.layout import contents, is_complete, newest_step, read_lineage, resolve
 from prts_jax.checkpoint.removal import set_aside
-from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
+from prts_jax.checkpoint.restore import restore_optimizer, restore_params
+from prts_jax.checkpoint.store import Checkpoints
 from prts_jax.errors import StorageError, UserError
 from prts_jax.formats import convert, export
 from prts_jax.growth.operators import make_map

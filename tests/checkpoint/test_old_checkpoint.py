@@ -15,7 +15,7 @@ import pytest
 
 from prts_jax.checkpoint.layout import read_lineage, resolve
 from prts_jax.checkpoint.records import ChangeRecord, GrowthRecord
-from prts_jax.checkpoint.store import restore_optimizer, restore_params
+from prts_jax.checkpoint.restore import restore_optimizer, restore_params
 from prts_jax.cli import convert, grow, inspect
 from prts_jax.config import ModelConfig, OptimizerConfig
 from prts_jax.growth.operators import make_map

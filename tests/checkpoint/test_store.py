@@ -26,12 +26,8 @@ from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.digests import optimizer_digests, start_digests
 from prts_jax.checkpoint.items import saved_at
 from prts_jax.checkpoint.layout import contents, read_lineage
-from prts_jax.checkpoint.store import (
-    Checkpoints,
-    restore_optimizer,
-    restore_params,
-    save_checkpoint,
-)
+from prts_jax.checkpoint.restore import restore_optimizer, restore_params
+from prts_jax.checkpoint.store import Checkpoints, save_checkpoint
 from prts_jax.config import ModelConfig
 from prts_jax.errors import StorageError, UserError
 from prts_jax.growth.operators import make_map

@@ -9,7 +9,7 @@ import pytest
 
 from prts_jax import tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
-from prts_jax.checkpoint.store import has_optimizer
+from prts_jax.checkpoint.restore import has_optimizer
 from prts_jax.cli import convert, grow
 from prts_jax.cli import eval as evaluate
 from prts_jax.errors import UserError

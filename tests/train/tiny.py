@@ -16,7 +16,7 @@ from data_pipelines.store.store import TokenStore
 from data_pipelines.store.writer import Encoded, write_index, write_shard
 from prts_jax import config, tree
 from prts_jax.checkpoint.layout import read_lineage, resolve
-from prts_jax.checkpoint.store import restore_params
+from prts_jax.checkpoint.restore import restore_params
 from prts_jax.mesh import abstract_params, make_mesh
 from prts_jax.model.architecture import declare
 from prts_jax.train.metrics import OUTSIDE_STEPS

@@ -149,7 +149,7 @@ def read_back(work: GrowthPlan, shared: Shared, directory: str, expected: Digest
       CannotReferenceError: Orbax does not find the grown tree.
       UserError: values are not what was saved.
     """
-    from prts_jax.checkpoint import store  # Orbax takes seconds to import; all else does without
+    from prts_jax.checkpoint import restore  # Orbax takes seconds to import; all else does without
 
     declared = {leaf.recipe.path: leaf.recipe.declaration for leaf in work.params}
 
@@ -158,7 +158,7 @@ def read_back(work: GrowthPlan, shared: Shared, directory: str, expected: Digest
         return sorted(paths, key=lambda path: math.prod(declared[path].shape))[:1]
 
     try:
-        values = store.read_leaves(
+        values = restore.read_leaves(
             directory, declared, smallest(stacked=True) + smallest(stacked=False)
         )
     except UserError as error:

@@ -10,7 +10,8 @@ import numpy as np
 
 from prts_jax.checkpoint import arrays
 from prts_jax.checkpoint.digests import digests
-from prts_jax.checkpoint.store import restore_params, save_checkpoint
+from prts_jax.checkpoint.restore import restore_params
+from prts_jax.checkpoint.store import save_checkpoint
 from prts_jax.config import MeshConfig, ModelConfig
 from prts_jax.growth.on_mesh import grow_params
 from prts_jax.growth.operators import make_map

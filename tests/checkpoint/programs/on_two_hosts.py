@@ -13,7 +13,8 @@ import numpy as np
 def main(folder: str) -> None:
     # These look at the devices, which only exist after `initialize`.
     from prts_jax.checkpoint.digests import digest_of, digests
-    from prts_jax.checkpoint.store import Checkpoints, restore_optimizer, restore_params
+    from prts_jax.checkpoint.restore import restore_optimizer, restore_params
+    from prts_jax.checkpoint.store import Checkpoints
     from prts_jax.config import MeshConfig
     from prts_jax.mesh import make_mesh, param_shardings
     from prts_jax.tree import flatten, unflatten

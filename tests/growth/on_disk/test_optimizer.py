@@ -12,7 +12,7 @@ import pytest
 from prts_jax.checkpoint import commit
 from prts_jax.checkpoint.damage import DamagedError
 from prts_jax.checkpoint.layout import read_lineage
-from prts_jax.checkpoint.store import has_optimizer, restore_optimizer, restore_params
+from prts_jax.checkpoint.restore import has_optimizer, restore_optimizer, restore_params
 from prts_jax.errors import StorageError, UserError
 from prts_jax.growth.operators import make_map
 from prts_jax.growth.optimizer import grow_optimizer
